@@ -1,0 +1,148 @@
+"""What a mixture is made of: the policies, the optional reference and the weight space.
+
+Pure: no vLLM, no torch. The same object is written into the engine's model config (`to_dict`)
+and read back in every engine process (`from_dict`), so all of them agree on names and order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+WeightSpace = Literal["simplex", "affine"]
+WEIGHT_SPACES: tuple[str, ...] = get_args(WeightSpace)
+
+# Names travel in JSON keys, metric labels, response headers and `MODEL@PROFILE`: no blanks, no "@", "=" or ",".
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class SpecError(ValueError):
+    """A mixture that cannot be: duplicate or malformed names, no policy, an unknown weight space."""
+
+
+def check_name(name: object, *, what: str) -> str:
+    """Returns `name` if it can name a policy or profile; raises SpecError otherwise."""
+    if isinstance(name, str) and NAME_PATTERN.fullmatch(name):
+        return name
+    raise SpecError(
+        f"{what} name {name!r} is not allowed: use 1 to 64 letters, digits, '_', '-' or '.', "
+        "beginning with a letter or digit"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """One language model as a next-token distribution."""
+
+    name: str
+    """The word requests and profiles use for it."""
+    model: str
+    """A local folder or a hub id, in Hugging Face layout."""
+    revision: str | None = None
+    """Hub revision; None is the default branch. Meaningless for a folder."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, what="policy")
+        if not isinstance(self.model, str) or not self.model:
+            raise SpecError(
+                f"policy {self.name!r} has no model: got {self.model!r}, "
+                "give a local folder or a hub id"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureSpec:
+    """K policies, an optional reference, and the set their weights live in.
+
+    *Members* are the policies in their given order, then the reference if there is one. A weight
+    vector always has one number per member (M numbers) and always sums to 1.
+    """
+
+    policies: tuple[Policy, ...]
+    reference: Policy | None = None
+    """The policy the others were aligned from. On the simplex it is one more member, 0 unless a
+    request names it; in the affine space it takes what the named weights leave to 1."""
+    weight_space: WeightSpace = "simplex"
+
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise SpecError("a mixture needs at least one policy, got none; add --policy NAME=MODEL")
+        if self.weight_space not in WEIGHT_SPACES:
+            raise SpecError(
+                f"weight_space is {self.weight_space!r}; allowed: {', '.join(WEIGHT_SPACES)}"
+            )
+        seen: set[str] = set()
+        for name in self.member_names:
+            if name in seen:
+                raise SpecError(f"two policies are named {name!r}; give each its own name")
+            seen.add(name)
+
+    @property
+    def members(self) -> tuple[Policy, ...]:
+        """Every model the engine loads, in weight order."""
+        return self.policies if self.reference is None else (*self.policies, self.reference)
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """The names of `members`, in weight order."""
+        return tuple(member.name for member in self.members)
+
+    @property
+    def policy_names(self) -> tuple[str, ...]:
+        """The names of `policies`: the members without the reference."""
+        return tuple(policy.name for policy in self.policies)
+
+    @property
+    def num_members(self) -> int:
+        """M, the length of a weight vector."""
+        return len(self.policies) + (self.reference is not None)
+
+    @property
+    def uniform_weights(self) -> tuple[float, ...]:
+        """1/K for each policy, 0 for the reference: what is used when nothing else is said."""
+        num_policies = len(self.policies)
+        return (1.0 / num_policies,) * num_policies + (0.0,) * (self.reference is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` is its inverse."""
+
+        def policy_dict(policy: Policy) -> dict[str, Any]:
+            return {"name": policy.name, "model": policy.model, "revision": policy.revision}
+
+        return {
+            "policies": [policy_dict(policy) for policy in self.policies],
+            "reference": None if self.reference is None else policy_dict(self.reference),
+            "weight_space": self.weight_space,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> MixtureSpec:
+        """Builds a spec from `to_dict`'s form; raises SpecError naming what is wrong."""
+        unknown = set(data) - {"policies", "reference", "weight_space"}
+        if unknown:
+            raise SpecError(
+                f"unknown mixture key {min(unknown)!r}; allowed: policies, reference, weight_space"
+            )
+
+        def policy(item: object) -> Policy:
+            if not isinstance(item, Mapping) or not {"name", "model"} <= set(item) <= {
+                "name",
+                "model",
+                "revision",
+            }:
+                raise SpecError(
+                    f"a policy is {item!r}; expected an object with name, model and, if wanted, revision"
+                )
+            return Policy(**item)
+
+        policies = data.get("policies")
+        if not isinstance(policies, list):
+            raise SpecError(f"policies is {policies!r}; expected a list of objects")
+        reference = data.get("reference")
+        return cls(
+            policies=tuple(policy(item) for item in policies),
+            reference=None if reference is None else policy(reference),
+            weight_space=data.get("weight_space", "simplex"),
+        )

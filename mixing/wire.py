@@ -1,0 +1,22 @@
+"""The one name under which a request's weights travel from the front process to the engine.
+
+`SamplingParams.extra_args[WEIGHTS_KEY]` is a list of M floats in member order. Users of plain
+`vllm serve` can send the same through vLLM's own `vllm_xargs` body field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WEIGHTS_KEY = "prefmix_weights"
+
+
+def to_extra_args(weights_M: Sequence[float]) -> dict[str, Any]:
+    """The `extra_args` entry that carries `weights_M`."""
+    return {WEIGHTS_KEY: list(weights_M)}
+
+
+def from_extra_args(extra_args: Mapping[str, Any] | None) -> Any | None:
+    """What came under the key, unchecked (see `simplex.check_weights`); None if nothing did."""
+    return None if extra_args is None else extra_args.get(WEIGHTS_KEY)
