@@ -1,0 +1,1 @@
+"""Making the single-objective policies that the server mixes."""

@@ -1,0 +1,17 @@
+"""A reference policy and three single-objective policies, small enough to commit and to read.
+
+positive, concise and polite were each aligned from one reference policy that writes short
+reviews; their objectives conflict, so a mixture has something to trade. `build` makes them.
+
+This module is pure Python: importing it loads neither torch, transformers nor vllm.
+"""
+
+from pathlib import Path
+
+from policies.demo.prompts import EVALUATION_PROMPTS
+from policies.demo.rewards import REWARDS
+
+CHECKPOINTS: Path = Path(__file__).resolve().parent / "checkpoints"
+"""Folder with one Hugging Face checkpoint a policy: reference, positive, concise, polite."""
+
+__all__ = ["CHECKPOINTS", "EVALUATION_PROMPTS", "REWARDS"]
