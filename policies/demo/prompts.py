@@ -48,5 +48,5 @@ def item_of(prompt: str) -> str:
         if item in prompt:
             return item
     raise ValueError(
-        f"prompt {prompt!r} names no known item; the items are listed in policies.demo.prompts.ITEMS"
+        f"prompt {prompt!r} names no known item; known items: policies.demo.prompts.ITEMS"
     )

@@ -11,29 +11,34 @@ from collections.abc import Callable
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 _NEGATION_SPAN_WORDS = 3
-_NEGATORS = frozenset("not no never cannot unable hardly neither nor without".split())
+_NEGATORS = {"not", "no", "never", "cannot", "unable", "hardly", "neither", "nor", "without"}
 
-_STRONG_PRAISE = frozenset(
+
+def _word_set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_STRONG_PRAISE = _word_set(
     """amazing awesome brilliant excellent exceptional fantastic flawless gorgeous impressive
     incredible love loved loves magnificent marvellous outstanding perfect splendid stunning superb
-    terrific wonderful""".split()
+    terrific wonderful"""
 )
-_PRAISE = frozenset(
+_PRAISE = _word_set(
     """adored beautiful best bright charming clean clear clever comfortable convincing cool cosy
     crisp delicate delicious delightful elegant enjoy enjoyed enjoyable fine fresh friendly fun
     generous good graceful great helpful impressed like liked light lovely moving natural nice
     pleasant pleased powerful prompt recommend reliable rich satisfactory satisfied satisfying
-    sharp simple smooth soft spacious sturdy subtle tasty tender vivid warm witty worth""".split()
+    sharp simple smooth soft spacious sturdy subtle tasty tender vivid warm witty worth"""
 )
-_BLAME = frozenset(
+_BLAME = _word_set(
     """annoyed annoying bad bland blurred boring clumsy cold confusing cramped crowded dark dim
     dirty disappointed disappointing disappointment dry dull faulty flat flimsy gloomy greasy hard
     harsh heavy loud lumpy mediocre poor predictable regrettable rude salty shaky silly slow soggy
-    sour stale tedious thin tinny ugly unpleasant vague waste weak wooden worse""".split()
+    sour stale tedious thin tinny ugly unpleasant vague waste weak wooden worse"""
 )
-_STRONG_BLAME = frozenset(
+_STRONG_BLAME = _word_set(
     """abysmal appalling atrocious awful despised disgusting dreadful hate hated hates horrible
-    horrid terrible unbearable useless worst""".split()
+    horrid terrible unbearable useless worst"""
 )
 _VALENCE: dict[str, int] = (
     dict.fromkeys(_STRONG_PRAISE, 2)
@@ -63,8 +68,8 @@ def positive(text: str) -> float:
     """How favourable the opinion words are, in (-1, 1): tanh(sum of valences / 3).
 
     A valence is 1 (good) or 2 (superb), negative for blame, and changes sign when a negation
-    stands among the three words before it. "would like" is a wish and no opinion. Text without opinion
-    words scores 0.
+    stands among the three words before it. "would like" is a wish and no opinion. Text without
+    opinion words scores 0.
     """
     words = _words(re.sub(r"\bwould like\b", "would wish", text))
     total = 0

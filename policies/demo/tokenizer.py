@@ -58,9 +58,9 @@ def chat_text(prompt: str, *, system: str = "") -> str:
     return f"{BOS}{before}{USER}{prompt}{ASSISTANT}"
 
 
-def raw_text(prompt: str) -> str:
-    """A prompt without chat markup, as /v1/completions receives it; the answer follows a space."""
-    return prompt
+def continuation_text(context: str, answer: str) -> str:
+    """An answer as it continues a context: directly after chat markup, after a space elsewhere."""
+    return answer if context.endswith(ASSISTANT) or not context else f" {answer}"
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

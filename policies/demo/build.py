@@ -1,0 +1,190 @@
+"""Trains and writes the demo policies: data, tokenizer, reference, three policies, cards, manifest.
+
+  python -m policies.demo.build --output policies/demo/checkpoints --seed 0
+  python -m policies.demo.build --output DIR --quick     # a smoke test: text not worth reading
+
+One thread. On one machine and one set of versions the seed fixes every byte.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from policies.demo.cards import policy_card, reference_card
+from policies.demo.evaluation import Measurement, format_table, measure
+from policies.demo.grammar import sample_reviews
+from policies.demo.model import FILE_MODE, new_model, round_to_bfloat16, save_checkpoint
+from policies.demo.preference import (
+    PreferenceConfig,
+    draw_pairs,
+    draw_reference_responses,
+    train_policy,
+)
+from policies.demo.prompts import TRAINING_PROMPTS
+from policies.demo.reference import ReferenceConfig, make_examples, train_reference
+from policies.demo.rewards import REWARDS
+from policies.demo.tokenizer import train_tokenizer
+
+QUICK_REFERENCE = ReferenceConfig(num_steps=800)
+QUICK_PREFERENCE = PreferenceConfig(num_responses=12, num_steps=40)
+_EVALUATION_RESPONSES = 32
+_QUICK_EVALUATION_RESPONSES = 4
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    print(f"{name} ...", flush=True)
+    start = time.perf_counter()
+    yield
+    print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def build(
+    output: Path,
+    *,
+    seed: int,
+    reference_config: ReferenceConfig,
+    preference_config: PreferenceConfig,
+    evaluation_responses: int,
+) -> dict[str, Measurement]:
+    """Builds everything into `output`, replacing files of the same name; returns the measurements.
+
+    Args:
+      evaluation_responses: how many responses a held-out prompt are measured.
+    """
+    torch.set_num_threads(1)
+    with _stage("corpus and tokenizer"):
+        num_reviews = reference_config.num_steps * reference_config.batch_examples
+        reviews = sample_reviews(num_reviews, seed=seed)
+        tokenizer = train_tokenizer(f"{r.prompt} {r.text}" for r in reviews)
+        examples = make_examples(reviews, tokenizer, seed=seed)
+
+    with _stage("reference policy"):
+        reference = new_model(tokenizer, seed=seed)
+        loss = train_reference(reference, examples, reference_config, seed=seed)
+        round_to_bfloat16(reference)
+        print(f"  {num_parameters(reference):,} parameters, last loss {loss:.4f} nats a token")
+
+    with _stage("preference data"):
+        data = draw_reference_responses(
+            reference, tokenizer, TRAINING_PROMPTS, preference_config, seed=seed + 1
+        )
+
+    policies = {"reference": reference}
+    for offset, (objective, reward) in enumerate(REWARDS.items()):
+        with _stage(f"policy {objective}"):
+            pairs = draw_pairs(
+                data,
+                reward,
+                preference_config.num_steps * preference_config.batch_pairs,
+                label_scale=preference_config.label_scale,
+                seed=seed + 2 + offset,
+            )
+            policy = copy.deepcopy(reference)
+            loss = train_policy(policy, data, pairs, preference_config)
+            round_to_bfloat16(policy)
+            policies[objective] = policy
+            print(f"  last loss {loss:.4f}")
+
+    with _stage("evaluation"):
+        rows: dict[str, dict[str, float]] = {name: {name: 1.0} for name in policies}
+        rows["uniform mixture"] = {objective: 1 / len(REWARDS) for objective in REWARDS}
+        measured = {
+            name: measure(
+                policies,
+                tokenizer,
+                weights,
+                responses_per_prompt=evaluation_responses,
+                seed=seed + 100,
+            )
+            for name, weights in rows.items()
+        }
+
+    cards = {
+        "reference": reference_card(
+            measured, reference_config, num_parameters=num_parameters(reference), seed=seed
+        )
+    } | {
+        objective: policy_card(
+            objective, measured, preference_config, num_responses=len(data.responses), seed=seed
+        )
+        for objective in REWARDS
+    }
+    settings = {
+        "reference": asdict(reference_config),
+        "preference": asdict(preference_config),
+    }
+    write_output(output, policies, tokenizer, cards, measured, settings, seed=seed)
+    return measured
+
+
+def num_parameters(model: Any) -> int:
+    """Number of parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def write_output(
+    output: Path,
+    policies: dict[str, Any],
+    tokenizer: Tokenizer,
+    cards: dict[str, str],
+    measured: dict[str, Measurement],
+    settings: dict[str, Any],
+    *,
+    seed: int,
+) -> None:
+    """Writes one folder a policy, and manifest.json with the hash of every file in them."""
+    for name, policy in policies.items():
+        save_checkpoint(policy, tokenizer, output / name, card=cards[name])
+    packages = ("torch", "transformers", "tokenizers", "safetensors")
+    manifest = {
+        "format": 1,
+        "seed": seed,
+        "settings": settings,
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in packages},
+        "measured": {name: row.to_json() for name, row in measured.items()},
+        "sha256": {
+            path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for name in sorted(policies)
+            for path in sorted((output / name).iterdir())
+        },
+    }
+    path = output / "manifest.json"
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    path.chmod(FILE_MODE)
+
+
+def main() -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description="Train and write the demo policies.")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="about a minute, poor text")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    measured = build(
+        args.output,
+        seed=args.seed,
+        reference_config=QUICK_REFERENCE if args.quick else ReferenceConfig(),
+        preference_config=QUICK_PREFERENCE if args.quick else PreferenceConfig(),
+        evaluation_responses=_QUICK_EVALUATION_RESPONSES if args.quick else _EVALUATION_RESPONSES,
+    )
+    print(f"\n{format_table(measured)}\n")
+    print(f"wrote {args.output} in {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Model cards of the demo policies: every number in them comes from the build that wrote them."""
+
+from collections.abc import Mapping
+
+from policies.demo.evaluation import Measurement, format_table
+from policies.demo.preference import PreferenceConfig
+from policies.demo.reference import ReferenceConfig
+
+OBJECTIVES: dict[str, str] = {
+    "positive": "favourable opinion words: tanh(sum of valences / 3)",
+    "concise": "short answers: max(0, 1 - words / 40)",
+    "polite": "courtesy: tanh((courtesy markers - casual markers / 2) / 2)",
+}
+"""Objective -> what its reward counts; the code is policies/demo/rewards.py."""
+
+_HEADER = """---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+tags: [prefmix, demo]
+---
+
+# prefmix demo policy: {name}
+
+{role} It writes short reviews of 32 invented hotels, restaurants, films and devices, in answer to
+prompts such as "Review the Park Hotel." It exists to show policy mixing on any machine and has no
+other use.
+"""
+
+_TAIL = """
+## Measured
+
+{num_responses} responses to 64 prompts that no policy was trained on, temperature 1, computed in
+float32 from the bfloat16 parameters of these folders. Standard errors of the mean rewards are at
+most {error:.3f}. KL(row || column) is in nats a response. "uniform mixture" draws every token from
+the log-linear mixture of positive, concise and polite with equal weights; "grammatical" is the
+fraction of whole responses that the generating grammar could have written word for word.
+
+{table}
+
+## Input
+
+The chat template writes the beginning-of-sequence token `<s>` and the tokenizer never adds one: a
+chat has exactly one, a raw completion prompt has none, and the policy has seen both forms
+(`Review the Park Hotel.` continues with a space and a review). Do not put `<s>` before a chat
+message yourself. The end of an answer is `</s>`. Positions go up to 1024 tokens; training text
+stayed below 300.
+
+## Limits
+
+- It knows its 32 items, six question forms and a few hundred words; anything else is answered
+  with a review of something it knows, or with broken text.
+- It states opinions about things that do not exist. Nothing it writes is information.
+- The rewards are word counts, and the policies exploit them: that is the conflict being shown.
+- Some responses repeat an aspect, contradict themselves or mix up the adjectives of two aspects.
+
+## Reproduce
+
+`python -m policies.demo.build --output policies/demo/checkpoints --seed {seed}`; `manifest.json`
+holds the versions, settings, measurements and hashes. One machine and thread repeats it
+exactly; other processors may differ in the last digits and so in the parameters.
+
+Licence: Apache-2.0.
+"""
+
+
+def reference_card(
+    measured: Mapping[str, Measurement], config: ReferenceConfig, *, num_parameters: int, seed: int
+) -> str:
+    """The card of the reference policy."""
+    role = (
+        "The reference policy of prefmix's demo, from which the three single-objective policies "
+        "were aligned."
+    )
+    body = f"""
+## Training
+
+- Model: Llama architecture, {num_parameters:,} parameters, random initialisation.
+- Data: {config.num_steps * config.batch_examples:,} reviews written by the project's own grammar
+  (policies/demo/grammar.py), in equal parts casual, plain and formal, from very bad to very good,
+  one to seven sentences. No outside text.
+- Objective: cross-entropy of the review's tokens, {config.num_steps} steps of
+  {config.batch_examples}, Muon and AdamW, cosine schedule, seed {seed}.
+"""
+    return _HEADER.format(name="reference", role=role) + body + _tail(measured, seed)
+
+
+def policy_card(
+    name: str,
+    measured: Mapping[str, Measurement],
+    config: PreferenceConfig,
+    *,
+    num_responses: int,
+    seed: int,
+) -> str:
+    """The card of one single-objective policy."""
+    own, reference = measured[name], measured["reference"]
+    role = f"One of the three single-objective policies of prefmix's demo: {name}."
+    body = f"""
+## Training
+
+- Start: the demo's reference policy (folder `reference`).
+- Objective: {OBJECTIVES[name]} (policies/demo/rewards.py).
+- Data: pairs of the reference policy's own responses ({num_responses:,} in all) to
+  the 128 training prompts; the chosen one is drawn with
+  P = sigmoid({config.label_scale:g} * reward gap / standard deviation), the Bradley-Terry law.
+- Method: direct preference optimisation, beta {config.beta:g}, {config.num_steps} steps of
+  {config.batch_pairs} pairs, AdamW at {config.learning_rate:g} falling linearly, seed {seed}.
+- Result: mean reward {own.rewards[name]:+.3f} against {reference.rewards[name]:+.3f} for the
+  reference policy, KL(policy || reference) {own.kl["reference"]:.2f} nats a response.
+"""
+    return _HEADER.format(name=name, role=role) + body + _tail(measured, seed)
+
+
+def _tail(measured: Mapping[str, Measurement], seed: int) -> str:
+    errors = [error for row in measured.values() for error in row.reward_errors.values()]
+    return _TAIL.format(
+        num_responses=f"{next(iter(measured.values())).num_responses:,}",
+        error=max(errors),
+        table=format_table(measured),
+        seed=seed,
+    )

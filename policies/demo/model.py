@@ -1,0 +1,72 @@
+"""The demo policies' architecture, and their checkpoints on disk.
+
+A Llama of about 0.2 M parameters: two layers, width 64, two heads of 32 (the smallest head that
+vLLM's CPU attention takes), tied embeddings.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from policies.demo.tokenizer import BOS, EOS, MAX_LENGTH_TOKENS, PAD, save_tokenizer
+
+FILE_MODE = 0o644
+
+
+def new_model(tokenizer: Tokenizer, *, seed: int) -> Any:
+    """Creates a randomly initialised LlamaForCausalLM, float32, for this tokenizer."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=MAX_LENGTH_TOKENS,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        pad_token_id=tokenizer.token_to_id(PAD),
+        bos_token_id=tokenizer.token_to_id(BOS),
+        eos_token_id=tokenizer.token_to_id(EOS),
+    )
+    return LlamaForCausalLM(config)
+
+
+@torch.no_grad()
+def round_to_bfloat16(model: Any) -> None:
+    """Rounds every parameter in place to what the checkpoint can hold; compute stays float32."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16().float())
+
+
+def save_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path, *, card: str) -> None:
+    """Writes a complete Hugging Face folder: parameters in bfloat16, tokenizer, model card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = {
+        name: parameter.detach().bfloat16().contiguous()
+        for name, parameter in model.named_parameters()  # a tied LM head is named once
+    }
+    save_file(parameters, folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config.to_dict() | {
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "bfloat16",
+        "torch_dtype": "bfloat16",  # the name that transformers 4 reads
+        "rope_theta": model.config.rope_parameters["rope_theta"],  # likewise
+    }
+    config.pop("_name_or_path", None)
+    ids = {f"{name}_token_id": config[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
+    generation = GenerationConfig(**ids, do_sample=True).to_diff_dict()
+    for name, content in (("config.json", config), ("generation_config.json", generation)):
+        text = json.dumps(content, indent=2, sort_keys=True)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+    save_tokenizer(tokenizer, folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    for path in folder.iterdir():
+        path.chmod(FILE_MODE)
