@@ -53,7 +53,7 @@ def _check_range(weight: float, *, name: str, weight_space: WeightSpace) -> None
         )
     if weight_space == "affine" and abs(weight) > MAX_ABS_WEIGHT:
         raise WeightsError(
-            f"the weight of {name} is {weight:g}; allowed are -{MAX_ABS_WEIGHT:g} to {MAX_ABS_WEIGHT:g}",
+            f"the weight of {name} is {weight:g}; allowed: ±{MAX_ABS_WEIGHT:g}",
             reason="out_of_range",
         )
 

@@ -14,12 +14,12 @@ from typing import Any, Literal, get_args
 WeightSpace = Literal["simplex", "affine"]
 WEIGHT_SPACES: tuple[str, ...] = get_args(WeightSpace)
 
-# Names travel in JSON keys, metric labels, response headers and `MODEL@PROFILE`: no blanks, no "@", "=" or ",".
+# Names travel in JSON keys, metric labels, headers and `MODEL@PROFILE`: no blank, "@", "=" or ",".
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class SpecError(ValueError):
-    """A mixture that cannot be: duplicate or malformed names, no policy, an unknown weight space."""
+    """A mixture that cannot be: a duplicate or malformed name, no policy, an unknown space."""
 
 
 def check_name(name: object, *, what: str) -> str:
@@ -68,7 +68,9 @@ class MixtureSpec:
 
     def __post_init__(self) -> None:
         if not self.policies:
-            raise SpecError("a mixture needs at least one policy, got none; add --policy NAME=MODEL")
+            raise SpecError(
+                "a mixture needs at least one policy, got none; add --policy NAME=MODEL"
+            )
         if self.weight_space not in WEIGHT_SPACES:
             raise SpecError(
                 f"weight_space is {self.weight_space!r}; allowed: {', '.join(WEIGHT_SPACES)}"
@@ -133,7 +135,7 @@ class MixtureSpec:
                 "revision",
             }:
                 raise SpecError(
-                    f"a policy is {item!r}; expected an object with name, model and, if wanted, revision"
+                    f"a policy is {item!r}; expected an object with name, model and maybe revision"
                 )
             return Policy(**item)
 
@@ -146,3 +148,18 @@ class MixtureSpec:
             reference=None if reference is None else policy(reference),
             weight_space=data.get("weight_space", "simplex"),
         )
+
+
+ARCHITECTURE = "LogLinearMixtureForCausalLM"
+"""The name under which the composite model is registered with vLLM."""
+
+CONFIG_KEY = "prefmix"
+"""The key of the model config (`--hf-overrides`) that holds `MixtureSpec.to_dict()`."""
+
+
+def hf_overrides(spec: MixtureSpec) -> dict[str, Any]:
+    """vLLM's `--hf-overrides` (JSON-ready) that turn its first member's config into the mixture.
+
+    Use together with `--model <spec.members[0].model>`.
+    """
+    return {"architectures": [ARCHITECTURE], CONFIG_KEY: spec.to_dict()}

@@ -1,0 +1,95 @@
+"""Keeps prefix-cache blocks apart that were filled by different sets of policies.
+
+A policy without weight in a whole step does not run (mixing.model), so its part of that step's KV
+blocks is never written. Were such a block found again by a request that needs the policy, its
+answer would be silently wrong. Requests therefore only share blocks with requests that give weight
+to the same members: the set becomes part of the cache salt, which vLLM mixes into the hash of a
+prompt's first block and so into all that follow.
+
+It is done here, where every request enters the engine, and not in the front process, because not
+every route or client would have to know about it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+from mixing.request_weights import spec_of, weights_of_request
+from mixing.spec import MixtureSpec
+
+logger = init_logger(f"vllm.{__name__}")
+
+SCHEDULER_PATH = f"{__name__}.mixture_scheduler"
+
+
+def can_skip(vllm_config: VllmConfig) -> bool:
+    """Whether members without weight may be skipped: only if their cache blocks are kept apart."""
+    return vllm_config.scheduler_config.scheduler_cls == SCHEDULER_PATH
+
+
+def salt_for(spec: MixtureSpec, weights_M: tuple[float, ...], user_salt: str | None) -> str | None:
+    """The cache salt of a request: its set of active members, then the salt it came with.
+
+    Injective, so that no choice of user salt reaches another set's blocks. Requests that use every
+    member and bring no salt keep vLLM's plain hashes.
+    """
+    mask = sum(1 << index for index, weight in enumerate(weights_M) if weight != 0)
+    if user_salt is None and mask == (1 << spec.num_members) - 1:
+        return None
+    return f"{mask:x}/{user_salt or ''}"
+
+
+class ActiveSetSalt:
+    """Scheduler mix-in: salts each request when it enters the engine."""
+
+    def __init__(self, *, vllm_config: VllmConfig, **kwargs: Any) -> None:
+        super().__init__(vllm_config=vllm_config, **kwargs)
+        self.mixture = spec_of(vllm_config)
+
+    def add_request(self, request: Request) -> None:
+        sampling_params = request.sampling_params
+        extra_args = None if sampling_params is None else sampling_params.extra_args
+        weights_M = weights_of_request(extra_args, self.mixture)
+        salt = salt_for(self.mixture, weights_M, request.cache_salt)
+        if salt != request.cache_salt:
+            request.cache_salt = salt
+            request.block_hashes.clear()
+            request.update_block_hashes()
+        super().add_request(request)  # type: ignore[misc]
+
+
+class MixtureScheduler(ActiveSetSalt, Scheduler):
+    """vLLM's scheduler, for engines that step synchronously."""
+
+
+class AsyncMixtureScheduler(ActiveSetSalt, AsyncScheduler):
+    """vLLM's scheduler, for engines that schedule a step ahead."""
+
+
+def mixture_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Scheduler:
+    """Builds the variant that the engine's mode asks for, which is only settled by now."""
+    is_async = vllm_config.scheduler_config.async_scheduling
+    scheduler_class = AsyncMixtureScheduler if is_async else MixtureScheduler
+    return scheduler_class(vllm_config=vllm_config, **kwargs)
+
+
+def choose(vllm_config: VllmConfig) -> str | type | None:
+    """The engine's `scheduler_cls`: ours, unless KV blocks are already reused in another way."""
+    chosen = vllm_config.scheduler_config.scheduler_cls
+    reasons = [
+        (chosen not in (None, SCHEDULER_PATH), "a custom scheduler was asked for"),
+        (vllm_config.kv_transfer_config is not None, "a KV connector shares cache blocks"),
+        # Ranks that exchange experts must all run the same members.
+        (vllm_config.parallel_config.enable_expert_parallel, "expert parallelism is on"),
+    ]
+    for prevents, reason in reasons:
+        if prevents:
+            logger.info("Policies without weight run all the same: %s.", reason)
+            return chosen
+    return SCHEDULER_PATH
