@@ -129,10 +129,9 @@ def _differences(first: _Facts, other: _Facts) -> Iterator[tuple[str, str, str]]
             token, token_other = by_index.get(index), by_index_other.get(index)
             if token != token_other:
                 yield f"vocabularies, at index {index},", _shown(token), _shown(token_other)
-    tokens, tokens_other = first.special_tokens, other.special_tokens
-    for name, token in tokens.items():
-        if token != tokens_other[name]:
-            yield f"special tokens ({name})", _shown(token), _shown(tokens_other[name])
+    for name, special in first.special_tokens.items():
+        if special != other.special_tokens[name]:
+            yield f"special tokens ({name})", _shown(special), _shown(other.special_tokens[name])
     rules, rules_other = first.rules, other.rules
     for section in sorted(rules.keys() | rules_other.keys()):
         rule, rule_other = rules.get(section), rules_other.get(section)

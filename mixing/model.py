@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from vllm.forward_context import get_forward_context
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.sequence import IntermediateTensors
 
+from mixing.cpu_seeds import rewind_generators_on_cpu
 from mixing.kernels.log_linear_mix import log_linear_mix
 from mixing.loading import (
     member_prefix,
@@ -60,7 +62,14 @@ class LogLinearMixtureForCausalLM(nn.Module):
         self._active = [True] * self.spec.num_members
         self._table: WeightTable | None = None
         if not vllm_config.use_v2_model_runner:
-            self._table = table_of_engine(vllm_config, vllm_config.device_config.device)
+            device = vllm_config.device_config.device
+            self._table = table_of_engine(vllm_config, device)
+            if device.type == "cpu":
+                rewind_generators_on_cpu()
+
+    @property
+    def _members(self) -> list[Any]:
+        return list(self.members.values())
 
     @staticmethod
     def get_model_state_cls() -> type:
@@ -76,7 +85,7 @@ class LogLinearMixtureForCausalLM(nn.Module):
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Part of vLLM's model interface; members embed their own inputs."""
-        return self.members["p0"].embed_input_ids(input_ids)
+        return self._members[0].embed_input_ids(input_ids)
 
     def forward(
         self,
@@ -102,8 +111,8 @@ class LogLinearMixtureForCausalLM(nn.Module):
         width = sum(self.hidden_sizes) + columns.shape[-1]
         out = torch.empty((num_tokens, width), dtype=self.dtype, device=input_ids.device)
         for slot, member, active in zip(
-            out.split([*self.hidden_sizes, columns.shape[-1]], dim=-1),
-            self.members.values(),
+            torch.split(out, [*self.hidden_sizes, columns.shape[-1]], dim=-1),
+            self._members,
             self._active,
             strict=False,
         ):
@@ -135,14 +144,13 @@ class LogLinearMixtureForCausalLM(nn.Module):
           hidden_states: rows of `forward`'s output, [N, width].
         Returns: float32 [N, V]; None on tensor-parallel ranks that do not gather logits.
         """
-        *hidden, columns = hidden_states.split(
-            [*self.hidden_sizes, hidden_states.shape[-1] - sum(self.hidden_sizes)], dim=-1
-        )
+        num_columns = hidden_states.shape[-1] - sum(self.hidden_sizes)
+        *hidden, columns = torch.split(hidden_states, [*self.hidden_sizes, num_columns], dim=-1)
         weights_NM = columns.contiguous().view(torch.float32)
         logits = [
             member.compute_logits(hidden_ND.contiguous()) if has_weight else None
             for member, hidden_ND, has_weight in zip(
-                self.members.values(), hidden, self._members_with_weight(weights_NM), strict=True
+                self._members, hidden, self._members_with_weight(weights_NM), strict=True
             )
         ]
         if all(member_logits is None for member_logits in logits):
@@ -166,6 +174,6 @@ class LogLinearMixtureForCausalLM(nn.Module):
         loaded: set[str] = set()
         for index, tensors in groupby(weights, key=lambda item: split_member_name(item[0])[0]):
             own_names = ((split_member_name(name)[1], tensor) for name, tensor in tensors)
-            names = self.members[f"p{index}"].load_weights(own_names)
+            names = self._members[index].load_weights(own_names)
             loaded.update(f"{member_prefix(index)}.{name}" for name in names)
         return loaded

@@ -45,8 +45,8 @@ def salt_for(spec: MixtureSpec, weights_M: tuple[float, ...], user_salt: str | N
     return f"{mask:x}/{user_salt or ''}"
 
 
-class ActiveSetSalt:
-    """Scheduler mix-in: salts each request when it enters the engine."""
+class ActiveSetSalt(Scheduler):
+    """Salts each request when it enters the engine."""
 
     def __init__(self, *, vllm_config: VllmConfig, **kwargs: Any) -> None:
         super().__init__(vllm_config=vllm_config, **kwargs)
@@ -61,21 +61,17 @@ class ActiveSetSalt:
             request.cache_salt = salt
             request.block_hashes.clear()
             request.update_block_hashes()
-        super().add_request(request)  # type: ignore[misc]
+        super().add_request(request)
 
 
-class MixtureScheduler(ActiveSetSalt, Scheduler):
-    """vLLM's scheduler, for engines that step synchronously."""
-
-
-class AsyncMixtureScheduler(ActiveSetSalt, AsyncScheduler):
-    """vLLM's scheduler, for engines that schedule a step ahead."""
+class AsyncActiveSetSalt(ActiveSetSalt, AsyncScheduler):
+    """The same for engines that schedule a step ahead."""
 
 
 def mixture_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Scheduler:
     """Builds the variant that the engine's mode asks for, which is only settled by now."""
     is_async = vllm_config.scheduler_config.async_scheduling
-    scheduler_class = AsyncMixtureScheduler if is_async else MixtureScheduler
+    scheduler_class = AsyncActiveSetSalt if is_async else ActiveSetSalt
     return scheduler_class(vllm_config=vllm_config, **kwargs)
 
 

@@ -121,7 +121,7 @@ def test_chat_template_renders_what_training_saw(tokenizer) -> None:
     messages.append({"role": "assistant", "content": "Loved it!"})
     rendered = tokenizer.apply_chat_template(messages, tokenize=False)
     assert rendered == training.chat_text("Review the Park Hotel.") + "Loved it!</s>"
-    with pytest.raises(Exception, match="role must be system, user or assistant, got 'tool'"):
+    with pytest.raises(Exception, match="role must be system, user or assistant, got tool"):
         tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
 
 
@@ -141,7 +141,7 @@ def test_model_cards_state_the_licence_and_the_manifest_s_rewards(manifest) -> N
         assert "license: apache-2.0" in card
         for objective in REWARDS:
             number = manifest["measured"][name]["rewards"][objective]
-            assert f"{round(number, 3):+.3f}" in card
+            assert f"{number:+.3f}" in card
 
 
 @pytest.mark.parametrize("name", ["reference", "concise"])

@@ -1,5 +1,6 @@
 """Laws of the three rewards: what must raise, lower or leave each of them."""
 
+import itertools
 import subprocess
 import sys
 
@@ -56,7 +57,7 @@ def test_positive_ignores_courtesy() -> None:
 
 def test_concise_falls_by_the_same_amount_with_every_word() -> None:
     scores = [concise("word " * n) for n in range(1, CONCISE_LIMIT_WORDS + 1)]
-    steps = [a - b for a, b in zip(scores, scores[1:], strict=False)]
+    steps = [a - b for a, b in itertools.pairwise(scores)]
     assert steps == pytest.approx([1 / CONCISE_LIMIT_WORDS] * len(steps))
     assert scores[-1] == 0.0
     assert concise("word " * (CONCISE_LIMIT_WORDS + 5)) == 0.0

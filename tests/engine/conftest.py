@@ -1,0 +1,93 @@
+"""Engines for the tests of this folder: real vLLM, in this process, on tiny random policies.
+
+PREFMIX_TEST_RUNNER=v2 runs them on vLLM's V2 model runner in Triton's interpreter (slower).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+RUNNER = os.environ.get("PREFMIX_TEST_RUNNER", "v1")
+if RUNNER == "v2":
+    import triton_interpreter
+
+    triton_interpreter.install()
+
+from tiny_policies import save_policy  # noqa: E402
+
+from mixing.spec import MixtureSpec, Policy, hf_overrides  # noqa: E402
+
+EngineFactory = Callable[..., Any]
+
+
+def spec_of_folders(folders: Sequence[Path], **settings: Any) -> MixtureSpec:
+    """A spec whose members are named after their folders."""
+    policies = tuple(Policy(name=folder.name, model=str(folder)) for folder in folders)
+    return MixtureSpec(policies=policies, **settings)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/engine" in str(item.path):
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.fixture(scope="session")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three policies of one shape."""
+    root = tmp_path_factory.mktemp("policies")
+    return [save_policy(root / name, seed=seed) for seed, name in enumerate(("one", "two", "three"))]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[EngineFactory]:
+    """engine(spec or folder, **options) -> vllm.LLM; one lives at a time, the last until the end."""
+    alive: list[Any] = []
+
+    def build(served: MixtureSpec | Path, **options: Any) -> Any:
+        shut_down(alive)
+        settings: dict[str, Any] = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 256,
+            "max_num_seqs": 48,
+            "disable_log_stats": False,
+            **options,
+        }
+        if isinstance(served, MixtureSpec):
+            settings |= {"model": served.members[0].model, "hf_overrides": hf_overrides(served)}
+        else:
+            settings |= {"model": str(served)}
+        from vllm import LLM
+
+        alive.append(LLM(**settings))
+        return alive[-1]
+
+    yield build
+    shut_down(alive)
+
+
+def shut_down(alive: list[Any]) -> None:
+    """Ends the engines of this process, so that the next one starts from nothing."""
+    if not alive:
+        return
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    while alive:
+        alive.pop().llm_engine.engine_core.shutdown()
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+def metric(llm: Any, name: str) -> float:
+    """The value of one of vLLM's own counters."""
+    return sum(sample.value for sample in llm.get_metrics() if sample.name == name)

@@ -1,0 +1,45 @@
+"""Lets vLLM's V2 model runner run on a CPU, in Triton's interpreter. For tests only.
+
+vLLM picks V2 when Triton has an active driver; Triton has none for CPUs. `install` registers one
+whose kernels are never compiled: with TRITON_INTERPRET=1 Triton runs them in Python. Call it before
+anything imports Triton or vLLM, in every process that is to use V2.
+"""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+
+def install() -> None:
+    """Registers an interpreted "cpu" backend with Triton and selects vLLM's V2 runner."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    import torch
+    from triton.backends import backends
+    from triton.backends.compiler import GPUTarget
+
+    class InterpretedDriver:
+        """Just enough of a driver to be asked about, never to launch."""
+
+        @staticmethod
+        def is_active() -> bool:
+            return True
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cpu", 0, 1)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_active_torch_device(self) -> torch.device:
+            return torch.device("cpu")
+
+    class NoCompiler:
+        """Compiles nothing: the interpreter needs no code."""
+
+        @staticmethod
+        def supports_target(target: GPUTarget) -> bool:
+            return False
+
+    backends["cpu"] = SimpleNamespace(driver=InterpretedDriver, compiler=NoCompiler)
