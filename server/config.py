@@ -1,0 +1,207 @@
+"""What `prefmix serve` was asked to serve: a YAML file, flags on top, checked once.
+
+Every problem ends in one ConfigError whose message names the file or flag, the field, what came
+and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
+
+from mixing.spec import MixtureSpec, Policy, SpecError, WeightSpace
+from server.profiles import ProfileError, ProfileSet, build_profile_set
+from server.yaml_file import YamlError, read_yaml
+
+MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:-]{0,127}")
+"""Served names: what clients put in `model`. No "@": it separates the profile."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be served. One sentence."""
+
+
+class PolicyEntry(BaseModel):
+    """Where one policy's parameters are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    """A local folder or a hub id."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+
+
+def _policy_entry(value: object) -> object:
+    # `helpful: path` is short for `helpful: {model: path}`.
+    return {"model": value} if isinstance(value, str) else value
+
+
+PolicyTable = dict[str, Annotated[PolicyEntry, BeforeValidator(_policy_entry)]]
+
+
+class ServeConfig(BaseModel):
+    """The keys of a configuration file; flags of the same name override them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "prefmix"
+    """What clients put in `model`."""
+    policies: PolicyTable = Field(default_factory=dict)
+    """Policy name to model, in weight order."""
+    reference: PolicyTable | None = None
+    """The reference policy: exactly one name and model."""
+    weight_space: WeightSpace = "simplex"
+    """simplex: non-negative ratios. affine: any numbers that sum to 1."""
+    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Profile name to {policy: number}."""
+    default_profile: str | None = None
+    """The profile of requests that name nothing."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: StrictInt = Field(8000, ge=1, le=65535)
+    """Port to listen on."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Any vLLM engine or server flag, without its dashes."""
+
+    def spec(self) -> MixtureSpec:
+        """The mixture these policies make."""
+        reference = [_policy(name, entry) for name, entry in (self.reference or {}).items()]
+        if self.reference is not None and len(reference) != 1:
+            names = ", ".join(self.reference) or "none"
+            raise ConfigError(f"reference needs exactly one NAME and MODEL, got {names}")
+        try:
+            return MixtureSpec(
+                policies=tuple(_policy(name, entry) for name, entry in self.policies.items()),
+                reference=reference[0] if reference else None,
+                weight_space=self.weight_space,
+            )
+        except SpecError as error:
+            raise ConfigError(str(error)) from None
+
+    def profile_set(self, spec: MixtureSpec) -> ProfileSet:
+        """The profiles to start with."""
+        try:
+            return build_profile_set(self.profiles, spec, default=self.default_profile)
+        except ProfileError as error:
+            raise ConfigError(f"profiles: {error}") from None
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
+    """Reads the file, if any, puts the flags on top and checks the whole.
+
+    Args:
+      path: the configuration file; None when everything comes from flags.
+      overrides: fields given as flags, which replace the file's.
+    Raises: ConfigError.
+    """
+    data = {} if path is None else _read(path)
+    for table in ("policies", "reference"):
+        if path is not None and table not in overrides and isinstance(data.get(table), dict):
+            data[table] = _resolve_models(data[table], folder=path.resolve().parent, where=path)
+    try:
+        config = ServeConfig.model_validate({**data, **overrides})
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, path, overrides)) from None
+    if not MODEL_NAME_PATTERN.fullmatch(config.name):
+        raise ConfigError(
+            f"name is {config.name!r}; use 1 to 128 letters, digits or any of _ . / : -, "
+            "beginning with a letter or digit ('@' separates the profile)"
+        )
+    return config
+
+
+def policies_from_flags(flag: str, items: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Turns `NAME=MODEL` flags into a policy table; folders are relative to the working directory.
+
+    Raises: ConfigError for an item without "=", a name given twice or a folder that is missing.
+    """
+    table: dict[str, str] = {}
+    for item in items:
+        name, equals, model = item.partition("=")
+        if not (name and equals and model):
+            raise ConfigError(f"{flag} is {item!r}; expected NAME=MODEL, such as helpful=./helpful")
+        if name in table:
+            raise ConfigError(f"{flag} names {name!r} twice; give each policy its own name")
+        table[name] = model
+    return {
+        name: {"model": resolve_model(model, folder=Path.cwd(), where=f"{flag} {name}")}
+        for name, model in table.items()
+    }
+
+
+def resolve_model(model: str, *, folder: Path, where: str) -> str:
+    """Makes a local folder's path absolute; leaves a hub id as it is.
+
+    A string that begins with "/", "./", "../" or "~" means a folder and must exist; any other means
+    a folder if there is one of that name in `folder`, else a hub id.
+    """
+    path = folder / Path(model).expanduser()
+    explicit = model.startswith(("/", "./", "../", "~")) or model in (".", "..")
+    if path.is_dir():
+        return str(path.resolve())
+    if explicit:
+        wrong = "is not a folder" if path.exists() else "does not exist"
+        raise ConfigError(
+            f"{where}: {path} {wrong}; "
+            "give a folder with config.json and safetensors files, or a hub id"
+        )
+    return model
+
+
+def _policy(name: str, entry: PolicyEntry) -> Policy:
+    try:
+        return Policy(name=name, model=entry.model, revision=entry.revision)
+    except SpecError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = read_yaml(path)
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
+    for key in data:
+        if key not in ServeConfig.model_fields:
+            raise ConfigError(f"{path}: {_unknown_key(key, ServeConfig.model_fields)}")
+    return data
+
+
+def _resolve_models(table: Mapping[Any, Any], *, folder: Path, where: Path) -> dict[Any, Any]:
+    """Resolves each entry's model; entries of a wrong shape are left for pydantic to refuse."""
+    resolved: dict[Any, Any] = {}
+    for name, value in table.items():
+        entry = _policy_entry(value)
+        if isinstance(entry, dict) and isinstance(entry.get("model"), str):
+            model = resolve_model(entry["model"], folder=folder, where=f"{where}: policy {name}")
+            entry = {**entry, "model": model}
+        resolved[name] = entry
+    return resolved
+
+
+def _sentence(error: ValidationError, path: Path | None, overrides: Mapping[str, Any]) -> str:
+    """The first of pydantic's errors as one sentence."""
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    source = "" if path is None or parts[0] in overrides else f"{path}: "
+    if first["type"] == "extra_forbidden":
+        fields = PolicyEntry.model_fields if len(parts) > 1 else ServeConfig.model_fields
+        inside = ".".join(parts[:-1])
+        return f"{source}{inside + ': ' if inside else ''}{_unknown_key(parts[-1], fields)}"
+    if first["type"] == "missing":
+        return f"{source}{'.'.join(parts)} is missing"
+    if parts[-1] == "[key]":
+        return f"{source}{parts[0]} has the key {first['input']!r}; names are strings, so quote it"
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"{source}{'.'.join(parts)} is {first['input']!r:.80}, expected {expected}"
+
+
+def _unknown_key(key: object, allowed: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(str(key), allowed, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"unknown key {key!r}{hint}; allowed: {', '.join(allowed)}"

@@ -1,0 +1,160 @@
+"""vLLM's endpoint plugin: puts this server's routes in place of vLLM's, and nothing beside them.
+
+vLLM serves more routes than carry weights: /invocations, /v1/messages, batch chat and others would
+answer with the default mixture, or without the API key. So only an allowlist is kept.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from http import HTTPStatus
+from typing import Any
+
+import vllm.envs as vllm_envs
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.datastructures import State
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
+
+from mixing.spec import MixtureSpec
+from server import catalog, routes
+from server.errors import error_response
+from server.guard import KeyGuard
+from server.profiles import CurrentProfiles, ProfileSet, build_profile_set
+from server.state import STATE_KEY, MixtureState
+
+PROFILES_ATTRIBUTE = "prefmix_profiles"
+"""Where `prefmix serve` leaves the ProfileSet on vLLM's parsed arguments."""
+
+ALLOWED_PATHS = frozenset(
+    {
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/cancel",
+        "/v1/models",
+        "/v1/mixture",
+        "/tokenize",
+        "/detokenize",
+        "/health",
+        "/ping",
+        "/load",
+        "/version",
+        "/metrics",
+        "/openapi.json",
+        "/docs",
+        "/docs/oauth2-redirect",
+        "/redoc",
+        "/static",
+    }
+)
+"""Every path this server answers; any other is 404."""
+
+OWN_ROUTES = (
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/mixture"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+)
+"""Routes that must be this package's, not vLLM's: they resolve weights or model names."""
+
+
+class PrefmixEndpoints:
+    """Factory and plugin for vLLM's `vllm.endpoint_plugins` group."""
+
+    name = "prefmix"
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        self._app: FastAPI | None = None
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Drops vLLM's other routes and adds ours; vLLM then replaces its equals by them."""
+        keep_allowed_routes(app)
+        app.include_router(routes.router)
+        app.include_router(catalog.router)
+        app.add_exception_handler(HTTPException, http_exception)
+        self._app = app
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Reads the mixture from the engine's config and opens the routes.
+
+        Raises: RuntimeError if the model served is no mixture or a route is not ours.
+        """
+        assert self._app is not None, "attach_router() comes before init_state()"
+        spec = mixture_spec(engine_client)
+        profiles: ProfileSet | None = getattr(args, PROFILES_ATTRIBUTE, None)
+        if profiles is None:
+            profiles = build_profile_set({}, spec)
+        paths = state.openai_serving_models.base_model_paths
+        mixture = MixtureState(
+            spec=spec,
+            model_names=tuple(path.name for path in paths),
+            profiles=CurrentProfiles(profiles),
+        )
+        setattr(state, STATE_KEY, mixture)
+        # vLLM adds routes of its own after attach_router.
+        keep_allowed_routes(self._app)
+        check_own_routes(self._app)
+        if keys := api_keys(args):
+            self._app.add_middleware(KeyGuard, keys=keys)
+
+
+def mixture_spec(engine_client: Any) -> MixtureSpec:
+    """The mixture the engine was started with."""
+    data = getattr(engine_client.vllm_config.model_config.hf_config, "prefmix", None)
+    if data is None:
+        raise RuntimeError(
+            "the prefmix plugin is active but the model served is no mixture; start it with "
+            "'prefmix serve', or leave prefmix out of VLLM_PLUGINS"
+        )
+    return MixtureSpec.from_dict(data)
+
+
+def api_keys(args: Namespace) -> list[str]:
+    """The inference keys, by vLLM's own rule: --api-key, else VLLM_API_KEY."""
+    return [key for key in (args.api_key or [vllm_envs.VLLM_API_KEY]) if key]
+
+
+def keep_allowed_routes(app: FastAPI) -> None:
+    """Removes every route whose path is not allowed."""
+    app.router.routes[:] = [route for route in app.router.routes if _path(route) in ALLOWED_PATHS]
+    app.openapi_schema = None
+
+
+def check_own_routes(app: FastAPI) -> None:
+    """Raises RuntimeError unless each of OWN_ROUTES is answered by this package."""
+    for method, path in OWN_ROUTES:
+        route = _matching_route(app, method, path)
+        module = getattr(getattr(route, "endpoint", None), "__module__", "")
+        if module not in (routes.__name__, catalog.__name__):
+            raise RuntimeError(
+                f"{method} {path} is answered by {module or 'nothing'}, not by prefmix; "
+                "another plugin has taken it, remove that one from VLLM_PLUGINS"
+            )
+
+
+async def http_exception(request: Request, error: Exception) -> JSONResponse:
+    """404 and 405 in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    message = error.detail
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+        message = f"{request.method} {request.url.path} is not served here"
+    response = error_response(message, status=status)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _path(route: BaseRoute) -> str:
+    return str(getattr(route, "path", ""))
+
+
+def _matching_route(app: FastAPI, method: str, path: str) -> BaseRoute | None:
+    scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+    return next((r for r in app.router.routes if r.matches(scope)[0] is Match.FULL), None)

@@ -1,0 +1,233 @@
+"""Starts vLLM with the mixture, in this process, and ends with it.
+
+Order: what is cheap to check comes first (port, then flags, then the policies' files), the engine
+last. vLLM's console script is not used: its CPU wheel ships one that cannot run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from mixing.spec import MixtureSpec
+from server.banner import ready_table
+from server.config import ServeConfig
+from server.environment import (
+    check_entry_points,
+    log_level,
+    set_cpu_defaults,
+    set_logging,
+    set_plugins,
+)
+from server.exits import CommandError
+from server.probe import Address, ProbeError, ReadyProbe
+from server.profiles import ProfileSet
+from server.startup_log import StartupLog
+
+_MAX_CAUSE_CHARS = 1000
+
+
+def launch(
+    config: ServeConfig, spec: MixtureSpec, profiles: ProfileSet, passthrough: Sequence[str]
+) -> int:
+    """Serves until a signal ends it.
+
+    Args:
+      config: where to listen and which engine flags to use.
+      spec: the mixture.
+      profiles: the profiles to start with.
+      passthrough: the words after `--`.
+    Returns: the exit code: 0 after an ordered end, 130 or 143 if a signal came during the start.
+    Raises: CommandError if the server cannot start.
+    """
+    if not any(word.startswith("--uds") for word in passthrough) and "uds" not in config.engine:
+        check_port(config.host, config.port)
+    quiet = log_level() == "warning"
+    set_logging()
+    set_plugins()
+    with StartupLog(enabled=quiet) as log, _own_signal_handlers():
+        try:
+            args = _prepare(config, spec, profiles, passthrough)
+            return _serve(args, spec, profiles, log)
+        except KeyboardInterrupt as interrupt:
+            return 143 if interrupt.args == ("terminated",) else 130
+        except CommandError:
+            raise
+        except Exception as error:
+            if not quiet:
+                raise
+            cause = log.cause if _is_secondary(error) else None
+            raise CommandError(f"the server did not start: {cause or describe(error)}") from error
+        finally:
+            _end_children()
+
+
+def check_port(host: str, port: int) -> None:
+    """Checks that the port can be bound. Raises: CommandError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(
+                f"port {port} on {host} is in use; stop what listens there or choose another with "
+                "--port"
+            ) from None
+        reason = error.strerror or str(error)
+        raise CommandError(f"cannot listen on {host} port {port}: {reason}") from None
+
+
+def describe(error: Exception) -> str:
+    """An exception as one line; pydantic's dumps become their first message."""
+    errors = getattr(error, "errors", None)
+    if callable(errors) and (details := errors()):
+        text = str(details[0].get("msg", error)).removeprefix("Value error, ")
+    else:
+        text = str(error) or type(error).__name__
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_CAUSE_CHARS else line[:_MAX_CAUSE_CHARS] + "..."
+
+
+def _prepare(
+    config: ServeConfig, spec: MixtureSpec, profiles: ProfileSet, passthrough: Sequence[str]
+) -> Namespace:
+    """Everything that can be refused before the engine starts. Imports vLLM (seconds)."""
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.platforms import current_platform
+
+    from server.endpoints import PROFILES_ATTRIBUTE
+    from server.engine_args import build_arguments
+
+    cli_env_setup()
+    check_entry_points()
+    args = build_arguments(config, spec, passthrough)
+    configure_logging_from_args(args)
+    setattr(args, PROFILES_ATTRIBUTE, profiles)
+    _check_front_end()
+    if current_platform.is_cpu():
+        for line in set_cpu_defaults(os.environ, kv_cache_bytes=args.kv_cache_memory_bytes):
+            _say(line)
+    _check_members(spec, trust_remote_code=args.trust_remote_code)
+    _say(f"starting the engine with {', '.join(spec.member_names)}")
+    return args
+
+
+def _check_members(spec: MixtureSpec, *, trust_remote_code: bool) -> None:
+    from mixing.compatibility import CompatibilityError, check_members
+
+    try:
+        for warning in check_members(spec, trust_remote_code=trust_remote_code):
+            _say(f"warning: {warning}")
+    except CompatibilityError as error:
+        raise CommandError(str(error)) from None
+
+
+def _check_front_end() -> None:
+    import vllm.envs as vllm_envs
+
+    if vllm_envs.VLLM_USE_RUST_FRONTEND:
+        raise CommandError(
+            "VLLM_USE_RUST_FRONTEND is set; vLLM's Rust front-end loads no endpoint plugins, so "
+            "requests could not name their weights: unset it",
+            exit_code=2,
+        )
+
+
+def _serve(args: Namespace, spec: MixtureSpec, profiles: ProfileSet, log: StartupLog) -> int:
+    """Runs vLLM's own `serve` until it ends."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    address = Address(
+        host=args.host, port=args.port, tls=bool(args.ssl_certfile), unix_socket=args.uds
+    )
+    failures: list[ProbeError] = []
+
+    def ready() -> None:
+        log.release()
+        print(_table(args, spec, profiles, address), flush=True)
+
+    def fail(error: ProbeError) -> None:
+        failures.append(error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    key = next(iter(_keys(args)), None)
+    with ReadyProbe(
+        address, sha256=profiles.sha256, key=key, on_ready=ready, on_failure=fail
+    ) as probe:
+        try:
+            ServeSubcommand.cmd(args)
+        except SystemExit as end:  # how vLLM ends several API processes
+            if end.code:
+                raise RuntimeError(f"vLLM ended with exit code {end.code}") from end
+    if failures:
+        raise failures[0]
+    if not probe.answered:
+        raise RuntimeError("vLLM ended before it answered")
+    return 0
+
+
+def _table(args: Namespace, spec: MixtureSpec, profiles: ProfileSet, address: Address) -> str:
+    guarded = "with API key" if _keys(args) else "without API key"
+    surfaces = [f"inference {guarded}", "metrics", "health"]
+    if not args.disable_fastapi_docs:
+        surfaces.append("docs")
+    return ready_table(
+        spec,
+        profiles,
+        url=address.url,
+        model_name=args.served_model_name[0],
+        surfaces=surfaces,
+    )
+
+
+def _keys(args: Namespace) -> list[str]:
+    from server.endpoints import api_keys
+
+    return api_keys(args)
+
+
+def _is_secondary(error: Exception) -> bool:
+    """Whether an exception only says that another process failed."""
+    return isinstance(error, RuntimeError)
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Makes both signals end a start at once; vLLM replaces the handlers when it serves.
+
+    asyncio would otherwise note Ctrl-C and act on it only when the engine is up.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(*(["terminated"] if number == signal.SIGTERM else []))
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _end_children() -> None:
+    """Ends what vLLM leaves behind if a signal comes while it starts its processes."""
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join(timeout=5)
+
+
+def _say(line: str) -> None:
+    print(f"prefmix: {line}", file=sys.stderr, flush=True)

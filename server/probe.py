@@ -1,0 +1,140 @@
+"""Waits until the server answers, and checks that it is this package that answers.
+
+The check is a real request for /v1/mixture: it fails if vLLM came up without our routes, whatever
+the reason, and it works the same for one API process and for several.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_INTERVAL_S = 0.05
+_ANSWER_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Address:
+    """Where a server listens."""
+
+    host: str
+    port: int
+    tls: bool = False
+    unix_socket: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The base URL, as a client on this machine would write it."""
+        if self.unix_socket is not None:
+            return f"unix:{self.unix_socket}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+    @property
+    def reachable_host(self) -> str:
+        """The host to connect to: loopback for a server that listens on all addresses."""
+        return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection that is not open yet."""
+        if self.unix_socket is not None:
+            return _UnixConnection(self.unix_socket)
+        if self.tls:
+            # Only our own server is asked, on a socket this process has bound.
+            context = ssl._create_unverified_context()
+            return http.client.HTTPSConnection(
+                self.reachable_host, self.port, timeout=_ANSWER_TIMEOUT_S, context=context
+            )
+        return http.client.HTTPConnection(self.reachable_host, self.port, timeout=_ANSWER_TIMEOUT_S)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_ANSWER_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class ProbeError(RuntimeError):
+    """The server answers, but not with this package's routes."""
+
+
+class ReadyProbe:
+    """A thread that asks until it is answered, then calls `on_ready` or `on_failure` once."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        sha256: str,
+        key: str | None,
+        on_ready: Callable[[], None],
+        on_failure: Callable[[ProbeError], None],
+    ) -> None:
+        self._address = address
+        self._sha256 = sha256
+        self._key = key
+        self._on_ready = on_ready
+        self._on_failure = on_failure
+        self.answered = False
+        """Whether the server has answered as it should."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> ReadyProbe:
+        """Starts asking."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops asking."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_INTERVAL_S):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                try:
+                    status, body = self._ask()
+                    check_answer(status, body, sha256=self._sha256)
+                except ProbeError as error:
+                    self._on_failure(error)
+                else:
+                    self.answered = True
+                    self._on_ready()
+                return
+
+    def _ask(self) -> tuple[int, bytes]:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        with contextlib.closing(self._address.connect()) as connection:
+            connection.request("GET", "/v1/mixture", headers=headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+
+
+def check_answer(status: int, body: bytes, *, sha256: str) -> None:
+    """Checks an answer to GET /v1/mixture.
+
+    Raises: ProbeError unless it shows the profiles that were to be served.
+    """
+    if status != http.HTTPStatus.OK:
+        raise ProbeError(
+            f"the server came up without prefmix's routes: GET /v1/mixture answered {status}"
+        )
+    try:
+        served = json.loads(body).get("sha256")
+    except (ValueError, AttributeError):
+        served = None
+    if served != sha256:
+        raise ProbeError(
+            f"the server came up with other profiles: sha256 {served}, expected {sha256}"
+        )

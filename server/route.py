@@ -1,0 +1,30 @@
+"""A FastAPI route whose refusals have OpenAI's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from server.errors import RequestError, validation_response
+
+
+class OpenAIRoute(APIRoute):
+    """Answers broken JSON, bodies that do not validate and RequestError with one sentence each."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wraps FastAPI's handler."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except RequestError as error:
+                return error.response()
+            except RequestValidationError as error:
+                return validation_response(error)
+
+        return handle

@@ -1,0 +1,119 @@
+"""The generation routes: resolve the weights, hand over to vLLM's serving code, report what ran.
+
+Streaming, cancellation, load tracking, tools, grammars and logprobs are vLLM's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from vllm.entrypoints.openai.chat_completion import api_router as vllm_chat
+from vllm.entrypoints.openai.completion import api_router as vllm_completion
+from vllm.entrypoints.openai.responses import api_router as vllm_responses
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.tokenize import api_router as vllm_tokenize
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+
+from server.resolve import PROFILE_HEADER, VERSION_HEADER, WEIGHTS_HEADER, split_model
+from server.route import OpenAIRoute
+from server.schemas import (
+    MixtureChatCompletionRequest,
+    MixtureCompletionRequest,
+    MixtureResponsesRequest,
+    PreferenceFields,
+)
+from server.state import mixture_state
+
+router = APIRouter(route_class=OpenAIRoute, dependencies=[Depends(validate_json_request)])
+
+_ANSWER = {
+    "content": {"text/event-stream": {}},
+    "headers": {
+        PROFILE_HEADER: {
+            "description": "The profile the weights came from, or custom.",
+            "schema": {"type": "string"},
+        },
+        WEIGHTS_HEADER: {
+            "description": "The weights used, such as helpful=0.75,harmless=0.25.",
+            "schema": {"type": "string"},
+        },
+        VERSION_HEADER: {
+            "description": "Version of the profiles in force at admission.",
+            "schema": {"type": "integer"},
+        },
+    },
+}
+_ERROR = {"model": ErrorResponse}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.OK.value: _ANSWER,
+    HTTPStatus.BAD_REQUEST.value: _ERROR,
+    HTTPStatus.UNAUTHORIZED.value: _ERROR,
+    HTTPStatus.NOT_FOUND.value: _ERROR,
+    HTTPStatus.INTERNAL_SERVER_ERROR.value: _ERROR,
+}
+_PLAIN_RESPONSES = {status: _ERROR for status in _RESPONSES if status != HTTPStatus.OK.value}
+
+CLIENT_GONE = 499
+"""Nobody reads this status; it is what proxies log for a client that hung up."""
+
+Handler = Callable[[Any, Request], Awaitable[Response | None]]
+
+
+@router.post("/v1/completions", responses=_RESPONSES)
+async def create_completion(request: MixtureCompletionRequest, raw_request: Request) -> Response:
+    """Completes a prompt with the mixture."""
+    return await _generate(vllm_completion.create_completion, request, raw_request)
+
+
+@router.post("/v1/chat/completions", responses=_RESPONSES)
+async def create_chat_completion(
+    request: MixtureChatCompletionRequest, raw_request: Request
+) -> Response:
+    """Answers a conversation with the mixture."""
+    return await _generate(vllm_chat.create_chat_completion, request, raw_request)
+
+
+@router.post("/v1/responses", responses=_RESPONSES)
+async def create_response(request: MixtureResponsesRequest, raw_request: Request) -> Response:
+    """Answers with the mixture in the Responses API."""
+    return await _generate(vllm_responses.create_responses, request, raw_request)
+
+
+@router.post("/tokenize", responses=_PLAIN_RESPONSES)
+async def tokenize(request: TokenizeRequest, raw_request: Request) -> Response:
+    """Token ids of a prompt or conversation. All policies share one tokenizer."""
+    _strip_profile(request, raw_request)
+    return _answer(await vllm_tokenize.tokenize(request, raw_request))
+
+
+@router.post("/detokenize", responses=_PLAIN_RESPONSES)
+async def detokenize(request: DetokenizeRequest, raw_request: Request) -> Response:
+    """Text of token ids."""
+    _strip_profile(request, raw_request)
+    return _answer(await vllm_tokenize.detokenize(request, raw_request))
+
+
+async def _generate(handler: Handler, request: PreferenceFields, raw_request: Request) -> Response:
+    """Runs one of vLLM's handlers with the request's weights, and reports them."""
+    resolution = mixture_state(raw_request).resolve(request.preferences())
+    request.bind(resolution)
+    response = _answer(await handler(request, raw_request))
+    response.headers.update(resolution.headers())
+    return response
+
+
+def _answer(response: Response | None) -> Response:
+    """What vLLM's handler returned; it returns nothing if the client has gone."""
+    return Response(status_code=CLIENT_GONE) if response is None else response
+
+
+def _strip_profile(request: Any, raw_request: Request) -> None:
+    """Lets NAME@PROFILE, a name that /v1/models lists, pass wherever a model is named."""
+    state = mixture_state(raw_request)
+    request.model, _ = split_model(
+        request.model, state.profiles.current, model_names=state.model_names
+    )

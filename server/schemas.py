@@ -1,0 +1,94 @@
+"""Request bodies: vLLM's own, plus the two fields that choose the weights.
+
+The fields are declared as any JSON here and checked in `resolve`, which knows the policies and
+profiles; the OpenAPI page shows their real shape and an example.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, PrivateAttr, WithJsonSchema
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.sampling_params import SamplingParams
+
+from mixing.wire import to_extra_args
+from server.errors import RequestError
+from server.resolve import Preferences, Resolution
+
+_WEIGHTS_SCHEMA = {
+    "anyOf": [
+        {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 1},
+        {"type": "null"},
+    ],
+    "title": "Preference Weights",
+}
+_PROFILE_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Preference Profile"}
+
+
+class PreferenceFields(BaseModel):
+    """The fields that choose a request's weights, and the weights once chosen."""
+
+    preference_weights: Annotated[Any, WithJsonSchema(_WEIGHTS_SCHEMA)] = Field(
+        default=None,
+        description=(
+            "Weights of the policies for this request, as {policy: number}. On the simplex the "
+            "numbers are non-negative ratios, normalised here; unnamed policies get 0. GET "
+            "/v1/mixture lists the policies. Not together with preference_profile."
+        ),
+        examples=[{"helpful": 3, "harmless": 1}],
+    )
+    preference_profile: Annotated[Any, WithJsonSchema(_PROFILE_SCHEMA)] = Field(
+        default=None,
+        description=(
+            "Name of a stored profile whose weights to use; GET /v1/mixture lists them. "
+            "NAME@PROFILE in `model` does the same. Default: the default profile."
+        ),
+        examples=["default"],
+    )
+    _resolution: Resolution | None = PrivateAttr(default=None)
+
+    def preferences(self) -> Preferences:
+        """What this request says about its weights.
+
+        Raises: RequestError if it asks for beam search.
+        """
+        if getattr(self, "use_beam_search", False):
+            raise RequestError(
+                "use_beam_search is true; beam search cannot carry a request's weights, so it is "
+                "not served here: leave it out and sample instead (n gives several answers)",
+                param="use_beam_search",
+            )
+        return Preferences(
+            model=getattr(self, "model", None),
+            weights=self.preference_weights,
+            profile=self.preference_profile,
+            extra_args=getattr(self, "vllm_xargs", None),
+        )
+
+    def bind(self, resolution: Resolution) -> None:
+        """Gives the request the weights it keeps, and the model name vLLM knows."""
+        self._resolution = resolution
+        self.model = resolution.model
+
+    def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
+        """vLLM's sampling parameters with the weights under `wire.WEIGHTS_KEY`."""
+        assert self._resolution is not None, "bind() comes before to_sampling_params()"
+        params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
+        weights = to_extra_args(self._resolution.weights)
+        params.extra_args = {**(params.extra_args or {}), **weights}
+        return params
+
+
+class MixtureCompletionRequest(PreferenceFields, CompletionRequest):
+    """POST /v1/completions"""
+
+
+class MixtureChatCompletionRequest(PreferenceFields, ChatCompletionRequest):
+    """POST /v1/chat/completions"""
+
+
+class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
+    """POST /v1/responses"""

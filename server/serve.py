@@ -1,0 +1,72 @@
+"""`prefmix serve`: its flags, and from them a checked configuration for `launch`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from mixing.spec import WeightSpace
+from server.exits import CommandError
+
+EPILOG = """\
+MODEL is a local folder in Hugging Face layout (beginning with /, ./, ../ or ~, or the name of a
+folder that exists) or a hub id. Flags override the file. Everything after -- goes to vLLM, for
+example: prefmix serve mixture.yaml -- --max-model-len 4096 --api-key SECRET"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `prefmix serve`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.usage = "prefmix serve [CONFIG.yaml] [flags] [-- any vLLM engine or server flag]"
+    add = parser.add_argument
+    add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file")
+    add(
+        "--policy",
+        action="append",
+        metavar="NAME=MODEL",
+        help="a policy; repeat for each. Replaces the file's policies",
+    )
+    add("--reference", metavar="NAME=MODEL", help="the policy the others were aligned from")
+    add("--weight-space", choices=get_args(WeightSpace), help="default simplex")
+    add("--name", help="the model name clients use; default prefmix")
+    add("--host", help="address to listen on; default 127.0.0.1")
+    add("--port", type=_port, help="port to listen on; default 8000")
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port; expected a number from 1 to 65535")
+
+
+def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
+    """Checks the configuration, then serves until a signal ends it; returns the exit code."""
+    # Imported here so that --help does not wait for pydantic and PyYAML.
+    from server.config import ConfigError, load_config
+
+    try:
+        config = load_config(args.config, overrides_from_flags(args))
+        spec = config.spec()
+        profiles = config.profile_set(spec)
+    except ConfigError as error:
+        raise CommandError(str(error), exit_code=2) from None
+
+    from server.launch import launch
+
+    return launch(config, spec, profiles, passthrough)
+
+
+def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The configuration fields that were given as flags."""
+    from server.config import policies_from_flags
+
+    fields = ("weight_space", "name", "host", "port")
+    overrides = {field: getattr(args, field) for field in fields}
+    if args.policy is not None:
+        overrides["policies"] = policies_from_flags("--policy", args.policy)
+    if args.reference is not None:
+        overrides["reference"] = policies_from_flags("--reference", [args.reference])
+    return {field: value for field, value in overrides.items() if value is not None}

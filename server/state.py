@@ -1,0 +1,39 @@
+"""What this server's routes know about the mixture they serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from mixing.spec import MixtureSpec
+from server.profiles import CurrentProfiles
+from server.resolve import Preferences, Resolution, resolve
+
+STATE_KEY = "prefmix"
+"""The attribute of `app.state` that holds a MixtureState."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureState:
+    """One per API process, made when the engine is ready."""
+
+    spec: MixtureSpec
+    model_names: tuple[str, ...]
+    """Names the mixture is served under; the first is the default."""
+    profiles: CurrentProfiles
+
+    def resolve(self, preferences: Preferences) -> Resolution:
+        """Resolves a request against the profiles in force at this moment."""
+        return resolve(
+            preferences,
+            spec=self.spec,
+            profiles=self.profiles.current,
+            model_names=self.model_names,
+        )
+
+
+def mixture_state(request: Request) -> MixtureState:
+    """The state of the app that received `request`."""
+    state: MixtureState = getattr(request.app.state, STATE_KEY)
+    return state

@@ -1,0 +1,63 @@
+"""Reading YAML strictly: one mapping per file, and a key given twice is an error.
+
+PyYAML keeps the last of two equal keys without a word, which would drop a policy silently.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class YamlError(ValueError):
+    """A file that is missing, unreadable, not YAML or not one mapping. One sentence."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            # "<<" merges another mapping in and may appear with any other key.
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (dict, list)):
+                continue  # unhashable: the base class reports it
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """Reads a file that holds one mapping; an empty file is an empty mapping.
+
+    Raises: YamlError naming the file and, where known, the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise YamlError(f"the configuration file {path} does not exist") from None
+    except UnicodeDecodeError:
+        raise YamlError(f"{path} is not a text file in UTF-8") from None
+    except OSError as error:
+        raise YamlError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        data = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        raise YamlError(f"{path}{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise YamlError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise YamlError(
+            f"{path} holds a {type(data).__name__}, expected a mapping with keys such as policies"
+        )
+    return data
