@@ -1,0 +1,57 @@
+# Everything here does its own set-up first; with that done it starts at once.
+#
+#   make setup BACKEND=cpu|gpu    default: gpu where nvidia-smi works
+#   make setup PYTHON=python3.12  default: the first python3 found from 3.11 to 3.14
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+BIN := .venv/bin
+export BACKEND PYTHON
+# The demo's port for `make serve`; `make demo` takes a free one.
+PORT ?= 8000
+
+.PHONY: help setup ready demo serve test test-unit test-engine lint demo-policies lock clean
+
+help: ## list these commands
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+
+setup: ## make .venv with everything in it (the others do this by themselves)
+	@scripts/setup.sh
+
+ready:
+	@scripts/setup.sh --quiet
+
+demo: ready ## mix the demo policies and show what the weights do (about a minute)
+	@$(BIN)/python -m policies.demo.tour
+
+serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)
+	@printf '%s\n' 'Starting. When the table appears, try in a second terminal:' '' \
+	    '  curl -s http://127.0.0.1:$(PORT)/v1/chat/completions -H "content-type: application/json" \' \
+	    "    -d '{\"model\": \"demo\", \"messages\": [{\"role\": \"user\", \"content\": \"Review the Park Hotel.\"}]," \
+	    "         \"max_tokens\": 80, \"preference_weights\": {\"positive\": 1, \"concise\": 2}}'" ''
+	@exec $(BIN)/prefmix serve policies/demo/serve.yaml --port $(PORT)
+
+test: test-unit test-engine ## all tests that need no GPU (about ten minutes)
+
+test-unit: ready ## the fast tests: no engine, under a minute
+	@$(BIN)/python -m pytest tests/unit
+
+test-engine: ready ## the tests on a real vLLM engine
+	@$(BIN)/python -m pytest -m engine tests/engine
+
+lint: ready ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+demo-policies: ready ## train the demo policies again from their seed
+	@$(BIN)/python -m policies.demo.build --output policies/demo/checkpoints --seed 0
+
+lock: ready ## write requirements/cpu.lock from what .venv holds
+	@scripts/lock.sh
+
+clean: ## remove .venv, caches and logs
+	@rm -rf .venv .prefmix .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,224 @@
+#!/usr/bin/env bash
+# Makes .venv: vLLM, torch, the tools and prefmix itself. `make` calls it before everything else.
+#
+#   scripts/setup.sh [--quiet]     --quiet: say nothing when there is nothing to do
+#   BACKEND=cpu|gpu                default: what .venv already is, else gpu where nvidia-smi works
+#   PYTHON=python3.12              default: the first python3 found that is new enough
+#
+# A stamp in .venv says what it was made from. Interrupted at any point, the next run resumes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TORCH=2.13.0+cpu
+TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+VENV=.venv
+STAMP=$VENV/prefmix-setup
+LOG=.prefmix/setup.log
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore PIP_PROGRESS_BAR=off
+unset PYTHONPATH PYTHONHOME
+
+die() {
+    printf 'set-up: %s\n' "$1" >&2
+    exit 1
+}
+
+# --- what there is ---------------------------------------------------------------------------
+
+stamped() { sed -n "s/^$1=//p" "$STAMP" 2>/dev/null || true; }
+
+# A stamp for another folder is a copied .venv: its scripts would still run the old one.
+made_here=no
+[ "$(stamped folder)" = "$PWD" ] && made_here=yes
+
+backend=${BACKEND:-}
+[ -z "$backend" ] && [ $made_here = yes ] && backend=$(stamped backend)
+if [ -z "$backend" ]; then
+    backend=cpu
+    nvidia-smi -L >/dev/null 2>&1 && backend=gpu
+fi
+case $backend in
+    cpu) requirements=requirements/cpu.lock ;;
+    gpu) requirements=requirements/gpu.txt ;;
+    *) die "BACKEND is '$backend'; allowed: cpu, gpu" ;;
+esac
+
+inputs=$(cat "$requirements" pyproject.toml scripts/setup.sh | sha256sum | cut -d ' ' -f 1)
+
+is_done() {
+    [ "$(stamped folder)" = "$PWD" ] && [ "$(stamped backend)" = "$backend" ] &&
+        [ "$(stamped inputs)" = "$inputs" ] && [ -x $VENV/bin/python ]
+}
+
+if is_done; then
+    [ "${1:-}" = --quiet ] || echo "set-up is complete ($backend); nothing to do"
+    exit 0
+fi
+
+# One set-up at a time: a second one waits, then finds the work done.
+exec 9<scripts/setup.sh
+if command -v flock >/dev/null && ! flock -n 9; then
+    echo "set-up: waiting for another one in this folder"
+    flock 9
+    is_done && exit 0
+fi
+
+# --- what the machine must have --------------------------------------------------------------
+
+is_new_enough() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null
+}
+
+python=${PYTHON:-}
+if [ -n "$python" ]; then
+    command -v "$python" >/dev/null || die "PYTHON is '$python', which is not there"
+    is_new_enough "$python" ||
+        die "PYTHON is '$python' ($("$python" -V 2>&1)); it must be 3.11 to 3.14"
+else
+    for candidate in python3 python3.12 python3.13 python3.11 python3.14; do
+        if is_new_enough "$candidate"; then
+            python=$candidate
+            break
+        fi
+    done
+    [ -n "$python" ] ||
+        die "no Python 3.11 to 3.14 found; on Debian or Ubuntu: apt-get install python3 python3-venv"
+fi
+"$python" -c 'import venv, ensurepip' 2>/dev/null ||
+    die "$python lacks its venv module; on Debian or Ubuntu: apt-get install python3-venv"
+command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null ||
+    die "no C compiler found; on Debian or Ubuntu: apt-get install build-essential"
+
+has_numa() { "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null; }
+if [ "$backend" = cpu ] && ! has_numa; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        install_numa=yes
+    else
+        die "libnuma.so.1, which vLLM's CPU build loads, is not there; apt-get install libnuma1"
+    fi
+fi
+
+vllm=$(sed -nE 's/^vllm(-cpu)?==([^ ]+).*/\2/p' $requirements)
+
+# --- the steps -------------------------------------------------------------------------------
+
+mkdir -p "$(dirname $LOG)"
+: >$LOG
+started=$SECONDS
+step=0
+num_steps=5
+if [ "$backend" = gpu ]; then num_steps=4; fi
+if [ -n "${install_numa:-}" ]; then num_steps=$((num_steps + 1)); fi
+
+# Each step is a process group of its own, so that stopping it stops all of it.
+set -m
+child=
+stop() {
+    trap - INT TERM
+    if [ -n "$child" ]; then
+        kill -- "-$child" 2>/dev/null || true
+        wait "$child" 2>/dev/null || true
+    fi
+    printf '\nset-up: interrupted; run it again to resume\n' >&2
+    exit 130
+}
+trap stop INT TERM
+
+# do_step TITLE COMMAND...: one line while it runs, its time when done, the end of its log if it fails.
+do_step() {
+    local title=$1 begun=$SECONDS
+    shift
+    step=$((step + 1))
+    local line
+    line=$(printf '  [%d/%d] %-52s' $step $num_steps "$title")
+    printf '%s' "$line"
+    printf '\n== %s\n' "$title" >>$LOG
+    "$@" >>$LOG 2>&1 </dev/null &
+    child=$!
+    while [ -t 1 ] && kill -0 $child 2>/dev/null; do
+        printf '\r%s %4d s' "$line" $((SECONDS - begun))
+        sleep 0.5
+    done
+    local status=0
+    wait $child || status=$?
+    child=
+    if [ -t 1 ]; then printf '\r%s' "$line"; fi
+    if [ $status = 0 ]; then
+        printf ' %4d s\n' $((SECONDS - begun))
+        return
+    fi
+    printf ' failed\n\n' >&2
+    grep -v '^WARNING: Location' $LOG | tail -n 12 | cut -c 1-160 | sed 's/^/    /' >&2
+    printf '\nset-up failed at "%s"; the whole log is %s. Run "make setup" again to resume.\n' \
+        "$title" $LOG >&2
+    exit 1
+}
+
+install_system_library() {
+    apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libnuma1
+}
+
+is_usable_venv() {
+    if [ -e $STAMP ]; then
+        [ $made_here = yes ] && [ "$(stamped backend)" = "$backend" ] || return 1
+    fi
+    [ -e "$VENV/lib/python$1" ] && $VENV/bin/python -m pip --version
+}
+
+make_venv() {
+    local wanted
+    wanted=$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")')
+    is_usable_venv "$wanted" || "$python" -m venv --clear $VENV
+    # pip killed half-way through a package leaves a record that looks installed: forget those.
+    local record
+    for record in "$VENV/lib/python$wanted/site-packages/"*.dist-info; do
+        if [ -d "$record" ] && [ ! -e "$record/INSTALLER" ]; then rm -r "$record"; fi
+    done
+    rm -rf "$VENV/lib/python$wanted/site-packages/"~*
+    # From here on .venv is in the making; the rest of the stamp follows at the end.
+    printf 'folder=%s\nbackend=%s\n' "$PWD" "$backend" >$STAMP
+}
+
+# Byte-compiling all 30,000 files takes longer than everything else: `first_import` does those that
+# a start needs, and any other is compiled when it is first imported.
+pip_install() { $VENV/bin/python -m pip install --no-compile "$@"; }
+
+install_torch() {
+    # `==X+cpu` matches a CPU build only; pip's own configuration may well know where to find one.
+    pip_install --no-deps "torch==$TORCH" ||
+        pip_install --no-deps --timeout 15 --retries 1 --index-url $TORCH_CPU_INDEX "torch==$TORCH"
+}
+
+# setuptools is among the packages just installed, so nothing is fetched to build our own.
+install_prefmix() { pip_install --no-deps --no-build-isolation -e .; }
+
+# Also shows that what was installed can be loaded at all.
+first_import() {
+    PYTHONDONTWRITEBYTECODE='' $VENV/bin/python -c "
+import openai, pytest, torch._inductor.compile_fx, transformers, vllm
+import vllm.entrypoints.openai.api_server, vllm.model_executor.models.llama, vllm.v1.engine.core
+import vllm.v1.worker.${backend}_worker
+import server, weights, mixing"
+}
+
+echo "set-up: $("$python" -V 2>&1), $backend, into $VENV"
+if [ -n "${install_numa:-}" ]; then
+    do_step "apt-get install libnuma1" install_system_library
+fi
+do_step "virtual environment" make_venv
+if [ "$backend" = cpu ]; then
+    do_step "torch $TORCH" install_torch
+    do_step "vLLM $vllm and $(($(grep -c == $requirements) - 1)) more packages" \
+        pip_install --no-deps -r $requirements
+else
+    do_step "vLLM $vllm with the CUDA build of torch (several GB)" pip_install -r $requirements
+fi
+do_step "prefmix" install_prefmix
+do_step "first import" first_import
+
+printf 'inputs=%s\n' "$inputs" >>$STAMP
+echo "set-up is complete ($((SECONDS - started)) s)"
+include=$($VENV/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+if [ ! -e "$include/Python.h" ] || ! command -v c++ >/dev/null; then
+    echo "note: running compiled (enforce_eager: false) also needs: apt-get install g++ python3-dev"
+fi
