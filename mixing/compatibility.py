@@ -62,7 +62,7 @@ class _Facts:
     """What is compared of one member."""
 
     def __init__(self, member: Policy, trust_remote_code: bool) -> None:
-        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+        from transformers import AutoConfig, GenerationConfig
 
         self.name = member.name
         options = {"revision": member.revision}
@@ -71,9 +71,7 @@ class _Facts:
             self.config = AutoConfig.from_pretrained(
                 member.model, trust_remote_code=trust_remote_code, **options
             ).get_text_config()
-            self.tokenizer = AutoTokenizer.from_pretrained(
-                member.model, trust_remote_code=trust_remote_code, **options
-            )
+            self.tokenizer = _tokenizer(member, trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
             raise CompatibilityError(
                 f"policy {member.name!r}: cannot read the config and tokenizer of {member.model!r} "
@@ -118,6 +116,22 @@ class _Facts:
         rules["merges"] = state["model"].get("merges")
         rules["kind"] = state["model"].get("type")
         return {section: json.dumps(rule, ensure_ascii=False) for section, rule in rules.items()}
+
+
+def _tokenizer(member: Policy, trust_remote_code: bool) -> Any:
+    """The tokenizer as its files say.
+
+    Not through AutoTokenizer first: it adapts a tokenizer to the model's architecture, so one and
+    the same tokenizer.json would look different in a Llama and in a Qwen folder.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(member.model, revision=member.revision)
+    except (OSError, ValueError):
+        return AutoTokenizer.from_pretrained(
+            member.model, revision=member.revision, trust_remote_code=trust_remote_code
+        )
 
 
 def _differences(first: _Facts, other: _Facts) -> Iterator[tuple[str, str, str]]:

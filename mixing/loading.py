@@ -47,7 +47,9 @@ def member_vllm_config(vllm_config: VllmConfig, member: Policy, *, index: int) -
     config.cache_config = copy.copy(vllm_config.cache_config)
     config.cache_config.sliding_window = uniform_sliding_window(hf_config)
     config = config.with_hf_config(hf_config)
-    config.model_config.hf_text_config = get_hf_text_config(hf_config)
+    # with_hf_config leaves the first member's text config, from which sizes are read.
+    config.model_config.hf_text_config = get_hf_text_config(config.model_config.hf_config)
+    config.model_config.model_arch_config = config.model_config.get_model_arch_config()
     if index:
         config.model_config.model = member.model
         config.model_config.revision = member.revision

@@ -51,7 +51,7 @@ def random_jobs(
             Job(
                 prompt=shared_prefix + own[:20] if index % 5 == 0 else own,
                 weights=tuple(float(weight) for weight in weights / weights.sum()),
-                max_tokens=int(rng.integers(4, 16)),
+                max_tokens=int(rng.integers(4, 48)),
                 seed=index,
             )
         )

@@ -45,7 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three policies of one shape."""
     root = tmp_path_factory.mktemp("policies")
-    return [save_policy(root / name, seed=seed) for seed, name in enumerate(("one", "two", "three"))]
+    return [
+        save_policy(root / name, seed=seed) for seed, name in enumerate(("one", "two", "three"))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,4 +92,6 @@ def shut_down(alive: list[Any]) -> None:
 
 def metric(llm: Any, name: str) -> float:
     """The value of one of vLLM's own counters."""
-    return sum(sample.value for sample in llm.get_metrics() if sample.name == name)
+    values = [sample.value for sample in llm.get_metrics() if sample.name == name]
+    assert values, f"vLLM has no metric {name}"
+    return float(sum(values))

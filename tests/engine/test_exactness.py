@@ -42,9 +42,10 @@ def test_mixed_batch_is_exact_under_chunking_preemption_and_prefix_hits(
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
     assert metric(llm, "vllm:num_preemptions") > 0, "the cache was not small enough to preempt"
     hits = metric(llm, "vllm:prefix_cache_hits")
-    again = batch[:12]
-    assert oracle.worst_error(again, generate(llm, again)) < TOLERANCE_NATS
-    assert metric(llm, "vllm:prefix_cache_hits") > hits, "the second pass never hit the cache"
+    longest = sorted(batch, key=lambda job: len(job.prompt))[-3:]
+    for _ in range(2):
+        assert oracle.worst_error(longest, generate(llm, longest)) < TOLERANCE_NATS
+    assert metric(llm, "vllm:prefix_cache_hits") > hits, "no request hit the cache"
 
 
 def test_prefix_of_a_skipped_policy_is_never_reused(llm: Any, oracle: Oracle) -> None:

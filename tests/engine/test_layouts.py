@@ -1,0 +1,176 @@
+"""Mixtures of different members, spaces and options, each a real engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import RUNNER, EngineFactory, spec_of_folders
+from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, served
+from safetensors.torch import load_file, save_file
+from tiny_policies import VOCAB_SIZE, save_policy
+
+
+def jobs(num_jobs: int, *, num_members: int, seed: int = 0) -> list[Job]:
+    return random_jobs(num_jobs, num_members=num_members, vocab_size=VOCAB_SIZE, seed=seed)
+
+
+def test_policies_of_different_architecture_and_size_are_exact(
+    engine: EngineFactory, tmp_path: Path
+) -> None:
+    """Depth, width, heads, tied embeddings, padded vocabulary, and a window in one policy only."""
+    folders = [
+        save_policy(tmp_path / "llama", seed=0),
+        save_policy(tmp_path / "wide", seed=1, layers=1, hidden=128, heads=4, kv_heads=2),
+        save_policy(
+            tmp_path / "qwen2",
+            seed=2,
+            model_type="qwen2",
+            layers=3,
+            hidden=96,
+            heads=3,
+            kv_heads=1,
+            tie_word_embeddings=True,
+        ),
+        save_policy(tmp_path / "qwen3", seed=3, model_type="qwen3", vocab_size=VOCAB_SIZE + 64),
+        save_policy(tmp_path / "window", seed=4, model_type="mistral", sliding_window=32),
+    ]
+    llm = engine(spec_of_folders(folders), max_num_batched_tokens=64)
+    batch = jobs(24, num_members=5)
+    assert any(len(job.prompt) > 64 for job in batch), "no prompt is longer than the window"
+    assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+
+
+def test_window_of_the_first_policy_does_not_leak(engine: EngineFactory, tmp_path: Path) -> None:
+    folders = [
+        save_policy(tmp_path / "window", seed=4, model_type="mistral", sliding_window=32),
+        save_policy(tmp_path / "llama", seed=0),
+    ]
+    llm = engine(spec_of_folders(folders))
+    batch = [Job(prompt=tuple(range(2, 130)), weights=weights) for weights in ((0, 1), (0.4, 0.6))]
+    assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+
+
+def test_affine_weights_with_a_reference_are_exact(
+    engine: EngineFactory, policies: list[Path]
+) -> None:
+    """Negative weights and weights above 1: DExperts, DeRa and the like."""
+    spec = spec_of_folders(policies[:2], weight_space="affine")
+    from mixing.spec import MixtureSpec, Policy
+
+    reference = Policy(name="reference", model=str(policies[2]))
+    spec = MixtureSpec(policies=spec.policies, reference=reference, weight_space="affine")
+    llm = engine(spec)
+    vectors = [(1.5, 0.0, -0.5), (0.7, 0.7, -0.4), (0.0, 0.0, 1.0), (-1.0, 2.0, 0.0)]
+    batch = [
+        Job(prompt=(3, 4, 5, index + 6), weights=weights, seed=index)
+        for index, weights in enumerate(vectors)
+    ]
+    assert Oracle(policies).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+
+
+def test_one_hot_weights_reproduce_the_policy_served_alone(
+    engine: EngineFactory, policies: list[Path]
+) -> None:
+    prompts = [job.prompt for job in jobs(6, num_members=1)]
+    mixture = engine(spec_of_folders(policies))
+    answers = {}
+    for index, folder in enumerate(policies):
+        weights = tuple(np.eye(3)[index])
+        batch = [Job(prompt=prompt, weights=weights, max_tokens=20) for prompt in prompts]
+        outputs = generate(mixture, batch, temperature=0.0)
+        answers[folder] = [served(output.outputs[0])[0] for output in outputs]
+    for folder in policies:
+        from vllm import SamplingParams
+
+        alone = engine(folder)
+        params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+        outputs = alone.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False
+        )
+        assert [list(output.outputs[0].token_ids) for output in outputs] == answers[folder]
+
+
+def test_permuting_policies_and_weights_together_changes_nothing(
+    engine: EngineFactory, policies: list[Path]
+) -> None:
+    batch = jobs(10, num_members=3, seed=6)
+    permuted = [
+        Job(prompt=job.prompt, weights=job.weights[::-1], max_tokens=job.max_tokens)
+        for job in batch
+    ]
+    straight = generate(engine(spec_of_folders(policies)), batch, temperature=0.0)
+    reverse = generate(engine(spec_of_folders(policies[::-1])), permuted, temperature=0.0)
+    for one, other in zip(straight, reverse, strict=True):
+        tokens, logprobs = served(one.outputs[0])
+        other_tokens, other_logprobs = served(other.outputs[0])
+        assert tokens == other_tokens
+        assert logprobs == pytest.approx(other_logprobs, abs=TOLERANCE_NATS)
+
+
+def test_one_policy_alone_is_a_mixture_too(engine: EngineFactory, policies: list[Path]) -> None:
+    batch = [Job(prompt=(4, 5, 6), weights=(1.0,))]
+    outputs = generate(engine(spec_of_folders(policies[:1])), batch)
+    assert Oracle(policies[:1]).worst_error(batch, outputs) < TOLERANCE_NATS
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_broken_policy_harms_only_rows_that_give_it_weight(
+    engine: EngineFactory, policies: list[Path], tmp_path: Path, poison: float
+) -> None:
+    """Its logits are all NaN or infinite, and it runs, because a neighbour asks for it."""
+    broken = save_policy(tmp_path / "broken", seed=9)
+    parameters = load_file(broken / "model.safetensors")
+    parameters["lm_head.weight"].fill_(poison)
+    save_file(parameters, broken / "model.safetensors", metadata={"format": "pt"})
+    llm = engine(spec_of_folders([*policies[:2], broken]))
+    healthy = [
+        Job(prompt=job.prompt, weights=(*job.weights, 0.0), seed=job.seed)
+        for job in jobs(8, num_members=2)
+    ]
+    asks_for_it = Job(prompt=(7, 7, 7), weights=(0.5, 0.0, 0.5), max_tokens=30)
+    outputs = generate(llm, [asks_for_it, *healthy])[1:]
+    oracle = Oracle(policies[:2])
+    two_members = [
+        Job(prompt=job.prompt, weights=job.weights[:2], max_tokens=job.max_tokens)
+        for job in healthy
+    ]
+    assert oracle.worst_error(two_members, outputs) < TOLERANCE_NATS
+
+
+def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(
+    engine: EngineFactory, policies: list[Path]
+) -> None:
+    """The tolerance is derived: the same mixture in transformers' bfloat16 against float32 truth.
+
+    Weights travel as raw float32 bits inside bfloat16 rows, so they cost no precision.
+    """
+    batch = jobs(24, num_members=3, seed=8)
+    outputs = generate(engine(spec_of_folders(policies), dtype="bfloat16"), batch)
+    exact, rounded = Oracle(policies), Oracle(policies, dtype=torch.bfloat16)
+    engine_errors, transformers_errors = [], []
+    for job, output in zip(batch, outputs, strict=True):
+        tokens, logprobs = served(output.outputs[0])
+        engine_errors.append(exact.errors(job, tokens, logprobs))
+        truth = rounded.logprobs((*job.prompt, *tokens), job.weights)[len(job.prompt) - 1 :]
+        same_dtype = [truth[step, token].item() for step, token in enumerate(tokens)]
+        transformers_errors.append(exact.errors(job, tokens, same_dtype))
+
+    def root_mean_square(errors: list[Any]) -> float:
+        return float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
+
+    allowed = 1.5 * root_mean_square(transformers_errors)
+    assert 0 < root_mean_square(engine_errors) < allowed
+
+
+@pytest.mark.skipif(RUNNER == "v2", reason="torch.compile under Triton's interpreter is not tried")
+def test_compiled_policies_of_one_shape_keep_their_own_parameters(
+    engine: EngineFactory, policies: list[Path]
+) -> None:
+    """Same-shaped policies share compiled code; what they must not share is what it runs on."""
+    llm = engine(spec_of_folders(policies), enforce_eager=False)
+    batch = jobs(12, num_members=3, seed=10)
+    assert Oracle(policies).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
