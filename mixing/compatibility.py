@@ -47,13 +47,13 @@ def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> tupl
         if facts.tokenizer.chat_template != first.tokenizer.chat_template:
             warnings.append(
                 f"policies {first.name!r} and {facts.name!r} have different chat templates; "
-                f"{first.name!r}'s is used for all, choose another with --chat-template FILE"
+                f"that of {first.name!r} is used for all, choose another with --chat-template FILE"
             )
         if facts.end_token_ids != first.end_token_ids:
             warnings.append(
                 f"policies {first.name!r} and {facts.name!r} end a text with different tokens "
-                f"({first.end_token_ids} and {facts.end_token_ids}); {first.name!r}'s end it, add "
-                "others with stop_token_ids in the request"
+                f"({first.end_token_ids} and {facts.end_token_ids}); those of {first.name!r} are used, "
+                "add others with stop_token_ids in the request"
             )
     return tuple(warnings)
 

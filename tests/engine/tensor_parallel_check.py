@@ -1,0 +1,42 @@
+"""Serves a mixture of the given folders on two CPU ranks and prints the worst error.
+
+python tests/engine/tensor_parallel_check.py FOLDER FOLDER ...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    tests = Path(__file__).resolve().parents[1]
+    sys.path[:0] = [str(tests), str(tests.parent)]
+    from exactness import Oracle, generate, random_jobs
+    from tiny_policies import VOCAB_SIZE
+    from vllm import LLM
+
+    from mixing.spec import MixtureSpec, Policy, hf_overrides
+
+    folders = [Path(argument) for argument in sys.argv[1:]]
+    policies = tuple(Policy(name=folder.name, model=str(folder)) for folder in folders)
+    llm = LLM(
+        model=str(folders[0]),
+        hf_overrides=hf_overrides(MixtureSpec(policies=policies)),
+        dtype="float32",
+        tensor_parallel_size=2,
+        enforce_eager=True,
+        max_model_len=256,
+        max_num_batched_tokens=64,
+        max_num_seqs=16,
+    )
+    jobs = random_jobs(12, num_members=len(folders), vocab_size=VOCAB_SIZE, seed=0)
+    print("worst error:", Oracle(folders).worst_error(jobs, generate(llm, jobs)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What is refused, at start and per request, with the reason; and what an engine survives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import EngineFactory, spec_of_folders
+from exactness import TOLERANCE_NATS, Job, Oracle, generate
+
+from mixing import wire
+from mixing.scheduling import salt_for
+from mixing.spec import hf_overrides
+
+
+@pytest.fixture(scope="module")
+def llm(engine: EngineFactory, policies: list[Path]) -> Iterator[Any]:
+    return engine(spec_of_folders(policies))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([0.5, 0.5], "2 weights came, expected 3"),
+        ([1, 1, 1], "weights sum to 3"),
+        ([1.5, -0.5, 0], "negative"),
+        ([float("nan"), 0.5, 0.5], "expected a finite number"),
+        ("uniform", "expected a list of 3 numbers"),
+        (["1", 0, 0], "expected a number"),
+    ],
+)
+def test_bad_vectors_are_refused_at_admission_and_the_engine_lives(
+    llm: Any, policies: list[Path], weights: object, message: str
+) -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    params = SamplingParams(extra_args={wire.WEIGHTS_KEY: weights})
+    with pytest.raises(VLLMValidationError, match=message):
+        llm.generate([{"prompt_token_ids": [5, 6]}], params, use_tqdm=False)
+    job = Job(prompt=(5, 6), weights=(0.2, 0.2, 0.6), max_tokens=3)
+    assert Oracle(policies).worst_error([job], generate(llm, [job])) < TOLERANCE_NATS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"enable_prompt_embeds": True}, "prompt embeddings"),
+        ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
+        ({"enable_lora": True}, "adapter"),
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+            "speculative decoding",
+        ),
+        ({"runner": "pooling"}, "pooling"),
+    ],
+)
+def test_options_that_cannot_carry_weights_are_refused_at_start(
+    policies: list[Path], options: dict[str, Any], message: str
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    spec = spec_of_folders(policies)
+    args = EngineArgs(model=spec.members[0].model, hf_overrides=hf_overrides(spec), **options)
+    with pytest.raises(ValueError, match=message):
+        args.create_engine_config()
+
+
+def test_common_length_is_the_shortest_members(policies: list[Path], tmp_path: Path) -> None:
+    from tiny_policies import save_policy
+    from vllm.engine.arg_utils import EngineArgs
+
+    short = save_policy(tmp_path / "short", seed=5, max_position_embeddings=128)
+    spec = spec_of_folders([policies[0], short])
+    settings: dict[str, Any] = {
+        "model": spec.members[0].model,
+        "hf_overrides": hf_overrides(spec),
+    }
+    assert EngineArgs(**settings).create_engine_config().model_config.max_model_len == 128
+    with pytest.raises(ValueError, match="128"):
+        EngineArgs(**settings, max_model_len=512).create_engine_config()
+
+
+def test_layer_names_off_is_refused_when_compiling(
+    policies: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils import torch_utils
+
+    monkeypatch.setattr(torch_utils, "_USE_LAYERNAME", False)
+    spec = spec_of_folders(policies)
+    settings: dict[str, Any] = {
+        "model": spec.members[0].model,
+        "hf_overrides": hf_overrides(spec),
+    }
+    with pytest.raises(ValueError, match="unset VLLM_USE_LAYERNAME"):
+        EngineArgs(**settings).create_engine_config()
+    EngineArgs(**settings, enforce_eager=True).create_engine_config()
+
+
+def test_salts_keep_sets_of_policies_apart_whatever_the_user_sends(policies: list[Path]) -> None:
+    spec = spec_of_folders(policies)
+    vectors = [(1.0, 0.0, 0.0), (0.5, 0.5, 0.0), (0.3, 0.3, 0.4)]
+    user_salts = [None, "x", "1/", "3/", "7/x", "1/x"]
+    salts = [salt_for(spec, vector, user) for vector in vectors for user in user_salts]
+    assert len(set(salts)) == len(salts)
+    assert salt_for(spec, (0.9, 0.1, 0.0), None) == salt_for(spec, (0.1, 0.9, 0.0), None)
+    assert salt_for(spec, vectors[2], None) is None
+
+
+def test_two_tensor_parallel_ranks_are_exact(policies: list[Path]) -> None:
+    """In a process of its own: ranks are processes, each bound to a core."""
+    script = Path(__file__).with_name("tensor_parallel_check.py")
+    command = [sys.executable, str(script), *map(str, policies)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(done.stdout.split("worst error:")[1].split()[0]) < TOLERANCE_NATS

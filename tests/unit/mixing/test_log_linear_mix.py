@@ -1,0 +1,100 @@
+"""Error is judged against float64 truth and must not exceed plain torch in the same dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from mixing.kernels.log_linear_mix import log_linear_mix
+from mixing.reference import mixture_logprobs_reference
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An output that was never written must not pass for one that was."""
+    empty = torch.empty
+
+    def nan_filled(*args: object, **kwargs: object) -> torch.Tensor:
+        return empty(*args, **kwargs).fill_(torch.nan)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch, "empty", nan_filled)
+    return
+
+
+def logits_and_weights(
+    *, rows: int, members: int, vocab: int, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits_NMV = torch.randn(rows, members, vocab, generator=generator).mul_(4).to(dtype)
+    weights_NM = torch.rand(rows, members, generator=generator)
+    return logits_NMV, weights_NM / weights_NM.sum(dim=1, keepdim=True)
+
+
+def mix(logits_NMV: torch.Tensor, weights_NM: torch.Tensor) -> torch.Tensor:
+    members = list(logits_NMV.unbind(dim=1))
+    return log_linear_mix(members, weights_NM, vocab_size=logits_NMV.shape[-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab", [507, 1000])
+@pytest.mark.parametrize("members", [1, 2, 3, 8])
+def test_mix_matches_float64_truth(members: int, vocab: int, dtype: torch.dtype) -> None:
+    logits_NMV, weights_NM = logits_and_weights(rows=5, members=members, vocab=vocab, dtype=dtype)
+    truth_NV = mixture_logprobs_reference(logits_NMV, weights_NM)
+    plain_NV = (logits_NMV.float() * weights_NM[:, :, None]).sum(dim=1).log_softmax(dim=-1)
+    mixed = mix(logits_NMV, weights_NM)
+    assert mixed.dtype == torch.float32
+    error = (mixed.double().log_softmax(dim=-1) - truth_NV).abs().max()
+    assert error <= (plain_NV - truth_NV).abs().max() + 1e-5
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+def test_zero_weight_ignores_a_member_whatever_it_holds(poison: float) -> None:
+    logits_NMV, weights_NM = logits_and_weights(rows=4, members=3, vocab=64)
+    weights_NM[1] = torch.tensor([0.5, 0.0, 0.5])
+    healthy = mix(logits_NMV, weights_NM)[1]
+    logits_NMV[1, 1] = poison
+    torch.testing.assert_close(mix(logits_NMV, weights_NM)[1], healthy)
+    assert mix(logits_NMV, weights_NM)[[0, 2, 3]].isfinite().all()
+
+
+def test_a_ban_by_any_weighted_member_bans_even_with_negative_weight() -> None:
+    logits_NMV, _ = logits_and_weights(rows=2, members=2, vocab=16)
+    logits_NMV[:, 1, 3] = -torch.inf
+    weights_NM = torch.tensor([[1.5, -0.5], [1.0, 0.0]])
+    mixed_NV = mix(logits_NMV, weights_NM)
+    assert mixed_NV[0, 3] == -torch.inf
+    assert mixed_NV[1, 3].isfinite()
+    truth_NV = mixture_logprobs_reference(logits_NMV, weights_NM)
+    torch.testing.assert_close(mixed_NV.double().log_softmax(dim=-1), truth_NV, atol=1e-5, rtol=0)
+
+
+def test_padded_vocabularies_are_cut_to_the_shortest_and_the_rest_is_banned() -> None:
+    short, long = torch.randn(3, 10), torch.randn(3, 14)
+    weights_NM = torch.full((3, 2), 0.5)
+    mixed_NV = log_linear_mix([long, short], weights_NM, vocab_size=12)
+    assert mixed_NV.shape == (3, 12)
+    assert (mixed_NV[:, 10:] == -torch.inf).all()
+    torch.testing.assert_close(mixed_NV[:, :10], (short + long[:, :10]) / 2)
+
+
+def test_members_that_did_not_run_take_no_part() -> None:
+    logits = torch.randn(2, 8)
+    weights_NM = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    torch.testing.assert_close(log_linear_mix([None, logits], weights_NM, vocab_size=8), logits)
+    with pytest.raises(ValueError, match="no member has logits"):
+        log_linear_mix([None, None], weights_NM, vocab_size=8)
+
+
+def test_no_rows_is_no_rows() -> None:
+    assert log_linear_mix([torch.empty(0, 8)], torch.empty(0, 1), vocab_size=8).shape == (0, 8)
+
+
+def test_permuting_members_and_weights_together_changes_nothing() -> None:
+    logits_NMV, weights_NM = logits_and_weights(rows=6, members=4, vocab=100)
+    order = [2, 0, 3, 1]
+    torch.testing.assert_close(
+        mix(logits_NMV[:, order], weights_NM[:, order]), mix(logits_NMV, weights_NM)
+    )

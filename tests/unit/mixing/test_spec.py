@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mixing.spec import ARCHITECTURE, CONFIG_KEY, MixtureSpec, Policy, SpecError, hf_overrides
+
+
+def policy(name: str = "a") -> Policy:
+    return Policy(name=name, model=f"org/{name}")
+
+
+def test_members_are_the_policies_then_the_reference() -> None:
+    spec = MixtureSpec(policies=(policy("b"), policy("a")), reference=policy("r"))
+    assert spec.member_names == ("b", "a", "r")
+    assert spec.policy_names == ("b", "a")
+    assert spec.num_members == 3
+    assert spec.uniform_weights == (0.5, 0.5, 0.0)
+
+
+def test_spec_survives_json() -> None:
+    spec = MixtureSpec(
+        policies=(policy("a"), Policy(name="b", model="/x", revision="main")),
+        reference=policy("r"),
+        weight_space="affine",
+    )
+    assert MixtureSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_hf_overrides_name_architecture_and_members() -> None:
+    spec = MixtureSpec(policies=(policy(),))
+    overrides = json.loads(json.dumps(hf_overrides(spec)))
+    assert overrides["architectures"] == [ARCHITECTURE]
+    assert MixtureSpec.from_dict(overrides[CONFIG_KEY]) == spec
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a@b", "a=b", "a,b", "-a", ".a", "x" * 65, "ü", None, 3]
+)
+def test_names_that_would_break_a_header_label_or_model_are_refused(name: object) -> None:
+    with pytest.raises(SpecError, match="is not allowed: use 1 to 64 letters"):
+        Policy(name=name, model="m")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: MixtureSpec(policies=()), "at least one policy"),
+        (lambda: MixtureSpec(policies=(policy(), policy())), "two policies are named 'a'"),
+        (
+            lambda: MixtureSpec(policies=(policy(),), reference=policy()),
+            "two policies are named 'a'",
+        ),
+        (
+            lambda: MixtureSpec(policies=(policy(),), weight_space="cube"),  # type: ignore[arg-type]
+            "weight_space is 'cube'; allowed: simplex, affine",
+        ),
+        (lambda: Policy(name="a", model=""), "policy 'a' has no model"),
+        (lambda: MixtureSpec.from_dict({"policies": [], "temper": 1}), "unknown mixture key"),
+        (lambda: MixtureSpec.from_dict({"policies": {"a": "m"}}), "expected a list"),
+        (lambda: MixtureSpec.from_dict({"policies": ["m"]}), "expected an object"),
+        (lambda: MixtureSpec.from_dict({}), "policies is None"),
+    ],
+)
+def test_impossible_mixtures_are_refused_with_the_reason(build: object, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        build()  # type: ignore[operator]
