@@ -155,7 +155,7 @@ def write_output(
         "settings": settings,
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in packages},
-        "measured": {name: row.to_json() for name, row in measured.items()},
+        "measured": {name: asdict(row) for name, row in measured.items()},
         "sha256": {
             path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for name in sorted(policies)

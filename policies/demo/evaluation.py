@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -12,6 +12,9 @@ from policies.demo.prompts import EVALUATION_PROMPTS
 from policies.demo.rewards import REWARDS
 from policies.demo.sampling import sample_responses, score_responses
 from policies.demo.tokenizer import chat_text
+
+_DIGITS = 4
+"""Every measured number is rounded once, here, so that cards and manifest agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +31,6 @@ class Measurement:
     """Fraction of responses that the grammar could have written, word for word."""
     kl: dict[str, float]
     """Policy -> KL(this || policy) in nats a response, reference included."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The same numbers, rounded to four digits."""
-        return {name: _rounded(value) for name, value in asdict(self).items()}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: round(number, 4) for name, number in value.items()}
-    return round(value, 4)
 
 
 def measure(
@@ -73,15 +66,15 @@ def measure(
     rewards, errors = {}, {}
     for objective, reward in REWARDS.items():
         values = [reward(text) for text in texts]
-        rewards[objective] = statistics.fmean(values)
-        errors[objective] = statistics.stdev(values) / len(values) ** 0.5
+        rewards[objective] = round(statistics.fmean(values), _DIGITS)
+        errors[objective] = round(statistics.stdev(values) / len(values) ** 0.5, _DIGITS)
     return Measurement(
         num_responses=len(texts),
         rewards=rewards,
         reward_errors=errors,
-        num_words=statistics.fmean(len(text.split()) for text in texts),
-        grammatical=statistics.fmean(map(is_grammatical, texts)),
-        kl=kl,
+        num_words=round(statistics.fmean(len(text.split()) for text in texts), _DIGITS),
+        grammatical=round(statistics.fmean(map(is_grammatical, texts)), _DIGITS),
+        kl={name: round(value, _DIGITS) for name, value in kl.items()},
     )
 
 

@@ -11,11 +11,30 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from policies.demo.tokenizer import BOS, EOS, MAX_LENGTH_TOKENS, PAD, save_tokenizer
 
 FILE_MODE = 0o644
+_CONFIG_FIELDS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+"""What config.json states; the rest are Llama's defaults."""
 
 
 def new_model(tokenizer: Tokenizer, *, seed: int) -> Any:
@@ -54,15 +73,12 @@ def save_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path, *, card: str
         for name, parameter in model.named_parameters()  # a tied LM head is named once
     }
     save_file(parameters, folder / "model.safetensors", metadata={"format": "pt"})
-    config = model.config.to_dict() | {
+    config = {name: getattr(model.config, name) for name in _CONFIG_FIELDS} | {
         "architectures": ["LlamaForCausalLM"],
         "dtype": "bfloat16",
-        "torch_dtype": "bfloat16",  # the name that transformers 4 reads
-        "rope_theta": model.config.rope_parameters["rope_theta"],  # likewise
     }
-    config.pop("_name_or_path", None)
-    ids = {f"{name}_token_id": config[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
-    generation = GenerationConfig(**ids, do_sample=True).to_diff_dict()
+    generation = {name: config[name] for name in _CONFIG_FIELDS if name.endswith("_token_id")}
+    generation["do_sample"] = True
     for name, content in (("config.json", config), ("generation_config.json", generation)):
         text = json.dumps(content, indent=2, sort_keys=True)
         (folder / name).write_text(text + "\n", encoding="utf-8")

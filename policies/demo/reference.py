@@ -28,9 +28,9 @@ class ReferenceConfig:
 
     num_steps: int = 5000
     batch_examples: int = 16
-    learning_rate: float = 1.6e-2
+    learning_rate: float = 6e-3
     """Peak rate of Muon, for the matrices of the layers."""
-    embedding_learning_rate: float = 4e-3
+    embedding_learning_rate: float = 2.5e-2
     """Peak rate of AdamW, for embeddings and norms."""
     warmup_steps: int = 50
     max_gradient_norm: float = 1.0

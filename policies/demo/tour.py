@@ -1,0 +1,347 @@
+"""Shows what mixture weights do: serves the demo policies, asks them, measures, prints a table.
+
+    make demo        (or: python -m policies.demo.tour)
+
+Starts `prefmix serve` on a free loopback port, sends the same prompts under several weights
+through the official OpenAI client, scores every answer with the demo's rewards, stops the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from types import FrameType
+from typing import IO, Any, NoReturn
+
+from openai import AsyncOpenAI, OpenAIError
+
+from policies.demo import EVALUATION_PROMPTS, REWARDS
+
+CONFIG = Path(__file__).with_name("serve.yaml")
+MODEL = "demo"
+READY_TIMEOUT_S = 240
+STOP_TIMEOUT_S = 20
+RESPONSES_PER_PROMPT = 4
+MAX_TOKENS = 160
+MAX_IN_FLIGHT = 32
+EXAMPLE_PROMPT = "Review the Park Hotel."
+EXAMPLE_SEED = 1
+OBJECTIVES = tuple(REWARDS)
+
+
+class TourError(Exception):
+    """The tour cannot go on; the message is all there is to say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """One row of the table: a name and how a request asks for its weights."""
+
+    name: str
+    model: str = MODEL
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """Fields beyond OpenAI's own."""
+
+
+def _corner(name: str) -> Stop:
+    return Stop(name=name, body={"preference_weights": {name: 1}})
+
+
+STOPS = (
+    _corner("reference"),
+    *(_corner(name) for name in OBJECTIVES),
+    Stop(name="uniform", body={"preference_weights": dict.fromkeys(OBJECTIVES, 1)}),
+    Stop(name="short-and-kind", body={"preference_profile": "short-and-kind"}),
+    Stop(name="glowing-letter", model=f"{MODEL}@glowing-letter"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What came back for one row."""
+
+    weights: Mapping[str, float]
+    """The weights the server says it used."""
+    texts: Sequence[str]
+    example: str
+
+    def mean_rewards(self) -> dict[str, float]:
+        """Objective -> mean reward of the texts."""
+        return {name: fmean(map(reward, self.texts)) for name, reward in REWARDS.items()}
+
+    def mean_num_words(self) -> float:
+        """Mean length of the texts."""
+        return fmean(len(text.split()) for text in self.texts)
+
+
+class Progress:
+    """One line that counts on a terminal; elsewhere it is printed once, when done."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._begun = time.monotonic()
+        self._live = sys.stdout.isatty()
+
+    def update(self, detail: str = "") -> None:
+        """Rewrites the line on a terminal."""
+        if self._live:
+            self._write(f"{detail}  {time.monotonic() - self._begun:3.0f} s", end="")
+
+    def done(self, detail: str = "") -> None:
+        """Ends the line."""
+        self._write(f"{detail}  {time.monotonic() - self._begun:3.0f} s", end="\n")
+
+    def _write(self, detail: str, *, end: str) -> None:
+        print(f"{'\r' if self._live else ''}{self._text:<58}{detail:>20}", end=end, flush=True)
+
+
+def main() -> int:
+    """Runs the tour; returns the exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        with tempfile.TemporaryFile("w+") as log, _server(log) as url:
+            asyncio.run(_tour(url))
+    except KeyboardInterrupt:
+        print("\ndemo: stopped", file=sys.stderr)
+        return 130
+    except TourError as error:
+        print(f"\ndemo: {error}", file=sys.stderr)
+        return 1
+    except OpenAIError as error:
+        print(f"\ndemo: a request failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+# --- the server ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _server(log: IO[str]) -> Iterator[str]:
+    """Serves the demo policies; yields the URL once they answer, and stops the server at the end."""
+    port = _free_port()
+    command = Path(sys.executable).with_name("prefmix")
+    if not command.exists():
+        raise TourError(f"{command} does not exist; run 'make setup'")
+    process = subprocess.Popen(
+        [command, "serve", CONFIG, "--port", str(port)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        # Ctrl-C is for the tour, which then stops the server in its own time.
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_ready(process, url, log)
+        yield url
+    finally:
+        _stop(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: IO[str]) -> None:
+    progress = Progress(f"Starting prefmix serve on {url.removeprefix('http://')}")
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while not _answers(f"{url}/health"):
+        if process.poll() is not None:
+            raise TourError(f"the server ended with code {process.returncode}{_last_lines(log)}")
+        if time.monotonic() > deadline:
+            raise TourError(f"the server was not ready in {READY_TIMEOUT_S} s{_last_lines(log)}")
+        progress.update()
+        time.sleep(0.2)
+    progress.done("ready")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _last_lines(log: IO[str]) -> str:
+    log.seek(0)
+    lines = [line.rstrip() for line in log if line.strip()][-6:]
+    return ":\n" + textwrap.indent("\n".join(lines), "  ") if lines else " and said nothing"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends the server; by force, with the engine it started, if it does not go."""
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+# --- the requests ----------------------------------------------------------------------------
+
+
+async def _tour(url: str) -> None:
+    # The key is not looked at: this server was started without one.
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        print()
+        await _stream(client)
+        print()
+        answers = await _ask_everything(client)
+    print()
+    print(_table(answers))
+    print()
+    print(_examples(answers))
+    print()
+    print(textwrap.fill(_conclusion(answers), _width()))
+
+
+async def _stream(client: AsyncOpenAI) -> None:
+    """Streams one answer under the default profile: a request that names no weights."""
+    print(f'"{EXAMPLE_PROMPT}", streamed under the default profile:')
+    stream = await client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": EXAMPLE_PROMPT}],
+        max_tokens=MAX_TOKENS,
+        seed=EXAMPLE_SEED,
+        stream=True,
+    )
+    column = 0
+    word = ""
+    async for chunk in stream:
+        word += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+        # A word is complete, and may be placed on this line or the next, when a space follows it.
+        while " " in word.lstrip():
+            first, word = word.lstrip().split(" ", 1)
+            column = _place(first, column)
+            word = " " + word
+    _place(word.strip(), column)
+    print()
+
+
+def _place(word: str, column: int) -> int:
+    """Prints a word behind column `column`, wrapped and indented by 2; returns the new column."""
+    if column and column + 1 + len(word) > _width():
+        print()
+        column = 0
+    lead = " " if column else "  "
+    print(f"{lead}{word}", end="", flush=True)
+    return column + len(lead) + len(word)
+
+
+async def _ask_everything(client: AsyncOpenAI) -> dict[Stop, Answers]:
+    """Sends every prompt under every row's weights; all of them share the engine's batches."""
+    total = len(STOPS) * len(EVALUATION_PROMPTS) * RESPONSES_PER_PROMPT
+    progress = Progress(f"Asking {len(EVALUATION_PROMPTS)} prompts under {len(STOPS)} weights")
+    texts: dict[Stop, list[str]] = {stop: [] for stop in STOPS}
+    in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
+
+    async def ask(stop: Stop, prompt: str, seed: int) -> None:
+        async with in_flight:
+            texts[stop] += await _ask(client, stop, prompt, seed=seed)
+        progress.update(f"{sum(map(len, texts.values())):,} of {total:,}")
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for seed, prompt in enumerate(EVALUATION_PROMPTS):
+                for stop in STOPS:
+                    group.create_task(ask(stop, prompt, seed))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    progress.done(f"{total:,} answers")
+    return {
+        stop: Answers(
+            weights=await _weights_used(client, stop),
+            texts=texts[stop],
+            example=(await _ask(client, stop, EXAMPLE_PROMPT, seed=EXAMPLE_SEED, n=1))[0],
+        )
+        for stop in STOPS
+    }
+
+
+async def _ask(
+    client: AsyncOpenAI, stop: Stop, prompt: str, *, seed: int, n: int = RESPONSES_PER_PROMPT
+) -> list[str]:
+    completion = await client.chat.completions.create(
+        model=stop.model,
+        messages=[{"role": "user", "content": prompt}],
+        max_tokens=MAX_TOKENS,
+        temperature=1,
+        seed=seed,
+        n=n,
+        extra_body=dict(stop.body),
+    )
+    return [choice.message.content or "" for choice in completion.choices]
+
+
+async def _weights_used(client: AsyncOpenAI, stop: Stop) -> dict[str, float]:
+    """The weights of a row, from the header that every answer carries."""
+    answer = await client.chat.completions.with_raw_response.create(
+        model=stop.model,
+        messages=[{"role": "user", "content": EXAMPLE_PROMPT}],
+        max_tokens=1,
+        extra_body=dict(stop.body),
+    )
+    header = answer.headers["x-prefmix-weights"]
+    return {name: float(weight) for name, weight in (item.split("=") for item in header.split(","))}
+
+
+# --- what is printed -------------------------------------------------------------------------
+
+
+def _width() -> int:
+    return max(60, min(100, shutil.get_terminal_size((90, 24)).columns - 1))
+
+
+def _table(answers: Mapping[Stop, Answers]) -> str:
+    """Weights and mean rewards, one row a stop; * marks the best of each objective."""
+    means = {stop: answer.mean_rewards() for stop, answer in answers.items()}
+    best = {name: max(mean[name] for mean in means.values()) for name in OBJECTIVES}
+    num_responses = len(next(iter(answers.values())).texts)
+    head = f"{'':<15} | {'weights':^26} | {f'mean reward of {num_responses} answers':^29} |"
+    names = (
+        f"{'':<15} | {'positive concise polite':^26}"
+    )
+    lines = [head, names]
+    lines = [
+        f"{'':<16}{'weights':^24}  {f'mean reward of {num_responses} answers':^30}",
+        f"{'':<16}"
+        + "".join(f"{name:>8}" for name in OBJECTIVES)
+        + "  "
+        + "".join(f"{name:>10}" for name in OBJECTIVES)
+        + f"{'words':>8}",
+    ]
+    lines.append("-" * len(lines[1]))
+    for stop, answer in answers.items():
+        weights = "".join(f"{answer.weights[name]:>8.2f}" for name in OBJECTIVES)
+        rewards = "".join(
+            f"{means[stop][name]:>+9.2f}{'*' if means[stop][name] == best[name] else ' '}"
+            for name in OBJECTIVES
+        )
+        lines.append(f"{stop.name:<16}{weights}  {rewards}{answer.mean_num_words():>8.0f}")
+    return "\n".join(line.rstrip() for line in lines)
