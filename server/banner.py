@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from mixing.spec import MixtureSpec, Policy
-from server.checkpoint import human_count, num_parameters
+from server.checkpoint import human_count, local_folder, num_parameters
 from server.profiles import ProfileSet
 
 
@@ -26,7 +25,7 @@ def ready_table(
     rows = [("policy", "parameters", "weight", "model")]
     for member in spec.members:
         name = member.name + (" (reference)" if member is spec.reference else "")
-        count = human_count(num_parameters(Path(member.model)) if _is_folder(member) else None)
+        count = human_count(_parameters(member))
         rows.append((name, count, f"{weights[member.name]:.3g}", _model(member)))
     facts = [
         ("model", f"{model_name} ({spec.weight_space} weights)"),
@@ -37,8 +36,9 @@ def ready_table(
     return "\n".join([*_align(rows), "", *_align(facts)])
 
 
-def _is_folder(member: Policy) -> bool:
-    return Path(member.model).is_dir()
+def _parameters(member: Policy) -> int | None:
+    folder = local_folder(member.model, member.revision)
+    return None if folder is None else num_parameters(folder)
 
 
 def _model(member: Policy) -> str:

@@ -9,6 +9,16 @@ from pathlib import Path
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
+def local_folder(model: str, revision: str | None) -> Path | None:
+    """Where a model lies on this machine: its folder, or its place in the hub's cache."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(model, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
 def num_parameters(folder: Path) -> int | None:
     """Counts a checkpoint's parameters; None if it has no readable safetensors files.
 

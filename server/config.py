@@ -141,6 +141,8 @@ def resolve_model(model: str, *, folder: Path, where: str) -> str:
     A string that begins with "/", "./", "../" or "~" means a folder and must exist; any other means
     a folder if there is one of that name in `folder`, else a hub id.
     """
+    if not model:
+        return model  # refused with the policy's name, by its Policy
     path = folder / Path(model).expanduser()
     explicit = model.startswith(("/", "./", "../", "~")) or model in (".", "..")
     if path.is_dir():
@@ -198,6 +200,7 @@ def _sentence(error: ValidationError, path: Path | None, overrides: Mapping[str,
     if parts[-1] == "[key]":
         return f"{source}{parts[0]} has the key {first['input']!r}; names are strings, so quote it"
     expected = first["msg"].removeprefix("Input should be ")
+    expected = expected.replace("a valid dictionary", "a mapping")
     return f"{source}{'.'.join(parts)} is {first['input']!r:.80}, expected {expected}"
 
 

@@ -6,6 +6,7 @@ answer with the default mixture, or without the API key. So only an allowlist is
 
 from __future__ import annotations
 
+import importlib.metadata
 from argparse import Namespace
 from http import HTTPStatus
 from typing import Any
@@ -75,6 +76,8 @@ class PrefmixEndpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         """Drops vLLM's other routes and adds ours; vLLM then replaces its equals by them."""
+        app.title = "prefmix"
+        app.version = importlib.metadata.version("prefmix")
         keep_allowed_routes(app)
         app.include_router(routes.router)
         app.include_router(catalog.router)
@@ -102,7 +105,7 @@ class PrefmixEndpoints:
         keep_allowed_routes(self._app)
         check_own_routes(self._app)
         if keys := api_keys(args):
-            self._app.add_middleware(KeyGuard, keys=keys)
+            guard(self._app, keys)
 
 
 def mixture_spec(engine_client: Any) -> MixtureSpec:
@@ -119,6 +122,14 @@ def mixture_spec(engine_client: Any) -> MixtureSpec:
 def api_keys(args: Namespace) -> list[str]:
     """The inference keys, by vLLM's own rule: --api-key, else VLLM_API_KEY."""
     return [key for key in (args.api_key or [vllm_envs.VLLM_API_KEY]) if key]
+
+
+def guard(app: FastAPI, keys: list[str]) -> None:
+    """Puts the key check around everything else, vLLM's own check included.
+
+    vLLM has built the middleware stack by now, so `app.add_middleware` would be refused.
+    """
+    app.middleware_stack = KeyGuard(app.middleware_stack or app.build_middleware_stack(), keys=keys)
 
 
 def keep_allowed_routes(app: FastAPI) -> None:

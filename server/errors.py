@@ -89,7 +89,7 @@ def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
 
     param = _field(first)
     if param is None:
-        return 'the request body is not a JSON object; send one such as {"prompt": "Hi"}', None
+        return "the request body is not a JSON object", None
     if kind == "missing":
         return f"{param} is missing", param
     about_it = (error for error in errors if isinstance(error, dict) and _field(error) == param)

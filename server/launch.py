@@ -49,9 +49,9 @@ def launch(
     Returns: the exit code: 0 after an ordered end, 130 or 143 if a signal came during the start.
     Raises: CommandError if the server cannot start.
     """
+    quiet = log_level() == "warning"
     if not any(word.startswith("--uds") for word in passthrough) and "uds" not in config.engine:
         check_port(config.host, config.port)
-    quiet = log_level() == "warning"
     set_logging()
     set_plugins()
     with StartupLog(enabled=quiet) as log, _own_signal_handlers():

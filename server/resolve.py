@@ -40,7 +40,7 @@ class Resolution:
     """The members, in weight order."""
 
     def headers(self) -> dict[str, str]:
-        """The response headers that report it. Nine digits restore a float32 exactly."""
+        """The response headers that report it. Nine digits are more than a float32 holds."""
         pairs = zip(self.member_names, self.weights, strict=True)
         return {
             PROFILE_HEADER: self.profile,

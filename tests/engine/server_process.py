@@ -1,0 +1,140 @@
+"""`prefmix serve` as a real process on loopback, for the tests of the server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+API_KEY = "test-key"
+START_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 60.0
+
+PREFMIX = Path(sys.executable).with_name("prefmix")
+
+
+def free_port() -> int:
+    """A port of loopback that nothing uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """The environment without this process's own settings of vLLM."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
+    kept |= {key: os.environ[key] for key in ("VLLM_CACHE_ROOT",) if key in os.environ}
+    return {**kept, **extra}
+
+
+def run_prefmix(
+    *words: str, timeout: float = 180, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command that is expected to end by itself."""
+    return subprocess.run(
+        [str(PREFMIX), *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=clean_environment(**extra),
+        start_new_session=True,
+    )
+
+
+class ServerProcess:
+    """One server; `wait_ready` before use, `stop` in the end."""
+
+    def __init__(self, folder: Path, words: Sequence[str], **extra: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._stdout = folder / "stdout.txt"
+        self._stderr = folder / "stderr.txt"
+        at = words.index("--") if "--" in words else len(words)
+        command = [str(PREFMIX), "serve", *words[:at], "--port", str(self.port), *words[at:]]
+        with self._stdout.open("w") as out, self._stderr.open("w") as err:
+            self.process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+                env=clean_environment(**extra),
+                start_new_session=True,
+            )
+        self._family: dict[int, psutil.Process] = {}
+
+    @property
+    def stdout(self) -> str:
+        """What it printed."""
+        return self._stdout.read_text()
+
+    @property
+    def stderr(self) -> str:
+        """What it reported."""
+        return self._stderr.read_text()
+
+    def wait_ready(self, timeout: float = START_TIMEOUT_S) -> ServerProcess:
+        """Waits for the table that says it serves."""
+        deadline = time.monotonic() + timeout
+        while "url " not in self.stdout:
+            assert self.process.poll() is None, f"ended while starting:\n{self.stderr}"
+            assert time.monotonic() < deadline, f"not ready in time:\n{self.stderr}"
+            time.sleep(0.1)
+        self.family()
+        return self
+
+    def wait_family(self, size: int, timeout: float = START_TIMEOUT_S) -> None:
+        """Waits until it has started so many processes."""
+        deadline = time.monotonic() + timeout
+        while len(self.family()) < size:
+            assert self.process.poll() is None, f"ended while starting:\n{self.stderr}"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def family(self) -> list[psutil.Process]:
+        """The process and all that it has started so far, ended ones included."""
+        try:
+            parent = psutil.Process(self.process.pid)
+            for process in (parent, *parent.children(recursive=True)):
+                self._family.setdefault(process.pid, process)
+        except psutil.NoSuchProcess:
+            pass
+        return list(self._family.values())
+
+    def survivors(self, timeout: float = 10.0) -> list[psutil.Process]:
+        """Members of the family that still run after a while."""
+        _, alive = psutil.wait_procs(self.family(), timeout=timeout)
+        return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+    def end(self, number: signal.Signals) -> int:
+        """Sends one signal to the main process alone and returns its exit code."""
+        self.family()
+        self.process.send_signal(number)
+        return self.process.wait(timeout=STOP_TIMEOUT_S)
+
+    def kill(self) -> None:
+        """Ends the whole family at once; for clean-up only."""
+        for process in self.family():
+            if process.is_running():
+                process.kill()
+        self.process.wait(timeout=STOP_TIMEOUT_S)
+
+    def client(self, *, key: str | None = API_KEY) -> httpx.Client:
+        """An HTTP client of this server."""
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120)
+
+
+def engine_flags(**flags: Any) -> list[str]:
+    """The flags of a small engine, after `--`."""
+    settings = {"dtype": "float32", "max-model-len": 256, "max-num-seqs": 32, **flags}
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    return ["--", "--enforce-eager", *words]

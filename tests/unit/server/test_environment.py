@@ -1,0 +1,67 @@
+"""Environment defaults: only what is unset, and no plugin switched off."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+import pytest
+
+from server.environment import check_entry_points, set_cpu_defaults, set_logging, set_plugins
+from server.exits import CommandError
+
+
+def plugins(given: str | None) -> list[str]:
+    environ = {} if given is None else {"VLLM_PLUGINS": given}
+    set_plugins(environ)
+    return environ["VLLM_PLUGINS"].split(",")
+
+
+def test_an_unset_list_becomes_everything_that_would_have_loaded() -> None:
+    general = {point.name for point in entry_points(group="vllm.general_plugins")}
+    assert general <= set(plugins(None))
+    assert len(plugins(None)) == len(set(plugins(None)))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", ["prefmix"]),
+        ("mine", ["mine", "prefmix"]),
+        ("prefmix,mine", ["prefmix", "mine"]),
+    ],
+)
+def test_the_users_list_is_kept(given: str, expected: list[str]) -> None:
+    assert plugins(given) == expected
+
+
+def test_a_missing_entry_point_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.environment.entry_points", lambda group: [])
+    with pytest.raises(CommandError, match=r"vllm\.general_plugins"):
+        check_entry_points()
+
+
+def test_logging_defaults_yield_to_the_user() -> None:
+    environ = {"VLLM_LOGGING_LEVEL": "INFO", "PREFMIX_LOG_LEVEL": "debug"}
+    set_logging(environ)
+    assert environ["VLLM_LOGGING_LEVEL"] == "INFO"
+    quiet: dict[str, str] = {}
+    set_logging(quiet)
+    assert quiet["VLLM_LOGGING_LEVEL"] == "WARNING"
+
+
+@pytest.mark.parametrize(
+    ("given", "kv_cache_bytes", "space"),
+    [
+        ({}, None, "1"),
+        ({"VLLM_CPU_KVCACHE_SPACE": "8"}, None, "8"),
+        ({}, 1 << 30, None),
+    ],
+)
+def test_the_cpu_cache_gets_a_size_only_if_it_has_none(
+    given: dict[str, str], kv_cache_bytes: int | None, space: str | None
+) -> None:
+    environ = dict(given)
+    said = set_cpu_defaults(environ, kv_cache_bytes=kv_cache_bytes)
+    assert environ.get("VLLM_CPU_KVCACHE_SPACE") == space
+    assert bool(said) == (given == {} and kv_cache_bytes is None)
+    assert environ["VLLM_USE_AOT_COMPILE"] == "0"
