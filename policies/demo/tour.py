@@ -48,7 +48,7 @@ class TourError(Exception):
     """The tour cannot go on; the message is all there is to say."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Stop:
     """One row of the table: a name and how a request asks for its weights."""
 
@@ -107,7 +107,8 @@ class Progress:
         self._write(f"{detail}  {time.monotonic() - self._begun:3.0f} s", end="\n")
 
     def _write(self, detail: str, *, end: str) -> None:
-        print(f"{'\r' if self._live else ''}{self._text:<58}{detail:>20}", end=end, flush=True)
+        back = "\r" if self._live else ""
+        print(f"{back}{self._text:<52}{detail:>26}", end=end, flush=True)
 
 
 def main() -> int:
@@ -123,9 +124,6 @@ def main() -> int:
     except TourError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
-    except OpenAIError as error:
-        print(f"\ndemo: a request failed: {error}", file=sys.stderr)
-        return 1
     return 0
 
 
@@ -138,7 +136,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 @contextlib.contextmanager
 def _server(log: IO[str]) -> Iterator[str]:
-    """Serves the demo policies; yields the URL once they answer, and stops the server at the end."""
+    """Serves the demo policies; yields the URL once they answer, stops the server at the end."""
     port = _free_port()
     command = Path(sys.executable).with_name("prefmix")
     if not command.exists():
@@ -155,6 +153,8 @@ def _server(log: IO[str]) -> Iterator[str]:
     try:
         _wait_until_ready(process, url, log)
         yield url
+    except OpenAIError as error:
+        raise TourError(f"a request failed: {error}{_last_lines(log)}") from None
     finally:
         _stop(process)
 
@@ -257,7 +257,9 @@ def _place(word: str, column: int) -> int:
 async def _ask_everything(client: AsyncOpenAI) -> dict[Stop, Answers]:
     """Sends every prompt under every row's weights; all of them share the engine's batches."""
     total = len(STOPS) * len(EVALUATION_PROMPTS) * RESPONSES_PER_PROMPT
-    progress = Progress(f"Asking {len(EVALUATION_PROMPTS)} prompts under {len(STOPS)} weights")
+    progress = Progress(
+        f"Asking {len(EVALUATION_PROMPTS)} prompts under {len(STOPS)} weightings at once"
+    )
     texts: dict[Stop, list[str]] = {stop: [] for stop in STOPS}
     in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
 
@@ -319,29 +321,70 @@ def _width() -> int:
 
 
 def _table(answers: Mapping[Stop, Answers]) -> str:
-    """Weights and mean rewards, one row a stop; * marks the best of each objective."""
-    means = {stop: answer.mean_rewards() for stop, answer in answers.items()}
-    best = {name: max(mean[name] for mean in means.values()) for name in OBJECTIVES}
-    num_responses = len(next(iter(answers.values())).texts)
-    head = f"{'':<15} | {'weights':^26} | {f'mean reward of {num_responses} answers':^29} |"
-    names = (
-        f"{'':<15} | {'positive concise polite':^26}"
-    )
-    lines = [head, names]
+    """Weights, mean rewards and length, one line a row; * marks the best of each objective."""
+    members = list(next(iter(answers.values())).weights)
+    best = _best(answers)
+    num_texts = len(next(iter(answers.values())).texts)
     lines = [
-        f"{'':<16}{'weights':^24}  {f'mean reward of {num_responses} answers':^30}",
-        f"{'':<16}"
-        + "".join(f"{name:>8}" for name in OBJECTIVES)
-        + "  "
-        + "".join(f"{name:>10}" for name in OBJECTIVES)
-        + f"{'words':>8}",
+        f"{'':<16}{'weights':^{5 * len(members)}}  {f'mean reward of {num_texts} answers':^30}",
+        f"{'':<16}{''.join(f'{name[:3]:>5}' for name in members)}  "
+        f"{''.join(f'{name:>10}' for name in OBJECTIVES)}{'words':>8}",
     ]
-    lines.append("-" * len(lines[1]))
+    lines.append("-" * len(lines[-1]))
     for stop, answer in answers.items():
-        weights = "".join(f"{answer.weights[name]:>8.2f}" for name in OBJECTIVES)
+        weights = "".join(f"{answer.weights[name]:>5.2g}" for name in members)
         rewards = "".join(
-            f"{means[stop][name]:>+9.2f}{'*' if means[stop][name] == best[name] else ' '}"
-            for name in OBJECTIVES
+            f"{value:>+9.2f}{'*' if best[name] is stop else ' '}"
+            for name, value in answer.mean_rewards().items()
         )
         lines.append(f"{stop.name:<16}{weights}  {rewards}{answer.mean_num_words():>8.0f}")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _best(answers: Mapping[Stop, Answers]) -> dict[str, Stop]:
+    """Objective -> the row with the highest mean reward."""
+    means = {stop: answer.mean_rewards() for stop, answer in answers.items()}
+    return {name: max(means, key=lambda stop: means[stop][name]) for name in OBJECTIVES}
+
+
+def _examples(answers: Mapping[Stop, Answers]) -> str:
+    """Each row's answer to one prompt, in two columns."""
+    indent = " " * 18
+    texts = [
+        textwrap.fill(
+            " ".join(answer.example.split()),
+            _width(),
+            initial_indent=f"  {stop.name:<16}",
+            subsequent_indent=indent,
+        )
+        for stop, answer in answers.items()
+    ]
+    return "\n".join([f'"{EXAMPLE_PROMPT}", one answer each:', *texts])
+
+
+def _conclusion(answers: Mapping[Stop, Answers]) -> str:
+    """What the table shows, said only where it does."""
+    best = _best(answers)
+    means = {stop: answer.mean_rewards() for stop, answer in answers.items()}
+    sentences = []
+    if all(best[name].name == name for name in OBJECTIVES):
+        sentences.append("Each policy alone is the best at its own objective (*).")
+    reference = next(mean for stop, mean in means.items() if stop.name == "reference")
+    better = [
+        stop.name
+        for stop, mean in means.items()
+        if all(mean[name] > reference[name] for name in OBJECTIVES)
+    ]
+    if better:
+        sentences.append(
+            f"Above the reference policy in all {len(OBJECTIVES)} objectives: {', '.join(better)}."
+        )
+    sentences.append(
+        "Between the rows nothing was trained or loaded: one engine served all of them, and only "
+        "the weights in the requests differ."
+    )
+    return " ".join(sentences)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

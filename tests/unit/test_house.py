@@ -70,7 +70,7 @@ def _imports(node: ast.AST, *, inside_functions: bool) -> Iterator[str]:
 
 
 def _runs_later(node: ast.AST) -> bool:
-    """Whether importing the module leaves the node out: a function's body, or type checkers only."""
+    """Whether importing a module skips the node: a function's body, or for type checkers only."""
     if isinstance(node, ast.If):
         return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
     return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
