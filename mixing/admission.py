@@ -31,6 +31,7 @@ class UnsupportedEngineError(ValueError):
 
 def refuse_unsupported(vllm_config: VllmConfig) -> None:
     """Raises UnsupportedEngineError for the first option that cannot carry weights."""
+    from vllm.platforms import current_platform
     from vllm.utils import torch_utils
 
     model_config, parallel = vllm_config.model_config, vllm_config.parallel_config
@@ -63,6 +64,11 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
         (
             parallel.prefill_context_parallel_size > 1 or parallel.decode_context_parallel_size > 1,
             "context parallelism is not supported by a mixture; use --tensor-parallel-size",
+        ),
+        (
+            not vllm_config.use_v2_model_runner and not current_platform.is_cpu(),
+            "on this device a mixture needs vLLM's V2 model runner; unset "
+            "VLLM_USE_V2_MODEL_RUNNER, and install Triton if it is missing",
         ),
         (
             compiles and not torch_utils._USE_LAYERNAME,

@@ -52,7 +52,8 @@ def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> tupl
         if facts.end_token_ids != first.end_token_ids:
             warnings.append(
                 f"policies {first.name!r} and {facts.name!r} end a text with different tokens "
-                f"({first.end_token_ids} and {facts.end_token_ids}); those of {first.name!r} are used, "
+                f"({first.end_token_ids} and {facts.end_token_ids}); "
+                f"those of {first.name!r} are used, "
                 "add others with stop_token_ids in the request"
             )
     return tuple(warnings)

@@ -1,0 +1,102 @@
+"""The composite's own part of a step, with members whose outputs are known."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mixing.model import LogLinearMixtureForCausalLM
+
+WIDTHS = (4, 2)
+
+
+class Member(nn.Module):
+    """Writes its mark into memory that all members share, as CUDA graphs' outputs do."""
+
+    def __init__(self, mark: float, width: int, shared: torch.Tensor) -> None:
+        super().__init__()
+        self.mark, self.width, self.shared, self.runs = mark, width, shared, 0
+
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        self.runs += 1
+        return self.shared[: len(input_ids), : self.width].fill_(self.mark)
+
+    def compute_logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        return hidden_ND.sum(dim=1, keepdim=True) * torch.tensor([1.0, 0.0, -1.0])
+
+
+def build(*, dtype: torch.dtype = torch.float32) -> Any:
+    shared = torch.empty(8, max(WIDTHS), dtype=dtype)
+    model = LogLinearMixtureForCausalLM.__new__(LogLinearMixtureForCausalLM)
+    nn.Module.__init__(model)
+    model.members = nn.ModuleDict(
+        {"p0": Member(1.0, WIDTHS[0], shared), "p1": Member(2.0, WIDTHS[1], shared)}
+    )
+    model.hidden_sizes, model.dtype, model.vocab_size = list(WIDTHS), dtype, 3
+    model._active, model._can_skip = [True, True], True
+    return model
+
+
+def step(model: Any, weights_TM: torch.Tensor) -> torch.Tensor:
+    tokens = torch.arange(len(weights_TM))
+    out: torch.Tensor = model(tokens, tokens, token_weights=weights_TM)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_members_that_reuse_one_output_buffer_do_not_overwrite_each_other(
+    dtype: torch.dtype,
+) -> None:
+    weights_TM = torch.tensor([[0.1, 0.9], [0.7, 0.3]])
+    out = step(build(dtype=dtype), weights_TM)
+    assert (out[:, :4] == 1).all()
+    assert (out[:, 4:6] == 2).all()
+    assert torch.equal(out[:, 6:].contiguous().view(torch.float32), weights_TM)
+
+
+def test_logits_mix_what_the_row_carries_in_any_row_order() -> None:
+    model = build()
+    out = step(model, torch.tensor([[0.25, 0.75], [1.0, 0.0], [0.0, 1.0]]))
+    logits = model.compute_logits(out[[2, 0]])
+    # Members' logits are +-(width * mark): 4 and 4.
+    assert logits.tolist() == [[4.0, 0.0, -4.0], [4.0, 0.0, -4.0]]
+
+
+def test_a_member_without_weight_does_not_run_and_leaves_no_trace() -> None:
+    model = build()
+    model.members["p1"].shared.fill_(torch.nan)
+    model.set_active_members([True, False])
+    out = step(model, torch.tensor([[1.0, 0.0]]))
+    assert model.members["p1"].runs == 0
+    assert out.isfinite().all()
+    assert model.compute_logits(out).tolist() == [[4.0, 0.0, -4.0]]
+
+
+def test_where_cache_blocks_are_not_kept_apart_every_member_runs() -> None:
+    model = build()
+    model._can_skip = False
+    model.set_active_members([True, False])
+    step(model, torch.tensor([[1.0, 0.0]]))
+    assert model.members["p1"].runs == 1
+
+
+def test_registering_turns_off_compile_artefacts_that_never_load_on_cpu() -> None:
+    """And leaves alone what the user has set."""
+    code = "import os, mixing.plugin as p; p.register(); print(os.environ['VLLM_USE_AOT_COMPILE'])"
+    environment = {key: value for key, value in os.environ.items() if key != "VLLM_USE_AOT_COMPILE"}
+    for setting, expected in (({}, "0"), ({"VLLM_USE_AOT_COMPILE": "1"}, "1")):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, **setting},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert done.stdout.strip().splitlines()[-1] == expected

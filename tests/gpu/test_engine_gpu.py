@@ -1,0 +1,53 @@
+"""The whole engine on a CUDA device: V2 model runner, CUDA graphs, default attention backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exactness import Oracle, generate, random_jobs, served
+from tiny_policies import VOCAB_SIZE, save_policy
+
+from mixing.spec import MixtureSpec, Policy, hf_overrides
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("enforce_eager", [True, False])
+def test_engine_errs_no_more_than_transformers_in_the_same_dtype(
+    tmp_path: Path, enforce_eager: bool
+) -> None:
+    """bfloat16, judged like on CPU: against float32 truth, beside transformers' own bfloat16."""
+    vllm = pytest.importorskip("vllm")
+    folders = [
+        save_policy(tmp_path / f"p{seed}", seed=seed, hidden=128, heads=2) for seed in range(3)
+    ]
+    policies = tuple(Policy(name=folder.name, model=str(folder)) for folder in folders)
+    llm = vllm.LLM(
+        model=str(folders[0]),
+        hf_overrides=hf_overrides(MixtureSpec(policies=policies)),
+        dtype="bfloat16",
+        enforce_eager=enforce_eager,
+        max_model_len=256,
+        max_num_batched_tokens=256,
+        gpu_memory_utilization=0.3,
+    )
+    jobs = random_jobs(40, num_members=3, vocab_size=VOCAB_SIZE, seed=0)
+    exact, rounded = Oracle(folders), Oracle(folders, dtype=torch.bfloat16)
+    engine_errors, transformers_errors = [], []
+    for job, output in zip(jobs, generate(llm, jobs), strict=True):
+        tokens, logprobs = served(output.outputs[0])
+        engine_errors.append(exact.errors(job, tokens, logprobs))
+        truth = rounded.logprobs((*job.prompt, *tokens), job.weights)[len(job.prompt) - 1 :]
+        own = [truth[step, token].item() for step, token in enumerate(tokens)]
+        transformers_errors.append(exact.errors(job, tokens, own))
+    engine_rms, transformers_rms = (
+        float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
+        for errors in (engine_errors, transformers_errors)
+    )
+    assert 0 < engine_rms < 1.5 * transformers_rms
