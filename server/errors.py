@@ -74,10 +74,10 @@ def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
         return "the request body is not valid", None
     first = errors[0]
     if not isinstance(first, dict):
-        return _one_line(str(first)), None
+        return one_line(str(first)), None
     kind = first.get("type")
     if kind == "json_invalid":
-        reason = _one_line(str(first.get("ctx", {}).get("error", "not JSON")))
+        reason = one_line(str(first.get("ctx", {}).get("error", "not JSON")))
         position = first.get("loc", ("body", 0))[-1]
         return f"the request body is not valid JSON: {reason} at character {position}", None
 
@@ -85,7 +85,7 @@ def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
     if isinstance(cause, Exception):
         # vLLM's own checks raise an error that knows its field.
         param = getattr(cause, "parameter", None) or _field(first)
-        return _one_line(_plain_message(cause)), param
+        return one_line(_plain_message(cause)), param
 
     param = _field(first)
     if param is None:
@@ -127,7 +127,7 @@ def _input(errors: Sequence[Any], param: str, first: dict[str, Any]) -> object:
 
 
 def _expectation(error: dict[str, Any]) -> str:
-    message = _one_line(str(error.get("msg", "not valid")))
+    message = one_line(str(error.get("msg", "not valid")))
     return message.removeprefix("Input ").replace("should be", "expected", 1)
 
 
@@ -135,5 +135,6 @@ def _plain_message(error: Exception) -> str:
     return str(error.args[0]) if error.args else str(error)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """`text` with every run of blanks and line ends made one blank."""
     return " ".join(text.split())

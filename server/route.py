@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from server.errors import RequestError, validation_response
+from server.errors import RequestError, one_line, validation_response
 
 
 class OpenAIRoute(APIRoute):
@@ -26,5 +27,12 @@ class OpenAIRoute(APIRoute):
                 return error.response()
             except RequestValidationError as error:
                 return validation_response(error)
+            except HTTPException as error:
+                # FastAPI's word for a body that broke the JSON reader in any other way.
+                if error.status_code != HTTPStatus.BAD_REQUEST or error.__cause__ is None:
+                    raise
+                return RequestError(
+                    f"the request body cannot be read as JSON: {one_line(str(error.__cause__))}"
+                ).response()
 
         return handle

@@ -76,6 +76,8 @@ def test_good_bodies_pass(client: TestClient) -> None:
         (b"", ["not a JSON object"]),
         (b"[1]", ["not a JSON object"]),
         (b'"hi"', ["not a JSON object"]),
+        (b'{"prompt": "\xff"}', ["cannot be read as JSON", "utf-8"]),
+        (b'{"max_tokens": ' + b"9" * 5000 + b"}", ["cannot be read as JSON", "digits"]),
     ],
 )
 def test_broken_bodies_are_400(client: TestClient, content: bytes, parts: list[str]) -> None:

@@ -1,0 +1,538 @@
+"""One real `prefmix serve` on tiny random policies: every route, every refusal, no bypass."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import yaml
+from server_process import API_KEY, ServerProcess, engine_flags
+
+POLICIES = ("one", "two", "three")
+UNIFORM = "one=0.333333333,two=0.333333333,three=0.333333333"
+MAX_MODEL_LEN = 256
+
+
+@pytest.fixture(scope="module")
+def server(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The server of this module. Its end is a test too: one signal, code 0, nothing left."""
+    folder = tmp_path_factory.mktemp("server")
+    config = {
+        "policies": {path.name: str(path) for path in policies},
+        "profiles": {"even": dict.fromkeys(POLICIES, 1), "solo": {"two": 1}},
+        "default_profile": "even",
+        "engine": {"api_key": API_KEY},
+    }
+    (folder / "mixture.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    running = ServerProcess(folder, [str(folder / "mixture.yaml"), *engine_flags()])
+    try:
+        yield running.wait_ready()
+        code = running.end(signal.SIGTERM)
+        assert (code, running.survivors()) == (0, []), running.stderr
+        assert "Traceback" not in running.stderr
+        assert "rror" not in running.stderr
+    finally:
+        running.kill()
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def official(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, max_retries=0) as client:
+        yield client
+
+
+def complete(client: httpx.Client, **body: Any) -> httpx.Response:
+    """POSTs a small completion; the body may hold NaN and Infinity, which Python's JSON writes."""
+    body = {"prompt": "the quick brown", "max_tokens": 6, "temperature": 0, **body}
+    headers = {"Content-Type": "application/json"}
+    return client.post("/v1/completions", content=json.dumps(body), headers=headers)
+
+
+def text(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["text"])
+
+
+def refused(
+    response: httpx.Response, status: int = 400, *, one_line: bool = True
+) -> dict[str, Any]:
+    """The error of a refusal, after checks of its shape."""
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["code"] == status
+    assert "\n" not in body["error"]["message"] or not one_line
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+# --- what is served ------------------------------------------------------------------------------
+
+
+def test_start_prints_one_table_and_nothing_else(server: ServerProcess) -> None:
+    rows = [line.split() for line in server.stdout.splitlines() if line]
+    assert rows[0] == ["policy", "parameters", "weight", "model"]
+    assert [row[0] for row in rows[1:4]] == list(POLICIES)
+    assert all(row[2] == "0.333" for row in rows[1:4])
+    facts = {row[0]: " ".join(row[1:]) for row in rows[4:]}
+    assert facts == {
+        "model": "prefmix (simplex weights)",
+        "profiles": "even (default), solo",
+        "url": server.url,
+        "open": "inference with API key, metrics, health, docs",
+    }
+    assert all(line.startswith("prefmix: ") for line in server.stderr.splitlines()), server.stderr
+
+
+def test_the_official_client_lists_the_mixture_and_its_profiles(official: openai.OpenAI) -> None:
+    cards = {card.id: card.model_dump() for card in official.models.list()}
+    assert list(cards) == ["prefmix", "prefmix@even", "prefmix@solo"]
+    assert cards["prefmix@solo"]["parent"] == "prefmix"
+    assert {card["max_model_len"] for card in cards.values()} == {MAX_MODEL_LEN}
+    assert len({card["root"] for card in cards.values()}) == 1
+
+
+def test_mixture_shows_what_is_loaded(client: httpx.Client, policies: list[Path]) -> None:
+    mixture = client.get("/v1/mixture").json()
+    models = [{"name": path.name, "model": str(path), "revision": None} for path in policies]
+    assert mixture["policies"] == models
+    assert (mixture["reference"], mixture["weight_space"]) == (None, "simplex")
+    assert (mixture["default_profile"], mixture["version"]) == ("even", 1)
+    assert mixture["profiles"]["solo"] == {"weights": {"one": 0.0, "two": 1.0, "three": 0.0}}
+    assert len(mixture["sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "profile", "weights"),
+    [
+        ({}, "even", UNIFORM),
+        ({"model": "prefmix"}, "even", UNIFORM),
+        ({"preference_profile": "solo"}, "solo", "one=0,two=1,three=0"),
+        ({"model": "prefmix@solo"}, "solo", "one=0,two=1,three=0"),
+        ({"preference_weights": {"one": 3, "three": 1}}, "custom", "one=0.75,two=0,three=0.25"),
+        ({"vllm_xargs": {"prefmix_weights": [0, 0, 1]}}, "custom", "one=0,two=0,three=1"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_report_the_weights_they_used(
+    client: httpx.Client, fields: dict[str, Any], profile: str, weights: str, stream: bool
+) -> None:
+    response = complete(client, stream=stream, **fields)
+    assert response.status_code == 200
+    reported = [response.headers[f"x-prefmix-{name}"] for name in ("profile", "weights")]
+    assert reported == [profile, weights]
+    assert response.headers["x-prefmix-weights-version"] == "1"
+
+
+def test_every_way_to_say_the_same_weights_gives_the_same_text(client: httpx.Client) -> None:
+    ways: list[dict[str, Any]] = [
+        {"preference_profile": "solo"},
+        {"model": "prefmix@solo"},
+        {"preference_weights": {"two": 0.1}},
+        {"vllm_xargs": {"prefmix_weights": [0, 1, 0]}},
+    ]
+    texts = {text(complete(client, max_tokens=16, **way)) for way in ways}
+    assert len(texts) == 1
+
+
+def test_weights_change_the_text(client: httpx.Client) -> None:
+    corners = [{name: 1} for name in POLICIES]
+    texts = {text(complete(client, max_tokens=16, preference_weights=way)) for way in corners}
+    assert len(texts) == len(POLICIES)
+
+
+def test_chat_completions_through_the_official_client(official: openai.OpenAI) -> None:
+    answer = official.chat.completions.with_raw_response.create(
+        model="prefmix",
+        messages=[{"role": "user", "content": "hello"}],
+        max_tokens=5,
+        logprobs=True,
+        top_logprobs=2,
+        extra_body={"preference_weights": {"one": 1, "two": 1}},
+    )
+    assert answer.headers["x-prefmix-weights"] == "one=0.5,two=0.5,three=0"
+    parsed = answer.parse()
+    assert parsed.usage is not None
+    assert parsed.usage.completion_tokens <= 5
+    logprobs = parsed.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert all(len(token.top_logprobs) == 2 for token in logprobs.content)
+
+
+def test_a_streamed_chat_equals_the_whole_one(official: openai.OpenAI) -> None:
+    settings: dict[str, Any] = {
+        "model": "prefmix@solo",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 12,
+        "temperature": 0,
+    }
+    whole = official.chat.completions.create(**settings).choices[0].message.content
+    pieces = [
+        chunk.choices[0].delta.content or ""
+        for chunk in official.chat.completions.create(stream=True, **settings)
+        if chunk.choices
+    ]
+    assert len(pieces) > 2
+    assert "".join(pieces) == whole
+
+
+def test_responses_through_the_official_client(official: openai.OpenAI) -> None:
+    answer = official.responses.with_raw_response.create(
+        model="prefmix@solo", input="hello", max_output_tokens=8
+    )
+    assert answer.headers["x-prefmix-profile"] == "solo"
+    assert answer.parse().object == "response"
+
+
+def test_several_answers_with_logprobs(client: httpx.Client) -> None:
+    response = complete(client, n=2, temperature=1, seed=3, logprobs=3)
+    choices = response.json()["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1]
+    for choice in choices:
+        assert all(logprob <= 0 for logprob in choice["logprobs"]["token_logprobs"])
+        # Tokens that are no whole character are all written alike, so keys may coincide.
+        assert all(1 <= len(top) <= 4 for top in choice["logprobs"]["top_logprobs"])
+
+
+def test_echo_scores_the_prompt_under_the_given_weights(client: httpx.Client) -> None:
+    def prompt_logprobs(weights: dict[str, float]) -> list[float]:
+        response = complete(client, echo=True, logprobs=1, max_tokens=1, preference_weights=weights)
+        values = response.json()["choices"][0]["logprobs"]["token_logprobs"]
+        assert values[0] is None
+        return [float(value) for value in values[1:-1]]
+
+    first, second = prompt_logprobs({"one": 1}), prompt_logprobs({"two": 1})
+    assert len(first) == len(second) > 0
+    assert all(math.isfinite(value) and value <= 0 for value in (*first, *second))
+    assert first != second
+    assert prompt_logprobs({"one": 1}) == pytest.approx(first, abs=1e-4)
+
+
+def test_structured_outputs_hold_for_any_weights(client: httpx.Client) -> None:
+    for weights in ({"one": 1}, {"two": 1}, {"one": 1, "two": 1, "three": 1}):
+        structure = {"choice": ["yes", "no"]}
+        answer = complete(client, structured_outputs=structure, preference_weights=weights)
+        assert text(answer) in ("yes", "no")
+
+
+def test_stop_strings_end_the_text(client: httpx.Client) -> None:
+    whole = text(complete(client, max_tokens=24, preference_profile="solo"))
+    stop = whole[len(whole) // 2]
+    choice = complete(client, max_tokens=24, preference_profile="solo", stop=stop).json()[
+        "choices"
+    ][0]
+    assert choice["text"] == whole[: whole.index(stop)]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop)
+
+
+def test_concurrent_requests_keep_their_own_weights(server: ServerProcess) -> None:
+    """48 at once, each as it comes out alone."""
+    mixes = [{"one": 1}, {"two": 1}, {"three": 1}, {"one": 1, "two": 2}, {"two": 1, "three": 3}]
+    with server.client() as client:
+        alone = [text(complete(client, max_tokens=20, preference_weights=mix)) for mix in mixes]
+    assert len(set(alone)) == len(mixes)
+
+    async def together() -> list[str]:
+        headers = {"Authorization": f"Bearer {API_KEY}"}
+        async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as client:
+            body = {"prompt": "the quick brown", "max_tokens": 20, "temperature": 0}
+            posts = [
+                client.post(
+                    "/v1/completions",
+                    json={**body, "preference_weights": mixes[index % len(mixes)]},
+                )
+                for index in range(48)
+            ]
+            return [text(response) for response in await asyncio.gather(*posts)]
+
+    answers = asyncio.run(together())
+    wrong = [index for index, answer in enumerate(answers) if answer != alone[index % len(mixes)]]
+    assert wrong == []
+
+
+def test_tokenize_and_detokenize_round_trip_under_every_name(client: httpx.Client) -> None:
+    for model in ("prefmix", "prefmix@solo"):
+        tokens = client.post("/tokenize", json={"model": model, "prompt": "quick fox"}).json()
+        back = client.post("/detokenize", json={"model": model, "tokens": tokens["tokens"]})
+        assert back.json()["prompt"] == "quick fox"
+
+
+# --- the description of the API ------------------------------------------------------------------
+
+
+def test_openapi_describes_the_fields_with_examples(client: httpx.Client) -> None:
+    page = client.get("/openapi.json").json()
+    assert page["info"]["title"] == "prefmix"
+    for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses"):
+        operation = page["paths"][path]["post"]
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        fields = page["components"]["schemas"][schema["$ref"].rsplit("/")[-1]]["properties"]
+        weights, profile = fields["preference_weights"], fields["preference_profile"]
+        assert weights["anyOf"][0]["additionalProperties"] == {"type": "number"}
+        assert weights["examples"] == [{"helpful": 3, "harmless": 1}]
+        assert profile["anyOf"][0] == {"type": "string"}
+        assert profile["examples"] == ["default"]
+        assert all(field["description"] for field in (weights, profile))
+        assert "x-prefmix-weights" in operation["responses"]["200"]["headers"]
+    assert "/v1/mixture" in page["paths"]
+    assert "/invocations" not in page["paths"]
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+NOT_A_NUMBER = math.nan
+BAD_WEIGHTS: list[tuple[object, list[str]]] = [
+    ({"four": 1}, ["unknown policy 'four'", "one, two, three"]),
+    ({"one": -1}, ["'one' is -1", ">= 0"]),
+    ({"one": NOT_A_NUMBER}, ["nan", "finite"]),
+    ({"one": math.inf}, ["inf", "finite"]),
+    ({"one": -math.inf}, ["inf", "finite"]),
+    ({}, ["empty", "one, two, three"]),
+    ({"one": 0, "two": 0}, ["all", "0", "positive"]),
+    ({"one": "much"}, ["'much'", "a number"]),
+    ({"one": None}, ["None", "a number"]),
+    ({"one": True}, ["True", "a number"]),
+    ({"one": [1]}, ["[1]", "a number"]),
+    ([1, 0, 0], ["[1, 0, 0]", "object"]),
+    ("one", ["'one'", "object"]),
+    (1, ["1", "object"]),
+    (True, ["True", "object"]),
+]
+ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "hi", "max_tokens": 2},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
+    "/v1/responses": {"input": "hi", "max_output_tokens": 2},
+}
+
+
+def post(client: httpx.Client, path: str, **body: Any) -> httpx.Response:
+    content = json.dumps({**ROUTES[path], **body})
+    return client.post(path, content=content, headers={"Content-Type": "application/json"})
+
+
+@pytest.mark.parametrize(("weights", "parts"), BAD_WEIGHTS)
+@pytest.mark.parametrize("path", ROUTES)
+def test_bad_weights_are_refused_on_every_route(
+    client: httpx.Client, path: str, weights: object, parts: list[str]
+) -> None:
+    error = refused(post(client, path, preference_weights=weights))
+    assert (error["type"], error["param"]) == ("BadRequestError", "preference_weights")
+    assert [part for part in ["preference_weights", *parts] if part not in error["message"]] == []
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(
+    ("fields", "status", "param", "parts"),
+    [
+        ({"preference_profile": "nope"}, 400, "preference_profile", ["'nope'", "even, solo"]),
+        ({"preference_profile": 7}, 400, "preference_profile", ["7", "not a string", "even, solo"]),
+        (
+            {"preference_profile": "solo", "preference_weights": {"one": 1}},
+            400,
+            "preference_weights",
+            ["preference_weights and preference_profile", "both"],
+        ),
+        (
+            {"model": "prefmix@solo", "preference_weights": {"one": 1}},
+            400,
+            "preference_weights",
+            ["prefmix@solo", "both"],
+        ),
+        (
+            {"vllm_xargs": {"prefmix_weights": [1, 0, 0]}, "preference_profile": "solo"},
+            400,
+            "preference_profile",
+            ["vllm_xargs.prefmix_weights", "both"],
+        ),
+        ({"model": "gpt-4"}, 404, "model", ["'gpt-4'", "prefmix"]),
+        ({"model": "prefmix@nope"}, 404, "model", ["'nope'", "even, solo"]),
+        ({"vllm_xargs": {"prefmix_weights": [1, 0]}}, 400, "vllm_xargs", ["2 weights", "3"]),
+        ({"vllm_xargs": {"prefmix_weights": [-1, 1, 1]}}, 400, "vllm_xargs", ["-1"]),
+        ({"vllm_xargs": {"prefmix_weights": [1, 1, 1]}}, 400, "vllm_xargs", ["sum to 3"]),
+        ({"vllm_xargs": {"prefmix_weights": [math.nan, 0, 1]}}, 400, "vllm_xargs", ["finite"]),
+        ({"vllm_xargs": {"prefmix_weights": "even"}}, 400, "vllm_xargs", ["'even'", "list"]),
+    ],
+)
+def test_bad_names_are_refused_on_every_route(
+    client: httpx.Client,
+    path: str,
+    fields: dict[str, Any],
+    status: int,
+    param: str,
+    parts: list[str],
+) -> None:
+    error = refused(post(client, path, **fields), status)
+    assert error["param"] == param
+    assert [part for part in parts if part not in error["message"]] == [], error["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_beam_search_is_refused_with_the_reason(client: httpx.Client, path: str) -> None:
+    error = refused(post(client, path, use_beam_search=True, n=2))
+    assert error["param"] == "use_beam_search"
+    assert "cannot carry" in error["message"]
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b'{"prompt": "hi",}', "not valid JSON"),
+        (b'{"prompt": "\xff"}', "utf-8"),
+        (b"[]", "not a JSON object"),
+        (b"", "not a JSON object"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"max_tokens": ' + b"9" * 5000 + b"}", "digits"),
+    ],
+)
+def test_broken_bodies_are_refused(
+    client: httpx.Client, path: str, content: bytes, part: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    assert part in refused(client.post(path, content=content, headers=headers))["message"]
+
+
+def test_other_content_types_are_refused(client: httpx.Client) -> None:
+    headers = {"Content-Type": "text/plain"}
+    error = refused(client.post("/v1/completions", content="{}", headers=headers))
+    assert "application/json" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": "word " * 4000}, None),
+        ({"prompt": [5] * (MAX_MODEL_LEN + 1)}, None),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": {"text": "hi"}}, "prompt"),
+        ({"prompt": [10**9]}, None),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 10 * MAX_MODEL_LEN}, None),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 2}, "top_p"),
+        ({"n": 0}, None),
+        ({"logprobs": 10_000}, "logprobs"),
+        ({"structured_outputs": {"regex": "("}}, None),
+        ({"stop": 5}, "stop"),
+    ],
+)
+def test_other_bad_fields_are_refused_in_the_same_shape(
+    client: httpx.Client, fields: dict[str, Any], param: str | None
+) -> None:
+    response = complete(client, **fields)
+    if response.status_code == 200:
+        pytest.fail(f"accepted: {fields!r:.80}")
+    # A grammar's error shows the place in it, over several lines.
+    error = refused(response, one_line="structured_outputs" not in fields)
+    if param is not None:
+        assert error["param"] == param
+
+
+@pytest.mark.parametrize("key", [None, "wrong-key", API_KEY[:-1]])
+def test_without_the_key_nothing_that_runs_a_policy_answers(
+    server: ServerProcess, key: str | None
+) -> None:
+    with server.client(key=key) as client:
+        for path in (*ROUTES, "/tokenize", "/detokenize", "/invocations"):
+            assert refused(client.post(path, json={}), 401)["type"] == "AuthenticationError"
+        for path in ("/v1/models", "/v1/mixture", "/v1/responses/x", "/nowhere"):
+            assert refused(client.get(path), 401)["type"] == "AuthenticationError"
+        for path in ("/health", "/ping", "/version", "/metrics", "/openapi.json", "/docs"):
+            assert client.get(path).status_code == 200, path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/invocations",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/chat/completions/batch",
+        "/generative_scoring",
+        "/v1/systemone",
+        "/v1/completions/render",
+        "/v1/chat/completions/render",
+        "/inference/v1/generate",
+        "/v1/embeddings",
+        "/v1/audio/transcriptions",
+        "/v1/load_lora_adapter",
+        "/adapters",
+        "/pooling",
+        "/score",
+        "/rerank",
+        "/tokenizer_info",
+        "/collective_rpc",
+        "/scale_elastic_ep",
+        "/pause",
+        "/reset_prefix_cache",
+        "/start_profile",
+        "/server_info",
+        "/",
+        "/v1",
+        "/v1/completions/",
+    ],
+)
+def test_routes_that_are_not_allowed_do_not_exist(client: httpx.Client, path: str) -> None:
+    for method in ("GET", "POST"):
+        response = client.request(method, path, json={"prompt": "hi"}, follow_redirects=False)
+        if response.is_redirect:  # Starlette sends /v1/completions/ to /v1/completions
+            assert response.headers["location"].removesuffix("/").endswith("/v1/completions")
+            continue
+        assert refused(response, 404)["message"] == f"{method} {path} is not served here"
+
+
+def test_wrong_methods_are_405_in_the_same_shape(client: httpx.Client) -> None:
+    assert "GET /v1/completions" in refused(client.get("/v1/completions"), 405)["message"]
+    assert "POST /v1/mixture" in refused(client.post("/v1/mixture"), 405)["message"]
+
+
+def test_a_client_that_hangs_up_frees_its_place(server: ServerProcess) -> None:
+    with server.client() as client:
+        for _ in range(8):
+            body = {"prompt": "hi", "max_tokens": 200, "stream": True, "ignore_eos": True}
+            with client.stream("POST", "/v1/completions", json=body) as response:
+                next(response.iter_bytes())
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(
+                "/v1/completions",
+                json={"prompt": "hi", "max_tokens": 200, "ignore_eos": True},
+                timeout=0.05,
+            )
+    with server.client() as client:
+        deadline_polls = 100
+        for _ in range(deadline_polls):
+            metrics = client.get("/metrics").text
+            running = [
+                float(line.split()[-1])
+                for line in metrics.splitlines()
+                if line.startswith("vllm:num_requests_running")
+            ]
+            if running and max(running) == 0:
+                break
+            asyncio.run(asyncio.sleep(0.1))
+        else:
+            pytest.fail("requests still run after their clients have gone")
+
+
+def test_after_all_of_that_the_server_answers(client: httpx.Client, server: ServerProcess) -> None:
+    assert server.process.poll() is None
+    assert client.get("/health").status_code == 200
+    before = text(complete(client, max_tokens=16, preference_profile="solo"))
+    assert before == text(complete(client, max_tokens=16, model="prefmix@solo"))

@@ -1,0 +1,94 @@
+"""Starting and ending `prefmix serve`: errors in one sentence, no process left behind."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from server_process import ServerProcess, engine_flags, free_port, run_prefmix
+from tiny_policies import build_tokenizer, save_policy
+
+
+def policy_flags(*folders: Path) -> list[str]:
+    return [word for folder in folders for word in ("--policy", f"{folder.name}={folder}")]
+
+
+def failure(*words: str, **environment: str) -> str:
+    """The one line of a start that fails with exit code 1."""
+    run = run_prefmix("serve", *words, **environment)
+    assert run.returncode == 1, run.stderr
+    assert run.stdout == ""
+    assert "Traceback" not in run.stderr
+    lines = run.stderr.splitlines()
+    assert lines[-1].startswith("prefmix: error: "), run.stderr
+    assert all(line.startswith("prefmix: ") for line in lines), run.stderr
+    return lines[-1]
+
+
+def test_different_tokenizers_are_refused_by_name(policies: list[Path], tmp_path: Path) -> None:
+    other = save_policy(tmp_path / "other", seed=9, tokenizer=build_tokenizer(vocab_size=300))
+    message = failure(*policy_flags(policies[0], other), "--port", str(free_port()))
+    assert "'one' and 'other' cannot be mixed" in message
+
+
+def test_a_damaged_checkpoint_ends_with_its_cause(policies: list[Path], tmp_path: Path) -> None:
+    """The failure happens two processes away from the one that reports it."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(policies[1], damaged)
+    tensors = damaged / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:20_000])
+    words = [*policy_flags(policies[0], damaged), "--port", str(free_port()), *engine_flags()]
+    message = failure(*words)
+    assert "the server did not start: " in message
+    assert "safetensor" in message.lower(), message
+
+
+def test_an_option_that_cannot_be_mixed_is_refused(policies: list[Path]) -> None:
+    words = [*policy_flags(*policies[:2]), "--port", str(free_port()), *engine_flags()]
+    assert "speculative" in failure(
+        *words, '--speculative-config={"method": "ngram", "num_speculative_tokens": 2}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "processes", "code"),
+    [(signal.SIGTERM, 2, 143), (signal.SIGINT, 2, 130), (signal.SIGINT, 1, 130)],
+)
+def test_a_signal_during_the_start_ends_everything(
+    policies: list[Path], tmp_path: Path, number: signal.Signals, processes: int, code: int
+) -> None:
+    server = ServerProcess(tmp_path, [*policy_flags(*policies[:2]), *engine_flags()])
+    try:
+        server.wait_family(processes)
+        assert server.end(number) == code
+        assert server.survivors() == []
+        assert "Traceback" not in server.stderr
+        assert server.stdout == ""
+    finally:
+        server.kill()
+
+
+def test_two_api_processes_serve_one_mixture_and_end_together(
+    policies: list[Path], tmp_path: Path
+) -> None:
+    flags = [*engine_flags(), "--api-server-count", "2"]
+    server = ServerProcess(tmp_path, [*policy_flags(*policies[:2]), "--name", "pair", *flags])
+    try:
+        server.wait_ready()
+        seen = set()
+        for _ in range(24):
+            # A new connection each time, so that both processes are asked.
+            with server.client(key=None) as client:
+                body = {"model": "pair@default", "prompt": "hi", "max_tokens": 2}
+                response = client.post("/v1/completions", json=body)
+                assert response.status_code == 200, response.text
+                seen.add(response.headers["x-prefmix-weights"])
+                assert client.post("/invocations", json=body).status_code == 404
+        assert seen == {"one=0.5,two=0.5"}
+        assert server.end(signal.SIGINT) == 0
+        assert server.survivors() == []
+        assert "Traceback" not in server.stderr
+    finally:
+        server.kill()
