@@ -1,7 +1,7 @@
 """Compares what an engine served with what transformers computes for the same mixture.
 
 A `Job` is one request; `worst_error` runs every member over the tokens that the engine produced and
-mixes them with `mixing.reference`, in float64: the largest difference of a log-probability, in nats.
+mixes them with `mixing.reference`, in float64: the largest error of a log-probability, in nats.
 """
 
 from __future__ import annotations
@@ -122,3 +122,22 @@ def served(completion: Any) -> tuple[list[int], list[float]]:
     tokens = list(completion.token_ids)
     steps = zip(tokens, completion.logprobs, strict=True)
     return tokens, [step[token].logprob for token, step in steps]
+
+
+def rounding_errors(
+    folders: Sequence[Path], jobs: Sequence[Job], outputs: Sequence[Any], *, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Root mean square errors in `dtype` against float32 truth: (engine's, transformers' own)."""
+    exact, rounded = Oracle(folders), Oracle(folders, dtype=dtype)
+    engine_errors, transformers_errors = [], []
+    for job, output in zip(jobs, outputs, strict=True):
+        tokens, logprobs = served(output.outputs[0])
+        engine_errors.append(exact.errors(job, tokens, logprobs))
+        after = rounded.logprobs((*job.prompt, *tokens), job.weights)[len(job.prompt) - 1 :]
+        own = [after[step, token].item() for step, token in enumerate(tokens)]
+        transformers_errors.append(exact.errors(job, tokens, own))
+    engine, transformers = (
+        float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
+        for errors in (engine_errors, transformers_errors)
+    )
+    return engine, transformers

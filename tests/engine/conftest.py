@@ -52,7 +52,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[EngineFactory]:
-    """engine(spec or folder, **options) -> vllm.LLM; one lives at a time, the last until the end."""
+    """engine(spec or folder, **options) -> vllm.LLM; a new one ends the one before."""
     alive: list[Any] = []
 
     def build(served: MixtureSpec | Path, **options: Any) -> Any:
@@ -72,6 +72,8 @@ def engine() -> Iterator[EngineFactory]:
         from vllm import LLM
 
         alive.append(LLM(**settings))
+        uses_v2 = alive[-1].llm_engine.vllm_config.use_v2_model_runner
+        assert uses_v2 == (RUNNER == "v2"), "the engine runs on the other model runner"
         return alive[-1]
 
     yield build

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from mixing.spec import hf_overrides
 
 
 @pytest.fixture(scope="module")
-def llm(engine: EngineFactory, policies: list[Path]) -> Iterator[Any]:
+def llm(engine: EngineFactory, policies: list[Path]) -> Any:
     return engine(spec_of_folders(policies))
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import RUNNER, EngineFactory, spec_of_folders
-from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, served
+from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, rounding_errors, served
 from safetensors.torch import load_file, save_file
 from tiny_policies import VOCAB_SIZE, save_policy
 
@@ -150,20 +149,8 @@ def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(
     """
     batch = jobs(24, num_members=3, seed=8)
     outputs = generate(engine(spec_of_folders(policies), dtype="bfloat16"), batch)
-    exact, rounded = Oracle(policies), Oracle(policies, dtype=torch.bfloat16)
-    engine_errors, transformers_errors = [], []
-    for job, output in zip(batch, outputs, strict=True):
-        tokens, logprobs = served(output.outputs[0])
-        engine_errors.append(exact.errors(job, tokens, logprobs))
-        truth = rounded.logprobs((*job.prompt, *tokens), job.weights)[len(job.prompt) - 1 :]
-        same_dtype = [truth[step, token].item() for step, token in enumerate(tokens)]
-        transformers_errors.append(exact.errors(job, tokens, same_dtype))
-
-    def root_mean_square(errors: list[Any]) -> float:
-        return float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
-
-    allowed = 1.5 * root_mean_square(transformers_errors)
-    assert 0 < root_mean_square(engine_errors) < allowed
+    engine_rms, own_rms = rounding_errors(policies, batch, outputs, dtype=torch.bfloat16)
+    assert 0 < engine_rms < 1.5 * own_rms
 
 
 @pytest.mark.skipif(RUNNER == "v2", reason="torch.compile under Triton's interpreter is not tried")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from exactness import Oracle, generate, random_jobs, served
+from exactness import generate, random_jobs, rounding_errors
 from tiny_policies import VOCAB_SIZE, save_policy
 
 from mixing.spec import MixtureSpec, Policy, hf_overrides
@@ -38,16 +37,6 @@ def test_engine_errs_no_more_than_transformers_in_the_same_dtype(
         gpu_memory_utilization=0.3,
     )
     jobs = random_jobs(40, num_members=3, vocab_size=VOCAB_SIZE, seed=0)
-    exact, rounded = Oracle(folders), Oracle(folders, dtype=torch.bfloat16)
-    engine_errors, transformers_errors = [], []
-    for job, output in zip(jobs, generate(llm, jobs), strict=True):
-        tokens, logprobs = served(output.outputs[0])
-        engine_errors.append(exact.errors(job, tokens, logprobs))
-        truth = rounded.logprobs((*job.prompt, *tokens), job.weights)[len(job.prompt) - 1 :]
-        own = [truth[step, token].item() for step, token in enumerate(tokens)]
-        transformers_errors.append(exact.errors(job, tokens, own))
-    engine_rms, transformers_rms = (
-        float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
-        for errors in (engine_errors, transformers_errors)
-    )
-    assert 0 < engine_rms < 1.5 * transformers_rms
+    outputs = generate(llm, jobs)
+    engine_rms, own_rms = rounding_errors(folders, jobs, outputs, dtype=torch.bfloat16)
+    assert 0 < engine_rms < 1.5 * own_rms

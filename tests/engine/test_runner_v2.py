@@ -1,0 +1,32 @@
+"""The exactness tests once more, on vLLM's V2 model runner, which GPUs use by default.
+
+V2 needs Triton kernels; on a CPU they run in Triton's interpreter (tests/triton_interpreter.py),
+which has to be set up before vLLM is imported: hence a process of its own. `make test-v2` runs all
+layouts this way.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import RUNNER
+
+
+@pytest.mark.skipif(RUNNER == "v2", reason="already on V2")
+def test_exactness_holds_on_the_v2_runner() -> None:
+    tests = Path(__file__).with_name("test_exactness.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "engine", "--show-capture=no", str(tests)],
+        cwd=tests.parents[2],
+        env={**os.environ, "PREFMIX_TEST_RUNNER": "v2"},
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert " passed" in done.stdout
