@@ -39,7 +39,7 @@ from policies.demo.tokenizer import train_tokenizer
 
 QUICK_REFERENCE = ReferenceConfig(num_steps=800)
 QUICK_PREFERENCE = PreferenceConfig(num_responses=12, num_steps=40)
-_EVALUATION_RESPONSES = 32
+_EVALUATION_RESPONSES = 16
 _QUICK_EVALUATION_RESPONSES = 4
 
 

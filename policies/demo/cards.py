@@ -106,7 +106,8 @@ def policy_card(
   the 128 training prompts; the chosen one is drawn with
   P = sigmoid({config.label_scale:g} * reward gap / standard deviation), the Bradley-Terry law.
 - Method: direct preference optimisation, beta {config.beta:g}, {config.num_steps} steps of
-  {config.batch_pairs} pairs, AdamW at {config.learning_rate:g} falling linearly, seed {seed}.
+  {config.batch_pairs} pairs, AdamW at {config.learning_rate:g} (embeddings
+  {config.embedding_learning_rate:g}) falling linearly, seed {seed}.
 - Result: mean reward {own.rewards[name]:+.3f} against {reference.rewards[name]:+.3f} for the
   reference policy, KL(policy || reference) {own.kl["reference"]:.2f} nats a response.
 """

@@ -30,10 +30,12 @@ class PreferenceConfig:
     """P(first is chosen) = sigmoid(label_scale * reward gap / reward standard deviation)."""
     beta: float = 1.0
     """Factor of the log ratios in the DPO loss."""
-    num_steps: int = 100
+    num_steps: int = 120
     batch_pairs: int = 32
-    learning_rate: float = 2e-3
-    """AdamW, falling linearly to 0."""
+    learning_rate: float = 1e-3
+    """AdamW's rate for the layers, falling linearly to 0."""
+    embedding_learning_rate: float = 5e-3
+    """The same for the embeddings, whose entries are ten times larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,15 @@ def train_policy(
     loss = -log sigmoid(beta * (h_chosen - h_rejected)), h = log pi(y|x) - log pi_reference(y|x).
     Source: Rafailov et al. 2023, Direct Preference Optimization, equation 7.
     """
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    embeddings = policy.get_input_embeddings().weight
+    layers = [parameter for parameter in policy.parameters() if parameter is not embeddings]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": layers, "lr": config.learning_rate},
+            {"params": [embeddings], "lr": config.embedding_learning_rate},
+        ],
+        weight_decay=0.0,
+    )
     schedule = torch.optim.lr_scheduler.LinearLR(
         optimizer, start_factor=1.0, end_factor=0.0, total_iters=config.num_steps
     )

@@ -26,7 +26,7 @@ _TOKENS_PER_EXAMPLE = 30
 class ReferenceConfig:
     """How the reference policy is trained."""
 
-    num_steps: int = 5000
+    num_steps: int = 4500
     batch_examples: int = 16
     learning_rate: float = 6e-3
     """Peak rate of Muon, for the matrices of the layers."""
