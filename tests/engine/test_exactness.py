@@ -25,7 +25,7 @@ def llm(engine: EngineFactory, policies: list[Path]) -> Any:
         spec_of_folders(policies),
         max_num_batched_tokens=64,
         block_size=32,
-        num_gpu_blocks_override=24,
+        num_gpu_blocks_override=24 if RUNNER == "v1" else 14,
         enable_prefix_caching=True,
     )
 
@@ -102,7 +102,7 @@ def test_top_logprobs_are_the_mixtures(llm: Any, oracle: Oracle) -> None:
 
 
 def test_greedy_follows_the_mixture(llm: Any, oracle: Oracle) -> None:
-    batch = jobs(10, seed=2)
+    batch = jobs(6, seed=2)
     for job, output in zip(batch, generate(llm, batch, temperature=0.0), strict=True):
         tokens, _ = served(output.outputs[0])
         truth = oracle.logprobs((*job.prompt, *tokens), job.weights)[len(job.prompt) - 1 :]
@@ -111,7 +111,7 @@ def test_greedy_follows_the_mixture(llm: Any, oracle: Oracle) -> None:
 
 
 def test_neighbours_do_not_matter(llm: Any) -> None:
-    batch = jobs(12, seed=4)
+    batch = jobs(6, seed=4)
     together = [served(output.outputs[0])[1] for output in generate(llm, batch)]
     alone = [served(generate(llm, [job])[0].outputs[0])[1] for job in batch]
     for one, other in zip(together, alone, strict=True):
@@ -137,5 +137,5 @@ def test_a_seed_means_the_same_text_however_the_prompt_is_chunked(llm: Any) -> N
     """A long seeded prompt beside others is cut into chunks; alone it is cut differently."""
     long_job = Job(prompt=tuple(range(2, 152)), weights=(0.2, 0.3, 0.5), max_tokens=10, seed=7)
     alone = served(generate(llm, [long_job])[0].outputs[0])[0]
-    crowded = generate(llm, [*jobs(9, seed=5), long_job])[-1]
+    crowded = generate(llm, [*jobs(5, seed=5), long_job])[-1]
     assert served(crowded.outputs[0])[0] == alone
