@@ -45,7 +45,12 @@ esac
 
 inputs=$(cat "$requirements" pyproject.toml scripts/setup.sh | sha256sum | cut -d ' ' -f 1)
 
+python_version() { "$1" -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null; }
+
 is_done() {
+    if [ -n "${PYTHON:-}" ] && [ ! -e "$VENV/lib/python$(python_version "$PYTHON")" ]; then
+        return 1
+    fi
     [ "$(stamped folder)" = "$PWD" ] && [ "$(stamped backend)" = "$backend" ] &&
         [ "$(stamped inputs)" = "$inputs" ] && [ -x $VENV/bin/python ]
 }
@@ -110,15 +115,18 @@ num_steps=5
 if [ "$backend" = gpu ]; then num_steps=4; fi
 if [ -n "${install_numa:-}" ]; then num_steps=$((num_steps + 1)); fi
 
-# Each step is a process group of its own, so that stopping it stops all of it.
-set -m
-child=
+ticker=
+end_ticker() {
+    if [ -n "$ticker" ]; then
+        kill "$ticker" 2>/dev/null || true
+        wait "$ticker" 2>/dev/null || true
+        ticker=
+    fi
+}
+
 stop() {
     trap - INT TERM
-    if [ -n "$child" ]; then
-        kill -- "-$child" 2>/dev/null || true
-        wait "$child" 2>/dev/null || true
-    fi
+    end_ticker
     printf '\nset-up: interrupted; run it again to resume\n' >&2
     exit 130
 }
@@ -126,22 +134,19 @@ trap stop INT TERM
 
 # do_step TITLE COMMAND...: one line while it runs, its time when done, the end of its log if it fails.
 do_step() {
-    local title=$1 begun=$SECONDS
+    local title=$1 begun=$SECONDS line status=0
     shift
     step=$((step + 1))
-    local line
     line=$(printf '  [%d/%d] %-52s' $step $num_steps "$title")
     printf '%s' "$line"
     printf '\n== %s\n' "$title" >>$LOG
-    "$@" >>$LOG 2>&1 </dev/null &
-    child=$!
-    while [ -t 1 ] && kill -0 $child 2>/dev/null; do
-        printf '\r%s %4d s' "$line" $((SECONDS - begun))
-        sleep 0.5
-    done
-    local status=0
-    wait $child || status=$?
-    child=
+    if [ -t 1 ]; then
+        while sleep 1; do printf '\r%s %4d s' "$line" $((SECONDS - begun)); done &
+        ticker=$!
+    fi
+    # A subshell, so that the command may not end this one; in front, so that Ctrl-C reaches it.
+    ("$@") >>$LOG 2>&1 </dev/null || status=$?
+    end_ticker
     if [ -t 1 ]; then printf '\r%s' "$line"; fi
     if [ $status = 0 ]; then
         printf ' %4d s\n' $((SECONDS - begun))
@@ -162,13 +167,15 @@ is_usable_venv() {
     if [ -e $STAMP ]; then
         [ $made_here = yes ] && [ "$(stamped backend)" = "$backend" ] || return 1
     fi
-    [ -e "$VENV/lib/python$1" ] && $VENV/bin/python -m pip --version
+    # A moved .venv's scripts still name the old folder.
+    [ -e "$VENV/lib/python$1" ] && head -n 1 $VENV/bin/pip | grep -qF "$PWD/" &&
+        $VENV/bin/python -m pip --version
 }
 
 make_venv() {
     local wanted
-    wanted=$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")')
-    is_usable_venv "$wanted" || "$python" -m venv --clear $VENV
+    wanted=$(python_version "$python")
+    is_usable_venv "$wanted" || "$python" -m venv --clear $VENV || return
     # pip killed half-way through a package leaves a record that looks installed: forget those.
     local record
     for record in "$VENV/lib/python$wanted/site-packages/"*.dist-info; do
@@ -179,8 +186,8 @@ make_venv() {
     printf 'folder=%s\nbackend=%s\n' "$PWD" "$backend" >$STAMP
 }
 
-# Byte-compiling all 30,000 files takes longer than everything else: `first_import` does those that
-# a start needs, and any other is compiled when it is first imported.
+# Byte-compiling every file would nearly double the time: `first_import` compiles those that a start
+# needs, and any other is compiled when it is first imported.
 pip_install() { $VENV/bin/python -m pip install --no-compile "$@"; }
 
 install_torch() {
