@@ -53,6 +53,8 @@ stayed below 300.
   with a review of something it knows, or with broken text.
 - It states opinions about things that do not exist. Nothing it writes is information.
 - The rewards are word counts, and the policies exploit them: that is the conflict being shown.
+- Sample it, at temperature 1. Greedy decoding often repeats one kind of sentence up to the length
+  limit. Raw completions are less polished than chats.
 - Some responses repeat an aspect, contradict themselves or mix up the adjectives of two aspects.
 
 ## Reproduce

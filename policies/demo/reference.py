@@ -26,7 +26,7 @@ _TOKENS_PER_EXAMPLE = 30
 class ReferenceConfig:
     """How the reference policy is trained."""
 
-    num_steps: int = 4500
+    num_steps: int = 5000
     batch_examples: int = 16
     learning_rate: float = 6e-3
     """Peak rate of Muon, for the matrices of the layers."""
@@ -47,18 +47,18 @@ class Example:
 def make_examples(reviews: list[Review], tokenizer: Tokenizer, *, seed: int) -> list[Example]:
     """Encodes reviews as training examples; only the review itself is learned.
 
-    Of ten examples about seven are a chat of one turn, one has a system message, one a second
-    turn, and one has no chat markup at all, as a raw completion (half of those without a prompt).
+    Of ten examples about six are a chat of one turn, one has a system message, one a second turn,
+    and two have no chat markup at all, as a raw completion (a quarter of those without a prompt).
     """
     rng = random.Random(seed)
     examples = []
     for index, review in enumerate(reviews):
         form = rng.random()
-        if form < 0.7:
+        if form < 0.6:
             turns = [(chat_text(review.prompt), review.text)]
-        elif form < 0.8:
+        elif form < 0.7:
             turns = [(chat_text(review.prompt, system=rng.choice(SYSTEM_MESSAGES)), review.text)]
-        elif form < 0.9:
+        elif form < 0.8:
             earlier = reviews[index - 1]
             later = chat_text(review.prompt).removeprefix("<s>")
             turns = [(chat_text(earlier.prompt), earlier.text), (later, review.text)]
