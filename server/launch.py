@@ -6,17 +6,13 @@ last. vLLM's console script is not used: its CPU wheel ships one that cannot run
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import NoReturn
+from collections.abc import Sequence
 
 from mixing.spec import MixtureSpec
 from server.banner import ready_table
@@ -31,6 +27,7 @@ from server.environment import (
 from server.exits import CommandError
 from server.probe import Address, ProbeError, ReadyProbe
 from server.profiles import ProfileSet
+from server.signals import StartSignals, end_descendants
 from server.startup_log import StartupLog
 
 _MAX_CAUSE_CHARS = 1000
@@ -54,12 +51,10 @@ def launch(
         check_port(config.host, config.port)
     set_logging()
     set_plugins()
-    with StartupLog(enabled=quiet) as log, _own_signal_handlers():
+    with StartupLog(enabled=quiet) as log, StartSignals(before_exit=log.close) as signals:
         try:
             args = _prepare(config, spec, profiles, passthrough)
-            return _serve(args, spec, profiles, log)
-        except KeyboardInterrupt as interrupt:
-            return 143 if interrupt.args == ("terminated",) else 130
+            return _serve(args, spec, profiles, log, signals)
         except CommandError:
             raise
         except Exception as error:
@@ -68,7 +63,7 @@ def launch(
             cause = log.cause if _is_secondary(error) else None
             raise CommandError(f"the server did not start: {cause or describe(error)}") from error
         finally:
-            _end_children()
+            end_descendants()
 
 
 def check_port(host: str, port: int) -> None:
@@ -145,7 +140,13 @@ def _check_front_end() -> None:
         )
 
 
-def _serve(args: Namespace, spec: MixtureSpec, profiles: ProfileSet, log: StartupLog) -> int:
+def _serve(
+    args: Namespace,
+    spec: MixtureSpec,
+    profiles: ProfileSet,
+    log: StartupLog,
+    signals: StartSignals,
+) -> int:
     """Runs vLLM's own `serve` until it ends."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
@@ -156,10 +157,12 @@ def _serve(args: Namespace, spec: MixtureSpec, profiles: ProfileSet, log: Startu
 
     def ready() -> None:
         log.release()
+        signals.ready()
         print(_table(args, spec, profiles, address), flush=True)
 
     def fail(error: ProbeError) -> None:
         failures.append(error)
+        signals.ready()
         os.kill(os.getpid(), signal.SIGTERM)
 
     key = next(iter(_keys(args)), None)
@@ -201,32 +204,6 @@ def _keys(args: Namespace) -> list[str]:
 def _is_secondary(error: Exception) -> bool:
     """Whether an exception only says that another process failed."""
     return isinstance(error, RuntimeError)
-
-
-@contextlib.contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """Makes both signals end a start at once; vLLM replaces the handlers when it serves.
-
-    asyncio would otherwise note Ctrl-C and act on it only when the engine is up.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt(*(["terminated"] if number == signal.SIGTERM else []))
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, interrupt) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _end_children() -> None:
-    """Ends what vLLM leaves behind if a signal comes while it starts its processes."""
-    for child in multiprocessing.active_children():
-        child.kill()
-        child.join(timeout=5)
 
 
 def _say(line: str) -> None:

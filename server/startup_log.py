@@ -104,6 +104,10 @@ class StartupLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        """Gives stderr back."""
+        self.close()
+
+    def close(self) -> None:
         """Gives stderr back and waits for what was written last."""
         if self._reader is not None:
             sys.stderr.flush()

@@ -91,6 +91,14 @@ class ServerProcess:
         self.family()
         return self
 
+    def wait_said(self, text: str, timeout: float = START_TIMEOUT_S) -> None:
+        """Waits until a text appears on stderr."""
+        deadline = time.monotonic() + timeout
+        while text not in self.stderr:
+            assert self.process.poll() is None, f"ended while starting:\n{self.stderr}"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     def wait_family(self, size: int, timeout: float = START_TIMEOUT_S) -> None:
         """Waits until it has started so many processes."""
         deadline = time.monotonic() + timeout

@@ -54,14 +54,16 @@ def test_an_option_that_cannot_be_mixed_is_refused(policies: list[Path]) -> None
 
 @pytest.mark.parametrize(
     ("number", "processes", "code"),
-    [(signal.SIGTERM, 2, 143), (signal.SIGINT, 2, 130), (signal.SIGINT, 1, 130)],
+    [(signal.SIGTERM, 4, 143), (signal.SIGINT, 3, 130), (signal.SIGTERM, 1, 143)],
 )
 def test_a_signal_during_the_start_ends_everything(
     policies: list[Path], tmp_path: Path, number: signal.Signals, processes: int, code: int
 ) -> None:
+    """With the main process alone, with the engine's, and with the worker's too."""
     server = ServerProcess(tmp_path, [*policy_flags(*policies[:2]), *engine_flags()])
     try:
         server.wait_family(processes)
+        server.wait_said("starting the engine")
         assert server.end(number) == code
         assert server.survivors() == []
         assert "Traceback" not in server.stderr
