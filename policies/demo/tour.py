@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, variance
 from types import FrameType
 from typing import IO, Any, NoReturn
 
@@ -41,6 +42,7 @@ MAX_TOKENS = 160
 MAX_IN_FLIGHT = 32
 EXAMPLE_PROMPT = "Review the Park Hotel."
 EXAMPLE_SEED = 1
+NUM_EXAMPLES = 16
 OBJECTIVES = tuple(REWARDS)
 
 
@@ -78,7 +80,8 @@ class Answers:
     weights: Mapping[str, float]
     """The weights the server says it used."""
     texts: Sequence[str]
-    example: str
+    examples: Sequence[str]
+    """Answers to one prompt that all rows share."""
 
     def mean_rewards(self) -> dict[str, float]:
         """Objective -> mean reward of the texts."""
@@ -87,6 +90,15 @@ class Answers:
     def mean_num_words(self) -> float:
         """Mean length of the texts."""
         return fmean(len(text.split()) for text in self.texts)
+
+    def typical_example(self) -> str:
+        """The example whose rewards lie nearest to the means of all texts."""
+        means = self.mean_rewards()
+
+        def distance(text: str) -> float:
+            return math.dist([REWARDS[name](text) for name in means], list(means.values()))
+
+        return min(self.examples, key=distance)
 
 
 class Progress:
@@ -280,7 +292,7 @@ async def _ask_everything(client: AsyncOpenAI) -> dict[Stop, Answers]:
         stop: Answers(
             weights=await _weights_used(client, stop),
             texts=texts[stop],
-            example=(await _ask(client, stop, EXAMPLE_PROMPT, seed=EXAMPLE_SEED, n=1))[0],
+            examples=await _ask(client, stop, EXAMPLE_PROMPT, seed=EXAMPLE_SEED, n=NUM_EXAMPLES),
         )
         for stop in STOPS
     }
@@ -352,38 +364,46 @@ def _examples(answers: Mapping[Stop, Answers]) -> str:
     indent = " " * 18
     texts = [
         textwrap.fill(
-            " ".join(answer.example.split()),
+            " ".join(answer.typical_example().split()),
             _width(),
             initial_indent=f"  {stop.name:<16}",
             subsequent_indent=indent,
         )
         for stop, answer in answers.items()
     ]
-    return "\n".join([f'"{EXAMPLE_PROMPT}", one answer each:', *texts])
+    return "\n".join([f'"{EXAMPLE_PROMPT}", the most typical of {NUM_EXAMPLES} answers:', *texts])
 
 
 def _conclusion(answers: Mapping[Stop, Answers]) -> str:
     """What the table shows, said only where it does."""
     best = _best(answers)
-    means = {stop: answer.mean_rewards() for stop, answer in answers.items()}
     sentences = []
     if all(best[name].name == name for name in OBJECTIVES):
         sentences.append("Each policy alone is the best at its own objective (*).")
-    reference = next(mean for stop, mean in means.items() if stop.name == "reference")
+    reference = next(answer for stop, answer in answers.items() if stop.name == "reference")
     better = [
         stop.name
-        for stop, mean in means.items()
-        if all(mean[name] > reference[name] for name in OBJECTIVES)
+        for stop, answer in answers.items()
+        if all(_clearly_higher(answer, reference, name) for name in OBJECTIVES)
     ]
     if better:
         sentences.append(
-            f"Above the reference policy in all {len(OBJECTIVES)} objectives: {', '.join(better)}."
+            f"Clearly above the reference policy in every objective: {', '.join(better)}."
         )
     sentences.append(
         "Between the rows nothing was trained or loaded: one engine served all of them, and only "
         "the weights in the requests differ."
     )
     return " ".join(sentences)
+
+
+def _clearly_higher(answers: Answers, others: Answers, objective: str) -> bool:
+    """Whether the mean reward is higher by more than two standard errors of the difference."""
+    rewards, baseline = (
+        [REWARDS[objective](text) for text in texts] for texts in (answers.texts, others.texts)
+    )
+    error = math.sqrt(variance(rewards) / len(rewards) + variance(baseline) / len(baseline))
+    return fmean(rewards) - fmean(baseline) > 2 * error
 
 
 if __name__ == "__main__":
