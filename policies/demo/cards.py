@@ -23,7 +23,8 @@ tags: [prefmix, demo]
 
 # prefmix demo policy: {name}
 
-{role} It writes short reviews of 32 invented hotels, restaurants, films and devices, in answer to
+{role}
+It writes short reviews of 32 invented hotels, restaurants, films and devices, in answer to
 prompts such as "Review the Park Hotel." It exists to show policy mixing on any machine and has no
 other use.
 """
@@ -45,7 +46,7 @@ The chat template writes the beginning-of-sequence token `<s>` and the tokenizer
 chat has exactly one, a raw completion prompt has none, and the policy has seen both forms
 (`Review the Park Hotel.` continues with a space and a review). Do not put `<s>` before a chat
 message yourself. The end of an answer is `</s>`. Positions go up to 1024 tokens; training text
-stayed below 300.
+stayed below 200.
 
 ## Limits
 
@@ -54,7 +55,7 @@ stayed below 300.
 - It states opinions about things that do not exist. Nothing it writes is information.
 - The rewards are word counts, and the policies exploit them: that is the conflict being shown.
 - Sample it, at temperature 1. Greedy decoding often repeats one kind of sentence up to the length
-  limit. Raw completions are less polished than chats.
+  limit.
 - Some responses repeat an aspect, contradict themselves or mix up the adjectives of two aspects.
 
 ## Reproduce
@@ -104,14 +105,14 @@ def policy_card(
 
 - Start: the demo's reference policy (folder `reference`).
 - Objective: {OBJECTIVES[name]} (policies/demo/rewards.py).
-- Data: pairs of the reference policy's own responses ({num_responses:,} in all) to
-  the 128 training prompts; the chosen one is drawn with
-  P = sigmoid({config.label_scale:g} * reward gap / standard deviation), the Bradley-Terry law.
-- Method: direct preference optimisation, beta {config.beta:g}, {config.num_steps} steps of
-  {config.batch_pairs} pairs, AdamW at {config.learning_rate:g} (embeddings
-  {config.embedding_learning_rate:g}) falling linearly, seed {seed}.
-- Result: mean reward {own.rewards[name]:+.3f} against {reference.rewards[name]:+.3f} for the
-  reference policy, KL(policy || reference) {own.kl["reference"]:.2f} nats a response.
+- Data: pairs of the reference policy's own responses ({num_responses:,} in all) to the 128 training
+  prompts; the chosen one of a pair is drawn from the Bradley-Terry law,
+  P = sigmoid({config.label_scale:g} * reward gap / standard deviation).
+- Method: direct preference optimisation, beta {config.beta:g}, seed {seed};
+  {config.num_steps} steps of {config.batch_pairs} pairs, AdamW, falling linearly from
+  {config.learning_rate:g} (embeddings {config.embedding_learning_rate:g}).
+- Result: mean reward {own.rewards[name]:+.3f}, reference policy {reference.rewards[name]:+.3f};
+  KL(policy || reference) {own.kl["reference"]:.2f} nats a response.
 """
     return _HEADER.format(name=name, role=role) + body + _tail(measured, seed)
 
