@@ -8,9 +8,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from policies.demo import CHECKPOINTS
+from policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
 from policies.demo.build import build
 from policies.demo.preference import PreferenceConfig, ReferenceResponses, draw_pairs
+from policies.demo.prompts import TRAINING_PROMPTS
 from policies.demo.reference import ReferenceConfig
 from policies.demo.sampling import Response
 
@@ -31,6 +32,8 @@ def test_build_writes_the_committed_layout_and_repeats_itself(
 ) -> None:
     # a policy of 20 training steps seldom ends by itself
     monkeypatch.setattr("policies.demo.sampling.MAX_RESPONSE_TOKENS", 16)
+    monkeypatch.setattr("policies.demo.build.TRAINING_PROMPTS", TRAINING_PROMPTS[:8])
+    monkeypatch.setattr("policies.demo.evaluation.EVALUATION_PROMPTS", EVALUATION_PROMPTS[:8])
     first = _build(tmp_path / "first", seed=3)
     committed = json.loads((CHECKPOINTS / "manifest.json").read_text(encoding="utf-8"))
     assert set(first) == set(committed["sha256"])
