@@ -28,6 +28,9 @@ from server.state import STATE_KEY, MixtureState
 PROFILES_ATTRIBUTE = "prefmix_profiles"
 """Where `prefmix serve` leaves the ProfileSet on vLLM's parsed arguments."""
 
+ENGINE_ATTRIBUTE = "prefmix_engine"
+"""Where this plugin leaves the engine's client on the same arguments, for `engine_died`."""
+
 ALLOWED_PATHS = frozenset(
     {
         "/v1/completions",
@@ -101,6 +104,7 @@ class PrefmixEndpoints:
             profiles=CurrentProfiles(profiles),
         )
         setattr(state, STATE_KEY, mixture)
+        setattr(args, ENGINE_ATTRIBUTE, engine_client)
         # vLLM adds routes of its own after attach_router.
         keep_allowed_routes(self._app)
         check_own_routes(self._app)
@@ -122,6 +126,16 @@ def mixture_spec(engine_client: Any) -> MixtureSpec:
 def api_keys(args: Namespace) -> list[str]:
     """The inference keys, by vLLM's own rule: --api-key, else VLLM_API_KEY."""
     return [key for key in (args.api_key or [vllm_envs.VLLM_API_KEY]) if key]
+
+
+def engine_died(args: Namespace) -> bool:
+    """Whether a server that has ended did so because its engine was gone.
+
+    vLLM then ends as if it had been asked to. Its client's `errored` is no help: it is true after
+    an ordered end as well.
+    """
+    core = getattr(getattr(args, ENGINE_ATTRIBUTE, None), "engine_core", None)
+    return bool(getattr(getattr(core, "resources", None), "engine_dead", False))
 
 
 def guard(app: FastAPI, keys: list[str]) -> None:

@@ -61,7 +61,8 @@ def launch(
             if not quiet:
                 raise
             cause = log.cause if _is_secondary(error) else None
-            raise CommandError(f"the server did not start: {cause or describe(error)}") from error
+            what = "the server failed" if signals.is_ready else "the server did not start"
+            raise CommandError(f"{what}: {cause or describe(error)}") from error
         finally:
             end_descendants()
 
@@ -150,6 +151,8 @@ def _serve(
     """Runs vLLM's own `serve` until it ends."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
+    from server.endpoints import engine_died
+
     address = Address(
         host=args.host, port=args.port, tls=bool(args.ssl_certfile), unix_socket=args.uds
     )
@@ -178,6 +181,8 @@ def _serve(
         raise failures[0]
     if not probe.answered:
         raise RuntimeError("vLLM ended before it answered")
+    if engine_died(args):
+        raise RuntimeError("the engine's process died; its last words are above, if it had any")
     return 0
 
 

@@ -44,6 +44,11 @@ class StartSignals:
         for number, handler in self._previous.items():
             self._install(number, handler)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether `ready` has been called."""
+        return self._ready.is_set()
+
     def ready(self) -> None:
         """Hands both signals over to vLLM's handlers. Any thread may call this."""
         self._ready.set()

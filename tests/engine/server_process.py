@@ -128,6 +128,17 @@ class ServerProcess:
         self.process.send_signal(number)
         return self.process.wait(timeout=STOP_TIMEOUT_S)
 
+    def interrupt(self) -> int:
+        """Does what Ctrl-C in a terminal does, a signal to every process of the group."""
+        self.family()
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(timeout=STOP_TIMEOUT_S)
+
+    def kill_engine(self) -> None:
+        """Kills the engine's process, as a lack of memory would."""
+        (engine,) = [process for process in self.family() if "EngineCore" in process.name()]
+        engine.kill()
+
     def kill(self) -> None:
         """Ends the whole family at once; for clean-up only."""
         for process in self.family():

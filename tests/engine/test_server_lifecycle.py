@@ -54,17 +54,18 @@ def test_an_option_that_cannot_be_mixed_is_refused(policies: list[Path]) -> None
 
 @pytest.mark.parametrize(
     ("number", "processes", "code"),
-    [(signal.SIGTERM, 4, 143), (signal.SIGINT, 3, 130), (signal.SIGTERM, 1, 143)],
+    [(signal.SIGTERM, 1, 143), (signal.SIGINT, 4, 130)],
 )
 def test_a_signal_during_the_start_ends_everything(
     policies: list[Path], tmp_path: Path, number: signal.Signals, processes: int, code: int
 ) -> None:
-    """With the main process alone, with the engine's, and with the worker's too."""
+    """With the main process alone, and with the engine's and the worker's beside it."""
     server = ServerProcess(tmp_path, [*policy_flags(*policies[:2]), *engine_flags()])
     try:
         server.wait_family(processes)
         server.wait_said("starting the engine")
-        assert server.end(number) == code
+        ended = server.interrupt() if number == signal.SIGINT else server.end(number)
+        assert ended == code
         assert server.survivors() == []
         assert "Traceback" not in server.stderr
         assert server.stdout == ""
@@ -89,8 +90,23 @@ def test_two_api_processes_serve_one_mixture_and_end_together(
                 seen.add(response.headers["x-prefmix-weights"])
                 assert client.post("/invocations", json=body).status_code == 404
         assert seen == {"one=0.5,two=0.5"}
-        assert server.end(signal.SIGINT) == 0
+        assert server.interrupt() == 0
         assert server.survivors() == []
         assert "Traceback" not in server.stderr
+    finally:
+        server.kill()
+
+
+def test_a_server_whose_engine_dies_ends_with_an_error(
+    policies: list[Path], tmp_path: Path
+) -> None:
+    """vLLM by itself would end with exit code 0, and no supervisor would restart it."""
+    server = ServerProcess(tmp_path, [*policy_flags(*policies[:2]), *engine_flags()])
+    try:
+        server.wait_ready()
+        server.kill_engine()
+        assert server.process.wait(timeout=120) == 1
+        assert "prefmix: error: the server failed: " in server.stderr
+        assert server.survivors() == []
     finally:
         server.kill()
