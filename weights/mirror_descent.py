@@ -72,7 +72,8 @@ def mirror_step(weights_K: Floats, gradient_K: Floats, *, step_size: float) -> F
         log_weights_K = np.log(weights_K) - step_size * gradient_K
     # Zeros stay -inf and fall out; the largest is finite because the weights sum to 1.
     new_weights_K: Floats = np.exp(log_weights_K - log_weights_K.max())
-    return new_weights_K / new_weights_K.sum()
+    new_weights_K /= new_weights_K.sum()
+    return new_weights_K
 
 
 def with_floor(weights_K: Floats, min_weight: float) -> Floats:

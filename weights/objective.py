@@ -5,8 +5,9 @@
 With l_k = log pi_k(y|x) - log proposal(y|x) this is log sum_y prod_k pi_k(y|x)^{w_k}: on the
 simplex the reference policy is only the proposal and drops out of F. F is convex (a log-sum-exp of
 linear terms), at most 0, and 0 at every vertex, so for policies that differ no vertex is ever
-optimal; its minimum is the max-min mixture. With l_k = reward_k / beta it is the same dual in reward form, where
-vertices can be optimal. Nothing here needs autograd: the gradient is a weighted mean.
+optimal; its minimum is the max-min mixture. With l_k = reward_k / beta it is the same dual in
+reward form, where vertices can be optimal. Nothing here needs autograd: the gradient is a weighted
+mean.
 
 Estimates from m responses are biased by O(1/m) towards the vertices; see `effective_sample_size`.
 

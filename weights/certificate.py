@@ -1,0 +1,190 @@
+"""How far fitted weights can be trusted, in numbers and then in words.
+
+At the optimum every active policy is equally far from the mixture, KL(mixture || pi_k), inactive
+ones are nearer, and F = -sum_k w_k KL_k. The gap max_k KL_k - sum_k w_k KL_k is therefore 0 at the
+optimum and bounds how much F could still fall (F is convex and the gap is its linear bound).
+
+Shapes: P prompts, K policies, B bootstrap samples.
+Source: the optimality conditions of weights.objective; the O(1/m) bias, Wang et al. 2025
+  (arXiv 2502.18699), whose m-sample estimator this is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from weights import objective
+from weights.mirror_descent import Descent, DescentSettings, descend
+from weights.objective import Floats, Responses
+
+ENOUGH_ESS_FRACTION = 0.1
+"""Below this share of the responses the estimate rests on too few of them."""
+ENOUGH_ESS = 4.0
+"""And below this many responses a prompt, whatever their share."""
+MAX_SPREAD = 0.03
+"""Weights of different seeds that differ by more are not settled."""
+NUM_BOOTSTRAP = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What was found about a weight vector. All KLs in nats per response."""
+
+    objective: float
+    """F(w); None of the policies alone reaches below 0."""
+    kl: dict[str, float]
+    """KL(mixture || policy) by policy."""
+    gap: float
+    """max_k KL_k - sum_k w_k KL_k over policies; 0 at the optimum."""
+    gap_interval: tuple[float, float]
+    """95 % bootstrap interval of the gap over prompts."""
+    ess: float
+    """Mean effective number of responses a prompt."""
+    ess_fraction: float
+    """The same as a share of the responses sampled."""
+    ess_by_length: tuple[dict[str, float], ...]
+    """Quartiles of response length: {max_tokens, responses, ess_fraction}."""
+    m_sweep: tuple[dict[str, Any], ...]
+    """The fit repeated with fewer responses a prompt: {responses, weights, objective}."""
+    seed_spread: float
+    """Largest difference of any weight between seeds."""
+    verdict: str
+    """`trustworthy`, or what to change."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+def certify(
+    responses: Responses,
+    weights_K: Floats,
+    *,
+    names: Sequence[str],
+    runs: Sequence[Descent],
+    settings: DescentSettings,
+    lengths_PJ: Floats | None = None,
+) -> Certificate:
+    """Measures everything above for fitted weights.
+
+    Args:
+      responses: what the weights were fitted on.
+      weights_K: the fitted weights.
+      names: the K policies.
+      runs: the fit's restarts, for the spread over seeds.
+      settings: of the fit, for the m-sweep.
+      lengths_PJ: tokens of each response, NaN where there is none.
+    """
+    kl_PK = objective.kl_per_prompt(responses, weights_K)
+    kl_K = kl_PK.mean(axis=0)
+    size_P = objective.effective_sample_size(responses, weights_K)
+    ends_RK = np.stack([run.weights_K for run in runs])
+    found = Certificate(
+        objective=objective.value(responses, weights_K),
+        kl=dict(zip(names, kl_K.tolist(), strict=True)),
+        gap=_gap(kl_K, weights_K),
+        gap_interval=_gap_interval(kl_PK, weights_K, seed=settings.seed),
+        ess=float(size_P.mean()),
+        ess_fraction=float((size_P / responses.num_responses_P).mean()),
+        ess_by_length=_ess_by_length(responses, weights_K, lengths_PJ),
+        m_sweep=_m_sweep(responses, settings, names=names),
+        seed_spread=float(np.ptp(ends_RK, axis=0).max()),
+        verdict="",
+    )
+    return replace(found, verdict=_verdict(found, responses))
+
+
+def _gap(kl_K: Floats, weights_K: Floats) -> float:
+    return float(kl_K.max() - weights_K @ kl_K)
+
+
+def _gap_interval(kl_PK: Floats, weights_K: Floats, *, seed: int) -> tuple[float, float]:
+    rng = np.random.default_rng(seed)
+    num_prompts = len(kl_PK)
+    # How often each prompt is drawn is all that a bootstrap of means needs.
+    counts_BP = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), NUM_BOOTSTRAP)
+    kl_BK = counts_BP @ kl_PK / num_prompts
+    gaps_B = kl_BK.max(axis=1) - kl_BK @ weights_K
+    low, high = np.quantile(gaps_B, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _ess_by_length(
+    responses: Responses, weights_K: Floats, lengths_PJ: Floats | None
+) -> tuple[dict[str, float], ...]:
+    """Prompts in quartiles of their responses' mean length."""
+    if lengths_PJ is None:
+        return ()
+    length_P = np.nanmean(lengths_PJ, axis=1)
+    fraction_P = objective.effective_sample_size(responses, weights_K) / responses.num_responses_P
+    rows = []
+    for part_P in np.array_split(np.argsort(length_P, kind="stable"), min(4, len(length_P))):
+        rows.append(
+            {
+                "mean_tokens": float(length_P[part_P].mean()),
+                "prompts": float(len(part_P)),
+                "ess_fraction": float(fraction_P[part_P].mean()),
+            }
+        )
+    return tuple(rows)
+
+
+def _m_sweep(
+    responses: Responses, settings: DescentSettings, *, names: Sequence[str]
+) -> tuple[dict[str, Any], ...]:
+    """The fit with 1, 2, 4, ... responses a prompt: how far the O(1/m) bias has died away."""
+    most = int(responses.num_responses_P.max())
+    counts = [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
+    rows = []
+    for count in counts:
+        fewer = responses.first(count)
+        weights_K = descend(fewer, settings).weights_K
+        rows.append(
+            {
+                "responses": count,
+                "weights": dict(zip(names, weights_K.tolist(), strict=True)),
+                "objective": objective.value(fewer, weights_K),
+            }
+        )
+    return tuple(rows)
+
+
+def _verdict(found: Certificate, responses: Responses) -> str:
+    """Plain words: trustworthy, or the first thing to change."""
+    fewest = int(responses.num_responses_P.min())
+    if fewest == 1:
+        return (
+            "not trustworthy: some prompts have a single response, which makes the objective "
+            "linear and the answer a vertex; sample at least 16 responses a prompt"
+        )
+    if found.ess_fraction < ENOUGH_ESS_FRACTION or found.ess < ENOUGH_ESS:
+        return (
+            f"not trustworthy: the estimate rests on {found.ess:.1f} of "
+            f"{responses.num_responses_P.mean():.0f} responses a prompt; sample more responses, "
+            "shorter ones, or fit with --sampler mixture"
+        )
+    if found.seed_spread > MAX_SPREAD:
+        return (
+            f"not settled: weights of different seeds differ by {found.seed_spread:.3f}; "
+            "take more steps, larger batches or more prompts"
+        )
+    *_, half, full = ({}, {}, *found.m_sweep)
+    drift = max(
+        (abs(full["weights"][name] - half["weights"][name]) for name in half.get("weights", ())),
+        default=0.0,
+    )
+    if drift > 2 * MAX_SPREAD:
+        return (
+            f"biased: half of the responses move a weight by {drift:.3f}; "
+            "sample more responses a prompt"
+        )
+    if found.gap_interval[0] > 0.05 * max(found.kl.values()):
+        return (
+            f"not converged: the KLs still differ by {found.gap:.3f} nats; take more steps or a "
+            "larger step size"
+        )
+    return "trustworthy"
