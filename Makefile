@@ -38,8 +38,8 @@ test: test-unit test-engine ## all tests that need no GPU (about ten minutes)
 test-unit: ready ## the fast tests: no engine, under a minute
 	@$(BIN)/python -m pytest tests/unit
 
-test-engine: ready ## the tests on a real vLLM engine
-	@$(BIN)/python -m pytest -m engine tests/engine
+test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
+	@$(BIN)/python -m pytest -m engine --disable-warnings tests/engine
 
 lint: ready ## ruff and mypy
 	@$(BIN)/ruff check .
