@@ -172,11 +172,7 @@ def _verdict(found: Certificate, responses: Responses) -> str:
             f"not settled: weights of different seeds differ by {found.seed_spread:.3f}; "
             "take more steps, larger batches or more prompts"
         )
-    *_, half, full = ({}, {}, *found.m_sweep)
-    drift = max(
-        (abs(full["weights"][name] - half["weights"][name]) for name in half.get("weights", ())),
-        default=0.0,
-    )
+    drift = _drift(found.m_sweep)
     if drift > 2 * MAX_SPREAD:
         return (
             f"biased: half of the responses move a weight by {drift:.3f}; "
@@ -188,3 +184,11 @@ def _verdict(found: Certificate, responses: Responses) -> str:
             "larger step size"
         )
     return "trustworthy"
+
+
+def _drift(m_sweep: Sequence[dict[str, Any]]) -> float:
+    """How far any weight moved with the last doubling of the responses."""
+    if len(m_sweep) < 2:
+        return 0.0
+    half, full = (row["weights"] for row in m_sweep[-2:])
+    return float(max(abs(full[name] - half[name]) for name in full))
