@@ -6,6 +6,7 @@ answer with the default mixture, or without the API key. So only an allowlist is
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 from argparse import Namespace
 from http import HTTPStatus
@@ -28,8 +29,8 @@ from server.state import STATE_KEY, MixtureState
 PROFILES_ATTRIBUTE = "prefmix_profiles"
 """Where `prefmix serve` leaves the ProfileSet on vLLM's parsed arguments."""
 
-ENGINE_ATTRIBUTE = "prefmix_engine"
-"""Where this plugin leaves the engine's client on the same arguments, for `engine_died`."""
+LAST_ANSWERS_S = 2
+"""How long answers may take to go out once the engine has stopped."""
 
 ALLOWED_PATHS = frozenset(
     {
@@ -76,6 +77,7 @@ class PrefmixEndpoints:
 
     def __init__(self) -> None:
         self._app: FastAPI | None = None
+        self._bounding: asyncio.Task[None] | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Drops vLLM's other routes and adds ours; vLLM then replaces its equals by them."""
@@ -104,12 +106,22 @@ class PrefmixEndpoints:
             profiles=CurrentProfiles(profiles),
         )
         setattr(state, STATE_KEY, mixture)
-        setattr(args, ENGINE_ATTRIBUTE, engine_client)
         # vLLM adds routes of its own after attach_router.
         keep_allowed_routes(self._app)
         check_own_routes(self._app)
         if keys := api_keys(args):
             guard(self._app, keys)
+        self._bounding = asyncio.create_task(bound_shutdown(state))
+
+
+async def bound_shutdown(state: State) -> None:
+    """Has the HTTP server, once it exists, give up on answers that can no longer come.
+
+    vLLM stops the engine first; an answer that it loses on the way would be awaited for ever.
+    """
+    while getattr(state, "server", None) is None:
+        await asyncio.sleep(0.05)
+    state.server.config.timeout_graceful_shutdown = LAST_ANSWERS_S
 
 
 def mixture_spec(engine_client: Any) -> MixtureSpec:
@@ -126,16 +138,6 @@ def mixture_spec(engine_client: Any) -> MixtureSpec:
 def api_keys(args: Namespace) -> list[str]:
     """The inference keys, by vLLM's own rule: --api-key, else VLLM_API_KEY."""
     return [key for key in (args.api_key or [vllm_envs.VLLM_API_KEY]) if key]
-
-
-def engine_died(args: Namespace) -> bool:
-    """Whether a server that has ended did so because its engine was gone.
-
-    vLLM then ends as if it had been asked to. Its client's `errored` is no help: it is true after
-    an ordered end as well.
-    """
-    core = getattr(getattr(args, ENGINE_ATTRIBUTE, None), "engine_core", None)
-    return bool(getattr(getattr(core, "resources", None), "engine_dead", False))
 
 
 def guard(app: FastAPI, keys: list[str]) -> None:

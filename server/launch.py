@@ -28,7 +28,7 @@ from server.exits import CommandError
 from server.probe import Address, ProbeError, ReadyProbe
 from server.profiles import ProfileSet
 from server.signals import StartSignals, end_descendants
-from server.startup_log import StartupLog
+from server.startup_log import OWN_PREFIX, StartupLog
 
 _MAX_CAUSE_CHARS = 1000
 
@@ -51,7 +51,7 @@ def launch(
         check_port(config.host, config.port)
     set_logging()
     set_plugins()
-    with StartupLog(enabled=quiet) as log, StartSignals(before_exit=log.close) as signals:
+    with StartupLog(enabled=quiet) as log, _signals(log) as signals:
         try:
             args = _prepare(config, spec, profiles, passthrough)
             return _serve(args, spec, profiles, log, signals)
@@ -151,8 +151,6 @@ def _serve(
     """Runs vLLM's own `serve` until it ends."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
-    from server.endpoints import engine_died
-
     address = Address(
         host=args.host, port=args.port, tls=bool(args.ssl_certfile), unix_socket=args.uds
     )
@@ -181,9 +179,14 @@ def _serve(
         raise failures[0]
     if not probe.answered:
         raise RuntimeError("vLLM ended before it answered")
-    if engine_died(args):
+    if not signals.asked_to_end:
+        # vLLM ends as if it had been asked to.
         raise RuntimeError("the engine's process died; its last words are above, if it had any")
     return 0
+
+
+def _signals(log: StartupLog) -> StartSignals:
+    return StartSignals(on_signal=log.mute, before_exit=log.close)
 
 
 def _table(args: Namespace, spec: MixtureSpec, profiles: ProfileSet, address: Address) -> str:
@@ -212,4 +215,4 @@ def _is_secondary(error: Exception) -> bool:
 
 
 def _say(line: str) -> None:
-    print(f"prefmix: {line}", file=sys.stderr, flush=True)
+    print(f"{OWN_PREFIX}{line}", file=sys.stderr, flush=True)

@@ -2,7 +2,8 @@
 
 vLLM turns both into exceptions raised wherever the main thread happens to be; while its processes
 are coming up that can be a place that swallows them, and the start goes on. So until the server is
-ready a signal ends the whole family of processes; from then on vLLM's own handlers decide.
+ready a signal ends the whole family of processes; from then on vLLM's own handlers decide, and a
+second signal ends what they have not.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
+
+INSISTENCE_S = 1.0
+"""A signal that comes this long after the first ends everything at once."""
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -22,15 +27,20 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 class StartSignals:
     """Keeps our handlers in place; vLLM's are remembered and used once `ready` is called.
 
-    Only the main thread may enter it.
+    Ours stay in place to the end, in front of vLLM's, so that an end that was asked for can be told
+    from one that was not. (An event loop's handler is told by file descriptor and needs no more.)
+    `on_signal` is called when a signal comes, `before_exit` before an end at once. Enter it in the
+    main thread, before uvloop is imported: uvloop keeps its own reference to `signal.signal`.
     """
 
-    def __init__(self, *, before_exit: Callable[[], None]) -> None:
+    def __init__(self, *, on_signal: Callable[[], None], before_exit: Callable[[], None]) -> None:
+        self._on_signal = on_signal
         self._before_exit = before_exit
         self._ready = threading.Event()
         self._install = signal.signal
         self._previous: dict[int, _Handler] = {}
         self._later: dict[int, _Handler] = {}
+        self._asked_at: float | None = None
 
     def __enter__(self) -> Self:
         """Installs our handlers."""
@@ -43,6 +53,11 @@ class StartSignals:
         signal.signal = self._install
         for number, handler in self._previous.items():
             self._install(number, handler)
+
+    @property
+    def asked_to_end(self) -> bool:
+        """Whether one of the signals has come."""
+        return self._asked_at is not None
 
     @property
     def is_ready(self) -> bool:
@@ -61,8 +76,14 @@ class StartSignals:
         return previous
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        first = self._asked_at is None
+        self._asked_at = now if self._asked_at is None else self._asked_at
+        # Wrappers may pass one Ctrl-C on a second time; a person takes longer to insist.
+        insists = not first and now - self._asked_at > INSISTENCE_S
+        self._on_signal()
         later = self._later.get(number)
-        if self._ready.is_set() and callable(later):
+        if self._ready.is_set() and callable(later) and not insists:
             later(number, frame)
             return
         end_descendants()

@@ -19,6 +19,9 @@ from typing import Self
 
 from server.noise import NoiseFilter
 
+OWN_PREFIX = "prefmix: "
+"""How every line of the launcher itself begins."""
+
 # "(EngineCore pid=12) ERROR 11-20 11:05:02 [core.py:1510] text", or a plain line.
 _LOG_LINE = re.compile(
     r"(?:\((?P<process>[^)]*\bpid=\d+)\) )?(?:[A-Z]+ \S+ \S+ \[[^\]]*\] )?(?P<text>.*)"
@@ -76,6 +79,7 @@ class StartupLog:
         self._filter = TracebackFilter()
         self._noise = NoiseFilter()
         self._released = threading.Event()
+        self._muted = threading.Event()
         self._stderr = -1
         self._reader: threading.Thread | None = None
 
@@ -119,12 +123,20 @@ class StartupLog:
         """Shows everything from now on: the server runs, so a traceback is news."""
         self._released.set()
 
+    def mute(self) -> None:
+        """Shows only our own lines from now on: an end that was asked for has no other news."""
+        self._muted.set()
+
+    def _shows(self, text: str) -> bool:
+        if self._muted.is_set():
+            return text.startswith(OWN_PREFIX)
+        shown = self._filter.show(text) or self._released.is_set()
+        return shown and not self._noise.is_noise(text)
+
     def _pump(self, read_end: int) -> None:
         with os.fdopen(read_end, "rb") as stream, contextlib.suppress(OSError):
             for line in stream:
-                text = line.decode(errors="replace")
-                shown = self._filter.show(text) or self._released.is_set()
-                if shown and not self._noise.is_noise(text):
+                if self._shows(line.decode(errors="replace")):
                     os.write(self._stderr, line)
 
 
