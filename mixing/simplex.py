@@ -75,13 +75,13 @@ def weights_from_preferences(preferences: object, spec: MixtureSpec) -> tuple[fl
     names = spec.member_names
     if not isinstance(preferences, Mapping):
         raise WeightsError(
-            f"preference weights are {preferences!r:.80}, expected an object such as "
+            f"{preferences!r:.80} came, expected an object such as "
             f'{{"{names[0]}": 1}}',
             reason="wrong_type",
         )
     if not preferences:
         raise WeightsError(
-            f"preference weights are empty; name at least one of: {', '.join(names)}",
+            f"no policy is named; name at least one of: {', '.join(names)}",
             reason="empty",
         )
     for name in preferences:
@@ -98,7 +98,7 @@ def weights_from_preferences(preferences: object, spec: MixtureSpec) -> tuple[fl
         largest = max(given.values())
         if largest == 0:
             raise WeightsError(
-                "all preference weights are 0; at least one must be positive", reason="all_zero"
+                "all weights are 0; at least one must be positive", reason="all_zero"
             )
         # Dividing by the largest first keeps the sum finite for ratios near the float limits.
         total = math.fsum(weight / largest for weight in given.values())

@@ -161,3 +161,21 @@ def test_compiled_policies_of_one_shape_keep_their_own_parameters(
     llm = engine(spec_of_folders(policies), enforce_eager=False)
     batch = jobs(12, num_members=3, seed=10)
     assert Oracle(policies).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+
+
+def test_demo_policies_are_exact_on_real_prompts(engine: EngineFactory) -> None:
+    """Trained policies, their own chat template, 36 requests of different weights at once."""
+    from policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
+
+    folders = [CHECKPOINTS / name for name in ("positive", "concise", "polite")]
+    llm = engine(spec_of_folders(folders), max_num_batched_tokens=64)
+    tokenizer = llm.get_tokenizer()
+    rng = np.random.default_rng(0)
+    batch = []
+    for index, prompt in enumerate(EVALUATION_PROMPTS[:36]):
+        message = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
+        weights = tuple(np.eye(3)[index % 3] if index % 4 == 0 else rng.dirichlet(np.ones(3)))
+        batch.append(Job(prompt=tuple(ids), weights=weights, max_tokens=40, seed=index))
+    outputs = generate(llm, batch, ignore_eos=False)
+    assert Oracle(folders).worst_error(batch, outputs) < TOLERANCE_NATS

@@ -59,7 +59,7 @@ def test_affine_without_reference_must_sum_to_one() -> None:
 @pytest.mark.parametrize(
     ("preferences", "reason", "message"),
     [
-        ({}, "empty", "are empty; name at least one of: a, b, c"),
+        ({}, "empty", "no policy is named; name at least one of: a, b, c"),
         ({"z": 1}, "unknown_policy", "unknown policy 'z'; this mixture has: a, b, c"),
         ({3: 1}, "unknown_policy", "unknown policy 3"),
         ({"a": -1, "b": 2}, "negative", "weight of 'a' is -1, negative"),
@@ -70,9 +70,9 @@ def test_affine_without_reference_must_sum_to_one() -> None:
         ({"a": "1"}, "not_a_number", "weight of 'a' is '1', expected a number"),
         ({"a": None}, "not_a_number", "is None, expected a number"),
         ({"a": True}, "not_a_number", "is True, expected a number"),
-        ([1, 2, 3], "wrong_type", r"are \[1, 2, 3\], expected an object"),
-        ("a", "wrong_type", "are 'a', expected an object"),
-        (None, "wrong_type", "are None, expected an object"),
+        ([1, 2, 3], "wrong_type", r"\[1, 2, 3\] came, expected an object"),
+        ("a", "wrong_type", "'a' came, expected an object"),
+        (None, "wrong_type", "None came, expected an object"),
     ],
 )
 def test_bad_preferences_are_refused(preferences: object, reason: str, message: str) -> None:

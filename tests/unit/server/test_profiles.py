@@ -51,7 +51,7 @@ def test_default_is_the_one_asked_for_else_default_else_the_first(
     [
         ({"x": {"helpfull": 1}}, None, ["'x'", "'helpfull'", "helpful, harmless"]),
         ({"x": {"helpful": -1}}, None, ["'x'", "-1", ">= 0"]),
-        ({"x": {}}, None, ["'x'", "empty"]),
+        ({"x": {}}, None, ["'x'", "no policy is named"]),
         ({"x": 3}, None, ["'x'", "3", "object"]),
         ({"x y": {"helpful": 1}}, None, ["'x y'", "letters"]),
         ({7: {"helpful": 1}}, None, ["7", "not allowed"]),
