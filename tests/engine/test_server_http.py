@@ -303,7 +303,7 @@ BAD_WEIGHTS: list[tuple[object, list[str]]] = [
     ({"one": NOT_A_NUMBER}, ["nan", "finite"]),
     ({"one": math.inf}, ["inf", "finite"]),
     ({"one": -math.inf}, ["inf", "finite"]),
-    ({}, ["empty", "one, two, three"]),
+    ({}, ["no policy is named", "one, two, three"]),
     ({"one": 0, "two": 0}, ["all", "0", "positive"]),
     ({"one": "much"}, ["'much'", "a number"]),
     ({"one": None}, ["None", "a number"]),
