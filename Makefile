@@ -12,7 +12,7 @@ export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
 
-.PHONY: help setup ready demo serve test test-unit test-engine lint demo-policies lock clean
+.PHONY: help setup ready demo serve test test-unit test-engine test-v2 lint demo-policies lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -40,6 +40,10 @@ test-unit: ready ## the fast tests: no engine, under a minute
 
 test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
 	@$(BIN)/python -m pytest -m engine --disable-warnings tests/engine
+
+test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (ten minutes)
+	@PREFMIX_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/engine/test_exactness.py \
+	    tests/engine/test_layouts.py
 
 lint: ready ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -75,8 +75,7 @@ def weights_from_preferences(preferences: object, spec: MixtureSpec) -> tuple[fl
     names = spec.member_names
     if not isinstance(preferences, Mapping):
         raise WeightsError(
-            f"{preferences!r:.80} came, expected an object such as "
-            f'{{"{names[0]}": 1}}',
+            f'{preferences!r:.80} came, expected an object such as {{"{names[0]}": 1}}',
             reason="wrong_type",
         )
     if not preferences:
@@ -108,9 +107,13 @@ def weights_from_preferences(preferences: object, spec: MixtureSpec) -> tuple[fl
         given[spec.reference.name] = 1.0 - math.fsum(given.values())
     total = math.fsum(given.values())
     if abs(total - 1) > SUM_TOLERANCE:
+        remedy = (
+            "change them, or serve with --reference so that the reference takes the rest"
+            if spec.reference is None
+            else f"leave out {spec.reference.name!r}, which then takes the rest"
+        )
         raise WeightsError(
-            f"affine weights sum to {total:g}, expected 1 within {SUM_TOLERANCE:g}; "
-            "change them, or serve with --reference so that the reference takes the rest",
+            f"affine weights sum to {total:g}, expected 1 within {SUM_TOLERANCE:g}; " + remedy,
             reason="sum",
         )
     return tuple(given.get(name, 0.0) / total for name in names)

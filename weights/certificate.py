@@ -80,14 +80,14 @@ def certify(
       lengths_PJ: tokens of each response, NaN where there is none.
     """
     kl_PK = objective.kl_per_prompt(responses, weights_K)
-    kl_K = kl_PK.mean(axis=0)
+    gap, gap_interval = bootstrap_gap(kl_PK, weights_K, seed=settings.seed)
     size_P = objective.effective_sample_size(responses, weights_K)
     ends_RK = np.stack([run.weights_K for run in runs])
     found = Certificate(
         objective=objective.value(responses, weights_K),
-        kl=dict(zip(names, kl_K.tolist(), strict=True)),
-        gap=_gap(kl_K, weights_K),
-        gap_interval=_gap_interval(kl_PK, weights_K, seed=settings.seed),
+        kl=dict(zip(names, kl_PK.mean(axis=0).tolist(), strict=True)),
+        gap=gap,
+        gap_interval=gap_interval,
         ess=float(size_P.mean()),
         ess_fraction=float((size_P / responses.num_responses_P).mean()),
         ess_by_length=_ess_by_length(responses, weights_K, lengths_PJ),
@@ -98,19 +98,24 @@ def certify(
     return replace(found, verdict=_verdict(found, responses))
 
 
-def _gap(kl_K: Floats, weights_K: Floats) -> float:
-    return float(kl_K.max() - weights_K @ kl_K)
+def bootstrap_gap(
+    kl_PK: Floats, weights_K: Floats, *, seed: int
+) -> tuple[float, tuple[float, float]]:
+    """The equaliser gap and its 95 % bootstrap interval over prompts.
 
-
-def _gap_interval(kl_PK: Floats, weights_K: Floats, *, seed: int) -> tuple[float, float]:
+    Args:
+      kl_PK: KL(mixture || policy k) prompt by prompt, in nats.
+      weights_K: the mixture's weights.
+      seed: of the bootstrap.
+    """
     rng = np.random.default_rng(seed)
     num_prompts = len(kl_PK)
     # How often each prompt is drawn is all that a bootstrap of means needs.
     counts_BP = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), NUM_BOOTSTRAP)
     kl_BK = counts_BP @ kl_PK / num_prompts
-    gaps_B = kl_BK.max(axis=1) - kl_BK @ weights_K
-    low, high = np.quantile(gaps_B, [0.025, 0.975])
-    return float(low), float(high)
+    low, high = np.quantile(kl_BK.max(axis=1) - kl_BK @ weights_K, [0.025, 0.975])
+    kl_K = kl_PK.mean(axis=0)
+    return float(kl_K.max() - weights_K @ kl_K), (float(low), float(high))
 
 
 def _ess_by_length(

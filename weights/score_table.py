@@ -75,6 +75,12 @@ class ScoreTable:
         _, prompt_of_N = np.unique(self.prompt_ids_N, return_inverse=True)
         return from_flat(log_ratios_NK, prompt_of_N)
 
+    def lengths(self) -> Floats:
+        """Tokens of each response in the order of `responses`, [P, J]; NaN where there is none."""
+        _, prompt_of_N = np.unique(self.prompt_ids_N, return_inverse=True)
+        grouped = from_flat(self.num_tokens_N[:, None].astype(np.float64), prompt_of_N)
+        return np.where(np.isfinite(grouped.log_mass_PJ), grouped.log_ratios_PJK[:, :, 0], np.nan)
+
 
 def read(path: Path, *, policies: Sequence[str] | None = None) -> ScoreTable:
     """Reads and checks a score table.

@@ -1,0 +1,152 @@
+"""What a fit asks of an engine: draw responses under some weights, score them under others.
+
+`LocalEngine` runs vLLM in this process; `weights.remote` asks a running server. Scoring under one
+policy alone is a request with one-hot weights and prompt logprobs: the engine then runs that policy
+only, at the price of plain vLLM.
+
+Shapes: M members of the mixture (policies, then the reference if there is one).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mixing import wire
+from mixing.spec import MixtureSpec, hf_overrides
+from weights.prompts import Prompt
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Response:
+    """One sampled response."""
+
+    tokens: Tokens
+    """Its tokens, the end-of-text token included if it was drawn."""
+    logprob: float
+    """Log-probability of the whole response under the weights it was drawn with, in nats."""
+
+
+class Engine(Protocol):
+    """Either kind of engine."""
+
+    def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
+        """Prompt tokens, chat template applied."""
+
+    def sample(
+        self,
+        prompts: Sequence[Tokens],
+        weights_M: Sequence[float],
+        *,
+        num_responses: int,
+        max_tokens: int,
+        seed: int,
+    ) -> list[list[Response]]:
+        """`num_responses` responses to each prompt at temperature 1."""
+
+    def score(
+        self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
+    ) -> list[float]:
+        """Log-probability of each (prompt, response) pair's response, in nats."""
+
+
+class LocalEngine:
+    """vLLM in this process."""
+
+    def __init__(self, spec: MixtureSpec, options: dict[str, Any]) -> None:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        # One process less to start, and an interrupted fit leaves none behind.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        from vllm import LLM
+
+        first = spec.members[0]
+        self._llm = LLM(
+            **{
+                **options,
+                "model": first.model,
+                "revision": first.revision,
+                "hf_overrides": hf_overrides(spec),
+                # A score is a number, not a text: do not spend time on a progress bar or text.
+                "disable_log_stats": True,
+            }
+        )
+
+    def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
+        """Prompt tokens, chat template applied."""
+        tokenizer = self._llm.get_tokenizer()
+
+        def one(prompt: Prompt) -> Tokens:
+            if prompt.text is not None:
+                return tuple(tokenizer.encode(prompt.text))
+            assert prompt.messages is not None
+            return tuple(
+                tokenizer.apply_chat_template(
+                    list(prompt.messages), add_generation_prompt=True, return_dict=False
+                )
+            )
+
+        return [one(prompt) for prompt in prompts]
+
+    def sample(
+        self,
+        prompts: Sequence[Tokens],
+        weights_M: Sequence[float],
+        *,
+        num_responses: int,
+        max_tokens: int,
+        seed: int,
+    ) -> list[list[Response]]:
+        """`num_responses` responses to each prompt at temperature 1."""
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                n=num_responses,
+                temperature=1.0,
+                max_tokens=max_tokens,
+                logprobs=0,
+                seed=seed + index * num_responses,
+                detokenize=False,
+                extra_args=wire.to_extra_args(weights_M),
+            )
+            for index in range(len(prompts))
+        ]
+        outputs = self._llm.generate(_prompts(prompts), params, use_tqdm=False)
+        return [
+            [
+                Response(tokens=tuple(answer.token_ids), logprob=answer.cumulative_logprob)
+                for answer in output.outputs
+            ]
+            for output in outputs
+        ]
+
+    def score(
+        self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
+    ) -> list[float]:
+        """Log-probability of each (prompt, response) pair's response, in nats."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            extra_args=wire.to_extra_args(weights_M),
+        )
+        whole = [prompt + response for prompt, response in pairs]
+        outputs = self._llm.generate(_prompts(whole), params, use_tqdm=False)
+        return [
+            sum(
+                step[token].logprob
+                for step, token in zip(output.prompt_logprobs[len(prompt) :], response, strict=True)
+            )
+            for (prompt, response), output in zip(pairs, outputs, strict=True)
+        ]
+
+
+def _prompts(tokens: Sequence[Tokens]) -> list[Any]:
+    return [{"prompt_token_ids": list(prompt)} for prompt in tokens]

@@ -1,0 +1,346 @@
+"""The fit job: draw, score, descend, certify; the only file that knows all of them.
+
+Two samplers fit two different things. `mixture`: the token-level mixture that is served, on its
+own samples, round by round. `reference`: the sequence-level product of the paper, from one sample
+of the reference policy. Either way the KLs of the *deployed* mixture are measured last, on fresh
+responses.
+
+Everything drawn is kept under the cache folder, named by the hash of all that decides it: a killed
+fit goes on, a repeated one costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mixing.spec import MixtureSpec
+from weights import score_table
+from weights.certificate import Certificate, bootstrap_gap, certify
+from weights.draws import DrawSettings, draw
+from weights.engine import Engine
+from weights.mirror_descent import Descent, DescentSettings, restarts
+from weights.objective import Floats, Responses
+from weights.on_policy import OnPolicyFit, fit_on_policy, log_ratio_per_prompt
+from weights.prompts import Prompt, hash_of_prompts
+from weights.score_table import ScoreTable
+
+Sampler = Literal["mixture", "reference"]
+EVALUATION_SEED = 777_000
+"""Added to the seed for the responses that judge a fit, which must not be those that made it."""
+
+
+class FitError(ValueError):
+    """A fit that cannot be run; the message says what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """What to fit and how much to draw. Checked when made."""
+
+    sampler: Sampler = "mixture"
+    """`mixture` fits what is served; `reference` is the paper's estimator."""
+    importances: dict[str, float] | None = None
+    """Fixed user importances (the MORLHF case): nothing is fitted, only certified."""
+    num_responses: int = 16
+    """Responses a prompt; fewer bias the reference fit towards vertices."""
+    max_tokens: int = 128
+    """Longest response, in tokens."""
+    num_rounds: int = 12
+    """Rounds of the mixture sampler."""
+    round_prompts: int = 64
+    """Prompts a round of the mixture sampler."""
+    round_step_size: float = 3.0
+    """Step of a round, in units of 1 / curvature; constant, as each round's sample is large."""
+    num_restarts: int = 3
+    """Runs of the descent from different starts and seeds (reference sampler)."""
+    descent: DescentSettings = field(default_factory=DescentSettings)
+    """Steps, batches and schedule of the reference sampler; floor and seed of both."""
+
+    def __post_init__(self) -> None:
+        if self.sampler not in ("mixture", "reference"):
+            raise FitError(f"sampler is {self.sampler!r}; allowed: mixture, reference")
+        for name, least in (
+            ("num_responses", 2),
+            ("max_tokens", 1),
+            ("num_rounds", 2),
+            ("round_prompts", 1),
+            ("num_restarts", 1),
+        ):
+            if getattr(self, name) < least:
+                raise FitError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """The served mixture at the fitted weights, measured on fresh responses of its own."""
+
+    kl: dict[str, float]
+    """KL(mixture || policy), nats per response."""
+    kl_interval: dict[str, tuple[float, float]]
+    """95 % bootstrap interval over prompts."""
+    gap: float
+    """max_k KL_k - sum_k w_k KL_k."""
+    gap_interval: tuple[float, float]
+    """95 % bootstrap interval."""
+    num_responses: int
+    """Responses measured."""
+    mean_tokens: float
+    """Their mean length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """What a fit found. `fitted` says what the weights minimise."""
+
+    names: tuple[str, ...]
+    weights_K: Floats
+    fitted: str
+    """`mixture (token level)`, `reference (sequence level)`, `rewards` or `fixed importances`."""
+    path_TK: Floats
+    """The weights on their way."""
+    rounds_kl_TK: Floats | None
+    """Mixture sampler: the measured KLs of each round."""
+    certificate: Certificate | None
+    """Of the sequence-level objective; None where it was not fitted."""
+    deployed: Deployed | None
+    """None without an engine (a score table from outside)."""
+    verdict: str
+    """Plain words: trustworthy, or what to change."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The fitted weights by policy."""
+        return dict(zip(self.names, self.weights_K.tolist(), strict=True))
+
+
+class FitJob:
+    """One fit over an engine. `run` does it all."""
+
+    def __init__(
+        self,
+        *,
+        spec: MixtureSpec,
+        prompts: Sequence[Prompt],
+        settings: FitSettings,
+        engine: Callable[[], Engine],
+        fingerprints: dict[str, str],
+        cache: Path,
+        quiet: bool = False,
+    ) -> None:
+        """Args:
+        spec: policies, and the reference if the sampler needs it.
+        prompts: what to fit on.
+        settings: how.
+        engine: makes the engine; called once, and not at all if everything is cached.
+        fingerprints: content hash of each member, part of the cache's names.
+        cache: folder of everything drawn.
+        quiet: no progress bars.
+        """
+        if settings.sampler == "reference" and spec.reference is None:
+            raise FitError(
+                "the reference sampler draws from the reference policy, and none was given; "
+                "add --reference NAME=MODEL or use --sampler mixture"
+            )
+        self.spec, self.prompts, self.settings = spec, list(prompts), settings
+        self.fingerprints, self.cache, self.quiet = fingerprints, cache, quiet
+        self._make_engine = engine
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return self._make_engine()
+
+    def run(self) -> FitResult:
+        """Fits, certifies and measures."""
+        if self.settings.importances is not None:
+            return self._fixed()
+        return self._reference() if self.settings.sampler == "reference" else self._mixture()
+
+    def _mixture(self) -> FitResult:
+        def one_round(index: int, weights_K: Floats) -> Responses:
+            prompts = self._round_prompts(index)
+            return self._draw(
+                weights_K, prompts, seed=index, title=f"round {index + 1}"
+            ).responses()
+
+        fit = fit_on_policy(
+            one_round,
+            num_policies=len(self.spec.policies),
+            num_rounds=self.settings.num_rounds,
+            step_size=self.settings.round_step_size,
+            min_weight=self.settings.descent.min_weight,
+        )
+        deployed = self.measure(fit.weights_K)
+        return FitResult(
+            names=self.spec.policy_names,
+            weights_K=fit.weights_K,
+            fitted="mixture (token level)",
+            path_TK=fit.path_TK,
+            rounds_kl_TK=fit.kl_TK,
+            certificate=None,
+            deployed=deployed,
+            verdict=_mixture_verdict(fit, deployed),
+        )
+
+    def _reference(self) -> FitResult:
+        reference_M = [float(member == self.spec.reference) for member in self.spec.members]
+        table = self._draw(reference_M, self.prompts, seed=0, title="reference")
+        found = fit_table(table, self.settings)
+        return _with_deployed(found, self.measure(found.weights_K))
+
+    def _fixed(self) -> FitResult:
+        weights_K = importances_to_weights(self.settings.importances or {}, self.spec.policy_names)
+        deployed = self.measure(weights_K)
+        return FitResult(
+            names=self.spec.policy_names,
+            weights_K=weights_K,
+            fitted="fixed importances",
+            path_TK=weights_K[None, :],
+            rounds_kl_TK=None,
+            certificate=None,
+            deployed=deployed,
+            verdict="the importances were given, nothing was fitted",
+        )
+
+    def measure(self, weights_K: Floats) -> Deployed:
+        """The KLs of the served mixture at some weights, on responses drawn for this only."""
+        table = self._draw(weights_K, self.prompts, seed=EVALUATION_SEED, title="measure")
+        log_ratio_PK = log_ratio_per_prompt(table.responses())
+        gap, gap_interval = bootstrap_gap(-log_ratio_PK, weights_K, seed=0)
+        rng = np.random.default_rng(0)
+        draws_BP = rng.integers(len(log_ratio_PK), size=(500, len(log_ratio_PK)))
+        kl_BK = -log_ratio_PK[draws_BP].mean(axis=1)
+        low_K, high_K = np.quantile(kl_BK, [0.025, 0.975], axis=0)
+        kl_K = -log_ratio_PK.mean(axis=0)
+        names = self.spec.policy_names
+        return Deployed(
+            kl=dict(zip(names, kl_K.tolist(), strict=True)),
+            kl_interval={
+                name: (float(low), float(high))
+                for name, low, high in zip(names, low_K, high_K, strict=True)
+            },
+            gap=gap,
+            gap_interval=gap_interval,
+            num_responses=len(table.num_tokens_N),
+            mean_tokens=float(table.num_tokens_N.mean()),
+        )
+
+    def _round_prompts(self, index: int) -> list[Prompt]:
+        """Each round's prompts: the next ones of an endless shuffled deck."""
+        size = min(self.settings.round_prompts, len(self.prompts))
+        rng = np.random.default_rng(self.settings.descent.seed)
+        deck: list[int] = []
+        while len(deck) < (index + 1) * size:
+            deck += rng.permutation(len(self.prompts)).tolist()
+        chosen = dict.fromkeys(deck[index * size : (index + 1) * size])
+        return [self.prompts[position] for position in chosen]
+
+    def _draw(
+        self, weights: Sequence[float] | Floats, prompts: Sequence[Prompt], *, seed: int, title: str
+    ) -> ScoreTable:
+        weights_M = [float(weight) for weight in weights]
+        weights_M += [0.0] * (self.spec.num_members - len(weights_M))
+        settings = DrawSettings(
+            weights_M=tuple(weights_M),
+            num_responses=self.settings.num_responses,
+            max_tokens=self.settings.max_tokens,
+            seed=self.settings.descent.seed * 1_000 + seed,
+        )
+        table = draw(
+            self.cache / self._name_of(settings, prompts),
+            prompts=prompts,
+            settings=settings,
+            spec=self.spec,
+            engine=lambda: self._engine,
+            members=self.spec.policy_names,
+            title=title,
+            quiet=self.quiet,
+        )
+        return score_table.check(table, source=title, policies=self.spec.policy_names)
+
+    def _name_of(self, settings: DrawSettings, prompts: Sequence[Prompt]) -> str:
+        decides = [asdict(settings), self.fingerprints, hash_of_prompts(prompts)]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def fit_table(table: ScoreTable, settings: FitSettings, *, beta: float | None = None) -> FitResult:
+    """Fits a score table: the reference sampler's last part, or a table from outside."""
+    responses = table.responses(beta=beta)
+    if (responses.num_responses_P < 2).any() and not table.in_reward_form:
+        raise FitError(
+            "some prompts have a single response, which makes the objective linear and the answer "
+            "a vertex; score at least 2 responses a prompt, better 16"
+        )
+    if settings.importances is not None:
+        weights_K = importances_to_weights(settings.importances, table.names)
+        runs = [Descent(weights_K=weights_K, path_TK=weights_K[None, :])]
+    else:
+        runs = restarts(responses, settings.descent, num_restarts=settings.num_restarts)
+    weights_K = np.mean([run.weights_K for run in runs], axis=0)
+    certificate = certify(
+        responses,
+        weights_K,
+        names=table.names,
+        runs=runs,
+        settings=settings.descent,
+        lengths_PJ=table.lengths(),
+    )
+    fitted = "rewards" if table.in_reward_form else "reference (sequence level)"
+    return FitResult(
+        names=table.names,
+        weights_K=weights_K,
+        fitted="fixed importances" if settings.importances is not None else fitted,
+        path_TK=runs[0].path_TK,
+        rounds_kl_TK=None,
+        certificate=certificate,
+        deployed=None,
+        verdict=certificate.verdict,
+    )
+
+
+def importances_to_weights(importances: dict[str, float], names: Sequence[str]) -> Floats:
+    """Fixed user importances as weights: their share of the sum (Lemma 3.9 of the paper, the
+    MORLHF case, where mixing at the importances is optimal and there is nothing to fit)."""
+    unknown = [name for name in importances if name not in names]
+    if unknown:
+        raise FitError(
+            f"importance of {unknown[0]!r}: no such policy; there are: {', '.join(names)}"
+        )
+    values_K = np.array([importances.get(name, 0.0) for name in names], dtype=np.float64)
+    if not (np.isfinite(values_K).all() and (values_K >= 0).all() and values_K.sum() > 0):
+        raise FitError(
+            f"importances are {importances}; they must be finite, non-negative and not all 0"
+        )
+    share_K: Floats = values_K / values_K.sum()
+    return share_K
+
+
+def _with_deployed(found: FitResult, deployed: Deployed) -> FitResult:
+    verdict = found.verdict
+    if verdict == "trustworthy":
+        spread = max(deployed.kl.values()) - min(deployed.kl.values())
+        verdict += (
+            " for the sequence-level objective; the deployed mixture's KLs differ by "
+            f"{spread:.2f} nats (--sampler mixture fits those)"
+        )
+    return replace(found, deployed=deployed, verdict=verdict)
+
+
+def _mixture_verdict(fit: OnPolicyFit, deployed: Deployed) -> str:
+    if fit.standard_error > 0.015:
+        return (
+            f"not settled: the averaged weights still have a standard error of "
+            f"{fit.standard_error:.3f}; take more rounds (--rounds), prompts or responses"
+        )
+    if deployed.gap_interval[0] > 0.1 * max(deployed.kl.values()):
+        return (
+            f"not converged: the deployed KLs differ by {deployed.gap:.2f} nats; take more rounds"
+        )
+    return "trustworthy"
