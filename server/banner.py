@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mixing.spec import MixtureSpec, Policy
 from server.checkpoint import human_count, local_folder, num_parameters
-from server.profiles import ProfileSet
+from weights.profiles import ProfileSet
 
 
 def ready_table(

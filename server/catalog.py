@@ -46,7 +46,6 @@ def with_profiles(listing: dict[str, Any], state: MixtureState) -> dict[str, Any
 def describe(state: MixtureState) -> dict[str, Any]:
     """The body of `GET /v1/mixture`."""
     spec, profiles = state.spec, state.profiles.current
-    content = profiles.content()
     return {
         "object": "mixture",
         "model": state.model_names[0],
@@ -56,7 +55,7 @@ def describe(state: MixtureState) -> dict[str, Any]:
         "default_profile": profiles.default,
         "version": profiles.version,
         "sha256": profiles.sha256,
-        "profiles": content["profiles"],
+        "profiles": {name: {"weights": profiles.weights(name)} for name in profiles.profiles},
     }
 
 

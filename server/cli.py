@@ -42,7 +42,10 @@ class Command:
         return cast(CommandModule, importlib.import_module(self.module))
 
 
-COMMANDS = (Command("serve", "server.serve", "serve a mixture of policies over HTTP"),)
+COMMANDS = (
+    Command("serve", "server.serve", "serve a mixture of policies over HTTP"),
+    Command("weights", "weights.commands", "look at and change the profiles that are served"),
+)
 
 
 class OneSentenceParser(argparse.ArgumentParser):

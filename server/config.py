@@ -15,8 +15,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from mixing.spec import MixtureSpec, Policy, SpecError, WeightSpace
-from server.profiles import ProfileError, ProfileSet, build_profile_set
 from server.yaml_file import YamlError, read_yaml
+from weights.profiles import ProfileError, ProfileSet, build_profile_set
 
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:-]{0,127}")
 """Served names: what clients put in `model`. No "@": it separates the profile."""

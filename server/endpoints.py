@@ -23,8 +23,8 @@ from mixing.spec import MixtureSpec
 from server import catalog, routes
 from server.errors import error_response
 from server.guard import KeyGuard
-from server.profiles import CurrentProfiles, ProfileSet, build_profile_set
 from server.state import STATE_KEY, MixtureState
+from weights.profiles import CurrentProfiles, ProfileSet, build_profile_set
 
 PROFILES_ATTRIBUTE = "prefmix_profiles"
 """Where `prefmix serve` leaves the ProfileSet on vLLM's parsed arguments."""

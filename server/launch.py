@@ -26,9 +26,9 @@ from server.environment import (
 )
 from server.exits import CommandError
 from server.probe import Address, ProbeError, ReadyProbe
-from server.profiles import ProfileSet
 from server.signals import StartSignals, end_descendants
 from server.startup_log import OWN_PREFIX, StartupLog
+from weights.profiles import ProfileSet
 
 _MAX_CAUSE_CHARS = 1000
 

@@ -17,7 +17,7 @@ from mixing.simplex import WeightsError, check_weights, weights_from_preferences
 from mixing.spec import MixtureSpec
 from mixing.wire import WEIGHTS_KEY, from_extra_args
 from server.errors import RequestError, UnknownModelError, short_repr
-from server.profiles import CUSTOM_PROFILE, ProfileSet
+from weights.profiles import CUSTOM_PROFILE, ProfileSet
 
 PROFILE_HEADER = "x-prefmix-profile"
 WEIGHTS_HEADER = "x-prefmix-weights"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from mixing.spec import MixtureSpec
-from server.profiles import CurrentProfiles
 from server.resolve import Preferences, Resolution, resolve
+from weights.profiles import CurrentProfiles
 
 STATE_KEY = "prefmix"
 """The attribute of `app.state` that holds a MixtureState."""

@@ -10,7 +10,7 @@ import pytest
 from mixing.spec import MixtureSpec, Policy
 from server.banner import ready_table
 from server.checkpoint import human_count, num_parameters
-from server.profiles import build_profile_set
+from weights.profiles import build_profile_set
 
 
 def save_tensors(file: Path, shapes: dict[str, list[int]]) -> None:

@@ -11,8 +11,8 @@ import pytest
 from mixing.spec import MixtureSpec, Policy
 from mixing.wire import WEIGHTS_KEY
 from server.errors import RequestError, UnknownModelError
-from server.profiles import build_profile_set
 from server.resolve import Preferences, Resolution, resolve
+from weights.profiles import build_profile_set
 
 NAMES = ("helpful", "harmless", "honest")
 SPEC = MixtureSpec(policies=tuple(Policy(name=name, model=f"org/{name}") for name in NAMES))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mixing.spec import MixtureSpec, Policy
-from server.profiles import CurrentProfiles, ProfileError, ProfileSet, build_profile_set
+from weights.profiles import CurrentProfiles, ProfileError, ProfileSet, build_profile_set
 
 
 def spec(*names: str, **settings: Any) -> MixtureSpec:
