@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 
 from weights.certificate import Certificate
 from weights.fit import FitResult
@@ -140,7 +141,7 @@ def sweep_moves(found: Certificate) -> Sequence[float | None]:
     weights = [row["weights"] for row in found.m_sweep]
     moves = [
         max(abs(after[name] - before[name]) for name in after)
-        for before, after in zip(weights, weights[1:], strict=False)
+        for before, after in pairwise(weights)
     ]
     return [None, *moves]
 
