@@ -44,6 +44,7 @@ class Command:
 
 COMMANDS = (
     Command("serve", "server.serve", "serve a mixture of policies over HTTP"),
+    Command("fit", "server.fit", "fit the weights of a profile and certify them"),
     Command("weights", "weights.commands", "look at and change the profiles that are served"),
 )
 

@@ -103,6 +103,9 @@ def bootstrap_gap(
 ) -> tuple[float, tuple[float, float]]:
     """The equaliser gap and its 95 % bootstrap interval over prompts.
 
+    A maximum of noisy means is biased upwards; the bootstrap shows by how much, and the interval is
+    shifted down by that, but not below 0, which no gap can be.
+
     Args:
       kl_PK: KL(mixture || policy k) prompt by prompt, in nats.
       weights_K: the mixture's weights.
@@ -113,9 +116,11 @@ def bootstrap_gap(
     # How often each prompt is drawn is all that a bootstrap of means needs.
     counts_BP = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), NUM_BOOTSTRAP)
     kl_BK = counts_BP @ kl_PK / num_prompts
-    low, high = np.quantile(kl_BK.max(axis=1) - kl_BK @ weights_K, [0.025, 0.975])
+    gap_B = kl_BK.max(axis=1) - kl_BK @ weights_K
     kl_K = kl_PK.mean(axis=0)
-    return float(kl_K.max() - weights_K @ kl_K), (float(low), float(high))
+    gap = max(0.0, float(kl_K.max() - weights_K @ kl_K))
+    low, high = np.quantile(gap_B, [0.025, 0.975]) - (gap_B.mean() - gap)
+    return gap, (max(0.0, float(low)), float(high))
 
 
 def _ess_by_length(

@@ -54,27 +54,45 @@ class Engine(Protocol):
         """Log-probability of each (prompt, response) pair's response, in nats."""
 
 
+def set_environment() -> None:
+    """How vLLM should run in a batch job; call before it is imported. Leaves what is set alone."""
+    for name, value in {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        # One process less to start, and an interrupted fit leaves none behind.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # On CPU: GiB. Without it vLLM wants 92 % of the machine's memory.
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
 class LocalEngine:
     """vLLM in this process."""
 
-    def __init__(self, spec: MixtureSpec, options: dict[str, Any]) -> None:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        # One process less to start, and an interrupted fit leaves none behind.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    def __init__(self, llm: Any) -> None:
+        """Args:
+        llm: a `vllm.LLM` that runs the mixture.
+        """
+        self._llm = llm
+
+    @classmethod
+    def start(cls, spec: MixtureSpec, **options: Any) -> LocalEngine:
+        """Starts vLLM on a mixture.
+
+        Args:
+          spec: the mixture.
+          options: any of vLLM's engine arguments.
+        """
+        set_environment()
         from vllm import LLM
 
         first = spec.members[0]
-        self._llm = LLM(
-            **{
-                **options,
-                "model": first.model,
-                "revision": first.revision,
-                "hf_overrides": hf_overrides(spec),
-                # A score is a number, not a text: do not spend time on a progress bar or text.
-                "disable_log_stats": True,
-            }
-        )
+        mixture = {
+            "model": first.model,
+            "revision": first.revision,
+            "hf_overrides": hf_overrides(spec),
+        }
+        return cls(LLM(**{**options, **mixture}))
 
     def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
         """Prompt tokens, chat template applied."""

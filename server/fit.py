@@ -1,0 +1,256 @@
+"""`prefmix fit`: its flags, and from them a fit whose result is a file of the weights store."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server.exits import CommandError
+
+if TYPE_CHECKING:
+    from mixing.spec import MixtureSpec
+    from server.config import ServeConfig
+    from weights.engine import Engine
+    from weights.fit import FitResult, FitSettings
+
+EPILOG = """\
+The prompts file has one JSON object a line: {"prompt": "..."} or {"messages": [...]}. Policies come
+from CONFIG.yaml, the file of 'prefmix serve', or from flags. Everything after -- goes to vLLM.
+Example: prefmix fit mixture.yaml --prompts prompts.jsonl --profile fitted --output weights.json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `prefmix fit`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.usage = (
+        "prefmix fit [CONFIG.yaml] --prompts FILE | --scores FILE [flags] [-- vLLM flags]"
+    )
+    add = parser.add_argument
+    add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file")
+    add("--policy", action="append", metavar="NAME=MODEL", help="a policy; repeat for each")
+    add("--reference", metavar="NAME=MODEL", help="the policy the others were aligned from")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompts", type=Path, help="JSONL file of prompts to fit on")
+    source.add_argument("--scores", type=Path, help="Parquet score table from elsewhere")
+    add("--server", metavar="URL", help="draw and score with this running prefmix server")
+    add("--profile", default="fitted", help="name of the fitted profile; default fitted")
+    add("--output", type=Path, required=True, help="store file to write, such as weights.json")
+    add(
+        "--sampler",
+        choices=("mixture", "reference"),
+        default="mixture",
+        help="mixture fits what is served (default); reference is the paper's estimator",
+    )
+    add(
+        "--objective",
+        choices=("maxmin", "fixed"),
+        default="maxmin",
+        help="fixed takes --importance as it is and only measures",
+    )
+    add("--importance", action="append", metavar="NAME=NUMBER", help="for --objective fixed")
+    add("--beta", type=float, help="KL coefficient of a table of rewards")
+    add("--responses", type=int, default=16, help="responses a prompt; default 16")
+    add("--max-tokens", type=int, default=128, help="longest response; default 128")
+    add("--rounds", type=int, default=12, help="rounds of the mixture sampler; default 12")
+    add("--round-prompts", type=int, default=64, help="prompts a round; default 64")
+    add("--steps", type=int, default=600, help="descent steps, reference sampler; default 600")
+    add("--batch", type=int, default=64, help="prompts a descent step; default 64")
+    add("--step-size", type=float, help="in units of 1 / curvature; default 4, rounds 3")
+    add("--schedule", choices=("sqrt", "constant"), default="sqrt", help="of descent steps")
+    add("--min-weight", type=float, default=0.0, help="floor of every weight; default 0")
+    add("--restarts", type=int, default=3, help="runs of the descent; default 3")
+    add("--seed", type=int, default=0, help="of sampling and batches; default 0")
+    add("--cache", type=Path, default=Path(".prefmix/fit"), help="where draws are kept")
+    add("--report", type=Path, help="folder for the HTML report; default beside --output")
+
+
+def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
+    """Fits, prints the summary and writes store file and report."""
+    from mixing.compatibility import CompatibilityError
+    from mixing.spec import SpecError, check_name
+    from server.config import ConfigError
+    from weights.fit import FitError
+    from weights.prompts import PromptsError
+    from weights.remote import RemoteError
+    from weights.score_table import ScoreTableError
+
+    try:
+        check_name(args.profile, what="profile")
+        settings = _settings(args)
+        result, spec, provenance = _fit(args, settings, passthrough)
+    except (ConfigError, SpecError, CompatibilityError) as error:
+        raise CommandError(str(error), exit_code=2) from None
+    except (FitError, PromptsError, RemoteError, ScoreTableError) as error:
+        raise CommandError(str(error)) from None
+    _publish(args, result, spec, {**provenance, "settings": _plain(settings)})
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> FitSettings:
+    from weights.fit import FitError, FitSettings
+    from weights.mirror_descent import DescentSettings
+
+    importances = _importances(args)
+    steps = {} if args.step_size is None else {"step_size": args.step_size}
+    rounds = {} if args.step_size is None else {"round_step_size": args.step_size}
+    try:
+        descent = DescentSettings(
+            num_steps=args.steps,
+            batch_prompts=args.batch,
+            schedule=args.schedule,
+            min_weight=args.min_weight,
+            seed=args.seed,
+            **steps,
+        )
+    except ValueError as error:
+        raise FitError(str(error)) from None
+    return FitSettings(
+        sampler=args.sampler,
+        importances=importances,
+        num_responses=args.responses,
+        max_tokens=args.max_tokens,
+        num_rounds=args.rounds,
+        round_prompts=args.round_prompts,
+        num_restarts=args.restarts,
+        descent=descent,
+        **rounds,
+    )
+
+
+def _importances(args: argparse.Namespace) -> dict[str, float] | None:
+    if args.objective == "maxmin":
+        if args.importance:
+            raise CommandError(
+                "--importance is only used with --objective fixed; add that or leave it out",
+                exit_code=2,
+            )
+        return None
+    importances: dict[str, float] = {}
+    for item in args.importance or ():
+        name, _, number = item.partition("=")
+        try:
+            importances[name] = float(number)
+        except ValueError:
+            raise CommandError(
+                f"--importance is {item!r}; expected NAME=NUMBER, such as helpful=2", exit_code=2
+            ) from None
+    if not importances:
+        raise CommandError("--objective fixed needs --importance NAME=NUMBER", exit_code=2)
+    return importances
+
+
+def _fit(
+    args: argparse.Namespace, settings: FitSettings, passthrough: Sequence[str]
+) -> tuple[FitResult, MixtureSpec | None, dict[str, Any]]:
+    """(result, mixture if one is known, provenance)."""
+    from weights import score_table
+    from weights.fit import FitJob, fit_table
+    from weights.prompts import hash_of_prompts, read_prompts
+
+    has_policies = args.config is not None or args.policy
+    config, spec = _spec(args) if has_policies else (None, None)
+    if args.scores is not None:
+        names = None if spec is None else spec.policy_names
+        table = score_table.read(args.scores, policies=names)
+        found = fit_table(table, settings, beta=args.beta)
+        return found, spec, {"scores": _file_hash(args.scores)}
+    prompts = read_prompts(args.prompts)
+    engine, spec, fingerprints = _engine(args, config, spec, passthrough)
+    job = FitJob(
+        spec=spec,
+        prompts=prompts,
+        settings=settings,
+        engine=engine,
+        fingerprints=fingerprints,
+        cache=args.cache,
+    )
+    return job.run(), spec, {"prompts": hash_of_prompts(prompts), "policies": fingerprints}
+
+
+def _spec(args: argparse.Namespace) -> tuple[ServeConfig, MixtureSpec]:
+    from server.config import load_config, policies_from_flags
+    from weights.fit import FitError
+
+    overrides: dict[str, Any] = {}
+    if args.policy is not None:
+        overrides["policies"] = policies_from_flags("--policy", args.policy)
+    if args.reference is not None:
+        overrides["reference"] = policies_from_flags("--reference", [args.reference])
+    config = load_config(args.config, overrides)
+    spec = config.spec()
+    if spec.weight_space != "simplex":
+        raise FitError("a fit finds weights on the simplex; weight_space is affine")
+    return config, spec
+
+
+def _engine(
+    args: argparse.Namespace,
+    config: ServeConfig | None,
+    spec: MixtureSpec | None,
+    passthrough: Sequence[str],
+) -> tuple[Callable[[], Engine], MixtureSpec, dict[str, str]]:
+    """(what makes the engine, its mixture, content hash of each member)."""
+    if args.server is not None:
+        from weights.remote import RemoteEngine
+
+        remote = RemoteEngine(args.server, api_key=os.environ.get("VLLM_API_KEY"))
+        models = {member.name: f"{args.server} {member.model}" for member in remote.spec.members}
+        return lambda: remote, remote.spec, models
+    if config is None or spec is None:
+        raise CommandError(
+            "no policies: give a CONFIG.yaml, --policy NAME=MODEL, or --server URL", exit_code=2
+        )
+    from mixing.compatibility import check_members
+    from weights.fingerprint import fingerprint
+
+    check_members(spec)
+    fingerprints = {member.name: fingerprint(member) for member in spec.members}
+    return lambda: _local_engine(config, spec, passthrough), spec, fingerprints
+
+
+def _local_engine(config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]) -> Engine:
+    from weights.engine import LocalEngine, set_environment
+
+    set_environment()
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+
+    from server.engine_args import build_arguments
+
+    arguments = build_arguments(config, spec, passthrough)
+    return LocalEngine(LLM.from_engine_args(EngineArgs.from_cli_args(arguments)))
+
+
+def _publish(
+    args: argparse.Namespace,
+    result: FitResult,
+    spec: MixtureSpec | None,
+    provenance: dict[str, Any],
+) -> None:
+    from weights.output import write_store
+    from weights.report import write_report
+    from weights.summary import summary
+
+    print(summary(result))
+    names = result.names if spec is None else spec.member_names
+    provenance = write_store(args.output, result, names, profile=args.profile, about=provenance)
+    folder = args.report or args.output.with_name(args.output.stem + "-report")
+    page = write_report(result, folder, title=f"Fit of {args.profile}", provenance=provenance)
+    print(f"\nweights  {args.output}\nreport   {page}")
+
+
+def _plain(settings: FitSettings) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(settings)
+
+
+def _file_hash(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
