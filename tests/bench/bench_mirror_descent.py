@@ -1,0 +1,121 @@
+"""The descend stage: closed-form gradients against autograd, on one core, in one run.
+
+    python tests/bench/bench_mirror_descent.py [--prompts 10000] [--responses 16] [--policies 3]
+
+Both loops take the same steps on the same batches from the same start; the autograd loop is the
+straightforward one, torch float64 with `backward` per step. Prints a table, then one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from importlib.metadata import version
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+
+from weights.mirror_descent import DescentSettings, _batches, curvature, descend
+from weights.objective import Responses
+
+
+def make_responses(*, prompts: int, responses: int, policies: int) -> Responses:
+    """Log ratios with the spread of policies a few nats from their reference."""
+    rng = np.random.default_rng(0)
+    scale = rng.uniform(1, 4, size=policies)
+    log_ratios = rng.normal(size=(prompts, responses, policies)) * scale - scale
+    log_mass = np.full((prompts, responses), -np.log(responses))
+    return Responses(log_ratios_PJK=log_ratios, log_mass_PJ=log_mass)
+
+
+def descend_with_autograd(data: Responses, settings: DescentSettings) -> np.ndarray:
+    """The same descent, gradients by torch autograd."""
+    log_ratios, log_mass = torch.from_numpy(data.log_ratios_PJK), torch.from_numpy(data.log_mass_PJ)
+    uniform = np.full(data.num_policies, 1 / data.num_policies)
+    unit = curvature(data, uniform)
+    log_weights = torch.from_numpy(np.log(uniform))
+    batches = _batches(data.num_prompts, settings)
+    path = []
+    for step in range(1, settings.num_steps + 1):
+        chosen = torch.from_numpy(next(batches))
+        weights = torch.softmax(log_weights, 0).requires_grad_()
+        scores = log_ratios[chosen] @ weights + log_mass[chosen]
+        torch.logsumexp(scores, dim=1).mean().backward()
+        assert weights.grad is not None
+        log_weights = log_weights - settings.step_size / (unit * step**0.5) * weights.grad
+        path.append(torch.softmax(log_weights, 0).numpy())
+    return np.mean(path[settings.num_steps // 2 :], axis=0)
+
+
+def timed(function: Any, *args: Any) -> tuple[float, Any]:
+    begin = time.process_time()
+    answer = function(*args)
+    return time.process_time() - begin, answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=10_000)
+    parser.add_argument("--responses", type=int, default=16)
+    parser.add_argument("--policies", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    data = make_responses(prompts=args.prompts, responses=args.responses, policies=args.policies)
+    rows = []
+    for batch in (16, 64, 1024):
+        settings = DescentSettings(num_steps=args.steps, batch_prompts=batch)
+        ours, theirs = [], []
+        for _ in range(args.rounds):
+            seconds, run = timed(descend, data, settings)
+            ours.append(seconds)
+            seconds, answer = timed(descend_with_autograd, data, settings)
+            theirs.append(seconds)
+        assert np.abs(run.weights_K - answer).max() < 1e-9, "the two loops disagree"
+        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+        rows.append(
+            {
+                "batch": batch,
+                "closed_form_s": statistics.median(ours),
+                "autograd_s": statistics.median(theirs),
+                "autograd_over_closed_form": ratio,
+            }
+        )
+    table_mib = data.log_ratios_PJK.nbytes / 2**20
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{args.prompts} prompts x {args.responses} responses x {args.policies} policies, ", end=""
+    )
+    print(f"{args.steps} steps, CPU seconds of one core\n")
+    print(f"{'batch':>6}  {'closed form':>12}  {'autograd':>10}  {'ratio':>6}")
+    for row in rows:
+        print(
+            f"{row['batch']:>6}  {row['closed_form_s']:>12.3f}  {row['autograd_s']:>10.3f}"
+            f"  {row['autograd_over_closed_form']:>6.1f}"
+        )
+    print(f"\nlog ratios {table_mib:.1f} MiB, process peak {peak_mib:.0f} MiB (torch included)")
+    print(
+        "\n"
+        + json.dumps(
+            {
+                "bench": "mirror_descent",
+                **vars(args),
+                "rows": rows,
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "versions": {name: version(name) for name in ("numpy", "torch")},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
