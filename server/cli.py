@@ -36,6 +36,8 @@ class Command:
     name: str
     module: str
     summary: str
+    takes_engine_flags: bool = True
+    """Whether words after `--` mean something to it."""
 
     def load(self) -> CommandModule:
         """Imports the module."""
@@ -45,7 +47,12 @@ class Command:
 COMMANDS = (
     Command("serve", "server.serve", "serve a mixture of policies over HTTP"),
     Command("fit", "server.fit", "fit the weights of a profile and certify them"),
-    Command("weights", "weights.commands", "look at and change the profiles that are served"),
+    Command(
+        "weights",
+        "weights.commands",
+        "look at and change the profiles that are served",
+        takes_engine_flags=False,
+    ),
 )
 
 
@@ -100,9 +107,10 @@ def _run(command: Command, argv: list[str]) -> int:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         what = "flag" if unknown[0].startswith("-") else "argument"
         name = re.split("=", unknown[0], maxsplit=1)[0]
+        hint = "vLLM's own flags go after '--', and " if command.takes_engine_flags else ""
         raise CommandError(
-            f"unknown {what} {name!r}{_suggestion(name, flags)}; vLLM's own flags go after '--', "
-            f"and 'prefmix {command.name} --help' lists the others",
+            f"unknown {what} {name!r}{_suggestion(name, flags)}; {hint}"
+            f"'prefmix {command.name} --help' lists the others",
             exit_code=2,
         )
     return module.run(args, passthrough)

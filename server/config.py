@@ -66,6 +66,10 @@ class ServeConfig(BaseModel):
     """Address to listen on."""
     port: StrictInt = Field(8000, ge=1, le=65535)
     """Port to listen on."""
+    weights_store: str | None = None
+    """File of the profiles. If it exists it wins over `profiles`; if not they are its first."""
+    admin_port: StrictInt | None = Field(None, ge=1, le=65535)
+    """Port of 127.0.0.1 for the admin routes alone; without one they are on `port`."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Any vLLM engine or server flag, without its dashes."""
 
@@ -104,6 +108,10 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
     for table in ("policies", "reference"):
         if path is not None and table not in overrides and isinstance(data.get(table), dict):
             data[table] = _resolve_models(data[table], folder=path.resolve().parent, where=path)
+    if path is not None and isinstance(data.get("weights_store"), str):
+        data["weights_store"] = str(
+            path.resolve().parent / Path(data["weights_store"]).expanduser()
+        )
     try:
         config = ServeConfig.model_validate({**data, **overrides})
     except ValidationError as error:

@@ -7,23 +7,29 @@ answer with the default mixture, or without the API key. So only an allowlist is
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.metadata
+import sys
 from argparse import Namespace
-from http import HTTPStatus
+from collections.abc import Coroutine
 from typing import Any
 
 import vllm.envs as vllm_envs
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from mixing.spec import MixtureSpec
-from server import catalog, routes
-from server.errors import error_response
+from server import admin, audit, catalog, routes
+from server.admin_listener import admin_app, listen, serve_admin
+from server.admin_tokens import admin_tokens
+from server.errors import http_exception
 from server.guard import KeyGuard
+from server.live_settings import LIVE_ATTRIBUTE, LiveSettings
+from server.live_weights import LiveWeights
 from server.state import STATE_KEY, MixtureState
+from server.store_watch import watch
 from weights.profiles import CurrentProfiles, ProfileSet, build_profile_set
 
 PROFILES_ATTRIBUTE = "prefmix_profiles"
@@ -55,7 +61,7 @@ ALLOWED_PATHS = frozenset(
         "/static",
     }
 )
-"""Every path this server answers; any other is 404."""
+"""Every path this server answers, besides its own admin routes if they are on; else 404."""
 
 OWN_ROUTES = (
     ("POST", "/v1/completions"),
@@ -77,7 +83,7 @@ class PrefmixEndpoints:
 
     def __init__(self) -> None:
         self._app: FastAPI | None = None
-        self._bounding: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def attach_router(self, app: FastAPI) -> None:
         """Drops vLLM's other routes and adds ours; vLLM then replaces its equals by them."""
@@ -109,9 +115,54 @@ class PrefmixEndpoints:
         # vLLM adds routes of its own after attach_router.
         keep_allowed_routes(self._app)
         check_own_routes(self._app)
-        if keys := api_keys(args):
+        keys = api_keys(args)
+        if keys:
             guard(self._app, keys)
-        self._bounding = asyncio.create_task(bound_shutdown(state))
+        self._start(bound_shutdown(state), "the bound on the shutdown")
+        await self._open_admin(mixture, state, args, keys)
+
+    async def _open_admin(
+        self, mixture: MixtureState, state: State, args: Namespace, keys: list[str]
+    ) -> None:
+        """Starts what may change the profiles: the admin routes, the watch on the store."""
+        assert self._app is not None
+        settings: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
+        if settings is None:  # vLLM's own `serve` with this plugin: the profiles stay as they are
+            return
+        audit.set_up()
+        live = LiveWeights(
+            spec=mixture.spec,
+            profiles=mixture.profiles,
+            store=settings.store,
+            folder=settings.folder,
+            num_processes=args.api_server_count or 1,
+        )
+        await live.start()
+        if settings.store is not None:
+            reload = functools.partial(live.reload, who="file-watch", is_quiet=True)
+            self._start(watch(settings.store, reload), "the watch on the weights store")
+        tokens = admin_tokens(api_keys=keys)
+        if not tokens:
+            return
+        admin_state = admin.AdminState(tokens=tokens, live=live)
+        if settings.admin_port is not None:
+            listener = listen(settings.admin_port)
+            self._start(serve_admin(admin_app(admin_state), listener), "the admin port")
+            return
+        setattr(state, admin.ADMIN_KEY, admin_state)
+        self._app.include_router(admin.router)
+        self._app.openapi_schema = None
+
+    def _start(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Runs `work` as long as the server; says so if it breaks off."""
+
+        def report(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                print(f"prefmix: {what} has ended: {error}", file=sys.stderr, flush=True)
+
+        task = asyncio.create_task(work)
+        task.add_done_callback(report)
+        self._tasks.append(task)
 
 
 async def bound_shutdown(state: State) -> None:
@@ -164,18 +215,6 @@ def check_own_routes(app: FastAPI) -> None:
                 f"{method} {path} is answered by {module or 'nothing'}, not by prefmix; "
                 "another plugin has taken it, remove that one from VLLM_PLUGINS"
             )
-
-
-async def http_exception(request: Request, error: Exception) -> JSONResponse:
-    """404 and 405 in OpenAI's shape."""
-    assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    message = error.detail
-    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
-        message = f"{request.method} {request.url.path} is not served here"
-    response = error_response(message, status=status)
-    response.headers.update(error.headers or {})
-    return response
 
 
 def _path(route: BaseRoute) -> str:

@@ -13,14 +13,20 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 _TYPES = {
     HTTPStatus.BAD_REQUEST: "BadRequestError",
     HTTPStatus.UNAUTHORIZED: "AuthenticationError",
     HTTPStatus.NOT_FOUND: "NotFoundError",
     HTTPStatus.METHOD_NOT_ALLOWED: "MethodNotAllowedError",
+    HTTPStatus.CONFLICT: "ConflictError",
+    HTTPStatus.PRECONDITION_FAILED: "PreconditionFailedError",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "InternalServerError",
+    HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableError",
 }
 
 _MAX_VALUE_CHARS = 80
@@ -56,6 +62,18 @@ def error_body(message: str, *, status: HTTPStatus, param: str | None = None) ->
 def error_response(message: str, *, status: HTTPStatus, param: str | None = None) -> JSONResponse:
     """A refusal as a response."""
     return JSONResponse(error_body(message, status=status, param=param), status_code=status)
+
+
+async def http_exception(request: Request, error: Exception) -> JSONResponse:
+    """404 and 405 in OpenAI's shape, for an application's exception handlers."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    message = error.detail
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+        message = f"{request.method} {request.url.path} is not served here"
+    response = error_response(message, status=status)
+    response.headers.update(error.headers or {})
+    return response
 
 
 def validation_response(error: RequestValidationError) -> JSONResponse:

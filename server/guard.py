@@ -19,8 +19,8 @@ from server.errors import error_response
 OPEN_PATHS = ("/health", "/ping", "/version", "/metrics", "/load", "/openapi.json")
 """Probes, metrics and the description of the API: nothing that runs or reads a policy."""
 
-OPEN_FOLDERS = ("/docs", "/redoc", "/metrics", "/static")
-"""Open with everything below them."""
+OPEN_FOLDERS = ("/docs", "/redoc", "/metrics", "/static", "/admin")
+"""Open with everything below them. The admin routes have tokens of their own and take no key."""
 
 
 def is_open(path: str) -> bool:

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from mixing.spec import MixtureSpec
+from server import admin_listener
+from server.admin_tokens import AdminTokens, admin_tokens
 from server.banner import ready_table
 from server.config import ServeConfig
 from server.environment import (
@@ -25,6 +31,8 @@ from server.environment import (
     set_plugins,
 )
 from server.exits import CommandError
+from server.hangup import HangupReload
+from server.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from server.probe import Address, ProbeError, ReadyProbe
 from server.signals import StartSignals, end_descendants
 from server.startup_log import OWN_PREFIX, StartupLog
@@ -49,12 +57,20 @@ def launch(
     quiet = log_level() == "warning"
     if not any(word.startswith("--uds") for word in passthrough) and "uds" not in config.engine:
         check_port(config.host, config.port)
+    if config.admin_port is not None:
+        check_port(admin_listener.HOST, config.admin_port, flag="--admin-port")
     set_logging()
     set_plugins()
-    with StartupLog(enabled=quiet) as log, _signals(log) as signals:
+    with (
+        _live_settings(config) as live,
+        StartupLog(enabled=quiet) as log,
+        _signals(log, live) as signals,
+    ):
         try:
             args = _prepare(config, spec, profiles, passthrough)
-            return _serve(args, spec, profiles, log, signals)
+            setattr(args, LIVE_ATTRIBUTE, live)
+            with nullcontext() if live.store is None else HangupReload(live.folder):
+                return _serve(args, spec, profiles, log, signals)
         except CommandError:
             raise
         except Exception as error:
@@ -67,8 +83,16 @@ def launch(
             end_descendants()
 
 
-def check_port(host: str, port: int) -> None:
-    """Checks that the port can be bound. Raises: CommandError."""
+@contextmanager
+def _live_settings(config: ServeConfig) -> Iterator[LiveSettings]:
+    """The settings of changing weights, with a folder that exists as long as the server."""
+    with tempfile.TemporaryDirectory(prefix="prefmix-", ignore_cleanup_errors=True) as folder:
+        store = None if config.weights_store is None else Path(config.weights_store).absolute()
+        yield LiveSettings(folder=Path(folder), store=store, admin_port=config.admin_port)
+
+
+def check_port(host: str, port: int, *, flag: str = "--port") -> None:
+    """Checks that the port, given by `flag`, can be bound. Raises: CommandError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -78,7 +102,7 @@ def check_port(host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             raise CommandError(
                 f"port {port} on {host} is in use; stop what listens there or choose another with "
-                "--port"
+                f"{flag}"
             ) from None
         reason = error.strerror or str(error)
         raise CommandError(f"cannot listen on {host} port {port}: {reason}") from None
@@ -112,6 +136,7 @@ def _prepare(
     configure_logging_from_args(args)
     setattr(args, PROFILES_ATTRIBUTE, profiles)
     _check_front_end()
+    _check_admin(config, _admin_tokens(args))
     if current_platform.is_cpu():
         for line in set_cpu_defaults(os.environ, kv_cache_bytes=args.kv_cache_memory_bytes):
             _say(line)
@@ -168,7 +193,12 @@ def _serve(
 
     key = next(iter(_keys(args)), None)
     with ReadyProbe(
-        address, sha256=profiles.sha256, key=key, on_ready=ready, on_failure=fail
+        address,
+        # A store may have been changed while the engine started.
+        sha256=None if _live(args).store else profiles.sha256,
+        key=key,
+        on_ready=ready,
+        on_failure=fail,
     ) as probe:
         try:
             ServeSubcommand.cmd(args)
@@ -185,13 +215,20 @@ def _serve(
     return 0
 
 
-def _signals(log: StartupLog) -> StartSignals:
-    return StartSignals(on_signal=log.mute, before_exit=log.close)
+def _signals(log: StartupLog, live: LiveSettings) -> StartSignals:
+    def before_exit() -> None:
+        log.close()
+        shutil.rmtree(live.folder, ignore_errors=True)
+
+    return StartSignals(on_signal=log.mute, before_exit=before_exit)
 
 
 def _table(args: Namespace, spec: MixtureSpec, profiles: ProfileSet, address: Address) -> str:
     guarded = "with API key" if _keys(args) else "without API key"
     surfaces = [f"inference {guarded}", "metrics", "health"]
+    if _admin_tokens(args):
+        port = _live(args).admin_port
+        surfaces.append("admin" if port is None else f"admin on {admin_listener.HOST}:{port}")
     if not args.disable_fastapi_docs:
         surfaces.append("docs")
     return ready_table(
@@ -207,6 +244,30 @@ def _keys(args: Namespace) -> list[str]:
     from server.endpoints import api_keys
 
     return api_keys(args)
+
+
+def _admin_tokens(args: Namespace) -> AdminTokens:
+    return admin_tokens(api_keys=_keys(args))
+
+
+def _check_admin(config: ServeConfig, tokens: AdminTokens) -> None:
+    if config.admin_port is not None and not tokens:
+        raise CommandError(
+            "--admin-port is given but no admin token; set PREFMIX_ADMIN_TOKEN, or leave the port "
+            "out",
+            exit_code=2,
+        )
+    if config.admin_port is not None and config.admin_port == config.port:
+        raise CommandError(
+            f"--admin-port and --port are both {config.port}; give the admin routes another port, "
+            "or leave --admin-port out to have them on the main one",
+            exit_code=2,
+        )
+
+
+def _live(args: Namespace) -> LiveSettings:
+    live: LiveSettings = getattr(args, LIVE_ATTRIBUTE)
+    return live
 
 
 def _is_secondary(error: Exception) -> bool:

@@ -76,7 +76,7 @@ class ReadyProbe:
         self,
         address: Address,
         *,
-        sha256: str,
+        sha256: str | None,
         key: str | None,
         on_ready: Callable[[], None],
         on_failure: Callable[[ProbeError], None],
@@ -121,9 +121,13 @@ class ReadyProbe:
             return response.status, response.read()
 
 
-def check_answer(status: int, body: bytes, *, sha256: str) -> None:
+def check_answer(status: int, body: bytes, *, sha256: str | None) -> None:
     """Checks an answer to GET /v1/mixture.
 
+    Args:
+      status: of HTTP.
+      body: as it came.
+      sha256: of the profiles that were to be served; None if they may have changed by now.
     Raises: ProbeError unless it shows the profiles that were to be served.
     """
     if status != http.HTTPStatus.OK:
@@ -134,7 +138,7 @@ def check_answer(status: int, body: bytes, *, sha256: str) -> None:
         served = json.loads(body).get("sha256")
     except (ValueError, AttributeError):
         served = None
-    if served != sha256:
+    if served is None or sha256 not in (None, served):
         raise ProbeError(
             f"the server came up with other profiles: sha256 {served}, expected {sha256}"
         )

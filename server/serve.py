@@ -34,6 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", help="the model name clients use; default prefmix")
     add("--host", help="address to listen on; default 127.0.0.1")
     add("--port", type=_port, help="port to listen on; default 8000")
+    add(
+        "--weights-store",
+        metavar="PATH",
+        help="file of the profiles, changed while serving; made from CONFIG.yaml if missing",
+    )
+    add(
+        "--admin-port",
+        type=_port,
+        metavar="PORT",
+        help="port of 127.0.0.1 for the admin routes alone; default: on the main port",
+    )
 
 
 def _port(text: str) -> int:
@@ -46,6 +57,8 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Checks the configuration, then serves until a signal ends it; returns the exit code."""
     # Imported here so that --help does not wait for pydantic and PyYAML.
     from server.config import ConfigError, load_config
+    from weights.store import WeightsStore
+    from weights.store_errors import StoreError
 
     try:
         config = load_config(args.config, overrides_from_flags(args))
@@ -53,6 +66,11 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
         profiles = config.profile_set(spec)
     except ConfigError as error:
         raise CommandError(str(error), exit_code=2) from None
+    if config.weights_store is not None:
+        try:
+            profiles = WeightsStore(config.weights_store, spec=spec).create(profiles)
+        except StoreError as error:
+            raise CommandError(str(error)) from None
 
     from server.launch import launch
 
@@ -63,7 +81,7 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration fields that were given as flags."""
     from server.config import policies_from_flags
 
-    fields = ("weight_space", "name", "host", "port")
+    fields = ("weight_space", "name", "host", "port", "weights_store", "admin_port")
     overrides = {field: getattr(args, field) for field in fields}
     if args.policy is not None:
         overrides["policies"] = policies_from_flags("--policy", args.policy)

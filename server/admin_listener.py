@@ -1,0 +1,51 @@
+"""The admin routes on a loopback port of their own, away from the inference routes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import socket
+from collections.abc import Generator
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from server import admin
+from server.errors import http_exception
+
+HOST = "127.0.0.1"
+
+
+def admin_app(state: admin.AdminState) -> FastAPI:
+    """An application with the admin routes and their description, and nothing else."""
+    app = FastAPI(title="prefmix admin", version=importlib.metadata.version("prefmix"))
+    app.include_router(admin.router)
+    app.add_exception_handler(HTTPException, http_exception)
+    setattr(app.state, admin.ADMIN_KEY, state)
+    return app
+
+
+def listen(port: int) -> socket.socket:
+    """Binds the port, which all API processes share: each can make a change in all.
+
+    Raises: OSError if another program has it.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((HOST, port))
+    return listener
+
+
+async def serve_admin(app: FastAPI, listener: socket.socket) -> None:
+    """Answers until cancelled, then closes the socket."""
+    with listener:
+        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+        await _Server(config).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leaves the signals to the main server."""
+        yield

@@ -1,0 +1,37 @@
+"""One line on stderr for each change of weights: who, what, from which version to which."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from weights.profiles import ProfileSet
+from weights.store import Change
+
+_LOGGER = logging.getLogger("prefmix.audit")
+
+
+def set_up() -> None:
+    """Sends the lines to stderr, whatever vLLM's log level is."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s prefmix audit: %(message)s"))
+    _LOGGER.handlers = [handler]
+    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.propagate = False
+
+
+def changed(who: str, what: str, change: Change) -> None:
+    """Reports a change that is in force, or that would have changed nothing."""
+    before = "none" if change.before is None else _version(change.before)
+    result = "unchanged" if change.is_noop else "applied"
+    _LOGGER.info("by=%s did=%s old=%s new=%s %s", who, what, before, _version(change.after), result)
+
+
+def refused(who: str, what: str, reason: str) -> None:
+    """Reports a change that was asked for and refused."""
+    _LOGGER.warning("by=%s did=%s refused: %s", who, what, json.dumps(reason, ensure_ascii=False))
+
+
+def _version(profiles: ProfileSet) -> str:
+    return f"{profiles.version}:{profiles.sha256[:12]}"
