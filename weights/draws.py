@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from mixing.spec import MixtureSpec
 from weights.engine import Engine, Tokens
@@ -25,6 +24,8 @@ from weights.score_table import LOGPROB, PROPOSAL
 
 PART_PROMPTS = 64
 """Prompts a part: what a kill can cost."""
+
+Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,7 @@ def draw(
     spec: MixtureSpec,
     engine: Callable[[], Engine],
     members: Sequence[str],
-    title: str,
-    quiet: bool = False,
+    progress: Progress,
 ) -> Any:
     """Draws and scores, or takes what is there; returns an Arrow table in score-table form.
 
@@ -61,20 +61,18 @@ def draw(
       spec: the mixture.
       engine: gives the engine; only called when a part is missing.
       members: whose log-probabilities are wanted.
-      title: of the progress bars.
-      quiet: no progress bars.
+      progress: called with (what was done, responses it was done to) after each part.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = [
         prompts[begin : begin + PART_PROMPTS] for begin in range(0, len(prompts), PART_PROMPTS)
     ]
     samples = [folder / f"sample-{index:05}.parquet" for index in range(len(parts))]
-    with _bar(f"{title}: sample", len(prompts), quiet) as bar:
-        for index, (part, path) in enumerate(zip(parts, samples, strict=True)):
-            if not path.exists():
-                _write(path, _sample(engine(), part, settings, offset=index * PART_PROMPTS))
-            bar.update(len(part))
-    columns = {name: _scores(folder, samples, name, spec, engine, title, quiet) for name in members}
+    for index, (part, path) in enumerate(zip(parts, samples, strict=True)):
+        if not path.exists():
+            _write(path, _sample(engine(), part, settings, offset=index * PART_PROMPTS))
+        progress("sample", len(part) * settings.num_responses)
+    columns = {name: _scores(folder, samples, name, spec, engine, progress) for name in members}
     whole = pa.concat_tables([pq.read_table(path) for path in samples])
     table = whole.select(["prompt_id", "response_id", "num_tokens", PROPOSAL])
     for name, values in columns.items():
@@ -113,20 +111,18 @@ def _scores(
     name: str,
     spec: MixtureSpec,
     engine: Callable[[], Engine],
-    title: str,
-    quiet: bool,
+    progress: Progress,
 ) -> np.ndarray:
     """One pass: every response under one member alone."""
     one_hot = [float(member == name) for member in spec.member_names]
     values = []
-    with _bar(f"{title}: score {name}", len(samples), quiet) as bar:
-        for index, sample in enumerate(samples):
-            path = folder / f"score-{name}-{index:05}.parquet"
-            if not path.exists():
-                scores = engine().score(list(_pairs(sample)), one_hot)
-                _write(path, pa.table({"logprob": scores}))
-            values.append(pq.read_table(path)["logprob"].to_numpy())
-            bar.update(1)
+    for index, sample in enumerate(samples):
+        path = folder / f"score-{name}-{index:05}.parquet"
+        if not path.exists():
+            scores = engine().score(list(_pairs(sample)), one_hot)
+            _write(path, pa.table({"logprob": scores}))
+        values.append(pq.read_table(path)["logprob"].to_numpy())
+        progress(f"score {name}", len(values[-1]))
     return np.concatenate(values)
 
 
@@ -139,14 +135,3 @@ def _write(path: Path, table: Any) -> None:
     aside = path.with_suffix(".partial")
     pq.write_table(table, aside)
     os.replace(aside, path)
-
-
-def _bar(title: str, total: int, quiet: bool) -> Any:
-    return tqdm(
-        total=total,
-        desc=f"{title:<28}",
-        unit=" parts" if "score" in title else " prompts",
-        disable=quiet,
-        leave=True,
-        ncols=88,
-    )

@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from mixing.spec import MixtureSpec
 from weights import score_table
@@ -152,6 +153,7 @@ class FitJob:
         self.spec, self.prompts, self.settings = spec, list(prompts), settings
         self.fingerprints, self.cache, self.quiet = fingerprints, cache, quiet
         self._make_engine = engine
+        self._bar: Any = None
 
     @cached_property
     def _engine(self) -> Engine:
@@ -159,9 +161,28 @@ class FitJob:
 
     def run(self) -> FitResult:
         """Fits, certifies and measures."""
-        if self.settings.importances is not None:
-            return self._fixed()
-        return self._reference() if self.settings.sampler == "reference" else self._mixture()
+        with tqdm(
+            total=self._num_responses * (1 + len(self.spec.policies)),
+            unit=" responses",
+            unit_scale=True,
+            ncols=88,
+            # Without a terminal a bar is only noise in a log.
+            disable=True if self.quiet else None,
+        ) as self._bar:
+            if self.settings.importances is not None:
+                return self._fixed()
+            return self._reference() if self.settings.sampler == "reference" else self._mixture()
+
+    @property
+    def _num_responses(self) -> int:
+        """Responses that the whole fit draws; each is sampled once and scored K times."""
+        num_prompts = len(self.prompts)
+        fitted = 0
+        if self.settings.importances is None:
+            per_round = min(self.settings.round_prompts, num_prompts)
+            is_mixture = self.settings.sampler == "mixture"
+            fitted = per_round * self.settings.num_rounds if is_mixture else num_prompts
+        return (fitted + num_prompts) * self.settings.num_responses
 
     def _mixture(self) -> FitResult:
         def one_round(index: int, weights_K: Floats) -> Responses:
@@ -260,10 +281,13 @@ class FitJob:
             spec=self.spec,
             engine=lambda: self._engine,
             members=self.spec.policy_names,
-            title=title,
-            quiet=self.quiet,
+            progress=lambda what, count: self._show(f"{title}: {what}", count),
         )
         return score_table.check(table, source=title, policies=self.spec.policy_names)
+
+    def _show(self, what: str, count: int) -> None:
+        self._bar.set_description_str(f"{what:<24}", refresh=False)
+        self._bar.update(count)
 
     def _name_of(self, settings: DrawSettings, prompts: Sequence[Prompt]) -> str:
         decides = [asdict(settings), self.fingerprints, hash_of_prompts(prompts)]
