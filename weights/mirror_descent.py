@@ -2,20 +2,21 @@
 
     w_k <- w_k exp(-eta_t g_k) / Z        on a batch of prompts; the answer is the mean iterate.
 
-Shapes: K policies, T steps, R restarts.
+Shapes: P prompts, J most responses of any prompt, K policies, T steps, R runs, B prompts a batch,
+C batches an epoch.
 Source: Wang et al. 2025 (arXiv 2502.18699), Algorithm 2; Nemirovski et al. 2009, Robust Stochastic
   Approximation Approach to Stochastic Programming, for step sizes and averaging.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from weights.objective import Floats, Indices, Responses, gradient, tilt
+from weights.objective import Floats, Responses, gradient, tilt
 
 Schedule = Literal["sqrt", "constant"]
 
@@ -78,13 +79,14 @@ def mirror_step(weights_K: Floats, gradient_K: Floats, *, step_size: float) -> F
 
 def with_floor(weights_K: Floats, min_weight: float) -> Floats:
     """Moves a point of the simplex into the part where every weight is at least `min_weight`."""
-    num_policies = len(weights_K)
+    num_policies = weights_K.shape[-1]
     if num_policies * min_weight > 1:
         raise ValueError(
             f"min_weight is {min_weight} for {num_policies} policies; "
             f"it can be at most {1 / num_policies:.4g}"
         )
-    return min_weight + (1 - num_policies * min_weight) * weights_K
+    moved_K: Floats = min_weight + (1 - num_policies * min_weight) * weights_K
+    return moved_K
 
 
 def curvature(responses: Responses, weights_K: Floats) -> float:
@@ -105,67 +107,118 @@ def descend(
     settings: DescentSettings,
     *,
     start_K: Floats | None = None,
-    report: Callable[[int, Floats], None] | None = None,
 ) -> Descent:
     """Minimises F over the simplex.
-
-    The floor is a change of variables: v on the whole simplex, w = floor + (1 - K floor) v.
 
     Args:
       responses: all prompts' responses.
       settings: step sizes, batches, seed.
       start_K: first iterate, in the interior; uniform if None.
-      report: called with (step, weights) after each step.
     Raises: ValueError for a floor that K policies cannot all keep.
     """
     num_policies = responses.num_policies
-    uniform_K = np.full(num_policies, 1 / num_policies)
-    free_K = uniform_K if start_K is None else np.asarray(start_K, dtype=np.float64)
-    slope = 1 - num_policies * settings.min_weight
-    path_TK = np.empty((settings.num_steps + 1, num_policies))
-    path_TK[0] = with_floor(free_K, settings.min_weight)
-    unit = curvature(responses, uniform_K)
-    if (
-        unit <= np.finfo(np.float64).eps
-    ):  # the policies cannot be told apart: every weight is as good as any
-        path_TK[:] = path_TK[0]
-        return Descent(weights_K=path_TK[0], path_TK=path_TK)
-    batches = _batches(responses.num_prompts, settings)
-    whole = settings.batch_prompts >= responses.num_prompts
-    for step in range(1, settings.num_steps + 1):
-        batch = responses if whole else responses.take(next(batches))
-        decay = np.sqrt(step) if settings.schedule == "sqrt" else 1.0
-        free_K = mirror_step(
-            free_K,
-            slope * gradient(batch, path_TK[step - 1]),
-            step_size=settings.step_size / (unit * decay),
-        )
-        path_TK[step] = with_floor(free_K, settings.min_weight)
-        if report is not None:
-            report(step, path_TK[step])
-    return Descent(weights_K=path_TK[1 + settings.num_steps // 2 :].mean(axis=0), path_TK=path_TK)
+    start_RK = np.full((1, num_policies), 1 / num_policies) if start_K is None else start_K[None]
+    return descend_together(responses, settings, start_RK)[0]
 
 
 def restarts(
     responses: Responses, settings: DescentSettings, *, num_restarts: int
 ) -> list[Descent]:
-    """Runs from `num_restarts` random starting points, the first uniform: F is convex, so runs
-    that end apart show noise or a flat optimum, never a local one."""
+    """Runs from `num_restarts` starting points, the first uniform, the others random.
+
+    F is convex: runs that end apart show noise or a flat optimum, never a local one.
+    """
+    num_policies = responses.num_policies
     rng = np.random.default_rng(settings.seed)
-    runs = [descend(responses, settings)]
-    for index in range(1, num_restarts):
-        start_K = rng.dirichlet(np.ones(responses.num_policies))
-        runs.append(
-            descend(responses, replace(settings, seed=settings.seed + index), start_K=start_K)
-        )
-    return runs
+    start_RK = rng.dirichlet(np.ones(num_policies), size=num_restarts)
+    start_RK[0] = 1 / num_policies
+    return descend_together(responses, settings, start_RK)
 
 
-def _batches(num_prompts: int, settings: DescentSettings) -> Iterator[Indices]:
-    """Endless batches of prompt indices, epoch by epoch."""
+def descend_together(
+    responses: Responses, settings: DescentSettings, start_RK: Floats
+) -> list[Descent]:
+    """Several runs at once, each over the batches in its own order.
+
+    What a step costs is mostly calls, not arithmetic; runs side by side share the calls. The floor
+    is a change of variables: v on the whole simplex, w = floor + (1 - K floor) v.
+    """
+    num_runs, num_policies = start_RK.shape
+    path_TRK = np.empty((settings.num_steps + 1, num_runs, num_policies))
+    path_TRK[0] = with_floor(start_RK, settings.min_weight)
+    unit = curvature(responses, np.full(num_policies, 1 / num_policies))
+    if unit == 0:  # linear, as with one response a prompt
+        unit = float(np.ptp(gradient(responses, np.full(num_policies, 1 / num_policies))))
+    if unit <= np.finfo(np.float64).eps:
+        # The policies cannot be told apart: every weight is as good as any.
+        path_TRK[:] = path_TRK[0]
+        return _finished(path_TRK)
+    slope = 1 - num_policies * settings.min_weight
+    step_size_T = np.full(settings.num_steps, settings.step_size * slope / unit)
+    if settings.schedule == "sqrt":
+        step_size_T /= np.sqrt(np.arange(1, settings.num_steps + 1))
+    with np.errstate(divide="ignore"):
+        log_free_RK = np.log(start_RK)
+    for step, gradient_RK in enumerate(_gradients(responses, settings, path_TRK)):
+        log_free_RK -= step_size_T[step] * gradient_RK
+        log_free_RK -= log_free_RK.max(axis=1, keepdims=True)
+        free_RK = np.exp(log_free_RK)
+        free_RK /= free_RK.sum(axis=1, keepdims=True)
+        path_TRK[step + 1] = settings.min_weight + slope * free_RK
+    return _finished(path_TRK)
+
+
+def _finished(path_TRK: Floats) -> list[Descent]:
+    answer_RK = path_TRK[1 + (len(path_TRK) - 1) // 2 :].mean(axis=0)
+    return [
+        Descent(weights_K=answer_RK[run], path_TK=path_TRK[:, run])
+        for run in range(path_TRK.shape[1])
+    ]
+
+
+def _gradients(
+    responses: Responses, settings: DescentSettings, path_TRK: Floats
+) -> Iterator[Floats]:
+    """The gradient at each run's latest iterate on its next batch, [R, K], step by step."""
+    num_runs = path_TRK.shape[1]
+    for step, (ratios_RKJB, log_mass_RJB) in zip(
+        range(settings.num_steps), _batches(responses, settings, num_runs), strict=False
+    ):
+        runs, policies, longest, size = ratios_RKJB.shape
+        flat_RKN = ratios_RKJB.reshape(runs, policies, longest * size)
+        score_RJB = (path_TRK[step][:, None, :] @ flat_RKN).reshape(runs, longest, size)
+        if log_mass_RJB is not None:
+            score_RJB += log_mass_RJB
+        score_RJB -= score_RJB.max(axis=1, keepdims=True)
+        np.exp(score_RJB, out=score_RJB)
+        score_RJB /= score_RJB.sum(axis=1, keepdims=True)
+        yield (flat_RKN @ score_RJB.reshape(runs, longest * size, 1))[:, :, 0] / size
+
+
+def _batches(
+    responses: Responses, settings: DescentSettings, num_runs: int
+) -> Iterator[tuple[Floats, Floats | None]]:
+    """Endless batches: (log ratios [R, K, J, B], log mass [R, J, B] or None where none is ragged).
+
+    An epoch is shuffled and cut once, prompts last so that sums over responses run over whole
+    vectors; run r starts at the r-th part of the epoch, so that runs see different batches.
+    """
     rng = np.random.default_rng(settings.seed)
-    size = settings.batch_prompts
+    size = min(settings.batch_prompts, responses.num_prompts)
+    num_batches = responses.num_prompts // size
+    ratios_KJP = np.ascontiguousarray(responses.log_ratios_PJK.transpose(2, 1, 0))
+    log_mass_JP = responses.log_mass_PJ.T
+    is_ragged = bool(np.ptp(log_mass_JP[np.isfinite(log_mass_JP)]) or np.isinf(log_mass_JP).any())
+    offset_R = np.arange(num_runs) * num_batches // num_runs
+    policies, longest, _ = ratios_KJP.shape
     while True:
-        order = rng.permutation(num_prompts)
-        for begin in range(0, num_prompts - size + 1, size):
-            yield order[begin : begin + size]
+        order = rng.permutation(responses.num_prompts)[: num_batches * size]
+        cut = (longest, num_batches, size)
+        ratios = ratios_KJP[:, :, order].reshape(policies, *cut).transpose(2, 0, 1, 3)
+        ratios_CKJB = np.ascontiguousarray(ratios)
+        mass_CJB = None
+        if is_ragged:
+            mass_CJB = np.ascontiguousarray(log_mass_JP[:, order].reshape(cut).transpose(1, 0, 2))
+        for batch in range(num_batches):
+            chosen_R = (batch + offset_R) % num_batches
+            yield ratios_CKJB[chosen_R], None if mass_CJB is None else mass_CJB[chosen_R]

@@ -15,6 +15,7 @@ import platform
 import resource
 import statistics
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +24,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
-from weights.mirror_descent import DescentSettings, _batches, curvature, descend
+from weights.mirror_descent import DescentSettings, curvature, restarts
 from weights.objective import Responses
 
 
@@ -36,28 +37,47 @@ def make_responses(*, prompts: int, responses: int, policies: int) -> Responses:
     return Responses(log_ratios_PJK=log_ratios, log_mass_PJ=log_mass)
 
 
-def descend_with_autograd(data: Responses, settings: DescentSettings) -> np.ndarray:
-    """The same descent, gradients by torch autograd."""
+def restarts_with_autograd(
+    data: Responses, settings: DescentSettings, *, num_restarts: int
+) -> list[np.ndarray]:
+    """The same runs one after another, gradients by torch autograd."""
+    starts = [
+        run.path_TK[0]
+        for run in restarts(data, replace(settings, num_steps=1), num_restarts=num_restarts)
+    ]
+    return [
+        _one_with_autograd(data, settings, start, index, num_restarts)
+        for index, start in enumerate(starts)
+    ]
+
+
+def _one_with_autograd(
+    data: Responses, settings: DescentSettings, start: np.ndarray, index: int, num_restarts: int
+) -> np.ndarray:
     log_ratios, log_mass = torch.from_numpy(data.log_ratios_PJK), torch.from_numpy(data.log_mass_PJ)
-    uniform = np.full(data.num_policies, 1 / data.num_policies)
-    unit = curvature(data, uniform)
-    log_weights = torch.from_numpy(np.log(uniform))
-    batches = _batches(data.num_prompts, settings)
+    unit = curvature(data, np.full(data.num_policies, 1 / data.num_policies))
+    log_weights = torch.from_numpy(np.log(start))
+    rng = np.random.default_rng(settings.seed)
+    size = settings.batch_prompts
+    num_batches = data.num_prompts // size
     path = []
-    for step in range(1, settings.num_steps + 1):
-        chosen = torch.from_numpy(next(batches))
+    for step in range(settings.num_steps):
+        if step % num_batches == 0:
+            order = torch.from_numpy(rng.permutation(data.num_prompts))
+        batch = (step + index * num_batches // num_restarts) % num_batches
+        chosen = order[batch * size : (batch + 1) * size]
         weights = torch.softmax(log_weights, 0).requires_grad_()
         scores = log_ratios[chosen] @ weights + log_mass[chosen]
         torch.logsumexp(scores, dim=1).mean().backward()
         assert weights.grad is not None
-        log_weights = log_weights - settings.step_size / (unit * step**0.5) * weights.grad
+        log_weights = log_weights - settings.step_size / (unit * (step + 1) ** 0.5) * weights.grad
         path.append(torch.softmax(log_weights, 0).numpy())
     return np.mean(path[settings.num_steps // 2 :], axis=0)
 
 
-def timed(function: Any, *args: Any) -> tuple[float, Any]:
+def timed(function: Any, *args: Any, **options: Any) -> tuple[float, Any]:
     begin = time.process_time()
-    answer = function(*args)
+    answer = function(*args, **options)
     return time.process_time() - begin, answer
 
 
@@ -67,6 +87,7 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=16)
     parser.add_argument("--policies", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--restarts", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -76,11 +97,14 @@ def main() -> None:
         settings = DescentSettings(num_steps=args.steps, batch_prompts=batch)
         ours, theirs = [], []
         for _ in range(args.rounds):
-            seconds, run = timed(descend, data, settings)
+            seconds, runs = timed(restarts, data, settings, num_restarts=args.restarts)
             ours.append(seconds)
-            seconds, answer = timed(descend_with_autograd, data, settings)
+            seconds, answers = timed(
+                restarts_with_autograd, data, settings, num_restarts=args.restarts
+            )
             theirs.append(seconds)
-        assert np.abs(run.weights_K - answer).max() < 1e-9, "the two loops disagree"
+        for run, answer in zip(runs, answers, strict=True):
+            assert np.abs(run.weights_K - answer).max() < 1e-9, "the two loops disagree"
         ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
         rows.append(
             {
@@ -95,7 +119,7 @@ def main() -> None:
     print(
         f"{args.prompts} prompts x {args.responses} responses x {args.policies} policies, ", end=""
     )
-    print(f"{args.steps} steps, CPU seconds of one core\n")
+    print(f"{args.restarts} runs of {args.steps} steps, CPU seconds of one core\n")
     print(f"{'batch':>6}  {'closed form':>12}  {'autograd':>10}  {'ratio':>6}")
     for row in rows:
         print(

@@ -174,6 +174,13 @@ def test_few_responses_bias_the_fit_to_a_vertex() -> None:
     assert errors[0] > errors[1] > errors[2]
 
 
+def test_one_response_a_prompt_runs_to_the_vertex_of_the_linear_objective() -> None:
+    responses = sampled(toy_world(3, seed=9), num_responses=1, copies=30, seed=0)
+    best = objective.gradient(responses, np.full(3, 1 / 3)).argmin()
+    weights_K = descend(responses, DescentSettings(num_steps=2000, batch_prompts=10**6)).weights_K
+    assert weights_K[best] > 0.95
+
+
 def test_identical_policies_are_left_alone() -> None:
     world = toy_world(1, seed=0)
     responses = exact(np.repeat(world, 3, axis=2))
