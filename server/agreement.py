@@ -37,20 +37,23 @@ class DisagreementError(ValueError):
 
 
 class Agreement:
-    """This process's place among the API processes."""
+    """This process's place among the API processes. The caller keeps its own changes in order."""
 
-    def __init__(self, folder: Path, *, num_processes: int, receive: Receive) -> None:
+    def __init__(
+        self, folder: Path, *, num_processes: int, receive: Receive, name: str | None = None
+    ) -> None:
         """Joins in `start`.
 
         Args:
           folder: where the sockets are; private to this server.
           num_processes: how many API processes there are in all.
           receive: answers the messages of others; raises ValueError to refuse.
+          name: of this process in messages; None is its number.
         """
         self._folder = folder
         self._num_processes = num_processes
         self._receive = receive
-        self._own = folder / f"{os.getpid()}.sock"
+        self._own = folder / f"{name or os.getpid()}.sock"
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -71,10 +74,17 @@ class Agreement:
 
         Raises: DisagreementError if another change takes too long.
         """
+        if self._num_processes == 1:
+            yield
+            return
         lock = file_lock(self._folder / "lock", timeout_s=LOCK_TIMEOUT_S)
         try:
             await asyncio.to_thread(lock.__enter__)
-        except TimeoutError:
+        except OSError as error:
+            if not isinstance(error, TimeoutError):
+                raise DisagreementError(
+                    f"the API processes cannot meet in {self._folder}: {error.strerror}"
+                ) from None
             raise DisagreementError(
                 f"another change has been under way for {LOCK_TIMEOUT_S:g} s; try again"
             ) from None
@@ -88,6 +98,8 @@ class Agreement:
 
         Raises: DisagreementError naming who is missing or what one answered.
         """
+        if self._num_processes == 1:
+            return
         sockets = sockets_in(self._folder)
         if len(sockets) != self._num_processes:
             raise DisagreementError(

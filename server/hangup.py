@@ -2,7 +2,7 @@
 
 The signal goes to the process that `prefmix serve` started, which need not be the one that answers
 HTTP, so it is passed on. A terminal that is closed sends the same signal; then the server ends, as
-it would without a store.
+it would without a store, unless it was started with nohup.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ class HangupReload:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a forked process has inherited the handler
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, self._previous)
             os.kill(os.getpid(), number)
-        elif self._had_terminal and not _has_terminal():
+        elif self._is_terminal_lost() and self._previous is not signal.SIG_IGN:
             os.kill(self._pid, signal.SIGTERM)
         else:
             # The event loop may be of this thread: it has to go on for the answer to come.
             threading.Thread(target=self._pass_on, daemon=True).start()
+
+    def _is_terminal_lost(self) -> bool:
+        return self._had_terminal and not _has_terminal()
 
     def _pass_on(self) -> None:
         message = {"kind": "reload", "who": "SIGHUP"}

@@ -7,6 +7,7 @@ last. vLLM's console script is not used: its CPU wheel ships one that cannot run
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -86,9 +87,23 @@ def launch(
 @contextmanager
 def _live_settings(config: ServeConfig) -> Iterator[LiveSettings]:
     """The settings of changing weights, with a folder that exists as long as the server."""
-    with tempfile.TemporaryDirectory(prefix="prefmix-", ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="prefmix-", ignore_cleanup_errors=True) as folder,
+        _held(folder),
+    ):
         store = None if config.weights_store is None else Path(config.weights_store).absolute()
         yield LiveSettings(folder=Path(folder), store=store, admin_port=config.admin_port)
+
+
+@contextmanager
+def _held(folder: str) -> Iterator[None]:
+    """Locks a folder, which tells those who tidy /tmp up to leave it alone."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_port(host: str, port: int, *, flag: str = "--port") -> None:

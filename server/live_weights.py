@@ -43,6 +43,7 @@ class LiveWeights:
         store: Path | None,
         folder: Path,
         num_processes: int,
+        name: str | None = None,
     ) -> None:
         """Wires up; `start` begins.
 
@@ -52,11 +53,14 @@ class LiveWeights:
           store: the store's file, None without one.
           folder: private to this server, for its API processes to meet.
           num_processes: how many API processes there are.
+          name: of this process in messages; None is its number.
         """
         self.spec = spec
         self._profiles = profiles
         self._store = None if store is None else WeightsStore(store, spec=spec)
-        self._agreement = Agreement(folder, num_processes=num_processes, receive=self._receive)
+        self._agreement = Agreement(
+            folder, num_processes=num_processes, receive=self._receive, name=name
+        )
         self._metrics = WeightsMetrics(profiles.current)
         self._prepared: ProfileSet | None = None
         self._own_turn = asyncio.Lock()
