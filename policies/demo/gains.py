@@ -1,0 +1,185 @@
+"""How much each mixture gains in every objective, and whether two of them differ.
+
+    gain_k = (reward_k - reference's reward_k) / (policy k's own reward_k - reference's reward_k)
+
+for objective k. 0 is the reference policy, 1 the policy that was trained for the objective alone.
+What counts for a max-min mixture is the smallest gain. Errors are bootstrapped over prompts, the
+same prompts for all rows, so that what the rows have in common does not blur their differences.
+
+Shapes: R rows, P prompts, J responses a prompt, O objectives, B bootstrap samples.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+NUM_BOOTSTRAP = 2000
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: what was asked and how its responses score."""
+
+    name: str
+    weights: tuple[float, ...] | None
+    """Of the policies; None where there is no mixture."""
+    rewards_PJO: Floats
+    num_words: float
+    """Mean words of a response."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gains:
+    """What was measured, with its uncertainty."""
+
+    rows: tuple[Row, ...]
+    objectives: tuple[str, ...]
+    rewards_RO: Floats
+    """Mean rewards."""
+    rewards_BRO: Floats
+    gains_RO: Floats
+    gains_BRO: Floats
+
+    @property
+    def smallest_R(self) -> Floats:
+        """The smallest gain of each row."""
+        smallest_R: Floats = self.gains_RO.min(axis=1)
+        return smallest_R
+
+    def interval(self, row: int) -> tuple[float, float]:
+        """95 % bootstrap interval of a row's smallest gain."""
+        low, high = np.quantile(self.gains_BRO[:, row].min(axis=1), [0.025, 0.975])
+        return float(low), float(high)
+
+    def lead(self, row: int, other: int) -> tuple[float, float]:
+        """(difference of the smallest gains, its standard error)."""
+        smallest_BR = self.gains_BRO.min(axis=2)
+        error = (smallest_BR[:, row] - smallest_BR[:, other]).std(ddof=1)
+        return float(self.smallest_R[row] - self.smallest_R[other]), float(error)
+
+    def reward_lead(self, row: int, other: int, objective: int) -> tuple[float, float]:
+        """(difference of the mean rewards of one objective, its standard error)."""
+        samples_B = self.rewards_BRO[:, row, objective] - self.rewards_BRO[:, other, objective]
+        difference = self.rewards_RO[row, objective] - self.rewards_RO[other, objective]
+        return float(difference), float(samples_B.std(ddof=1))
+
+    def index(self, name: str) -> int:
+        """The row of that name."""
+        return [row.name for row in self.rows].index(name)
+
+
+def measure_gains(rows: Sequence[Row], objectives: Sequence[str], *, seed: int = 0) -> Gains:
+    """Rewards and gains of all rows.
+
+    Args:
+      rows: with the reference and one row named after each objective among them.
+      objectives: O names, in the order of the rewards.
+      seed: of the bootstrap.
+    Raises: ValueError if a policy is no better at its objective than the reference policy is.
+    """
+    means_RPO = np.stack([row.rewards_PJO.mean(axis=1) for row in rows])
+    num_prompts = means_RPO.shape[1]
+    names = [row.name for row in rows]
+    reference = names.index(REFERENCE)
+    own_O = [names.index(objective) for objective in objectives]
+    rng = np.random.default_rng(seed)
+    counts_BP = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), NUM_BOOTSTRAP)
+    rewards_BRO = np.einsum("bp,rpo->bro", counts_BP, means_RPO) / num_prompts
+    rewards_RO = means_RPO.mean(axis=1)
+
+    def gains(rewards: Floats) -> Floats:
+        base = rewards[..., [reference], :]
+        own = rewards[..., own_O, np.arange(len(own_O))][..., None, :]
+        share: Floats = (rewards - base) / (own - base)
+        return share
+
+    for objective, place in zip(objectives, own_O, strict=True):
+        index = list(objectives).index(objective)
+        if rewards_RO[place, index] <= rewards_RO[reference, index]:
+            raise ValueError(
+                f"policy {objective!r} is no better at its own objective than the reference; "
+                "gains are shares of that difference"
+            )
+    return Gains(
+        rows=tuple(rows),
+        objectives=tuple(objectives),
+        rewards_RO=rewards_RO,
+        rewards_BRO=rewards_BRO,
+        gains_RO=gains(rewards_RO),
+        gains_BRO=gains(rewards_BRO),
+    )
+
+
+def gains_table(found: Gains) -> str:
+    """One line a row: weights, mean rewards, words, smallest gain with its interval."""
+    weighted = max((row.weights for row in found.rows if row.weights), key=len, default=())
+    width = 5 * len(weighted)
+    heading = (
+        f"{'':<17}{'weights':^{width}}"
+        + "".join(f"{name:>9}" for name in found.objectives)
+        + f"{'words':>6}{'min gain':>9}  {'95 % interval':<14}"
+    )
+    lines = [heading.rstrip(), "-" * len(heading)]
+    for index, row in enumerate(found.rows):
+        weights = "".join(f"{weight:>5.2f}" for weight in row.weights or ()).ljust(width)
+        rewards = "".join(f"{reward:>+9.2f}" for reward in found.rewards_RO[index])
+        low, high = found.interval(index)
+        lines.append(
+            f"{row.name:<17}{weights}{rewards}{row.num_words:>6.0f}"
+            f"{found.smallest_R[index]:>+9.2f}  {low:+.2f} to {high:+.2f}"
+        )
+    return "\n".join(lines)
+
+
+def conclusion(found: Gains, subject: str, *, width: int = 88) -> str:
+    """Where a row is ahead, where behind, where neither, beyond two standard errors only."""
+    row = found.index(subject)
+    others = [index for index in range(len(found.rows)) if index != row]
+    leads = {found.rows[other].name: found.lead(row, other) for other in others}
+    sentences = [f"Smallest gain of {subject!r}, against the other rows:"]
+    for verdict, names in _sorted_by_verdict(leads).items():
+        if names:
+            told = [f"{name} ({leads[name][0]:+.2f} ± {leads[name][1]:.2f})" for name in names]
+            sentences.append(f"{verdict}: {', '.join(told)}.")
+    lines = [sentences[0], *(_indented(text, width) for text in sentences[1:])]
+    for name in (REFERENCE, "uniform"):
+        if name != subject:
+            lines.append(_indented(_by_objective(found, row, name), width, indent=""))
+    return "\n".join(lines)
+
+
+def _by_objective(found: Gains, row: int, name: str) -> str:
+    other = found.index(name)
+    leads = {
+        objective: found.reward_lead(row, other, index)
+        for index, objective in enumerate(found.objectives)
+    }
+    parts = [
+        f"{verdict.lower()} in {', '.join(names)}"
+        for verdict, names in _sorted_by_verdict(leads).items()
+        if names
+    ]
+    return f"Mean rewards against {name!r}: {'; '.join(parts)}."
+
+
+def _sorted_by_verdict(leads: dict[str, tuple[float, float]]) -> dict[str, list[str]]:
+    """Names by whether the difference is more than two standard errors."""
+    verdicts: dict[str, list[str]] = {"Ahead": [], "Behind": [], "No difference beyond noise": []}
+    for name, (difference, error) in leads.items():
+        if abs(difference) > 2 * error:
+            verdicts["Ahead" if difference > 0 else "Behind"].append(name)
+        else:
+            verdicts["No difference beyond noise"].append(name)
+    return verdicts
+
+
+def _indented(text: str, width: int, indent: str = "  ") -> str:
+    return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent + "  ")
