@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompts", type=Path, help="JSONL file of prompts to fit on")
     source.add_argument("--scores", type=Path, help="Parquet score table from elsewhere")
-    add("--server", metavar="URL", help="draw and score with this running prefmix server")
+    add(
+        "--server",
+        metavar="URL",
+        help="draw and score with this running prefmix server; its API key in VLLM_API_KEY",
+    )
     add("--profile", default="fitted", help="name of the fitted profile; default fitted")
     add("--output", type=Path, required=True, help="store file to write, such as weights.json")
     add(
@@ -214,15 +218,17 @@ def _engine(
 
 def _local_engine(config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]) -> Engine:
     from weights.engine import LocalEngine, set_environment
+    from weights.quiet import held_back_stderr
 
     set_environment()
-    from vllm import LLM
-    from vllm.engine.arg_utils import EngineArgs
+    with held_back_stderr():
+        from vllm import LLM
+        from vllm.engine.arg_utils import EngineArgs
 
-    from server.engine_args import build_arguments
+        from server.engine_args import build_arguments
 
-    arguments = build_arguments(config, spec, passthrough)
-    return LocalEngine(LLM.from_engine_args(EngineArgs.from_cli_args(arguments)))
+        arguments = build_arguments(config, spec, passthrough)
+        return LocalEngine(LLM.from_engine_args(EngineArgs.from_cli_args(arguments)))
 
 
 def _publish(

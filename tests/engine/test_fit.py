@@ -1,0 +1,130 @@
+"""The fit over real engines: in this process, and over HTTP against a running server."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import EngineFactory, spec_of_folders
+from exactness import Oracle
+from server_process import ServerProcess, run_prefmix
+
+from mixing.spec import MixtureSpec, Policy
+from weights.engine import LocalEngine
+from weights.prompts import Prompt
+from weights.remote import RemoteEngine
+from weights.store_format import parse
+
+PROMPTS = [Prompt(id=str(index), text=text) for index, text in enumerate(("the", "weights are"))]
+
+
+def mixture(policies: list[Path]) -> MixtureSpec:
+    spec = spec_of_folders(policies[:2])
+    return MixtureSpec(
+        policies=spec.policies, reference=Policy(name="reference", model=str(policies[2]))
+    )
+
+
+@pytest.fixture(scope="module")
+def local(engine: EngineFactory, policies: list[Path]) -> LocalEngine:
+    return LocalEngine(engine(mixture(policies)))
+
+
+@pytest.fixture(scope="module")
+def server(
+    policies: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    spec = mixture(policies)
+    words = [f"--policy={member.name}={member.model}" for member in spec.policies]
+    assert spec.reference is not None
+    words.append(f"--reference=reference={spec.reference.model}")
+    flags = ["--", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
+    running = ServerProcess(tmp_path_factory.mktemp("fit"), [*words, *flags])
+    try:
+        yield running.wait_ready()
+        assert running.end(signal.SIGTERM) == 0
+    finally:
+        running.process.kill()
+
+
+def check_engine(engine: Any, policies: list[Path]) -> None:
+    """Sampled log-probabilities and one-hot scores equal transformers'."""
+    prompts = engine.tokenize(PROMPTS)
+    weights = (0.3, 0.7, 0.0)
+    drawn = engine.sample(prompts, weights, num_responses=3, max_tokens=6, seed=1)
+    assert [len(responses) for responses in drawn] == [3, 3]
+    pairs = [
+        (prompt, response.tokens)
+        for prompt, responses in zip(prompts, drawn, strict=True)
+        for response in responses
+    ]
+    oracle = Oracle(policies)
+
+    def true_logprob(prompt: Any, tokens: Any, row: Any) -> float:
+        after = oracle.logprobs((*prompt, *tokens), row)[len(prompt) - 1 :]
+        return sum(after[step, token].item() for step, token in enumerate(tokens))
+
+    truth = [true_logprob(prompt, tokens, weights) for prompt, tokens in pairs]
+    sampled = [response.logprob for responses in drawn for response in responses]
+    assert sampled == pytest.approx(truth, abs=1e-3)
+    for row in np.eye(3):
+        truth = [true_logprob(prompt, tokens, row) for prompt, tokens in pairs]
+        assert engine.score(pairs, tuple(row)) == pytest.approx(truth, abs=1e-3)
+
+
+def test_local_engine_samples_and_scores_exactly(local: LocalEngine, policies: list[Path]) -> None:
+    check_engine(local, policies)
+
+
+def test_a_running_server_samples_and_scores_exactly(
+    server: ServerProcess, policies: list[Path]
+) -> None:
+    remote = RemoteEngine(server.url)
+    assert remote.spec == mixture(policies)
+    check_engine(remote, policies)
+
+
+def test_fit_command_writes_a_store_that_serves(server: ServerProcess, tmp_path: Path) -> None:
+    """Both samplers against a running server, from the command line."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": prompt.text}) + "\n" for prompt in PROMPTS))
+    for sampler in ("mixture", "reference"):
+        output = tmp_path / f"{sampler}.json"
+        done = run_prefmix(
+            *("fit", "--server", server.url, "--prompts", str(prompts), "--sampler", sampler),
+            *("--output", str(output), "--cache", str(tmp_path / "cache")),
+            *("--responses", "4", "--max-tokens", "5", "--rounds", "2", "--restarts", "2"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        profiles = parse(output.read_text(), source="output")
+        assert profiles.default == "fitted"
+        assert sum(profiles.profiles["fitted"]) == pytest.approx(1)
+        assert profiles.provenance["fitted"]["policies"].keys() == {"one", "two", "reference"}
+        assert (tmp_path / f"{sampler}-report" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompts", "gone.jsonl", "--policy", "a=gpt"], "gone.jsonl: cannot be read"),
+        (["--scores", "gone.parquet"], "gone.parquet: cannot be read as Parquet"),
+        (["--scores", "x", "--prompts", "y"], "not allowed with argument"),
+        ([], "one of the arguments --prompts --scores is required"),
+        (["--prompts", "README.md"], "no JSON"),
+        (["--scores", "x", "--importance", "a=1"], "only used with --objective fixed"),
+        (["--scores", "x", "--responses", "1"], "num_responses is 1"),
+        (["--scores", "x", "--min-weight", "2"], "min_weight is 2.0"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:
+    done = run_prefmix("fit", *words, "--output", str(tmp_path / "w.json"))
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "w.json").exists()
