@@ -114,7 +114,7 @@ def serve_rounds(settings: dict[str, Any]) -> None:
 class Engine:
     """One engine in its own process."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], *, script: str = __file__) -> None:
         environment = {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -124,7 +124,7 @@ class Engine:
             "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
         }
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--engine", json.dumps(settings)],
+            [sys.executable, script, "--engine", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if not os.environ.get("BENCH_VERBOSE") else None,
