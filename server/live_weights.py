@@ -63,6 +63,7 @@ class LiveWeights:
         )
         self._metrics = WeightsMetrics(profiles.current)
         self._prepared: ProfileSet | None = None
+        self._sha256_of = {profiles.current.version: profiles.current.sha256}
         self._own_turn = asyncio.Lock()
 
     async def start(self) -> None:
@@ -168,11 +169,16 @@ class LiveWeights:
         return Change(before, after)
 
     def _read(self) -> ProfileSet:
-        found, current = self.store.read(), self.current
-        if found.version == current.version and found.sha256 != current.sha256:
+        """What the file holds. One version number means one content, now and earlier."""
+        found = self.store.read()
+        known = self._sha256_of.get(found.version)
+        if known is None and found.version in self.store.versions():
+            known = self.store.read_version(found.version).sha256
+        if known not in (None, found.sha256):
+            newest = max(self._sha256_of)
             raise StoreFormatError(
-                f"{self.store.path}: version is {found.version}, which is in force already with "
-                f"other content; raise it to {current.version + 1} or more"
+                f"{self.store.path}: version is {found.version}, but that number has been used for "
+                f"other content; raise it to {newest + 1} or more, or use 'prefmix weights apply'"
             )
         return found
 
@@ -195,6 +201,7 @@ class LiveWeights:
 
     def _put_in_force(self, profiles: ProfileSet) -> None:
         self._profiles.swap(profiles)
+        self._sha256_of[profiles.version] = profiles.sha256
         self._metrics.in_force(profiles)
 
     async def _receive(self, message: Message) -> Message:

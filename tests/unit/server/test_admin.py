@@ -320,7 +320,7 @@ def document(**changes: Any) -> str:
         ("", 400, ["w.json line 1 column 1", "not JSON"]),
         (None, 409, ["w.json does not exist"]),
         (document(format=7), 400, ["w.json", "format is 7"]),
-        (document(version=1), 400, ["w.json", "version is 1", "2 or more"]),
+        (document(version=1), 400, ["w.json", "version is 1", "2 or more", "apply"]),
         (document(policies=["a", "c"]), 400, ["w.json", "a, c", "a, b, base"]),
         (document(profiles={"odd": {"weights": {"a": 2}}}), 400, ["profiles.odd", "sum to 2"]),
     ],
@@ -348,6 +348,22 @@ def test_a_bad_file_changes_nothing(
 
 def prometheus(name: str) -> float | None:
     return prometheus_client.REGISTRY.get_sample_value(name)
+
+
+def test_an_older_file_may_return_but_its_number_means_one_content(admin: Admin) -> None:
+    """A deployment that is reverted puts an earlier file back; a fit's output starts at 1 again."""
+    first = admin.store.path.read_text()
+    admin.store.path.write_text(document(version=5))
+    assert admin.ask("POST", "/weights/reload").json()["version"] == 5
+    admin.store.path.write_text(document(version=1))
+    refused = admin.ask("POST", "/weights/reload")
+    assert refused.status_code == HTTPStatus.BAD_REQUEST
+    assert "version is 1, but that number has been used" in refused.json()["error"]["message"]
+    assert "raise it to 6 or more" in refused.json()["error"]["message"]
+    assert admin.live.current.version == 5
+    admin.store.path.write_text(first)
+    assert admin.ask("POST", "/weights/reload").json()["version"] == 1
+    assert list(admin.live.current.profiles) == ["even"]
 
 
 def test_a_change_builds_on_the_file_not_on_memory(admin: Admin) -> None:
