@@ -12,7 +12,7 @@ export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
 
-.PHONY: help setup ready demo serve test test-unit test-engine test-v2 lint demo-policies lock clean
+.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 lint demo-policies lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -25,6 +25,9 @@ ready:
 
 demo: ready ## mix the demo policies and show what the weights do (about a minute)
 	@$(BIN)/python -m policies.demo.tour
+
+fit-demo: ready ## fit the demo policies' weights and show what they buy (about four minutes)
+	@$(BIN)/python -m policies.demo.fit_story
 
 serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)
 	@printf '%s\n' 'Starting. When the table appears, try in a second terminal:' '' \

@@ -115,7 +115,7 @@ def _page(result: FitResult, title: str, provenance: Mapping[str, Any], pictures
         title=escape(title),
         light=_colours(plots.LIGHT),
         dark=_colours(plots.DARK),
-        tone="good" if result.verdict.startswith("trustworthy") else "careful",
+        tone="good" if result.verdict == "trustworthy" else "careful",
         verdict=escape(_sentence(result.verdict)),
         fitted=escape(_sentence(what_was_fitted(result))),
         weights=_weights_table(result),

@@ -140,11 +140,11 @@ def gains_table(found: Gains) -> str:
 
 
 def conclusion(found: Gains, subject: str, *, width: int = 88) -> str:
-    """Where a row is ahead, where behind, where neither, beyond two standard errors only."""
+    """Where a row is ahead, where behind, beyond two standard errors only, and where neither."""
     row = found.index(subject)
     others = [index for index in range(len(found.rows)) if index != row]
     leads = {found.rows[other].name: found.lead(row, other) for other in others}
-    sentences = [f"Smallest gain of {subject!r}, against the other rows:"]
+    sentences = [f"Smallest gain of {subject!r} against the other rows (± standard error):"]
     for verdict, names in _sorted_by_verdict(leads).items():
         if names:
             told = [f"{name} ({leads[name][0]:+.2f} ± {leads[name][1]:.2f})" for name in names]

@@ -1,0 +1,91 @@
+"""Applies a fitted profile to a server while it runs; an answer's headers show that it did."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from openai import OpenAI, OpenAIError
+
+from policies.demo import tour
+
+_HEADERS = ("x-prefmix-profile", "x-prefmix-weights", "x-prefmix-weights-version")
+_TOKEN_VARIABLE = "PREFMIX_ADMIN_TOKEN"
+
+
+def apply_to_running_server(store: Path, *, profile: str) -> None:
+    """Serves the demo policies, applies `store`'s profile meanwhile, and asks before and after.
+
+    Args:
+      store: a file that a fit wrote.
+      profile: the profile in it.
+    Raises: tour.TourError if the server does not start or refuses.
+    """
+    token = secrets.token_urlsafe(24)
+    environment = {**os.environ, _TOKEN_VARIABLE: token}
+    with _server(environment) as url, OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        print("\nBefore, under the default profile:")
+        _ask(client, tour.MODEL)
+        print(f"\n$ prefmix weights apply {store} --url {url}", flush=True)
+        command = [str(_command()), "weights", "apply", str(store), "--url", url]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        if done.returncode:
+            raise tour.TourError(f"the server refused the profile: {done.stderr.strip()}")
+        print(done.stdout.strip())
+        print(f"\nAfter, as model {tour.MODEL}@{profile}, from the same process:")
+        _ask(client, f"{tour.MODEL}@{profile}")
+
+
+def _ask(client: OpenAI, model: str) -> None:
+    try:
+        answer = client.chat.completions.with_raw_response.create(
+            model=model,
+            messages=[{"role": "user", "content": tour.EXAMPLE_PROMPT}],
+            max_tokens=tour.MAX_TOKENS,
+            seed=tour.EXAMPLE_SEED,
+        )
+    except OpenAIError as error:
+        raise tour.TourError(f"a request failed: {error}") from None
+    for name in _HEADERS:
+        print(f"  {name}: {answer.headers[name]}")
+
+
+def _command() -> Path:
+    command = Path(sys.executable).with_name("prefmix")
+    if not command.exists():
+        raise tour.TourError(f"{command} does not exist; run 'make setup'")
+    return command
+
+
+@contextmanager
+def _server(environment: dict[str, str]) -> Iterator[str]:
+    """`prefmix serve` with a store of its own on a free port; yields the URL, stops it after."""
+    port = tour._free_port()
+    url = f"http://127.0.0.1:{port}"
+    with (
+        tempfile.TemporaryDirectory(prefix="prefmix-store-") as folder,
+        tempfile.TemporaryFile("w+") as log,
+    ):
+        store = Path(folder) / "weights.json"
+        process = subprocess.Popen(
+            [_command(), "serve", tour.CONFIG, "--port", str(port), "--weights-store", store],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            # Ctrl-C is for the story, which then stops the server in its own time.
+            start_new_session=True,
+        )
+        try:
+            tour._wait_until_ready(process, url, log)
+            yield url
+        finally:
+            tour._stop(process)
