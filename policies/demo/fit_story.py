@@ -32,7 +32,7 @@ from policies.demo.comparison import (
     measure_rows,
     start_engine,
 )
-from policies.demo.gains import REFERENCE, Gains, conclusion, gains_table, measure_gains
+from policies.demo.gains import REFERENCE, Gains, against, conclusion, gains_table, measure_gains
 from policies.demo.live_apply import apply_to_running_server
 from policies.demo.prompts import TRAINING_PROMPTS
 from policies.demo.soup import write_soup
@@ -197,6 +197,10 @@ def _told(found: Gains) -> str:
     parts.append(gains_table(found))
     parts.append(_LEGEND)
     parts += [f"\n{conclusion(found, f'fitted {sampler}')}" for sampler in SAMPLERS]
+    pairs = [("uniform", "soup uniform")]
+    pairs += [(f"fitted {sampler}", f"soup {sampler}") for sampler in SAMPLERS]
+    what = "Smallest gain of a mixture less that of the soup at the same weights"
+    parts.append(f"\n{against(found, pairs, what)}")
     return "\n".join(parts)
 
 

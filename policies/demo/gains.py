@@ -156,6 +156,22 @@ def conclusion(found: Gains, subject: str, *, width: int = 88) -> str:
     return "\n".join(lines)
 
 
+def against(found: Gains, pairs: Sequence[tuple[str, str]], what: str, *, width: int = 88) -> str:
+    """Differences of the smallest gains of some pairs of rows, starred beyond two standard errors.
+
+    Args:
+      found: what was measured.
+      pairs: (row, row to subtract).
+      what: how the sentence calls the difference.
+    """
+    told = []
+    for name, other in pairs:
+        difference, error = found.lead(found.index(name), found.index(other))
+        star = "*" if abs(difference) > 2 * error else ""
+        told.append(f"{name} {difference:+.2f} ± {error:.2f}{star}")
+    return _indented(f"{what}: {', '.join(told)} (* beyond two standard errors).", width, indent="")
+
+
 def _by_objective(found: Gains, row: int, name: str) -> str:
     other = found.index(name)
     leads = {

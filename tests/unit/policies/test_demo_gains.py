@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.demo.gains import Gains, Row, conclusion, gains_table, measure_gains
+from policies.demo.gains import Gains, Row, against, conclusion, gains_table, measure_gains
 
 OBJECTIVES = ("positive", "concise", "polite")
 NUM_PROMPTS, NUM_RESPONSES = 64, 8
@@ -115,6 +115,15 @@ def test_conclusion_claims_only_what_is_beyond_two_standard_errors() -> None:
     against = parts["Mean rewards against 'reference'"]
     assert "ahead in positive, concise, polite" in against
     assert "no difference beyond noise in positive, concise, polite" in text
+
+
+def test_pairs_are_starred_only_beyond_two_standard_errors() -> None:
+    found = gains({"low": (0.1, 0.42, 0.1), "high": (0.6, 0.7, 0.6), "same": (0.6, 0.7, 0.601)})
+    text = against(found, [("high", "low"), ("same", "high")], "Difference")
+    high, same = text.removeprefix("Difference: ").split(", ", 1)
+    assert high.startswith("high +0.7")
+    assert high.endswith("*")
+    assert "*" not in same.split("(*")[0]
 
 
 def test_table_is_aligned_and_narrow() -> None:
