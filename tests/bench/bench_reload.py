@@ -12,17 +12,20 @@ without any server. Prints a table, then one line of JSON.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
+import urllib.parse
 from collections.abc import Callable
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
-
-import httpx
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
@@ -100,63 +103,82 @@ def store_writes(path: Path, times: int) -> list[float]:
     return timed(write, times)
 
 
+class Connection:
+    """One connection that is kept, so that only the server's time is measured."""
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """The answer's JSON. Raises: RuntimeError unless it is a success."""
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        content = None if body is None else json.dumps(body)
+        self._connection.request(method, path, body=content, headers=headers)
+        response = self._connection.getresponse()
+        text = response.read()
+        if response.status != http.HTTPStatus.OK:
+            raise RuntimeError(f"{method} {path} answered {response.status}: {text[:500]!r}")
+        return json.loads(text)
+
+
 def reads(url: str, times: int) -> list[float]:
     """Requests that change nothing and run no policy."""
-
-    def read(number: int) -> None:
-        httpx.get(f"{url}/v1/mixture", timeout=60).raise_for_status()
-
-    return timed(read, times)
+    connection = Connection(url)
+    return timed(lambda number: connection.ask("GET", "/v1/mixture"), times)
 
 
 def puts(url: str, times: int) -> list[float]:
     """Changes over HTTP; each is checked by the request that follows, outside the time."""
+    connection = Connection(url)
     found = []
     stamp = time.time()
     for number in range(times):
         body = {"weights": {"positive": number + stamp, "polite": 1}}
         started = time.perf_counter()
-        answer = httpx.put(
-            f"{url}/admin/profiles/bench",
-            json=body,
-            headers={"Authorization": f"Bearer {TOKEN}"},
-            timeout=60,
-        )
+        answer = connection.ask("PUT", "/admin/profiles/bench", body)
         found.append(time.perf_counter() - started)
-        seen = httpx.get(f"{url}/v1/mixture", timeout=60).json()["version"]
-        if not answer.json()["changed"] or seen != answer.json()["version"]:
-            raise RuntimeError(f"the change is not visible: {answer.text}, seen version {seen}")
+        seen = connection.ask("GET", "/v1/mixture")["version"]
+        if not answer["changed"] or seen != answer["version"]:
+            raise RuntimeError(f"the change is not visible: {answer}, seen version {seen}")
     return found
 
 
+def client(url: str, is_over: Event, answers: Queue[int | str]) -> None:
+    """Asks without a pause until it is over, then says how often it was answered."""
+    connection = Connection(url)
+    body = {"prompt": "Review the Park Hotel.", "max_tokens": 16}
+    count = 0
+    try:
+        while not is_over.is_set():
+            connection.ask("POST", "/v1/completions", body)
+            count += 1
+    except (OSError, RuntimeError) as error:
+        answers.put(f"a request failed: {error}")
+    else:
+        answers.put(count)
+
+
 def load(url: str, num_clients: int) -> Callable[[], int]:
-    """Starts clients that ask without a pause; the function ends them and counts the answers."""
-    is_over = threading.Event()
-    answers = [0] * num_clients
-    failures: list[str] = []
-
-    def client(index: int) -> None:
-        body = {"prompt": "Review the Park Hotel.", "max_tokens": 16}
-        with httpx.Client(timeout=60) as connection:
-            while not is_over.is_set():
-                response = connection.post(f"{url}/v1/completions", json=body)
-                if response.status_code != 200:
-                    failures.append(response.text)
-                    return
-                answers[index] += 1
-
-    threads = [threading.Thread(target=client, args=(index,)) for index in range(num_clients)]
-    for thread in threads:
-        thread.start()
+    """Starts clients in processes of their own; the function ends them and counts the answers."""
+    context = multiprocessing.get_context("fork")
+    is_over, answers = context.Event(), context.Queue()
+    processes = [
+        context.Process(target=client, args=(url, is_over, answers), daemon=True)
+        for _ in range(num_clients)
+    ]
+    for process in processes:
+        process.start()
     time.sleep(1)
 
     def stop() -> int:
         is_over.set()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise RuntimeError(f"a request failed: {failures[0]}")
-        return sum(answers)
+        counts = [answers.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join(timeout=60)
+        if failures := [count for count in counts if isinstance(count, str)]:
+            raise RuntimeError(failures[0])
+        return sum(counts)
 
     return stop
 
