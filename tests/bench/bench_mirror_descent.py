@@ -88,12 +88,13 @@ def main() -> None:
     parser.add_argument("--policies", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--restarts", type=int, default=3)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64, 1024])
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = make_responses(prompts=args.prompts, responses=args.responses, policies=args.policies)
     rows = []
-    for batch in (16, 64, 1024):
+    for batch in args.batch:
         settings = DescentSettings(num_steps=args.steps, batch_prompts=batch)
         ours, theirs = [], []
         for _ in range(args.rounds):
