@@ -74,8 +74,8 @@ def trajectory(result: FitResult, theme: Theme) -> Figure:
     num_steps = len(result.path_TK) - 1
     axes.axvspan(_first_averaged(num_steps), num_steps, color=theme.faint, alpha=0.45, lw=0)
     _lines(axes, theme, result.names, np.arange(num_steps + 1), result.path_TK, marked=num_steps)
-    axes.set_ylim(0, None)
     axes.set_xlim(0, num_steps)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     unit = "round" if result.rounds_kl_TK is not None else "step of mirror descent"
     axes.set_xlabel(unit)
     axes.set_ylabel("weight")
@@ -88,8 +88,8 @@ def rounds_kl(result: FitResult, theme: Theme) -> Figure:
     figure, axes = _axes(theme)
     rounds = np.arange(1, len(result.rounds_kl_TK) + 1)
     _lines(axes, theme, result.names, rounds, result.rounds_kl_TK, marked=len(rounds))
-    axes.set_ylim(0, None)
     axes.set_xlim(1, len(rounds))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.set_xlabel("round")
     axes.set_ylabel("KL(mixture || policy), nats a response")
     return figure
@@ -124,11 +124,11 @@ def simplex(result: FitResult, theme: Theme) -> Figure:
     if len(path) > 1:
         axes.plot(*path.T, color=theme.palette[6], lw=1.0, zorder=2)
         axes.plot(*path[0], "o", color=theme.palette[6], ms=5, zorder=3)
-        _note(axes, theme, path[0], "start", (-8, 7))
+        _note(axes, theme, path[0], "start", (-6, -4))
     answer = result.weights_K @ corners
     axes.plot(*answer, "*", color=theme.ink, ms=13, zorder=4)
     label = ", ".join(f"{weight:.2f}" for weight in result.weights_K)
-    _note(axes, theme, answer, label, (10, -12))
+    _note(axes, theme, answer, label, (10, 2) if answer[0] < 0.6 else (-10, 8))
     axes.set_xlim(-0.25, 1.25)
     axes.set_ylim(-0.15, 0.98)
     return figure
@@ -201,7 +201,6 @@ def m_sweep(result: FitResult, theme: Theme) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [f"{count:.0f}" for count in counts])
     axes.minorticks_off()
-    axes.set_ylim(0, None)
     axes.set_xlabel("responses a prompt")
     axes.set_ylabel("fitted weight")
     return figure
@@ -217,7 +216,7 @@ def _axes(theme: Theme, *, height: float = _SIZE_INCHES[1]) -> tuple[Figure, Axe
     axes.tick_params(colors=theme.ink, labelsize=9)
     axes.xaxis.label.set(color=theme.ink, fontsize=9.5)
     axes.yaxis.label.set(color=theme.ink, fontsize=9.5)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=False, min_n_ticks=3))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
     axes.grid(visible=True, color=theme.faint, lw=0.6)
     axes.set_axisbelow(True)
     return figure, axes
@@ -237,7 +236,9 @@ def _lines(
         marker = _MARKERS[index % len(_MARKERS)] if marked <= 40 else ""
         colour, style = _colour(theme, index), _style(theme, index)
         axes.plot(x_T, y_T, color=colour, ls=style, lw=1.6, marker=marker, ms=4, clip_on=False)
-    low, high = 0.0, float(y_TK.max()) * 1.05 or 1.0
+    low, high = min(0.0, float(y_TK.min())), float(y_TK.max()) * 1.05
+    high = high if high > low else low + 1
+    axes.set_ylim(low, high)
     spots = _spread(y_TK[-1], least=(high - low) / 18, low=low, high=high)
     for index, (name, y) in enumerate(zip(names, spots, strict=True)):
         axes.annotate(
@@ -269,7 +270,13 @@ def _spread(heights_K: Floats, *, least: float, low: float, high: float) -> Floa
 def _note(axes: Axes, theme: Theme, point: Floats, text: str, offset: tuple[float, float]) -> None:
     x, y = point
     axes.annotate(
-        text, (x, y), xytext=offset, textcoords="offset points", color=theme.ink, fontsize=8.5
+        text,
+        (x, y),
+        xytext=offset,
+        textcoords="offset points",
+        ha="left" if offset[0] > 0 else "right",
+        color=theme.ink,
+        fontsize=8.5,
     )
 
 

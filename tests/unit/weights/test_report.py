@@ -19,7 +19,14 @@ from weights.report import write_report
 from weights.summary import COLUMNS, summary
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-KINDS = ("mixture", "reference", "rewards", "fixed")
+CERTIFIED = {"simplex", "kl", "ess", "m_sweep"}
+CHARTS = {
+    "mixture": {"simplex", "kl", "trajectory", "rounds"},
+    "reference": CERTIFIED | {"trajectory"},
+    "rewards": CERTIFIED | {"trajectory"},
+    "fixed": CERTIFIED,
+}
+KINDS = tuple(CHARTS)
 SETTINGS = FitSettings(num_restarts=2, descent=DescentSettings(num_steps=40))
 
 
@@ -141,26 +148,9 @@ def test_report_holds_everything_it_needs(kind: str, num_policies: int, tmp_path
         assert name in page.text
         assert f"{weight:.3f}" in page.text
     assert result.verdict.lower() in page.text.lower()
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "report.html",
-        *(path.name for path in pictures),
-    }
-
-
-def test_each_kind_has_its_charts(tmp_path: Path) -> None:
-    charts = {}
-    for kind in KINDS:
-        written(made_up_result(kind, names_of(3)), tmp_path / kind)
-        charts[kind] = {path.stem for path in (tmp_path / kind).glob("*.png")}
-    certified = {"simplex", "kl", "ess", "m_sweep"}
-    assert charts == {
-        "mixture": {"simplex", "kl", "trajectory", "rounds"},
-        "reference": certified | {"trajectory"},
-        "rewards": certified | {"trajectory"},
-        "fixed": certified,
-    }
-    written(made_up_result("mixture", names_of(4)), tmp_path / "four")
-    assert not (tmp_path / "four" / "simplex.png").exists()
+    simplex = set() if num_policies == 3 else {"simplex"}
+    assert {path.stem for path in pictures} == CHARTS[kind] - simplex
+    assert {*tmp_path.iterdir()} == {*pictures, tmp_path / "report.html"}
 
 
 def test_text_is_escaped(tmp_path: Path) -> None:
@@ -180,6 +170,17 @@ def test_letters_the_font_lacks_do_not_stop_a_report(tmp_path: Path) -> None:
     assert "礼貌" in written(made_up_result("mixture", ("礼貌", "简洁", "b")), tmp_path)
 
 
+def test_policies_that_cannot_be_told_apart_have_a_report(tmp_path: Path) -> None:
+    result = made_up_result("mixture", names_of(3))
+    assert result.deployed is not None
+    zero = dict.fromkeys(result.names, 0.0)
+    nothing = replace(result.deployed, kl=zero, kl_interval=dict.fromkeys(zero, (0.0, 0.0)))
+    same_TK = np.full((13, 3), 1 / 3)
+    written(
+        replace(result, path_TK=same_TK, rounds_kl_TK=np.zeros((12, 3)), deployed=nothing), tmp_path
+    )
+
+
 def test_provenance_is_flat_and_leaves_out_what_stands_above(tmp_path: Path) -> None:
     text = written(
         made_up_result("mixture", names_of(2)),
@@ -192,7 +193,7 @@ def test_provenance_is_flat_and_leaves_out_what_stands_above(tmp_path: Path) -> 
 
 
 def test_report_replaces_an_earlier_one_and_is_repeatable(tmp_path: Path) -> None:
-    result = made_up_result("mixture", names_of(3))
+    result = made_up_result("mixture", names_of(2))
     first = written(result, tmp_path)
     assert written(replace(result, verdict="not settled: x"), tmp_path) != first
     assert written(result, tmp_path) == first
