@@ -27,7 +27,7 @@ demo: ready ## mix the demo policies and show what the weights do (about a minut
 	@$(BIN)/python -m policies.demo.tour
 
 fit-demo: ready ## fit the demo policies' weights and show what they buy (about four minutes)
-	@$(BIN)/python -m policies.demo.fit_story
+	@$(BIN)/python -m examples.fit_story
 
 serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)
 	@printf '%s\n' 'Starting. When the table appears, try in a second terminal:' '' \

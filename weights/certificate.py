@@ -188,7 +188,7 @@ def _verdict(found: Certificate, responses: Responses) -> str:
             f"biased: half of the responses move a weight by {drift:.3f}; "
             "sample more responses a prompt"
         )
-    if found.gap_interval[0] > 0.05 * max(found.kl.values()):
+    if found.gap_interval[0] > 0.05 * max(abs(kl) for kl in found.kl.values()):
         return (
             f"not converged: the KLs still differ by {found.gap:.3f} nats; take more steps or a "
             "larger step size"

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mixing.spec import MixtureSpec
 from weights import score_table
-from weights.certificate import Certificate, bootstrap_gap, certify
+from weights.certificate import MAX_SPREAD, Certificate, bootstrap_gap, certify
 from weights.draws import DrawSettings, draw
 from weights.engine import Engine
 from weights.mirror_descent import Descent, DescentSettings, restarts
@@ -358,10 +358,10 @@ def _with_deployed(found: FitResult, deployed: Deployed) -> FitResult:
 
 
 def _mixture_verdict(fit: OnPolicyFit, deployed: Deployed) -> str:
-    if fit.standard_error > 0.015:
+    if fit.unrest > MAX_SPREAD:
         return (
-            f"not settled: the averaged weights still have a standard error of "
-            f"{fit.standard_error:.3f}; take more rounds (--rounds), prompts or responses"
+            f"not settled: the averaged weights still move (by {fit.unrest:.3f}); "
+            "take more rounds (--rounds), prompts or responses"
         )
     if deployed.gap_interval[0] > 0.1 * max(deployed.kl.values()):
         return (

@@ -34,11 +34,16 @@ class OnPolicyFit:
     """KL(mixture || policy) measured in every round, in nats per response, [T, K]."""
 
     @property
-    def standard_error(self) -> float:
-        """Standard error of the mean of the averaged iterates, largest over policies."""
-        averaged_TK = self.path_TK[len(self.path_TK) // 2 :]
-        spread_K = averaged_TK.std(axis=0, ddof=1) / np.sqrt(len(averaged_TK))
-        return float(np.max(spread_K))
+    def unrest(self) -> float:
+        """How unsettled the averaged iterates are, largest over policies: their standard error, or
+        how far their second half lies from their first, whichever is more."""
+        averaged_TK = self.path_TK[1 + (len(self.path_TK) - 1) // 2 :]
+        if len(averaged_TK) < 2:
+            return float("inf")
+        error_K = averaged_TK.std(axis=0, ddof=1) / np.sqrt(len(averaged_TK))
+        middle = len(averaged_TK) // 2
+        trend_K = averaged_TK[middle:].mean(axis=0) - averaged_TK[:middle].mean(axis=0)
+        return float(np.maximum(error_K, np.abs(trend_K)).max())
 
 
 def fit_on_policy(

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("mixing", "weights", "server", "policies")
+ROOMS = ("mixing", "weights", "server", "policies", "examples")
 
 MAY_IMPORT = {
     "mixing": {"mixing"},
     "weights": {"weights", "mixing"},
     "server": {"server", "weights", "mixing"},
     "policies": {"policies", "mixing"},
+    "examples": {"examples", "policies", "weights", "mixing"},
 }
 PURE_MIXING = {"mixing", "mixing.reference", "mixing.simplex", "mixing.spec", "mixing.wire"}
 """Modules that no engine is needed for."""

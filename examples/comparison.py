@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from examples.gains import REFERENCE, Floats, Row
 from mixing.spec import MixtureSpec, Policy
 from policies.demo import CHECKPOINTS, REWARDS
-from policies.demo.gains import REFERENCE, Floats, Row
 from weights.draws import DrawSettings, draw
 from weights.engine import Engine, LocalEngine
 from weights.fingerprint import fingerprint

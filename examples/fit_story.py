@@ -1,6 +1,6 @@
 """Fits the demo policies' weights, compares what they buy, and applies them to a running server.
 
-    make fit-demo        (or: python -m policies.demo.fit_story)
+    make fit-demo        (or: python -m examples.fit_story)
 
 Both samplers on the training prompts, with a report each under .prefmix/fit-demo; then, on prompts
 that no policy has seen, rewards and gains of the reference, each policy, mixtures and parameter
@@ -22,8 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from policies.demo import CHECKPOINTS, EVALUATION_PROMPTS, REWARDS
-from policies.demo.comparison import (
+from examples.comparison import (
     MAX_TOKENS,
     NUM_RESPONSES,
     Contender,
@@ -32,10 +31,11 @@ from policies.demo.comparison import (
     measure_rows,
     start_engine,
 )
-from policies.demo.gains import REFERENCE, Gains, against, conclusion, gains_table, measure_gains
-from policies.demo.live_apply import apply_to_running_server
+from examples.gains import REFERENCE, Gains, against, conclusion, gains_table, measure_gains
+from examples.live_apply import apply_to_running_server
+from examples.soup import write_soup
+from policies.demo import CHECKPOINTS, EVALUATION_PROMPTS, REWARDS
 from policies.demo.prompts import TRAINING_PROMPTS
-from policies.demo.soup import write_soup
 from policies.demo.tour import Progress, TourError
 from weights.fingerprint import fingerprint
 from weights.fit import FitJob, FitResult, FitSettings, Sampler

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.demo.gains import Gains, Row, against, conclusion, gains_table, measure_gains
+from examples.gains import Gains, Row, against, conclusion, gains_table, measure_gains
 
 OBJECTIVES = ("positive", "concise", "polite")
 NUM_PROMPTS, NUM_RESPONSES = 64, 8
@@ -138,7 +138,7 @@ def test_table_is_aligned_and_narrow() -> None:
 def test_a_soup_is_the_average_of_its_checkpoints(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
-    from policies.demo.soup import PARAMETERS, write_soup
+    from examples.soup import PARAMETERS, write_soup
 
     generator = torch.Generator().manual_seed(0)
     folders = []

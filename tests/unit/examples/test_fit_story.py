@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from policies.demo import CHECKPOINTS, REWARDS, comparison, fit_story, live_apply, tour
-from policies.demo.soup import write_soup
+from examples import comparison, fit_story, live_apply
+from examples.soup import write_soup
+from policies.demo import CHECKPOINTS, REWARDS, tour
 from weights.engine import Response, Tokens
 from weights.fit import FitResult
 from weights.prompts import Prompt
