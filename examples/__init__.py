@@ -1,0 +1,1 @@
+"""Whole stories over all rooms: what a user would do, measured. Nothing imports from here."""
