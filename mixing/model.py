@@ -155,7 +155,8 @@ class LogLinearMixtureForCausalLM(nn.Module):
         ]
         if all(member_logits is None for member_logits in logits):
             return None
-        return log_linear_mix(logits, weights_NM, vocab_size=self.vocab_size)
+        signed = self.spec.weight_space == "affine"
+        return log_linear_mix(logits, weights_NM, vocab_size=self.vocab_size, signed=signed)
 
     def _members_with_weight(self, weights_NM: torch.Tensor) -> list[bool]:
         # On a GPU looking would stall the stream; there the mix ignores zero weights instead.

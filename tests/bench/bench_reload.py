@@ -16,6 +16,7 @@ import http.client
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from weights.profiles import build_profile_set  # noqa: E402
 from weights.store import WeightsStore  # noqa: E402
 from weights.store_format import spec_of_members  # noqa: E402
 
+_WARM_UP_S = 5  # the engine's first batches of a new size take longer
 TOKEN = "bench-token"
 MEMBERS = ("positive", "concise", "polite", "reference")
 
@@ -48,6 +50,8 @@ def main() -> int:
     parser.add_argument("--changes", type=int, default=200, help="changes, idle and under load")
     parser.add_argument("--api-processes", type=int, default=1)
     args = parser.parse_args()
+    # Ended from outside, the server has to end as well.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     rows: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         rows["store write, no server"] = store_writes(Path(folder) / "alone.json", args.changes)
@@ -63,6 +67,7 @@ def main() -> int:
             rows["GET /v1/mixture, load"] = reads(server.url, args.changes)
             rows["PUT, load"] = puts(server.url, args.changes)
             num_answers = stop()
+            server.end(signal.SIGTERM)
         finally:
             server.kill()
     report = {name: summary(times_s) for name, times_s in rows.items()}
@@ -154,7 +159,7 @@ def client(url: str, is_over: Event, answers: Queue[int | str]) -> None:
             connection.ask("POST", "/v1/completions", body)
             count += 1
     except (OSError, RuntimeError) as error:
-        answers.put(f"a request failed: {error}")
+        answers.put(f"a request failed after {count} answers: {type(error).__name__} {error}")
     else:
         answers.put(count)
 
@@ -169,7 +174,7 @@ def load(url: str, num_clients: int) -> Callable[[], int]:
     ]
     for process in processes:
         process.start()
-    time.sleep(1)
+    time.sleep(_WARM_UP_S)
 
     def stop() -> int:
         is_over.set()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mixing.model import LogLinearMixtureForCausalLM
+from mixing.spec import MixtureSpec, Policy
 
 WIDTHS = (4, 2)
 
@@ -38,6 +39,7 @@ def build(*, dtype: torch.dtype = torch.float32) -> Any:
     model.members = nn.ModuleDict(
         {"p0": Member(1.0, WIDTHS[0], shared), "p1": Member(2.0, WIDTHS[1], shared)}
     )
+    model.spec = MixtureSpec(policies=tuple(Policy(name=name, model=name) for name in "ab"))
     model.hidden_sizes, model.dtype, model.vocab_size = list(WIDTHS), dtype, 3
     model._active, model._can_skip = [True, True], True
     return model

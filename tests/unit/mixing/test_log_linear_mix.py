@@ -34,7 +34,8 @@ def logits_and_weights(
 
 def mix(logits_NMV: torch.Tensor, weights_NM: torch.Tensor) -> torch.Tensor:
     members = list(logits_NMV.unbind(dim=1))
-    return log_linear_mix(members, weights_NM, vocab_size=logits_NMV.shape[-1])
+    signed = bool((weights_NM < 0).any())
+    return log_linear_mix(members, weights_NM, vocab_size=logits_NMV.shape[-1], signed=signed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
