@@ -57,6 +57,8 @@ class LogLinearMixtureForCausalLM(nn.Module):
             }
         )
         self.hidden_sizes = [config.model_config.get_hidden_size() for config in configs]
+        # Of all members, not of those that happen to run: a row must not depend on its neighbours.
+        self.common_vocab_size = min(config.model_config.get_vocab_size() for config in configs)
         self.secondary_weights = secondary_sources(self.spec)
         self._can_skip = can_skip(vllm_config)
         self._active = [True] * self.spec.num_members
@@ -155,8 +157,9 @@ class LogLinearMixtureForCausalLM(nn.Module):
         ]
         if all(member_logits is None for member_logits in logits):
             return None
+        common = [None if each is None else each[:, : self.common_vocab_size] for each in logits]
         signed = self.spec.weight_space == "affine"
-        return log_linear_mix(logits, weights_NM, vocab_size=self.vocab_size, signed=signed)
+        return log_linear_mix(common, weights_NM, vocab_size=self.vocab_size, signed=signed)
 
     def _members_with_weight(self, weights_NM: torch.Tensor) -> list[bool]:
         # On a GPU looking would stall the stream; there the mix ignores zero weights instead.

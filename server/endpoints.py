@@ -20,7 +20,7 @@ from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
-from mixing.spec import MixtureSpec
+from mixing.spec import CONFIG_KEY, MixtureSpec
 from server import admin, audit, catalog, routes
 from server.admin_listener import admin_app, listen, serve_admin
 from server.admin_tokens import admin_tokens
@@ -177,7 +177,7 @@ async def bound_shutdown(state: State) -> None:
 
 def mixture_spec(engine_client: Any) -> MixtureSpec:
     """The mixture the engine was started with."""
-    data = getattr(engine_client.vllm_config.model_config.hf_config, "prefmix", None)
+    data = getattr(engine_client.vllm_config.model_config.hf_config, CONFIG_KEY, None)
     if data is None:
         raise RuntimeError(
             "the prefmix plugin is active but the model served is no mixture; start it with "

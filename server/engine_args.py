@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from mixing.spec import ARCHITECTURE, MixtureSpec
+from mixing.spec import MixtureSpec, hf_overrides
 from server.config import ServeConfig
 from server.exits import CommandError
 
@@ -133,7 +133,7 @@ def _hf_overrides(given: object, spec: MixtureSpec) -> dict[str, Any]:
     """The user's overrides of the first policy's config, plus the two that make the mixture."""
     if not isinstance(given, dict):
         raise CommandError("vLLM's flag --hf-overrides: expected a JSON object", exit_code=2)
-    ours = {"architectures": [ARCHITECTURE], "prefmix": spec.to_dict()}
+    ours = hf_overrides(spec)
     taken = ours.keys() & given.keys()
     if taken:
         raise CommandError(

@@ -43,6 +43,21 @@ def test_policies_of_different_architecture_and_size_are_exact(
     assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
+def test_a_padded_first_policy_is_cut_alike_whoever_runs_beside_it(
+    engine: EngineFactory, tmp_path: Path
+) -> None:
+    """Alone in its batch, a one-hot request must not see padding that others would rule out."""
+    folders = [
+        save_policy(tmp_path / "padded", seed=1, vocab_size=VOCAB_SIZE + 64),
+        save_policy(tmp_path / "plain", seed=2),
+    ]
+    llm, oracle = engine(spec_of_folders(folders)), Oracle(folders)
+    alone = [Job(prompt=(5, 6, 7), weights=(1.0, 0.0))]
+    beside = [*alone, Job(prompt=(5, 6), weights=(0.5, 0.5))]
+    for batch in (alone, beside):
+        assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+
+
 def test_window_of_the_first_policy_does_not_leak(engine: EngineFactory, tmp_path: Path) -> None:
     folders = [
         save_policy(tmp_path / "window", seed=4, model_type="mistral", sliding_window=32),

@@ -41,6 +41,7 @@ def build(*, dtype: torch.dtype = torch.float32) -> Any:
     )
     model.spec = MixtureSpec(policies=tuple(Policy(name=name, model=name) for name in "ab"))
     model.hidden_sizes, model.dtype, model.vocab_size = list(WIDTHS), dtype, 3
+    model.common_vocab_size = 3
     model._active, model._can_skip = [True, True], True
     return model
 
