@@ -38,7 +38,8 @@ from policies.demo import CHECKPOINTS, EVALUATION_PROMPTS, REWARDS
 from policies.demo.prompts import TRAINING_PROMPTS
 from policies.demo.tour import Progress, TourError
 from weights.fingerprint import fingerprint
-from weights.fit import FitJob, FitResult, FitSettings, Sampler
+from weights.fit import FitJob
+from weights.fit_result import FitResult, FitSettings, Sampler
 from weights.output import write_store
 from weights.prompts import hash_of_prompts
 from weights.report import write_report

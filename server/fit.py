@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mixing.spec import MixtureSpec
     from server.config import ServeConfig
     from weights.engine import Engine
-    from weights.fit import FitResult, FitSettings
+    from weights.fit_result import FitResult, FitSettings
 
 EPILOG = """\
 The prompts file has one JSON object a line: {"prompt": "..."} or {"messages": [...]}. Policies come
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from mixing.compatibility import CompatibilityError
     from mixing.spec import SpecError, check_name
     from server.config import ConfigError
-    from weights.fit import FitError
+    from weights.fit_result import FitError
     from weights.prompts import PromptsError
     from weights.remote import RemoteError
     from weights.score_table import ScoreTableError
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 
 
 def _settings(args: argparse.Namespace) -> FitSettings:
-    from weights.fit import FitError, FitSettings
+    from weights.fit_result import FitError, FitSettings
     from weights.mirror_descent import DescentSettings
 
     importances = _importances(args)
@@ -177,7 +177,7 @@ def _fit(
 
 def _spec(args: argparse.Namespace) -> tuple[ServeConfig, MixtureSpec]:
     from server.config import load_config, policies_from_flags
-    from weights.fit import FitError
+    from weights.fit_result import FitError
 
     overrides: dict[str, Any] = {}
     if args.policy is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mixing.spec import MixtureSpec, Policy
 from weights.durable_file import replace_file
-from weights.fit import FitResult
+from weights.fit_result import FitResult
 from weights.profiles import build_profile_set
 from weights.store_format import dump
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from weights.certificate import Certificate
-from weights.fit import FitResult
+from weights.fit_result import FitResult
 from weights.objective import Floats
 from weights.summary import distance_name, short
 

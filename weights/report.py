@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weights import plots
-from weights.fit import FitResult
+from weights.fit_result import FitResult
 from weights.report_page import TEMPLATE
 from weights.summary import distance_name, is_fitted, what_was_fitted
 

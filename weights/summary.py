@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from weights.certificate import Certificate
-from weights.fit import FitResult
+from weights.fit_result import FitResult
 from weights.tables import aligned
 
 COLUMNS = 80

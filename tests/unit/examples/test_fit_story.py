@@ -11,7 +11,7 @@ from examples import comparison, fit_story, live_apply
 from examples.soup import write_soup
 from policies.demo import CHECKPOINTS, REWARDS, tour
 from weights.engine import Response, Tokens
-from weights.fit import FitResult
+from weights.fit_result import FitResult
 from weights.prompts import Prompt
 
 THIRD = 1 / 3

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from toy_engine import ToyEngine
 
-from weights.fit import FitError, FitJob, FitSettings, fit_table, importances_to_weights
+from weights.fit import FitJob, fit_table, importances_to_weights
+from weights.fit_result import FitError, FitSettings
 from weights.mirror_descent import DescentSettings
 from weights.prompts import PromptsError, read_prompts
 from weights.score_table import ScoreTable

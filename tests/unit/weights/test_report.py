@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from weights import plots, score_table
-from weights.fit import Deployed, FitResult, FitSettings, fit_table
+from weights.fit import fit_table
+from weights.fit_result import Deployed, FitResult, FitSettings
 from weights.mirror_descent import DescentSettings
 from weights.report import write_report
 from weights.summary import COLUMNS, summary

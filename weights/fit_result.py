@@ -1,0 +1,99 @@
+"""What a fit is asked and what it answers.
+
+Shapes: K policies, T steps or rounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from weights.certificate import Certificate
+from weights.mirror_descent import DescentSettings
+from weights.objective import Floats
+
+Sampler = Literal["mixture", "reference"]
+
+
+class FitError(ValueError):
+    """A fit that cannot be run; the message says what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """What to fit and how much to draw. Checked when made."""
+
+    sampler: Sampler = "mixture"
+    """`mixture` fits what is served; `reference` is the paper's estimator."""
+    importances: dict[str, float] | None = None
+    """Fixed user importances (the MORLHF case): nothing is fitted, only certified."""
+    num_responses: int = 16
+    """Responses a prompt; fewer bias the reference fit towards vertices."""
+    max_tokens: int = 128
+    """Longest response, in tokens."""
+    num_rounds: int = 12
+    """Rounds of the mixture sampler."""
+    round_prompts: int = 64
+    """Prompts a round of the mixture sampler."""
+    round_step_size: float = 3.0
+    """Step of a round, in units of 1 / curvature; constant, as each round's sample is large."""
+    num_restarts: int = 3
+    """Runs of the descent from different starts and seeds (reference sampler)."""
+    descent: DescentSettings = field(default_factory=DescentSettings)
+    """Steps, batches and schedule of the reference sampler; floor and seed of both."""
+
+    def __post_init__(self) -> None:
+        if self.sampler not in ("mixture", "reference"):
+            raise FitError(f"sampler is {self.sampler!r}; allowed: mixture, reference")
+        for name, least in (
+            ("num_responses", 2),
+            ("max_tokens", 1),
+            ("num_rounds", 2),
+            ("round_prompts", 1),
+            ("num_restarts", 1),
+        ):
+            if getattr(self, name) < least:
+                raise FitError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """The served mixture at the fitted weights, measured on fresh responses of its own."""
+
+    kl: dict[str, float]
+    """KL(mixture || policy), nats per response."""
+    kl_interval: dict[str, tuple[float, float]]
+    """95 % bootstrap interval over prompts."""
+    gap: float
+    """max_k KL_k - sum_k w_k KL_k."""
+    gap_interval: tuple[float, float]
+    """95 % bootstrap interval."""
+    num_responses: int
+    """Responses measured."""
+    mean_tokens: float
+    """Their mean length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """What a fit found. `fitted` says what the weights minimise."""
+
+    names: tuple[str, ...]
+    weights_K: Floats
+    fitted: str
+    """`mixture (token level)`, `reference (sequence level)`, `rewards` or `fixed importances`."""
+    path_TK: Floats
+    """The weights on their way."""
+    rounds_kl_TK: Floats | None
+    """Mixture sampler: the measured KLs of each round."""
+    certificate: Certificate | None
+    """Of the sequence-level objective; None where it was not fitted."""
+    deployed: Deployed | None
+    """None without an engine (a score table from outside)."""
+    verdict: str
+    """Plain words: trustworthy, or what to change."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The fitted weights by policy."""
+        return dict(zip(self.names, self.weights_K.tolist(), strict=True))
