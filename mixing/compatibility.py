@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixing.adapters import AdapterError, read_adapter
 from mixing.spec import MixtureSpec, Policy
 
 if TYPE_CHECKING:
@@ -34,7 +35,12 @@ def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> tupl
     Raises: CompatibilityError naming both policies and the first difference.
     """
     warnings: list[str] = []
-    first, *others = (_Facts(member, trust_remote_code) for member in spec.members)
+    for adapter in spec.adapters:
+        try:
+            read_adapter(adapter)
+        except AdapterError as error:
+            raise CompatibilityError(str(error)) from error
+    first, *others = (_Facts(member, trust_remote_code) for member in spec.checkpoints)
     for facts in (first, *others):
         facts.check_vocabulary_fits()
     for facts in others:
@@ -190,12 +196,12 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
         init_logger(f"vllm.{__name__}").warning_once("%s", warning)
     wanted = model_config.original_max_model_len
     own_quantization = _quantization(model_config.hf_config)
-    for index, member in enumerate(spec.members):
+    for index, member in enumerate(spec.checkpoints):
         config = member_vllm_config(vllm_config, member, index=index).model_config
         _check_plain_text_model(member, config)
         if _quantization(config.hf_config) != own_quantization:
             raise CompatibilityError(
-                f"policies {spec.members[0].name!r} and {member.name!r} are quantised differently "
+                f"policies {spec.checkpoints[0].name!r} and {member.name!r} are quantised differently "
                 f"({own_quantization}; {_quantization(config.hf_config)}); one engine runs one "
                 "quantisation, convert one of them"
             )

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 
-from mixing.spec import ARCHITECTURE
+from mixing.spec import ARCHITECTURE, TRUNK_ARCHITECTURE
+
+_MODULES = {ARCHITECTURE: "mixing.model", TRUNK_ARCHITECTURE: "mixing.trunk"}
 
 
 def register() -> None:
-    """Makes the composite model and its start-up checks known to vLLM. May run repeatedly."""
+    """Makes the composite models and their start-up checks known to vLLM. May run repeatedly."""
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.platforms import current_platform
 
     from mixing.admission import MixtureConfig
 
-    MODELS_CONFIG_MAP[ARCHITECTURE] = MixtureConfig
-    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, f"mixing.model:{ARCHITECTURE}")
+    for architecture, module in _MODULES.items():
+        MODELS_CONFIG_MAP[architecture] = MixtureConfig
+        if architecture not in ModelRegistry.get_supported_archs():
+            ModelRegistry.register_model(architecture, f"{module}:{architecture}")
     if current_platform.is_cpu():
         # vLLM 0.32 writes ahead-of-time artefacts on CPU that it can never load again.
         os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 WeightSpace = Literal["simplex", "affine"]
@@ -39,7 +39,7 @@ class Policy:
     name: str
     """The word requests and profiles use for it."""
     model: str
-    """A local folder or a hub id, in Hugging Face layout."""
+    """A local folder or a hub id, in Hugging Face layout; in PEFT's for an adapter of a base."""
     revision: str | None = None
     """Hub revision; None is the default branch. Meaningless for a folder."""
 
@@ -65,6 +65,11 @@ class MixtureSpec:
     """The policy the others were aligned from. On the simplex it is one more member, 0 unless a
     request names it; in the affine space it takes what the named weights leave to 1."""
     weight_space: WeightSpace = "simplex"
+    base: str | None = None
+    """None: every member is a full checkpoint. A model: the policies are LoRA adapters of it, which
+    share its parameters (mixing.trunk), and the reference, if any, is that model itself."""
+    base_revision: str | None = None
+    """Hub revision of `base`."""
 
     def __post_init__(self) -> None:
         if not self.policies:
@@ -80,6 +85,29 @@ class MixtureSpec:
             if name in seen:
                 raise SpecError(f"two policies are named {name!r}; give each its own name")
             seen.add(name)
+        if self.base is None:
+            if self.base_revision is not None:
+                raise SpecError("base_revision is given without a base; name the base model")
+        elif self.reference is not None and (self.reference.model, self.reference.revision) != (
+            self.base,
+            self.base_revision,
+        ):
+            raise SpecError(
+                f"reference {self.reference.name!r} is {self.reference.model!r}, but with a base "
+                f"the reference is the base itself: give {self.base!r}, or no reference"
+            )
+
+    @property
+    def checkpoints(self) -> tuple[Policy, ...]:
+        """The full models behind the members: all of them, or the one base they share."""
+        if self.base is None:
+            return self.members
+        return (Policy(name="base", model=self.base, revision=self.base_revision),)
+
+    @property
+    def adapters(self) -> tuple[Policy, ...]:
+        """The policies that are adapters of the base, in weight order; none without a base."""
+        return () if self.base is None else self.policies
 
     @property
     def members(self) -> tuple[Policy, ...]:
@@ -117,15 +145,18 @@ class MixtureSpec:
             "policies": [policy_dict(policy) for policy in self.policies],
             "reference": None if self.reference is None else policy_dict(self.reference),
             "weight_space": self.weight_space,
+            "base": self.base,
+            "base_revision": self.base_revision,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MixtureSpec:
         """Builds a spec from `to_dict`'s form; raises SpecError naming what is wrong."""
-        unknown = set(data) - {"policies", "reference", "weight_space"}
+        allowed = [field.name for field in fields(cls)]
+        unknown = set(data) - set(allowed)
         if unknown:
             raise SpecError(
-                f"unknown mixture key {min(unknown)!r}; allowed: policies, reference, weight_space"
+                f"unknown mixture key {min(unknown)!r}; allowed: {', '.join(allowed)}"
             )
 
         def policy(item: object) -> Policy:
@@ -147,19 +178,25 @@ class MixtureSpec:
             policies=tuple(policy(item) for item in policies),
             reference=None if reference is None else policy(reference),
             weight_space=data.get("weight_space", "simplex"),
+            base=data.get("base"),
+            base_revision=data.get("base_revision"),
         )
 
 
 ARCHITECTURE = "LogLinearMixtureForCausalLM"
-"""The name under which the composite model is registered with vLLM."""
+"""The name under which the composite of full checkpoints is registered with vLLM."""
+
+TRUNK_ARCHITECTURE = "SharedTrunkMixtureForCausalLM"
+"""The same for one base and its adapters."""
 
 CONFIG_KEY = "prefmix"
 """The key of the model config (`--hf-overrides`) that holds `MixtureSpec.to_dict()`."""
 
 
 def hf_overrides(spec: MixtureSpec) -> dict[str, Any]:
-    """vLLM's `--hf-overrides` (JSON-ready) that turn its first member's config into the mixture.
+    """vLLM's `--hf-overrides` (JSON-ready) that turn its first checkpoint's config into the mixture.
 
-    Use together with `--model <spec.members[0].model>`.
+    Use together with `--model <spec.checkpoints[0].model>`.
     """
-    return {"architectures": [ARCHITECTURE], CONFIG_KEY: spec.to_dict()}
+    architecture = ARCHITECTURE if spec.base is None else TRUNK_ARCHITECTURE
+    return {"architectures": [architecture], CONFIG_KEY: spec.to_dict()}

@@ -91,7 +91,7 @@ def build_arguments(
     Raises: CommandError for an unknown flag, a bad value or a flag that prefmix owns.
     """
     args = _parse([*engine_tokens(config.engine), *passthrough])
-    first = spec.members[0]
+    first = spec.checkpoints[0]
     args.model_tag = None
     args.model = first.model
     args.revision = first.revision

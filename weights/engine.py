@@ -86,7 +86,7 @@ class LocalEngine:
         set_environment()
         from vllm import LLM
 
-        first = spec.members[0]
+        first = spec.checkpoints[0]
         mixture = {
             "model": first.model,
             "revision": first.revision,

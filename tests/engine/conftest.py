@@ -66,7 +66,7 @@ def engine() -> Iterator[EngineFactory]:
             **options,
         }
         if isinstance(served, MixtureSpec):
-            settings |= {"model": served.members[0].model, "hf_overrides": hf_overrides(served)}
+            settings |= {"model": served.checkpoints[0].model, "hf_overrides": hf_overrides(served)}
         else:
             settings |= {"model": str(served)}
         from vllm import LLM

@@ -1,0 +1,131 @@
+"""What both layouts of a mixture have in common: rows of hidden states that carry their weights.
+
+One scheduler, one paged KV cache and one continuous batch serve all members. A step runs each
+member on the same tokens and lays their hidden states side by side, followed by each token's
+weights; vLLM carries such a row wherever it carries hidden states (sampling, prompt logprobs,
+graph buffers), so `compute_logits` always finds the weights next to what they mix.
+
+    row of the output: | h_1 (D_1) | ... | h_M (D_M) | w_1 ... w_M as raw float32 bits |
+
+Shapes: T tokens, N logits rows, M members, V vocabulary, D_m hidden width of member m.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context
+from vllm.sequence import IntermediateTensors
+
+from mixing.cpu_seeds import rewind_generators_on_cpu
+from mixing.request_weights import WeightTable, spec_of, table_of_engine
+from mixing.scheduling import can_skip
+
+
+class MixtureModel(nn.Module, ABC):
+    """A vLLM model whose members run side by side. Subclasses say how they run and how they mix."""
+
+    hidden_sizes: list[int]
+    """D_m of each member; set by the subclass."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        super().__init__()
+        self.spec = spec_of(vllm_config)
+        model_config = vllm_config.model_config
+        self.vocab_size: int = model_config.get_vocab_size()
+        self.dtype: torch.dtype = model_config.dtype
+        self.can_skip = can_skip(vllm_config)
+        self.everyone = [True] * self.spec.num_members
+        """Who runs where no batch says: in profiling and warm-up passes."""
+        self.active = list(self.everyone)
+        self._table: WeightTable | None = None
+        if not vllm_config.use_v2_model_runner:
+            device = vllm_config.device_config.device
+            self._table = table_of_engine(vllm_config, device)
+            if device.type == "cpu":
+                rewind_generators_on_cpu()
+
+    @abstractmethod
+    def run_members(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, slots: Sequence[torch.Tensor]
+    ) -> None:
+        """Fills each member's slot [T, D_m] with its hidden states; zeros if it is not active."""
+
+    @abstractmethod
+    def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
+        """Mixed logits [N, V] of the members' hidden states [N, D_m]; None on ranks without."""
+
+    @staticmethod
+    def get_model_state_cls() -> type:
+        """V2 model runner: where this model's per-request state lives."""
+        from mixing.runner_v2 import MixtureModelState
+
+        return MixtureModelState
+
+    def set_active_members(self, active_M: Sequence[bool]) -> None:
+        """Says which members the next forward pass has to run; the rest may be skipped."""
+        if self.can_skip:
+            self.active = list(active_M)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        token_weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Runs the active members on one step's tokens.
+
+        Args:
+          input_ids, positions: int [T].
+          intermediate_tensors, inputs_embeds: always None; pipeline parallelism and prompt
+            embeddings are refused at start.
+          token_weights: float32 [T, M] from the V2 model state; None under V1.
+        Returns: [T, sum(D_m) + weight columns] in the model's dtype, laid out as above.
+        """
+        num_tokens = input_ids.shape[0]
+        if token_weights is None:
+            token_weights = self._token_weights_v1(num_tokens, input_ids.device)
+        columns = token_weights.view(self.dtype)
+        widths = [*self.hidden_sizes, columns.shape[-1]]
+        out = torch.empty((num_tokens, sum(widths)), dtype=self.dtype, device=input_ids.device)
+        *slots, weight_slot = torch.split(out, widths, dim=-1)
+        self.run_members(input_ids, positions, slots)
+        weight_slot.copy_(columns)
+        return out
+
+    def _token_weights_v1(self, num_tokens: int, device: torch.device) -> torch.Tensor:
+        """float32 [T, M] from the batch's rows; uniform where there is no batch (profiling)."""
+        assert self._table is not None
+        attn_metadata = get_forward_context().attn_metadata
+        if not attn_metadata:
+            self.set_active_members(self.everyone)
+            uniform_M = torch.tensor(self.spec.uniform_weights, device=device)
+            return uniform_M.expand(num_tokens, -1).contiguous()
+        self.set_active_members(self._table.active_members())
+        # Every attention layer's metadata describes the same batch.
+        metadata = next(iter(attn_metadata.values()))
+        return self._table.token_weights(metadata.query_start_loc, num_tokens)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Mixes the members' predictions, each row by its own weights.
+
+        Args:
+          hidden_states: rows of `forward`'s output, [N, width].
+        Returns: [N, V]; None on tensor-parallel ranks that do not gather logits.
+        """
+        num_columns = hidden_states.shape[-1] - sum(self.hidden_sizes)
+        *hidden, columns = torch.split(hidden_states, [*self.hidden_sizes, num_columns], dim=-1)
+        return self.mix(hidden, columns.contiguous().view(torch.float32))
+
+
+def members_with_weight(weights_NM: torch.Tensor) -> list[bool]:
+    """Per member: does any row give it weight? On a GPU, where looking would wait, always yes."""
+    if weights_NM.is_cpu and len(weights_NM):
+        return [bool(column.any()) for column in weights_NM.unbind(dim=1)]
+    return [True] * weights_NM.shape[1]
