@@ -10,7 +10,6 @@ Source: Wang et al. 2025 (arXiv 2502.18699), Algorithm 2; Nemirovski et al. 2009
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +18,11 @@ import numpy as np
 from weights.objective import Floats, Responses, gradient, tilt
 
 Schedule = Literal["sqrt", "constant"]
+
+_BLOCK_PROMPTS = 1024
+"""Prompts that are looked at together where all are, so that it stays in a processor's cache."""
+_EXP_REACH = 500.0
+"""exp() of a score this far from 0 neither overflows nor vanishes, nor do sums of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,11 +99,20 @@ def curvature(responses: Responses, weights_K: Floats) -> float:
     The Hessian of F is the covariance of the log ratios under the mixture; this is its largest
     diagonal entry, centred over policies.
     """
-    _, probability_PJ = tilt(responses, weights_K)
-    centred_PJK = responses.log_ratios_PJK - responses.log_ratios_PJK.mean(axis=2, keepdims=True)
-    mean_PK = np.einsum("pj,pjk->pk", probability_PJ, centred_PJK)
-    square_PK = np.einsum("pj,pjk->pk", probability_PJ, centred_PJK**2)
-    return float((square_PK - mean_PK**2).mean(axis=0).max())
+    variance_K = np.zeros(responses.num_policies)
+    for begin in range(0, responses.num_prompts, _BLOCK_PROMPTS):
+        block = slice(begin, begin + _BLOCK_PROMPTS)
+        ratios_PJK = responses.log_ratios_PJK[block]
+        part = Responses(log_ratios_PJK=ratios_PJK, log_mass_PJ=responses.log_mass_PJ[block])
+        probability_JP = tilt(part, weights_K)[1].T
+        # Policies first: sums over responses then run over whole vectors.
+        ratios_KJP = np.ascontiguousarray(ratios_PJK.transpose(2, 1, 0))
+        ratios_KJP -= ratios_KJP.mean(axis=0)
+        weighted_KJP = probability_JP * ratios_KJP
+        mean_KP = weighted_KJP.sum(axis=1)
+        weighted_KJP *= ratios_KJP
+        variance_K += (weighted_KJP.sum(axis=1) - mean_KP**2).sum(axis=1)
+    return float(variance_K.max() / responses.num_prompts)
 
 
 def descend(
@@ -147,7 +160,7 @@ def descend_together(
     path_TRK = np.empty((settings.num_steps + 1, num_runs, num_policies))
     path_TRK[0] = with_floor(start_RK, settings.min_weight)
     unit = curvature(responses, np.full(num_policies, 1 / num_policies))
-    if unit == 0:  # linear, as with one response a prompt
+    if unit <= np.finfo(np.float64).eps:  # linear, as with one response a prompt
         unit = float(np.ptp(gradient(responses, np.full(num_policies, 1 / num_policies))))
     if unit <= np.finfo(np.float64).eps:
         # The policies cannot be told apart: every weight is as good as any.
@@ -157,14 +170,16 @@ def descend_together(
     step_size_T = np.full(settings.num_steps, settings.step_size * slope / unit)
     if settings.schedule == "sqrt":
         step_size_T /= np.sqrt(np.arange(1, settings.num_steps + 1))
+    gradients = _BatchGradients(responses, settings, num_runs)
     with np.errstate(divide="ignore"):
         log_free_RK = np.log(start_RK)
-    for step, gradient_RK in enumerate(_gradients(responses, settings, path_TRK)):
-        log_free_RK -= step_size_T[step] * gradient_RK
-        log_free_RK -= log_free_RK.max(axis=1, keepdims=True)
-        free_RK = np.exp(log_free_RK)
-        free_RK /= free_RK.sum(axis=1, keepdims=True)
-        path_TRK[step + 1] = settings.min_weight + slope * free_RK
+    free_RK = np.empty_like(log_free_RK)
+    for step, step_size in enumerate(step_size_T.tolist()):
+        log_free_RK -= step_size * gradients.at(step, path_TRK[step])
+        log_free_RK -= np.maximum.reduce(log_free_RK, axis=1, keepdims=True)
+        np.exp(log_free_RK, out=free_RK)
+        free_RK *= slope / np.add.reduce(free_RK, axis=1, keepdims=True)
+        np.add(free_RK, settings.min_weight, out=path_TRK[step + 1])
     return _finished(path_TRK)
 
 
@@ -176,49 +191,65 @@ def _finished(path_TRK: Floats) -> list[Descent]:
     ]
 
 
-def _gradients(
-    responses: Responses, settings: DescentSettings, path_TRK: Floats
-) -> Iterator[Floats]:
-    """The gradient at each run's latest iterate on its next batch, [R, K], step by step."""
-    num_runs = path_TRK.shape[1]
-    for step, (ratios_RKJB, log_mass_RJB) in zip(
-        range(settings.num_steps), _batches(responses, settings, num_runs), strict=False
-    ):
-        runs, policies, longest, size = ratios_RKJB.shape
-        flat_RKN = ratios_RKJB.reshape(runs, policies, longest * size)
-        score_RJB = (path_TRK[step][:, None, :] @ flat_RKN).reshape(runs, longest, size)
-        if log_mass_RJB is not None:
-            score_RJB += log_mass_RJB
-        score_RJB -= score_RJB.max(axis=1, keepdims=True)
-        np.exp(score_RJB, out=score_RJB)
-        score_RJB /= score_RJB.sum(axis=1, keepdims=True)
-        yield (flat_RKN @ score_RJB.reshape(runs, longest * size, 1))[:, :, 0] / size
+class _BatchGradients:
+    """Gradients of all runs, each on a batch of its own, step after step.
 
-
-def _batches(
-    responses: Responses, settings: DescentSettings, num_runs: int
-) -> Iterator[tuple[Floats, Floats | None]]:
-    """Endless batches: (log ratios [R, K, J, B], log mass [R, J, B] or None where none is ragged).
-
-    An epoch is shuffled and cut once, prompts last so that sums over responses run over whole
-    vectors; run r starts at the r-th part of the epoch, so that runs see different batches.
+    Batches are cut from a shuffled epoch; run r starts at its r-th part, so that runs see different
+    ones. A step is a handful of calls into buffers that are there already: at the default sizes
+    calls and new memory would cost more than the arithmetic.
     """
-    rng = np.random.default_rng(settings.seed)
-    size = min(settings.batch_prompts, responses.num_prompts)
-    num_batches = responses.num_prompts // size
-    ratios_KJP = np.ascontiguousarray(responses.log_ratios_PJK.transpose(2, 1, 0))
-    log_mass_JP = responses.log_mass_PJ.T
-    is_ragged = bool(np.ptp(log_mass_JP[np.isfinite(log_mass_JP)]) or np.isinf(log_mass_JP).any())
-    offset_R = np.arange(num_runs) * num_batches // num_runs
-    policies, longest, _ = ratios_KJP.shape
-    while True:
-        order = rng.permutation(responses.num_prompts)[: num_batches * size]
-        cut = (longest, num_batches, size)
-        ratios = ratios_KJP[:, :, order].reshape(policies, *cut).transpose(2, 0, 1, 3)
-        ratios_CKJB = np.ascontiguousarray(ratios)
-        mass_CJB = None
-        if is_ragged:
-            mass_CJB = np.ascontiguousarray(log_mass_JP[:, order].reshape(cut).transpose(1, 0, 2))
-        for batch in range(num_batches):
-            chosen_R = (batch + offset_R) % num_batches
-            yield ratios_CKJB[chosen_R], None if mass_CJB is None else mass_CJB[chosen_R]
+
+    def __init__(self, responses: Responses, settings: DescentSettings, num_runs: int) -> None:
+        ratios_PJK = responses.log_ratios_PJK
+        num_prompts, longest, num_policies = ratios_PJK.shape
+        size = min(settings.batch_prompts, num_prompts)
+        num_batches = num_prompts // size
+        self._responses = responses
+        self._is_ragged = not np.isfinite(responses.log_mass_PJ).all()
+        # Scores are means of log ratios; near 0 they need no maximum taken out before exp().
+        self._is_wide = max(ratios_PJK.max(), -ratios_PJK.min()) > _EXP_REACH
+        self._rng = np.random.default_rng(settings.seed)
+        offset_R = np.arange(num_runs) * num_batches // num_runs
+        self._batch_of_CR = (np.arange(num_batches)[:, None] + offset_R) % num_batches
+        self._epoch_CRB = np.empty((num_batches, num_runs, size), dtype=np.intp)
+        self._taken_RBJK = np.empty((num_runs, size, longest, num_policies))
+        # Prompts last: sums over responses then run over whole vectors.
+        self._ratios_RKJB = np.empty((num_runs, num_policies, longest, size))
+        self._score_RJB = np.empty((num_runs, longest, size))
+        self._share_R1B = np.empty((num_runs, 1, size))
+        # The same buffers, seen as products and copies want them.
+        self._taken_RKJB = self._taken_RBJK.transpose(0, 3, 2, 1)
+        self._ratios_RKN = self._ratios_RKJB.reshape(num_runs, num_policies, -1)
+        self._score_R1N = self._score_RJB.reshape(num_runs, 1, -1)
+        self._score_RN1 = self._score_RJB.reshape(num_runs, -1, 1)
+
+    def at(self, step: int, weights_RK: Floats) -> Floats:
+        """The gradient at each run's weights on its batch of this step, [R, K].
+
+        Steps are asked for in order.
+        """
+        batch = step % len(self._epoch_CRB)
+        if batch == 0:
+            self._shuffle()
+        prompts_RB = self._epoch_CRB[batch]
+        # "clip": with its default mode, take would first fill a buffer of its own.
+        ratios_PJK = self._responses.log_ratios_PJK
+        ratios_PJK.take(prompts_RB, axis=0, out=self._taken_RBJK, mode="clip")
+        np.copyto(self._ratios_RKJB, self._taken_RKJB)
+        score_RJB, share_R1B = self._score_RJB, self._share_R1B
+        np.matmul(weights_RK[:, None, :], self._ratios_RKN, out=self._score_R1N)
+        if self._is_ragged:
+            score_RJB += self._responses.log_mass_PJ[prompts_RB].transpose(0, 2, 1)
+        if self._is_wide:
+            score_RJB -= score_RJB.max(axis=1, keepdims=True)
+        np.exp(score_RJB, out=score_RJB)
+        np.add.reduce(score_RJB, axis=1, keepdims=True, out=share_R1B)
+        np.divide(1 / share_R1B.shape[2], share_R1B, out=share_R1B)
+        score_RJB *= share_R1B
+        gradient_RK: Floats = np.matmul(self._ratios_RKN, self._score_RN1)[:, :, 0]
+        return gradient_RK
+
+    def _shuffle(self) -> None:
+        num_batches, _, size = self._epoch_CRB.shape
+        order = self._rng.permutation(self._responses.num_prompts)[: num_batches * size]
+        self._epoch_CRB[:] = order.reshape(num_batches, size)[self._batch_of_CR]

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -93,9 +92,14 @@ def tilt(responses: Responses, weights_K: Floats) -> tuple[Floats, Floats]:
 
     Returns: (log of each prompt's normaliser [P], the responses' probabilities [P, J]).
     """
-    scores_PJ = responses.log_ratios_PJK @ weights_K + responses.log_mass_PJ
-    log_normaliser_P = logsumexp(scores_PJ, axis=1)
-    return log_normaliser_P, np.exp(scores_PJ - log_normaliser_P[:, None])
+    scores_PJ = responses.log_ratios_PJK @ weights_K
+    scores_PJ += responses.log_mass_PJ
+    highest_P1 = scores_PJ.max(axis=1, keepdims=True)
+    scores_PJ -= highest_P1
+    probability_PJ: Floats = np.exp(scores_PJ, out=scores_PJ)
+    total_P1 = probability_PJ.sum(axis=1, keepdims=True)
+    probability_PJ /= total_P1
+    return (highest_P1 + np.log(total_P1))[:, 0], probability_PJ
 
 
 def value(responses: Responses, weights_K: Floats) -> float:

@@ -2,8 +2,9 @@
 
     python tests/bench/bench_mirror_descent.py [--prompts 10000] [--responses 16] [--policies 3]
 
-Both loops take the same steps on the same batches from the same start; the autograd loop is the
-straightforward one, torch float64 with `backward` per step. Prints a table, then one JSON line.
+The first row is what `prefmix fit` does unless told otherwise. Both loops take the same steps on
+the same batches from the same starts; the autograd loop is the straightforward one, torch float64
+with `backward` per step, run after run. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
+from weights.fit_result import FitSettings
 from weights.mirror_descent import DescentSettings, curvature, restarts
 from weights.objective import Responses
 
@@ -86,9 +88,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=10_000)
     parser.add_argument("--responses", type=int, default=16)
     parser.add_argument("--policies", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--restarts", type=int, default=3)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64, 1024])
+    parser.add_argument("--steps", type=int, default=DescentSettings().num_steps)
+    parser.add_argument("--restarts", type=int, default=FitSettings().num_restarts)
+    default_batch = DescentSettings().batch_prompts
+    parser.add_argument("--batch", type=int, nargs="+", default=[default_batch, 1, 16, 1024])
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -135,6 +138,7 @@ def main() -> None:
                 "bench": "mirror_descent",
                 **vars(args),
                 "rows": rows,
+                "load_average_1min": round(os.getloadavg()[0], 2),
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                 "versions": {name: version(name) for name in ("numpy", "torch")},
             }

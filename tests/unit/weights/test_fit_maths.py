@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 from weights import objective
 from weights.mirror_descent import (
     DescentSettings,
+    curvature,
     descend,
     mirror_step,
     restarts,
@@ -237,6 +238,42 @@ def test_same_seed_same_answer() -> None:
     responses = sampled(toy_world(3, seed=15), num_responses=8, copies=30, seed=4)
     settings = DescentSettings(num_steps=50, batch_prompts=16)
     assert (descend(responses, settings).path_TK == descend(responses, settings).path_TK).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 2000.0])
+@pytest.mark.parametrize("min_weight", [0.0, 0.1])
+def test_every_step_is_a_mirror_step_on_the_batch(offset: float, min_weight: float) -> None:
+    """Ragged prompts, scores that exp() can and cannot take: the path is the plain one."""
+    rng = np.random.default_rng(17)
+    prompt_of_N = np.repeat(np.arange(7), [3, 1, 4, 4, 2, 4, 3])
+    responses = from_flat(rng.normal(size=(len(prompt_of_N), 3)) + offset, prompt_of_N)
+    settings = DescentSettings(
+        num_steps=40, batch_prompts=3, step_size=1.0, min_weight=min_weight, seed=5
+    )
+    path_TK = descend(responses, settings).path_TK
+    slope = 1 - 3 * min_weight
+    unit = curvature(responses, np.full(3, 1 / 3))
+    shuffle = np.random.default_rng(5)
+    for step in range(40):
+        if step % 2 == 0:
+            order = shuffle.permutation(7)
+        batch = responses.take(order[3 * (step % 2) :][:3])
+        gradient_K = objective.gradient(batch, path_TK[step])
+        size = slope / (unit * np.sqrt(step + 1))
+        free_K = mirror_step((path_TK[step] - min_weight) / slope, gradient_K, step_size=size)
+        assert path_TK[step + 1] == pytest.approx(min_weight + slope * free_K, abs=1e-10)
+
+
+def test_curvature_is_the_largest_centred_variance_whatever_the_number_of_prompts() -> None:
+    responses = sampled(toy_world(3, seed=18), num_responses=4, copies=700, seed=0)
+    weights_K = np.array([0.2, 0.3, 0.5])
+    _, probability_PJ = objective.tilt(responses, weights_K)
+    ratios_PJK = responses.log_ratios_PJK
+    centred_PJK = ratios_PJK - ratios_PJK.mean(axis=2, keepdims=True)
+    mean_PK = np.einsum("pj,pjk->pk", probability_PJ, centred_PJK)
+    square_PK = np.einsum("pj,pjk->pk", probability_PJ, centred_PJK**2)
+    truth_K = (square_PK - mean_PK**2).mean(axis=0)
+    assert curvature(responses, weights_K) == pytest.approx(truth_K.max())
 
 
 def test_grouping_keeps_every_response_of_ragged_prompts() -> None:
