@@ -53,6 +53,7 @@ COMMANDS = (
         "look at and change the profiles that are served",
         takes_engine_flags=False,
     ),
+    Command("bench", "bench.command", "measure what mixing costs beside the alternatives"),
 )
 
 

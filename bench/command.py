@@ -1,0 +1,54 @@
+"""`prefmix bench WHAT`: finds the bench and reads its flags; nothing heavy is imported before."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+EPILOG = """\
+Each bench prints an aligned table and one JSON line for each measurement. Random models are made
+for the run unless your own are given. What follows -- goes to vLLM, the same for all contestants:
+prefmix bench engine --model-size 8b -- --gpu-memory-utilization 0.3"""
+
+BENCHES = {
+    "engine": ("bench.engine", "output speed beside what one would run without a mixture"),
+    "http": ("bench.over_http", "what the HTTP layer adds to vLLM's own"),
+    "mixed-batch": ("bench.mixed_batch", "equal weights in all rows against different ones"),
+    "memory": ("bench.memory", "bytes of parameters, and of KV cache for a token"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the benches and their flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    benches = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
+    for name, (module, summary) in BENCHES.items():
+        sub = benches.add_parser(name, help=summary, description=f"{summary}.", allow_abbrev=False)
+        importlib.import_module(module).add_arguments(sub)
+    # It reads its own flags: with no prefix character every word is positional here.
+    kernels = benches.add_parser(
+        "kernels",
+        help="each kernel against its torch twin and the memory roofline",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    kernels.add_argument("words", nargs=argparse.REMAINDER)
+
+
+def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
+    """Runs the bench; returns the exit code."""
+    # Ended from outside, what it started has to end as well.
+    signal.signal(signal.SIGTERM, _exit)
+    if args.bench == "kernels":
+        return int(importlib.import_module("bench.kernels").main([*args.words, *passthrough]))
+    module: Any = importlib.import_module(BENCHES[args.bench][0])
+    return int(module.run(args, passthrough))
+
+
+def _exit(number: int, frame: object) -> None:
+    sys.exit(128 + number)

@@ -1,0 +1,193 @@
+"""The ways to answer from K policies that are compared; each runs in a process of its own.
+
+`bench.worker` makes one from the settings that `bench.lineup` writes. vLLM and transformers are
+imported only then.
+
+Shapes: B requests, K policies, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.job import Job
+from bench.start import mixture_of, start_vllm
+from bench.worker import Worker
+from mixing import wire
+
+
+class Contestant:
+    """What all of them share: work is timed, and has to be complete."""
+
+    def generate(self, job: Job) -> int:
+        """Answers every request of the job; returns how many tokens were drawn."""
+        raise NotImplementedError
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Does what the parent asks: the seconds that a job takes."""
+        job = Job.from_dict(request["job"])
+        begin = time.perf_counter()
+        num_tokens = self.generate(job)
+        seconds = time.perf_counter() - begin
+        assert num_tokens == job.num_tokens, f"{num_tokens} tokens of {job.num_tokens} were drawn"
+        return {"seconds": seconds}
+
+
+class VllmEngine(Contestant):
+    """vLLM in this process: one model, a mixture, or one model with an adapter for each request."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._is_mixture = mixture_of(settings) is not None
+        self._adapters: list[str] = settings.get("adapters", [])
+        self._llm = start_vllm(settings)
+
+    def generate(self, job: Job) -> int:
+        """One call of `LLM.generate`."""
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                temperature=1.0,
+                max_tokens=length,
+                ignore_eos=True,
+                extra_args=wire.to_extra_args(weights_K) if self._is_mixture else None,
+            )
+            for length, weights_K in zip(job.lengths, job.weights, strict=True)
+        ]
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in job.prompts],
+            params,
+            use_tqdm=False,
+            lora_request=self._lora_requests(len(job.prompts)),
+        )
+        return sum(len(output.outputs[0].token_ids) for output in outputs)
+
+    def _lora_requests(self, batch: int) -> list[Any] | None:
+        if not self._adapters:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return [
+            LoRARequest(f"a{index}", index + 1, self._adapters[index])
+            for index in (row % len(self._adapters) for row in range(batch))
+        ]
+
+
+class NextTokenEngine:
+    """One of K separate engines, asked for the likeliest next tokens of each text so far."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._llm = start_vllm(settings)
+        self._num_logprobs: int = settings["top_logprobs"]
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """For each text, (token, log-probability) of its most likely continuations."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, logprobs=self._num_logprobs, detokenize=False)
+        prompts = [{"prompt_token_ids": list(context)} for context in request["contexts"]]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        return {
+            "logprobs": [
+                [(token, entry.logprob) for token, entry in output.outputs[0].logprobs[0].items()]
+                for output in outputs
+            ]
+        }
+
+
+class SeparateEngines(Contestant):
+    """K engines, each with one policy and its own process, combined from outside token by token.
+
+    Each step asks all K at once for the log-probabilities of the most likely next tokens, mixes
+    those, draws one and appends it. The engines keep their prefix cache, so a step recomputes only
+    the tokens since the last full cache block. Tokens outside an engine's list count as its least
+    likely listed one: the mixture is not exact.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        engines = [
+            {**settings, "kind": "next-token", "model": model} for model in settings["models"]
+        ]
+        self._workers = [Worker(engine) for engine in engines]
+        for worker in self._workers:
+            worker.wait_started()
+        self._random = random.Random(0)
+
+    def generate(self, job: Job) -> int:
+        """As many rounds of questions as the longest request has tokens."""
+        texts = [list(prompt) for prompt in job.prompts]
+        for step in range(max(job.lengths)):
+            rows = [row for row, length in enumerate(job.lengths) if step < length]
+            question = {"contexts": [texts[row] for row in rows]}
+            for worker in self._workers:
+                worker.send(question)
+            answers = [worker.receive()["logprobs"] for worker in self._workers]
+            for position, row in enumerate(rows):
+                lists_K = [dict(answer[position]) for answer in answers]
+                texts[row].append(draw_mixed(lists_K, job.weights[row], self._random))
+        return sum(map(len, texts)) - sum(map(len, job.prompts))
+
+
+def draw_mixed(
+    lists_K: Sequence[Mapping[int, float]], weights_K: Sequence[float], rng: random.Random
+) -> int:
+    """Draws a token from the log-linear mixture of K truncated lists of log-probabilities."""
+    tokens = sorted(set().union(*lists_K))
+    floors_K = [min(listed.values()) for listed in lists_K]
+    scores = [
+        sum(
+            weight * listed.get(token, floor)
+            for weight, listed, floor in zip(weights_K, lists_K, floors_K, strict=True)
+        )
+        for token in tokens
+    ]
+    highest = max(scores)
+    return rng.choices(tokens, [math.exp(score - highest) for score in scores])[0]
+
+
+class TransformersLoop(Contestant):
+    """K transformers models in one Python loop, as MOD and proxy tuning publish theirs.
+
+    A static batch with one KV cache for each model: every step runs all K models on the batch's
+    newest tokens, mixes their logits and draws. Requests that are done stay until the batch is.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._models = [
+            AutoModelForCausalLM.from_pretrained(
+                model, dtype=getattr(torch, settings["options"]["dtype"])
+            )
+            .to(self._device)
+            .eval()
+            for model in settings["models"]
+        ]
+
+    def generate(self, job: Job) -> int:
+        """Prompts of one length only: what is compared has no padding."""
+        import torch
+
+        with torch.inference_mode():
+            ids = torch.tensor(job.prompts, device=self._device)
+            weights_BK = torch.tensor(job.weights, device=self._device)
+            caches: list[Any] = [None] * len(self._models)
+            drawn = []
+            for _ in range(max(job.lengths)):
+                mixed_BV: Any = 0.0
+                for index, model in enumerate(self._models):
+                    out = model(
+                        ids, past_key_values=caches[index], use_cache=True, logits_to_keep=1
+                    )
+                    caches[index] = out.past_key_values
+                    mixed_BV = mixed_BV + weights_BK[:, index, None] * out.logits[:, -1].float()
+                ids = torch.multinomial(torch.softmax(mixed_BV, dim=-1), 1)
+                drawn.append(ids)
+            tokens = torch.cat(drawn, dim=1).tolist()
+        return sum(len(row[:length]) for row, length in zip(tokens, job.lengths, strict=True))

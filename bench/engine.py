@@ -1,0 +1,278 @@
+"""`prefmix bench engine`: output speed of every way to answer from K policies, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import lineup as names
+from bench.job import make_job
+from bench.lineup import Models, add_model_flags, lineup, prepare_models
+from bench.report import Spread, progress, show
+from bench.worker import Worker
+
+CONTESTANTS = {
+    "full": names.FULL,
+    "trunk": names.TRUNK,
+    "separate": names.SEPARATE,
+    "transformers": names.TRANSFORMERS,
+    "average": names.AVERAGE,
+    "multi-lora": names.MULTI_LORA,
+}
+"""Words of --contestants; one policy served alone always takes part."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `prefmix bench engine`."""
+    add = parser.add_argument
+    add("--policies", type=int, nargs="+", default=[3], metavar="K", help="default 3")
+    add("--batch", type=int, nargs="+", default=[1, 4, 16, 64], help="default 1 4 16 64")
+    add(
+        "--contestants",
+        nargs="+",
+        choices=CONTESTANTS,
+        default=list(CONTESTANTS),
+        metavar="NAME",
+        help=f"beside one policy alone: {', '.join(CONTESTANTS)}; default all that can be built",
+    )
+    add("--vary-lengths", action="store_true", help="requests draw from 1/4 to 7/4 of --tokens")
+    add("--top-logprobs", type=int, default=20, help="asked of separate engines; default 20")
+    add_round_flags(parser)
+    add_engine_flags(parser)
+    add_model_flags(parser, size="134m")
+
+
+def add_round_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of every bench that times engines in rounds."""
+    add = parser.add_argument
+    add("--rounds", type=int, default=5, help="after one to warm up; default 5")
+    add("--tokens", type=int, default=32, help="drawn by a request; default 32")
+    add("--prompt-tokens", type=int, default=32, help="of a request; default 32")
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags every vLLM of a run is started with."""
+    add = parser.add_argument
+    add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    add("--kv-cache-gib", type=float, default=2.0, help="of each engine; default 2")
+    add("--max-model-len", type=int, default=512, help="default 512")
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What every vLLM of a run is started with."""
+    return {
+        "dtype": args.dtype,
+        "max_model_len": args.max_model_len,
+        "kv_cache_memory_bytes": int(args.kv_cache_gib * 2**30),
+        "enable_prefix_caching": False,
+    }
+
+
+@dataclass(slots=True)
+class Rounds:
+    """One contestant's times at one batch size, a round each."""
+
+    first_s: list[float] = field(default_factory=list)
+    """Until every request has its first token."""
+    whole_s: list[float] = field(default_factory=list)
+    """Until every request has all its tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """One row of the table."""
+
+    contestant: str
+    num_policies: int
+    batch: int
+    num_threads: int
+    start_s: float
+    tokens_per_s: Spread
+    first_token_ms: Spread
+    token_ms: Spread
+    """Between two tokens of a request."""
+    of_one_policy: Spread
+    """Its speed over that of one policy served alone, round by round."""
+    of_full: Spread | None
+    """The same over the full checkpoints' speed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {
+            name: value.to_dict() if isinstance(value, Spread) else value
+            for name, value in values.items()
+        }
+
+
+def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
+    """Measures and prints; returns the exit code."""
+    measurements = []
+    with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
+        progress("making the models")
+        models = prepare_models(args, Path(folder), num_policies=max(args.policies))
+        for num_policies in args.policies:
+            settings = _chosen(args, models, num_policies, passthrough)
+            with started(settings) as (workers, abouts):
+                for batch in args.batch:
+                    times = _rounds(args, workers, num_policies=num_policies, batch=batch)
+                    measurements += _measurements(args, times, abouts, num_policies, batch)
+    show(_heading(args), table(measurements), num_left=3, lines=_lines(args, measurements))
+    return 0
+
+
+def _chosen(
+    args: argparse.Namespace, models: Models, num_policies: int, passthrough: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    options = engine_options(args)
+    everyone = lineup(models, num_policies=num_policies, options=options, engine_flags=passthrough)
+    wanted = [names.FLOOR, *(CONTESTANTS[word] for word in args.contestants)]
+    for name in wanted:
+        if name not in everyone:
+            progress(f"no {name}: the models given do not allow it")
+    chosen = {name: everyone[name] for name in wanted if name in everyone}
+    if names.SEPARATE in chosen:
+        chosen[names.SEPARATE]["top_logprobs"] = args.top_logprobs
+    return chosen
+
+
+@contextmanager
+def started(
+    settings: Mapping[str, Mapping[str, Any]],
+) -> Iterator[tuple[dict[str, Worker], dict[str, dict[str, Any]]]]:
+    """Starts the contestants one after another; ends them all.
+
+    Yields: the workers and what they said about themselves, by name.
+    """
+    workers, abouts = dict[str, Worker](), dict[str, dict[str, Any]]()
+    with ExitStack() as stack:
+        for name, one in settings.items():
+            progress(f"starting {name}")
+            workers[name] = Worker(one)
+            stack.callback(workers[name].close)
+            abouts[name] = workers[name].wait_started()
+        yield workers, abouts
+
+
+def _rounds(
+    args: argparse.Namespace, workers: Mapping[str, Worker], *, num_policies: int, batch: int
+) -> dict[str, Rounds]:
+    progress(f"{num_policies} policies, batch {batch}")
+    times = {name: Rounds() for name in workers}
+    for round_index in range(args.rounds + 1):
+        for part, worker in workers.items():
+            seed = 2 * round_index
+            first, whole = (
+                make_job(
+                    batch=batch,
+                    num_policies=num_policies,
+                    prompt_tokens=args.prompt_tokens,
+                    tokens=args.tokens,
+                    vocab=300,
+                    seed=seed + offset,
+                    vary_lengths=args.vary_lengths,
+                )
+                for offset in (0, 1)
+            )
+            first_s = worker.seconds(first.only_first_token())
+            whole_s = worker.seconds(whole)
+            if round_index:  # the first round warms up
+                times[part].first_s.append(first_s)
+                times[part].whole_s.append(whole_s)
+    return times
+
+
+def _measurements(
+    args: argparse.Namespace,
+    times: Mapping[str, Rounds],
+    abouts: Mapping[str, Mapping[str, Any]],
+    num_policies: int,
+    batch: int,
+) -> list[Measurement]:
+    job = make_job(
+        batch=batch,
+        num_policies=num_policies,
+        prompt_tokens=1,
+        tokens=args.tokens,
+        vocab=300,
+        seed=0,
+        vary_lengths=args.vary_lengths,
+    )
+    steps = max(max(job.lengths) - 1, 1)
+    floor, full = times[names.FLOOR], times.get(names.FULL)
+    return [
+        Measurement(
+            contestant=name,
+            num_policies=num_policies,
+            batch=batch,
+            num_threads=abouts[name]["num_threads"],
+            start_s=round(abouts[name]["start_s"], 2),
+            tokens_per_s=Spread.of(job.num_tokens / whole for whole in rounds.whole_s),
+            first_token_ms=Spread.of(1e3 * first for first in rounds.first_s),
+            token_ms=Spread.of(
+                1e3 * (whole - first) / steps
+                for first, whole in zip(rounds.first_s, rounds.whole_s, strict=True)
+            ),
+            of_one_policy=Spread.of_ratios(floor.whole_s, rounds.whole_s),
+            of_full=None if full is None else Spread.of_ratios(full.whole_s, rounds.whole_s),
+        )
+        for name, rounds in times.items()
+    ]
+
+
+def table(measurements: Sequence[Measurement]) -> list[list[str]]:
+    """The cells, heading first; K x is what an engine of K equal policies is fairly compared by."""
+    heading = ["K", "batch", "contestant", "tokens/s", "first ms", "ms/token"]
+    heading += ["of one policy", "x K", "of full checkpoints"]
+    rows = [
+        [
+            str(one.num_policies),
+            str(one.batch),
+            one.contestant,
+            f"{one.tokens_per_s.median:.1f}",
+            f"{one.first_token_ms.median:.1f}",
+            f"{one.token_ms.median:.2f}",
+            f"{one.of_one_policy:.3f}",
+            f"{one.num_policies * one.of_one_policy.median:.3f}",
+            "-" if one.of_full is None else f"{one.of_full:.3f}",
+        ]
+        for one in measurements
+    ]
+    return [heading, *rows]
+
+
+def _heading(args: argparse.Namespace) -> str:
+    lengths = "1/4 to 7/4 of " if args.vary_lengths else ""
+    return (
+        f"{model_name(args)}, {args.dtype}; {args.prompt_tokens} prompt tokens, "
+        f"{lengths}{args.tokens} drawn; median (lowest-highest) of {args.rounds} rounds"
+    )
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """The models in a few words."""
+    if args.policy or args.base:
+        return "given models"
+    millions = names.shape_of_flags(args).num_parameters / 1e6
+    return f"random policies of {millions:.1f}M parameters"
+
+
+def _lines(
+    args: argparse.Namespace, measurements: Sequence[Measurement]
+) -> Iterator[dict[str, Any]]:
+    for one in measurements:
+        yield {
+            "bench": "engine",
+            **one.to_dict(),
+            "models": model_name(args),
+            "dtype": args.dtype,
+            "prompt_tokens": args.prompt_tokens,
+            "tokens": args.tokens,
+            "vary_lengths": args.vary_lengths,
+            "rounds": args.rounds,
+        }

@@ -1,0 +1,26 @@
+"""`vllm bench serve` as a contestant's process runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class HttpLoad:
+    """`vllm bench serve` in a worker process, so that it is imported once."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        from vllm.benchmarks.serve import add_cli_args
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        self._parser = FlexibleArgumentParser()
+        add_cli_args(self._parser)
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Runs the command line of `bench.over_http.load_words`; answers its figures."""
+        from vllm.benchmarks.serve import main
+
+        result = main(self._parser.parse_args(request["words"]))
+        return {
+            name: value for name, value in result.items() if isinstance(value, int | float | str)
+        }

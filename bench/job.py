@@ -1,0 +1,85 @@
+"""What every contestant is given to do: prompts, how many tokens to draw, with which weights."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A batch of requests that arrive together."""
+
+    prompts: Sequence[Sequence[int]]
+    """Tokens of each request's prompt."""
+    lengths: Sequence[int]
+    """Tokens each request draws; nobody stops early."""
+    weights: Sequence[Sequence[float]]
+    """Each request's weights, one per policy."""
+
+    @property
+    def num_tokens(self) -> int:
+        """All that will be drawn."""
+        return sum(self.lengths)
+
+    def only_first_token(self) -> Job:
+        """The same requests, each ended by its first token."""
+        return Job(prompts=self.prompts, lengths=[1] * len(self.lengths), weights=self.weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Job:
+        """Reads `to_dict`'s form."""
+        return cls(**data)
+
+
+def make_job(
+    *,
+    batch: int,
+    num_policies: int,
+    prompt_tokens: int,
+    tokens: int,
+    vocab: int,
+    seed: int,
+    vary_lengths: bool = False,
+    vary_weights: bool = False,
+) -> Job:
+    """Random prompts; another seed shares no prefix with it, so no cache can help by accident.
+
+    Args:
+      batch: how many requests.
+      num_policies: K, the length of a weight vector.
+      prompt_tokens: of each request.
+      tokens: drawn by each request, or on average.
+      vocab: prompt tokens lie in [2, vocab).
+      seed: of all that is random here.
+      vary_lengths: spread the lengths evenly between tokens/4 and 7/4 tokens, in random order.
+      vary_weights: weights of its own for each request, all above 0; else uniform ones.
+    """
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(2, vocab) for _ in range(prompt_tokens)] for _ in range(batch)]
+    lengths = spread_lengths(batch, tokens) if vary_lengths else [tokens] * batch
+    rng.shuffle(lengths)
+    uniform = [1 / num_policies] * num_policies
+    weights = [
+        _random_weights(rng, num_policies) if vary_weights else uniform for _ in range(batch)
+    ]
+    return Job(prompts=prompts, lengths=lengths, weights=weights)
+
+
+def spread_lengths(batch: int, mean: int) -> list[int]:
+    """Lengths from mean/4 to 7/4 mean in even steps."""
+    if batch == 1:
+        return [mean]
+    return [max(1, round(mean * (0.25 + 1.5 * row / (batch - 1)))) for row in range(batch)]
+
+
+def _random_weights(rng: random.Random, num_policies: int) -> list[float]:
+    # Bounded away from 0: a policy without weight may be skipped, which is another measurement.
+    parts = [0.1 + rng.random() for _ in range(num_policies)]
+    return [part / sum(parts) for part in parts]

@@ -1,0 +1,196 @@
+"""Which models are compared, and for each contestant what its process is told.
+
+The models are either random ones, made for the run in a temporary folder, or the user's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixing.spec import MixtureSpec, Policy
+from server.exits import CommandError
+
+if TYPE_CHECKING:
+    from bench.random_models import Shape
+
+FLOOR = "one policy"
+FULL = "full checkpoints"
+TRUNK = "shared trunk"
+SEPARATE = "separate engines"
+TRANSFORMERS = "transformers loop"
+AVERAGE = "parameter average"
+MULTI_LORA = "multi-LoRA"
+
+SIZES = {
+    "tiny": (2, 64, 128, 2, 2, 512),
+    "134m": (12, 768, 2048, 12, 12, 32_000),
+    "242m": (14, 1024, 2730, 16, 16, 32_000),
+    "1b": (16, 2048, 8192, 32, 8, 128_256),
+    "8b": (32, 4096, 14_336, 32, 8, 128_256),
+}
+"""Llama-like shapes: layers, hidden, intermediate, heads, key-value heads, vocabulary."""
+
+LORA_RANK = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Models:
+    """What the contestants load."""
+
+    policies: tuple[str, ...]
+    """Full checkpoints; empty if only adapters are given."""
+    base: str | None
+    adapters: tuple[str, ...]
+    """LoRA adapters of `base`, PEFT format."""
+    average: str | None
+    """The mean of the policies' parameters, as one model."""
+
+    @property
+    def most_policies(self) -> int:
+        """The largest K that can be built."""
+        return max(len(self.policies), len(self.adapters))
+
+    @property
+    def one(self) -> str:
+        """The model served alone."""
+        model = self.policies[0] if self.policies else self.base
+        assert model is not None
+        return model
+
+
+def add_model_flags(parser: argparse.ArgumentParser, *, size: str) -> None:
+    """Adds the flags that choose the models; `size` is the default one of the random ones."""
+    group = parser.add_argument_group("models", "random ones of a size, or your own")
+    add = group.add_argument
+    add("--model-size", choices=SIZES, default=size, help=f"of random models; default {size}")
+    add("--layers", type=int, help="override the size's number of layers")
+    add("--hidden", type=int, help="override its width; heads of 64, inner width 8/3 of it")
+    add("--vocab", type=int, help="override its vocabulary")
+    add("--policy", action="append", metavar="NAME=MODEL", help="your own full checkpoints")
+    add("--base", metavar="MODEL", help="your own base model, with --adapter")
+    add("--adapter", action="append", metavar="NAME=PATH", help="your own LoRA adapters of --base")
+
+
+def shape_of_flags(args: argparse.Namespace) -> Shape:
+    """The shape of the random models."""
+    from bench.random_models import Shape
+
+    names = ("layers", "hidden", "intermediate", "heads", "kv_heads", "vocab")
+    sizes = dict(zip(names, SIZES[args.model_size], strict=True))
+    if args.hidden is not None:
+        if args.hidden % 64:
+            raise CommandError(
+                f"--hidden is {args.hidden}; expected a multiple of 64, the width of a head",
+                exit_code=2,
+            )
+        heads = args.hidden // 64
+        inner = args.hidden * 8 // 3
+        sizes |= {"hidden": args.hidden, "intermediate": inner, "heads": heads, "kv_heads": heads}
+    sizes |= {name: value for name in ("layers", "vocab") if (value := getattr(args, name))}
+    return Shape(**sizes)
+
+
+def prepare_models(args: argparse.Namespace, folder: Path, *, num_policies: int) -> Models:
+    """The user's models, or K random policies, a base with K adapters and the policies' average.
+
+    Args:
+      args: the flags of `add_model_flags` and --dtype.
+      folder: where random models go.
+      num_policies: K, the most that a measurement needs.
+    Raises: CommandError for models that cannot be.
+    """
+    if args.policy or args.base or args.adapter:
+        return _given_models(args, num_policies)
+    import torch
+
+    from bench.random_models import build_tokenizer, save_adapter, save_average, save_model
+
+    config = shape_of_flags(args).config()
+    tokenizer = build_tokenizer(vocab_size=config.vocab_size)
+    dtype = getattr(torch, args.dtype)
+    base, *policies = (
+        save_model(folder / name, config, seed=seed, dtype=dtype, tokenizer=tokenizer)
+        for seed, name in enumerate(["base", *(f"p{index}" for index in range(num_policies))])
+    )
+    adapters = [
+        save_adapter(folder / f"a{index}", config, base=base, rank=LORA_RANK, seed=index)
+        for index in range(num_policies)
+    ]
+    return Models(
+        policies=tuple(map(str, policies)),
+        base=str(base),
+        adapters=tuple(map(str, adapters)),
+        average=str(save_average(folder / "average", policies)),
+    )
+
+
+def _given_models(args: argparse.Namespace, num_policies: int) -> Models:
+    from server.config import ConfigError, policies_from_flags
+
+    try:
+        policies = policies_from_flags("--policy", args.policy or [])
+        adapters = policies_from_flags("--adapter", args.adapter or [])
+    except ConfigError as error:
+        raise CommandError(str(error), exit_code=2) from None
+    if bool(args.base) != bool(adapters):
+        raise CommandError("--base and --adapter go together; give both or neither", exit_code=2)
+    models = Models(
+        policies=tuple(entry["model"] for entry in policies.values()),
+        base=args.base,
+        adapters=tuple(entry["model"] for entry in adapters.values()),
+        average=None,
+    )
+    if models.most_policies < num_policies:
+        raise CommandError(
+            f"--policies asks for {num_policies}, but {models.most_policies} are given; "
+            "give more with --policy or --adapter",
+            exit_code=2,
+        )
+    return models
+
+
+def lineup(
+    models: Models, *, num_policies: int, options: Mapping[str, Any], engine_flags: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Settings of every contestant that the models allow, by name; the floor comes first.
+
+    Args:
+      models: from `prepare_models`.
+      num_policies: K.
+      options: of `vllm.LLM`, the same for all.
+      engine_flags: the user's own flags for vLLM, the same for all.
+    """
+    policies = list(models.policies[:num_policies])
+    adapters = list(models.adapters[:num_policies])
+    common = {"options": dict(options), "engine_flags": list(engine_flags)}
+
+    def vllm(model: str | None, **more: Any) -> dict[str, Any]:
+        return {**common, "kind": "vllm", "model": model, **more}
+
+    settings = {FLOOR: vllm(models.one)}
+    if len(policies) == num_policies:
+        # The smallest block: a step computes anew what lies in the last, unfinished one.
+        cached = {**options, "enable_prefix_caching": True, "block_size": 32}
+        settings |= {
+            FULL: vllm(policies[0], mixture=_mixture(policies)),
+            SEPARATE: {**common, "kind": "separate", "models": policies, "options": cached},
+            TRANSFORMERS: {**common, "kind": "transformers", "models": policies},
+        }
+    if len(adapters) == num_policies:
+        lora = {"enable_lora": True, "max_loras": num_policies, "max_lora_rank": LORA_RANK}
+        settings |= {
+            TRUNK: vllm(models.base, mixture=_mixture(adapters, base=models.base)),
+            MULTI_LORA: vllm(models.base, adapters=adapters, options={**options, **lora}),
+        }
+    if models.average is not None:
+        settings[AVERAGE] = vllm(models.average)
+    return settings
+
+
+def _mixture(models: Sequence[str], *, base: str | None = None) -> dict[str, Any]:
+    policies = (Policy(name=f"p{index}", model=model) for index, model in enumerate(models))
+    return MixtureSpec(policies=tuple(policies), base=base).to_dict()

@@ -1,0 +1,115 @@
+"""`prefmix bench memory`: bytes of parameters and of KV cache a token, read from the engine."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import lineup as names
+from bench.engine import add_engine_flags, engine_options, model_name
+from bench.report import progress, show
+from bench.start import start_vllm
+from bench.worker import Worker
+
+if TYPE_CHECKING:
+    import torch
+
+LAYOUTS = (names.FLOOR, names.FULL, names.TRUNK)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `prefmix bench memory`."""
+    parser.add_argument(
+        "--policies", type=int, nargs="+", default=[3], metavar="K", help="default 3"
+    )
+    add_engine_flags(parser)
+    names.add_model_flags(parser, size="134m")
+
+
+def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
+    """Measures and prints; returns the exit code."""
+    options = {**engine_options(args), "enforce_eager": True}  # speed plays no part
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
+        models = names.prepare_models(args, Path(folder), num_policies=max(args.policies))
+        for num_policies in args.policies:
+            everyone = names.lineup(
+                models, num_policies=num_policies, options=options, engine_flags=passthrough
+            )
+            for name in LAYOUTS:
+                if name not in everyone:
+                    progress(f"no {name}: the models given do not allow it")
+                    continue
+                progress(f"starting {name}, K = {num_policies}")
+                worker = Worker({**everyone[name], "kind": "memory"})
+                worker.wait_started()
+                figures = worker.ask({})
+                worker.close()
+                found.append({"num_policies": num_policies, "layout": name, **figures})
+    show(
+        f"{model_name(args)}, {args.dtype}",
+        table(found),
+        num_left=2,
+        lines=({"bench": "memory", **one, "dtype": args.dtype} for one in found),
+    )
+    return 0
+
+
+def table(found: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The cells, heading first; the first row is one policy alone."""
+    heading = ["K", "layout", "parameters MiB", "x one policy", "KV bytes a token", "x one policy"]
+    one = found[0]
+    rows = [
+        [
+            str(row["num_policies"]),
+            row["layout"],
+            f"{row['parameter_bytes'] / 2**20:.1f}",
+            f"{row['parameter_bytes'] / one['parameter_bytes']:.2f}",
+            str(row["kv_bytes_per_token"]),
+            f"{row['kv_bytes_per_token'] / one['kv_bytes_per_token']:.2f}",
+        ]
+        for row in found
+    ]
+    return [heading, *rows]
+
+
+class MemoryProbe:
+    """vLLM in this process, looked at between loading and what it does to parameters afterwards.
+
+    Afterwards is too late: on CPU vLLM repacks linear layers into memory that no tensor shows.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        from vllm.model_executor.model_loader import base_loader
+
+        after_loading = base_loader.process_weights_after_loading
+        self._parameter_bytes = 0
+
+        def counted(model: torch.nn.Module, *args: Any) -> None:
+            self._parameter_bytes += unique_bytes(model.parameters())
+            after_loading(model, *args)
+
+        base_loader.process_weights_after_loading = counted
+        self._llm = start_vllm(settings)
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, int]:
+        """The figures; nothing is asked."""
+        [kv_bytes_per_token] = self._llm.collective_rpc(_kv_bytes_per_token)
+        return {
+            "parameter_bytes": self._parameter_bytes,
+            "kv_bytes_per_token": kv_bytes_per_token,
+        }
+
+
+def _kv_bytes_per_token(worker: Any) -> int:
+    specs = worker.model_runner.get_kv_cache_spec().values()
+    return sum(spec.page_size_bytes // spec.block_size for spec in specs)
+
+
+def unique_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the tensors' storages, each storage once however many tensors look into it."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())

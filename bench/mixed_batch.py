@@ -1,0 +1,101 @@
+"""`prefmix bench mixed-batch`: one weight vector in all rows against another one in every row."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import lineup as names
+from bench.engine import add_engine_flags, add_round_flags, engine_options, model_name, started
+from bench.job import make_job
+from bench.report import Spread, progress, show
+from bench.worker import Worker
+
+LAYOUTS = (names.FULL, names.TRUNK)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `prefmix bench mixed-batch`."""
+    add = parser.add_argument
+    add("--policies", type=int, default=3, metavar="K", help="default 3")
+    add("--batch", type=int, nargs="+", default=[16], help="default 16")
+    add_round_flags(parser)
+    add_engine_flags(parser)
+    names.add_model_flags(parser, size="134m")
+
+
+def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
+    """Measures and prints; returns the exit code."""
+    found = []
+    with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
+        models = names.prepare_models(args, Path(folder), num_policies=args.policies)
+        everyone = names.lineup(
+            models,
+            num_policies=args.policies,
+            options=engine_options(args),
+            engine_flags=passthrough,
+        )
+        settings = {name: everyone[name] for name in LAYOUTS if name in everyone}
+        with started(settings) as (workers, _):
+            for batch in args.batch:
+                progress(f"batch {batch}")
+                found += [_measure(args, name, worker, batch) for name, worker in workers.items()]
+    heading = (
+        f"{model_name(args)}, {args.dtype}, K = {args.policies}; {args.prompt_tokens} prompt "
+        f"tokens, {args.tokens} drawn; median (lowest-highest) of {args.rounds} rounds"
+    )
+    show(heading, table(found), num_left=2, lines=found)
+    return 0
+
+
+def _measure(args: argparse.Namespace, layout: str, worker: Worker, batch: int) -> dict[str, Any]:
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for round_index in range(args.rounds + 1):
+        # Who goes first takes turns too.
+        for vary_weights in (False, True) if round_index % 2 else (True, False):
+            job = make_job(
+                batch=batch,
+                num_policies=args.policies,
+                prompt_tokens=args.prompt_tokens,
+                tokens=args.tokens,
+                vocab=300,
+                seed=round_index,
+                vary_weights=vary_weights,
+            )
+            took = worker.seconds(job)
+            if round_index:  # the first round warms up
+                seconds[vary_weights].append(took)
+    num_tokens = batch * args.tokens
+    return {
+        "bench": "mixed-batch",
+        "layout": layout,
+        "num_policies": args.policies,
+        "batch": batch,
+        "same_tokens_per_s": Spread.of(num_tokens / each for each in seconds[False]).to_dict(),
+        "different_tokens_per_s": Spread.of(num_tokens / each for each in seconds[True]).to_dict(),
+        "different_over_same": Spread.of_ratios(seconds[False], seconds[True]).to_dict(),
+        "models": model_name(args),
+        "dtype": args.dtype,
+        "prompt_tokens": args.prompt_tokens,
+        "tokens": args.tokens,
+        "rounds": args.rounds,
+    }
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The cells, heading first."""
+    heading = ["layout", "batch", "same, tokens/s", "different, tokens/s", "different/same"]
+    rows = [
+        [
+            one["layout"],
+            str(one["batch"]),
+            f"{one['same_tokens_per_s']['median']:.1f}",
+            f"{one['different_tokens_per_s']['median']:.1f}",
+            f"{Spread(**one['different_over_same']):.3f}",
+        ]
+        for one in found
+    ]
+    return [heading, *rows]

@@ -1,0 +1,265 @@
+"""`prefmix bench http`: `vllm bench serve` against plain vLLM and against this server.
+
+Three servers of one policy take turns: `vllm serve` on the policy itself, `vllm serve` on the
+mixture of that one policy, and `prefmix serve` on it. The second against the first is what the
+engine pays, the third against the second what the HTTP layer adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.lineup import add_model_flags, prepare_models
+from bench.report import Spread, progress, show
+from bench.worker import Worker, environment
+from mixing.spec import MixtureSpec, Policy, hf_overrides
+from server.exits import CommandError
+
+PLAIN, MIXTURE, PREFMIX = "vllm serve", "vllm serve, mixture of 1", "prefmix serve"
+HOST = "127.0.0.1"
+NAME = "prefmix"
+"""What clients call the model on every server."""
+
+PREFMIX_COMMAND = Path(sys.executable).with_name("prefmix")
+
+_START_TIMEOUT_S = 600.0
+_STOP_TIMEOUT_S = 30.0
+_POLL_S = 0.2
+_LAST_WORDS_CHARS = 2000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `prefmix bench http`."""
+    add = parser.add_argument
+    add("--concurrency", type=int, nargs="+", default=[1, 16], help="default 1 16")
+    add("--requests", type=int, default=200, help="of a round at a concurrency; default 200")
+    add("--rounds", type=int, default=5, help="after one to warm up; default 5")
+    add("--tokens", type=int, default=16, help="drawn by a request; default 16")
+    add("--prompt-tokens", type=int, default=32, help="of a request; default 32")
+    add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    add("--kv-cache-gib", type=float, default=1.0, help="of each server; default 1")
+    add("--max-model-len", type=int, default=512, help="default 512")
+    add_model_flags(parser, size="tiny")
+
+
+def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
+    """Measures and prints; returns the exit code."""
+    with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
+        model = prepare_models(args, Path(folder), num_policies=1).one
+        with ExitStack() as stack:
+            urls = {
+                name: stack.enter_context(serving(name, command, Path(folder)))
+                for name, command in commands(args, model, passthrough).items()
+            }
+            client = Worker({"kind": "http-load"})
+            stack.callback(client.close)
+            client.wait_started()
+            found = [
+                line
+                for concurrency in args.concurrency
+                for line in _measure(args, client, urls, model, concurrency)
+            ]
+    heading = (
+        f"vllm bench serve, {args.requests} requests a round, {args.prompt_tokens} prompt tokens, "
+        f"{args.tokens} drawn, {args.dtype}; median (lowest-highest) of {args.rounds} rounds"
+    )
+    show(heading, table(found), num_left=2, lines=found)
+    return 0
+
+
+def commands(
+    args: argparse.Namespace, model: str, passthrough: Sequence[str]
+) -> dict[str, list[str]]:
+    """Each server's command line, its port left out: the same engine behind all."""
+    spec = MixtureSpec(policies=(Policy(name="one", model=model),))
+    engine = [
+        f"--dtype={args.dtype}",
+        f"--max-model-len={args.max_model_len}",
+        f"--kv-cache-memory-bytes={int(args.kv_cache_gib * 2**30)}",
+        *passthrough,
+    ]
+    plain = [sys.executable, "-m", "bench.plain_server", "--model", model, "--host", HOST]
+    plain += ["--served-model-name", NAME, "--uvicorn-log-level=warning", *engine]
+    ours = [str(PREFMIX_COMMAND), "serve", "--policy", f"one={model}"]
+    return {
+        PLAIN: plain,
+        MIXTURE: [*plain, f"--hf-overrides={json.dumps(hf_overrides(spec))}"],
+        PREFMIX: [*ours, "--name", NAME, "--host", HOST, "--", *engine],
+    }
+
+
+def with_port(command: Sequence[str], port: int) -> list[str]:
+    """The command with --port where it belongs: before `--`, if there is one."""
+    at = command.index("--") if "--" in command else len(command)
+    return [*command[:at], "--port", str(port), *command[at:]]
+
+
+@contextmanager
+def serving(name: str, command: Sequence[str], folder: Path) -> Iterator[str]:
+    """Runs a server until the block ends; yields its URL once it answers.
+
+    Raises: CommandError with its last words if it ends or takes too long before that.
+    """
+    progress(f"starting {name}")
+    port = free_port()
+    url = f"http://{HOST}:{port}"
+    variables = {**environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with (folder / "server.log").open("w+") as log:
+        process = subprocess.Popen(
+            with_port(command, port),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=variables,
+        )
+        try:
+            if not _wait_ready(process, url):
+                log.seek(0)
+                words = log.read()[-_LAST_WORDS_CHARS:]
+                raise CommandError(f"{name} did not start; its last words:\n{words}")
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_ready(process: subprocess.Popen[bytes], url: str) -> bool:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=10):
+                return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(_POLL_S)
+    return False
+
+
+def free_port() -> int:
+    """A port of loopback that nothing uses now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def load_words(
+    args: argparse.Namespace, *, url: str, model: str, concurrency: int, seed: int
+) -> list[str]:
+    """The command line of `vllm bench serve` for one server and round."""
+    return [
+        f"--base-url={url}",
+        f"--model={NAME}",
+        f"--served-model-name={NAME}",
+        f"--tokenizer={model}",
+        "--backend=openai",
+        "--endpoint=/v1/completions",
+        "--dataset-name=random",
+        f"--random-input-len={args.prompt_tokens}",
+        f"--random-output-len={args.tokens}",
+        f"--num-prompts={args.requests}",
+        f"--max-concurrency={concurrency}",
+        "--request-rate=inf",
+        "--temperature=1",
+        "--percentile-metrics=ttft,tpot,itl,e2el",
+        "--metric-percentiles=50,99",
+        f"--seed={seed}",
+        "--disable-tqdm",
+    ]
+
+
+def _measure(
+    args: argparse.Namespace,
+    client: Worker,
+    urls: Mapping[str, str],
+    model: str,
+    concurrency: int,
+) -> list[dict[str, Any]]:
+    progress(f"concurrency {concurrency}")
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
+    order = list(urls)
+    for round_index in range(args.rounds + 1):
+        order = order[1:] + order[:1]
+        for name in order:
+            words = load_words(
+                args, url=urls[name], model=model, concurrency=concurrency, seed=round_index
+            )
+            result = client.ask({"words": words})
+            if result["completed"] != args.requests:
+                raise CommandError(f"{name} answered {result['completed']} of {args.requests}")
+            if round_index:  # the first round warms up
+                results[name].append(result)
+    return [_line(args, name, concurrency, results) for name in urls]
+
+
+def _line(
+    args: argparse.Namespace,
+    name: str,
+    concurrency: int,
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, Any]:
+    def rounds(server: str, figure: str) -> list[float]:
+        return [result[figure] for result in results[server]]
+
+    def added(figure: str, baseline: str) -> dict[str, float]:
+        pairs = zip(rounds(name, figure), rounds(baseline, figure), strict=True)
+        return Spread.of(mine - theirs for mine, theirs in pairs).to_dict()
+
+    def over(baseline: str) -> dict[str, float]:
+        figure = "request_throughput"
+        return Spread.of_ratios(rounds(name, figure), rounds(baseline, figure)).to_dict()
+
+    return {
+        "bench": "http",
+        "server": name,
+        "concurrency": concurrency,
+        "requests_per_s": Spread.of(rounds(name, "request_throughput")).to_dict(),
+        "requests_over_plain": over(PLAIN),
+        "requests_over_mixture": over(MIXTURE),
+        "p50_ms": Spread.of(rounds(name, "p50_e2el_ms")).to_dict(),
+        "p99_ms": Spread.of(rounds(name, "p99_e2el_ms")).to_dict(),
+        "added_p50_ms": added("p50_e2el_ms", PLAIN),
+        "added_p99_ms": added("p99_e2el_ms", PLAIN),
+        "first_token_p50_ms": Spread.of(rounds(name, "p50_ttft_ms")).to_dict(),
+        "token_p50_ms": Spread.of(rounds(name, "p50_tpot_ms")).to_dict(),
+        "dtype": args.dtype,
+        "requests": args.requests,
+        "prompt_tokens": args.prompt_tokens,
+        "tokens": args.tokens,
+        "rounds": args.rounds,
+    }
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The cells, heading first."""
+    heading = ["server", "clients", "requests/s", "of vllm serve", "of its mixture"]
+    heading += ["p50 ms", "p99 ms", "added p50 ms", "added p99 ms"]
+    rows = [
+        [
+            line["server"],
+            str(line["concurrency"]),
+            f"{line['requests_per_s']['median']:.1f}",
+            f"{Spread(**line['requests_over_plain']):.3f}",
+            f"{Spread(**line['requests_over_mixture']):.3f}",
+            f"{line['p50_ms']['median']:.2f}",
+            f"{line['p99_ms']['median']:.2f}",
+            f"{Spread(**line['added_p50_ms']):.2f}",
+            f"{Spread(**line['added_p99_ms']):.2f}",
+        ]
+        for line in found
+    ]
+    return [heading, *rows]

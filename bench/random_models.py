@@ -1,0 +1,191 @@
+"""Random models that real vLLM and real transformers both load: policies, averages, adapters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+CHAT_TEMPLATE = (
+    "<s>{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers of a Llama block, all of which an adapter changes."""
+
+_TEXT = [
+    "the quick brown fox jumps over the lazy dog and the policies are mixed token by token",
+    "weights on the simplex sum to one; every request may choose its own and keeps it to the end",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """The sizes of a Llama-like model."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    vocab: int
+
+    def config(self) -> LlamaConfig:
+        """As transformers and vLLM read it."""
+        return LlamaConfig(
+            architectures=["LlamaForCausalLM"],
+            num_hidden_layers=self.layers,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.hidden // self.heads,
+            vocab_size=self.vocab,
+            max_position_embeddings=4096,
+            bos_token_id=0,
+            eos_token_id=1,
+            tie_word_embeddings=False,
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Of one model of this shape."""
+        kv_width = self.hidden // self.heads * self.kv_heads
+        attention = 2 * self.hidden * (self.hidden + kv_width)
+        block = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return self.layers * block + 2 * self.vocab * self.hidden + self.hidden
+
+    def to_dict(self) -> dict[str, int]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+def build_tokenizer(*, vocab_size: int = 320) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of exactly so many tokens: any text round-trips.
+
+    A short text does not yield many merges, so the rest are words that no text is split into; the
+    policy may still draw them, and they are detokenised like any other.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT, trainer)
+    written = json.loads(tokenizer.to_str())
+    vocab = written["model"]["vocab"]
+    vocab.update({f"Ġword{index}": index for index in range(len(vocab), vocab_size)})
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(written)),
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def save_model(
+    folder: Path,
+    config: Any,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    head_gain: float = 1.0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Path:
+    """Writes a complete Hugging Face folder with random parameters and returns it.
+
+    Args:
+      folder: where; made if missing.
+      config: a transformers config.
+      seed: of the parameters.
+      dtype: of the parameters in the file.
+      head_gain: factor on the output embeddings; above 1 two seeds differ more clearly.
+      tokenizer: default, one of the config's vocabulary.
+    """
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(head_gain)
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    (tokenizer or build_tokenizer(vocab_size=config.vocab_size)).save_pretrained(folder)
+    return folder
+
+
+def save_average(folder: Path, models: Sequence[Path]) -> Path:
+    """Writes the mean of the models' parameters: one model, what a soup of them would serve.
+
+    Args:
+      folder: where; made if missing.
+      models: local folders of one architecture and shape, each with one model.safetensors.
+    Raises: ValueError if their tensors differ in name or shape.
+    """
+    states = [load_file(model / "model.safetensors") for model in models]
+    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
+    for model, other in zip(models, shapes, strict=True):
+        if other != shapes[0]:
+            raise ValueError(f"{models[0]} and {model} differ in shape, so they have no average")
+    mean = {
+        name: torch.stack([state[name].float() for state in states]).mean(0).to(first.dtype)
+        for name, first in states[0].items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(mean, folder / "model.safetensors", metadata={"format": "pt"})
+    for path in models[0].iterdir():
+        if path.suffix == ".json":
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def save_adapter(folder: Path, config: Any, *, base: Path, rank: int, seed: int) -> Path:
+    """Writes a LoRA adapter of every linear layer of a Llama-like model, in PEFT's format."""
+    kv_width = config.num_key_value_heads * config.head_dim
+    width = config.num_attention_heads * config.head_dim
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    # (in, out) of each layer.
+    sizes = {
+        "self_attn.q_proj": (hidden, width),
+        "self_attn.k_proj": (hidden, kv_width),
+        "self_attn.v_proj": (hidden, kv_width),
+        "self_attn.o_proj": (width, hidden),
+        "mlp.gate_proj": (hidden, intermediate),
+        "mlp.up_proj": (hidden, intermediate),
+        "mlp.down_proj": (intermediate, hidden),
+    }
+    assert tuple(name.split(".")[1] for name in sizes) == ADAPTED
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(config.num_hidden_layers):
+        for name, (num_in, num_out) in sizes.items():
+            prefix = f"base_model.model.model.layers.{layer}.{name}"
+            lora_a = torch.randn(rank, num_in, generator=generator) / num_in**0.5
+            lora_b = torch.randn(num_out, rank, generator=generator) * 0.02
+            tensors[f"{prefix}.lora_A.weight"] = lora_a.contiguous()
+            tensors[f"{prefix}.lora_B.weight"] = lora_b.contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    description = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": list(ADAPTED),
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(description, indent=2))
+    return folder

@@ -1,0 +1,37 @@
+"""vLLM as a contestant's settings describe it, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mixing.spec import MixtureSpec, hf_overrides
+
+
+def mixture_of(settings: Mapping[str, Any]) -> MixtureSpec | None:
+    """The mixture to serve; None if it is one model by itself."""
+    spec = settings.get("mixture")
+    return None if spec is None else MixtureSpec.from_dict(spec)
+
+
+def start_vllm(settings: Mapping[str, Any]) -> Any:
+    """Starts a `vllm.LLM`.
+
+    Args:
+      settings: `model`; `options` of `vllm.LLM`; `engine_flags`, the user's own words for vLLM,
+        which win; `mixture`, a spec's dictionary, if there is one.
+    """
+    from vllm import LLM, EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    defaults = vars(parser.parse_args([]))
+    given = vars(parser.parse_args(list(settings.get("engine_flags", []))))
+    options = {
+        **settings.get("options", {}),
+        **{name: value for name, value in given.items() if value != defaults[name]},
+    }
+    spec = mixture_of(settings)
+    if spec is not None:
+        options["hf_overrides"] = hf_overrides(spec)
+    return LLM(model=settings["model"], **options)

@@ -1,0 +1,140 @@
+"""A contestant in a process of its own, told what to do by lines of JSON.
+
+Engines do not share a process well, and one that ends takes its memory and threads with it. The
+child is `python -m bench.worker SETTINGS`; it ends when its standard input does, so none outlives
+the bench however that ends.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.job import Job
+from server.exits import CommandError
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = {
+    "vllm": "bench.contestants:VllmEngine",
+    "next-token": "bench.contestants:NextTokenEngine",
+    "separate": "bench.contestants:SeparateEngines",
+    "transformers": "bench.contestants:TransformersLoop",
+    "http-load": "bench.http_load:HttpLoad",
+    "memory": "bench.memory:MemoryProbe",
+}
+"""What `settings["kind"]` may be: a class made from the settings, with a method `answer`."""
+
+_MARK = "@bench "
+"""Begins a line of the protocol: libraries print to the same stream."""
+
+_STDERR_CHARS = 2000
+_END_TIMEOUT_S = 30
+
+
+def environment() -> dict[str, str]:
+    """What vLLM is started with; what is set outside stays as it is."""
+    python_path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        # The engine computes in the contestant's process: no second one that could lag behind.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_USE_AOT_COMPILE": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(python_path),
+    }
+
+
+class Worker:
+    """The parent's side of one contestant."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the child
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.worker", json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env=environment(),
+        )
+
+    def wait_started(self) -> dict[str, Any]:
+        """Waits until the contestant is loaded; returns what it says about itself."""
+        return self.receive()
+
+    def seconds(self, job: Job) -> float:
+        """How long the contestant takes for a job."""
+        return float(self.ask({"job": job.to_dict()})["seconds"])
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Sends one request and waits for its answer."""
+        self.send(request)
+        return self.receive()
+
+    def send(self, request: Mapping[str, Any]) -> None:
+        """Sends without waiting, so that several workers may run at once."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def receive(self) -> dict[str, Any]:
+        """The next answer. Raises: CommandError with the child's last words if it ended."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(_MARK):
+                answer: dict[str, Any] = json.loads(line.removeprefix(_MARK))
+                return answer
+        raise self._ended()
+
+    def _ended(self) -> CommandError:
+        self.close()
+        self._stderr.seek(0)
+        last_words = self._stderr.read()[-_STDERR_CHARS:]
+        return CommandError(f"a contestant ended early; its last words:\n{last_words}")
+
+    def close(self) -> None:
+        """Ends the contestant."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def main(settings: dict[str, Any]) -> None:
+    """The child's side: builds the contestant, then answers until its input ends."""
+    module, _, name = KINDS[settings["kind"]].partition(":")
+    begin = time.perf_counter()
+    contestant = getattr(importlib.import_module(module), name)(settings)
+    _answer({"start_s": time.perf_counter() - begin, "num_threads": _num_threads()})
+    for line in sys.stdin:
+        _answer(contestant.answer(json.loads(line)))
+
+
+def _num_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _answer(answer: Mapping[str, Any]) -> None:
+    print(_MARK + json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
