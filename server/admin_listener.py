@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from server import admin
+from server.environment import KEEP_ALIVE_S
 from server.errors import http_exception
 
 HOST = "127.0.0.1"
@@ -40,7 +41,13 @@ def listen(port: int) -> socket.socket:
 async def serve_admin(app: FastAPI, listener: socket.socket) -> None:
     """Answers until cancelled, then closes the socket."""
     with listener:
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
         await _Server(config).serve(sockets=[listener])
 
 

@@ -20,6 +20,10 @@ _GENERAL_GROUPS = (
 )
 _OWN_ENTRY_POINTS = ("vllm.general_plugins", "vllm.endpoint_plugins")
 
+KEEP_ALIVE_S = 75
+"""How long a connection may rest between two requests. Longer than the 60 s of common proxies and
+load balancers: who reuses connections must be the one to close them, or a request is lost."""
+
 
 def log_level(environ: MutableMapping[str, str] = os.environ) -> str:
     """The level asked for in PREFMIX_LOG_LEVEL; `warning` unless set.
@@ -38,6 +42,11 @@ def set_logging(environ: MutableMapping[str, str] = os.environ) -> None:
     """Keeps vLLM's log on stderr and to warnings by default. Call before importing vLLM."""
     environ.setdefault("VLLM_LOGGING_LEVEL", log_level(environ).upper())
     environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+
+
+def set_keep_alive(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Keeps connections open between requests for KEEP_ALIVE_S; vLLM's default is 5 s."""
+    environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEP_ALIVE_S))
 
 
 def set_plugins(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -28,6 +28,7 @@ from server.environment import (
     check_entry_points,
     log_level,
     set_cpu_defaults,
+    set_keep_alive,
     set_logging,
     set_plugins,
 )
@@ -61,6 +62,7 @@ def launch(
     if config.admin_port is not None:
         check_port(admin_listener.HOST, config.admin_port, flag="--admin-port")
     set_logging()
+    set_keep_alive()
     set_plugins()
     with (
         _live_settings(config) as live,

@@ -6,7 +6,12 @@ Starts `prefmix serve` on the demo policies and changes a profile again and agai
 change is in force in every API process when its PUT is answered (each is checked by the request
 that follows), so the PUT's time is the time to visible. Beside it, in the same run: a GET of
 /v1/mixture, which does nothing but pass through the same event loop, and the store's own write
-without any server. Prints a table, then one line of JSON.
+without any server.
+
+Where client and server share few cores a call also waits for a core, before it is sent and after
+it is answered. Linux counts that for each thread, and it stands beside the slowest call of a kind:
+`waited_ms` is what this process waited for a core meanwhile, `server_ms` what the main thread of
+the (one) API process did. Prints a table, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from collections.abc import Callable
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
@@ -39,6 +44,7 @@ from weights.store import WeightsStore  # noqa: E402
 from weights.store_format import spec_of_members  # noqa: E402
 
 _WARM_UP_S = 5  # the engine's first batches of a new size take longer
+_T = TypeVar("_T")
 TOKEN = "bench-token"
 MEMBERS = ("positive", "concise", "polite", "reference")
 
@@ -52,7 +58,7 @@ def main() -> int:
     args = parser.parse_args()
     # Ended from outside, the server has to end as well.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    rows: dict[str, list[float]] = {}
+    rows: dict[str, list[Call]] = {}
     with tempfile.TemporaryDirectory() as folder:
         rows["store write, no server"] = store_writes(Path(folder) / "alone.json", args.changes)
         words = [str(ROOT / "policies" / "demo" / "serve.yaml")]
@@ -61,19 +67,22 @@ def main() -> int:
         server = ServerProcess(Path(folder), words, PREFMIX_ADMIN_TOKEN=TOKEN)
         try:
             server.wait_ready()
-            rows["GET /v1/mixture, idle"] = reads(server.url, args.changes)
-            rows["PUT, idle"] = puts(server.url, args.changes)
+            # With one API process it is the main one; of several only the parent is known.
+            watch = Stopwatch(server.process.pid)
+            rows["GET /v1/mixture, idle"] = reads(server.url, args.changes, watch)
+            rows["PUT, idle"] = puts(server.url, args.changes, watch)
             stop = load(server.url, args.clients)
-            rows["GET /v1/mixture, load"] = reads(server.url, args.changes)
-            rows["PUT, load"] = puts(server.url, args.changes)
+            rows["GET /v1/mixture, load"] = reads(server.url, args.changes, watch)
+            rows["PUT, load"] = puts(server.url, args.changes, watch)
             num_answers = stop()
             server.end(signal.SIGTERM)
         finally:
             server.kill()
-    report = {name: summary(times_s) for name, times_s in rows.items()}
-    print(f"{'ms':<26}{'median':>9}{'p99':>9}{'max':>9}")
+    report = {name: summary(calls) for name, calls in rows.items()}
+    columns = [("median_ms", 9), ("p99_ms", 9), ("max_ms", 9), ("waited_ms", 12), ("server_ms", 12)]
+    print(f"{'':<26}" + "".join(f"{name:>{width}}" for name, width in columns))
     for name, row in report.items():
-        print(f"{name:<26}{row['median_ms']:>9.2f}{row['p99_ms']:>9.2f}{row['max_ms']:>9.2f}")
+        print(f"{name:<26}" + "".join(f"{row[column]:>{width}.2f}" for column, width in columns))
     settings = {
         "clients": args.clients,
         "changes": args.changes,
@@ -86,17 +95,38 @@ def main() -> int:
     return 0
 
 
-def timed(call: Callable[[int], None], times: int) -> list[float]:
-    """Seconds of each of so many calls."""
-    found = []
-    for number in range(times):
-        started = time.perf_counter()
-        call(number)
-        found.append(time.perf_counter() - started)
-    return found
+class Call(NamedTuple):
+    """One call: how long it took, and how much of that threads that were ready had no core."""
+
+    total_s: float
+    waited_s: float
+    """This thread's."""
+    server_waited_s: float
+    """That of the API process's main thread; with several processes, of the one known."""
 
 
-def store_writes(path: Path, times: int) -> list[float]:
+class Stopwatch:
+    """Times calls beside the run-queue wait of this thread and of a server's main thread."""
+
+    def __init__(self, server_pid: int | None = None) -> None:
+        self._paths = [Path("/proc/thread-self/schedstat")]
+        if server_pid is not None:
+            self._paths.append(Path(f"/proc/{server_pid}/task/{server_pid}/schedstat"))
+
+    def time(self, call: Callable[[], _T]) -> tuple[Call, _T]:
+        """The times of a call, and its answer."""
+        before_s, started = self._waits_s(), time.perf_counter()
+        answer = call()
+        total_s = time.perf_counter() - started
+        waits_s = [b - a for a, b in zip(before_s, self._waits_s(), strict=True)]
+        return Call(total_s, waits_s[0], waits_s[-1] if len(waits_s) > 1 else 0.0), answer
+
+    def _waits_s(self) -> list[float]:
+        # Time on a core, time ready but without one, in nanoseconds.
+        return [int(path.read_text().split()[1]) / 1e9 for path in self._paths]
+
+
+def store_writes(path: Path, times: int) -> list[Call]:
     """Changes of a file, durable, with history."""
     store = WeightsStore(path)
     store.create(build_profile_set({}, spec_of_members(MEMBERS)))
@@ -105,7 +135,8 @@ def store_writes(path: Path, times: int) -> list[float]:
         preferences = {"positive": number + 1, "polite": 1}
         store.change(lambda current: with_profile(current, "bench", preferences))
 
-    return timed(write, times)
+    watch = Stopwatch()
+    return [watch.time(lambda number=number: write(number))[0] for number in range(times)]
 
 
 class Connection:
@@ -127,22 +158,23 @@ class Connection:
         return json.loads(text)
 
 
-def reads(url: str, times: int) -> list[float]:
+def reads(url: str, times: int, watch: Stopwatch) -> list[Call]:
     """Requests that change nothing and run no policy."""
     connection = Connection(url)
-    return timed(lambda number: connection.ask("GET", "/v1/mixture"), times)
+    return [watch.time(lambda: connection.ask("GET", "/v1/mixture"))[0] for _ in range(times)]
 
 
-def puts(url: str, times: int) -> list[float]:
+def puts(url: str, times: int, watch: Stopwatch) -> list[Call]:
     """Changes over HTTP; each is checked by the request that follows, outside the time."""
     connection = Connection(url)
     found = []
     stamp = time.time()
     for number in range(times):
         body = {"weights": {"positive": number + stamp, "polite": 1}}
-        started = time.perf_counter()
-        answer = connection.ask("PUT", "/admin/profiles/bench", body)
-        found.append(time.perf_counter() - started)
+        call, answer = watch.time(
+            lambda body=body: connection.ask("PUT", "/admin/profiles/bench", body)
+        )
+        found.append(call)
         seen = connection.ask("GET", "/v1/mixture")["version"]
         if not answer["changed"] or seen != answer["version"]:
             raise RuntimeError(f"the change is not visible: {answer}, seen version {seen}")
@@ -188,13 +220,18 @@ def load(url: str, num_clients: int) -> Callable[[], int]:
     return stop
 
 
-def summary(times_s: list[float]) -> dict[str, float]:
-    """Median, 99th percentile and maximum, in milliseconds."""
-    return {
-        "median_ms": round(statistics.median(times_s) * 1e3, 3),
-        "p99_ms": round(statistics.quantiles(times_s, n=100)[98] * 1e3, 3),
-        "max_ms": round(max(times_s) * 1e3, 3),
+def summary(calls: list[Call]) -> dict[str, float]:
+    """Median, 99th percentile and maximum; of the slowest call, who waited for a core how long."""
+    times_s = [call.total_s for call in calls]
+    slowest = max(calls)
+    seconds = {
+        "median_ms": statistics.median(times_s),
+        "p99_ms": statistics.quantiles(times_s, n=100)[98],
+        "max_ms": slowest.total_s,
+        "waited_ms": slowest.waited_s,
+        "server_ms": slowest.server_waited_s,
     }
+    return {name: round(value * 1e3, 3) for name, value in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,13 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from server.environment import check_entry_points, set_cpu_defaults, set_logging, set_plugins
+from server.environment import (
+    check_entry_points,
+    set_cpu_defaults,
+    set_keep_alive,
+    set_logging,
+    set_plugins,
+)
 from server.exits import CommandError
 
 
@@ -65,3 +71,12 @@ def test_the_cpu_cache_gets_a_size_only_if_it_has_none(
     assert environ.get("VLLM_CPU_KVCACHE_SPACE") == space
     assert bool(said) == (given == {} and kv_cache_bytes is None)
     assert environ["VLLM_USE_AOT_COMPILE"] == "0"
+
+
+def test_connections_outlive_those_of_proxies_unless_the_user_says_otherwise() -> None:
+    environ: dict[str, str] = {}
+    set_keep_alive(environ)
+    assert int(environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > 60
+    chosen = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "5"}
+    set_keep_alive(chosen)
+    assert chosen["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] == "5"
