@@ -1,6 +1,7 @@
-"""Log-linear mixing of logits.
+"""Log-linear mixing of logits: the door, and the torch twin of the Triton kernel.
 
-Shapes: N logits rows, M members, V vocabulary of the mixture, V_m vocabulary of member m.
+Shapes: N logits rows, M members, V vocabulary of the mixture, V_m vocabulary of member m,
+C common vocabulary: the shortest of V and all V_m.
 """
 
 from __future__ import annotations
@@ -9,54 +10,129 @@ from collections.abc import Sequence
 
 import torch
 
+from mixing.kernels.members import present_members
+
+_BLOCK_ELEMENTS = 1 << 17
+"""On a CPU so many float32 are mixed at a time, half a MiB: what is in work stays in the cache."""
+
 
 def log_linear_mix(
-    logits_M_NV: Sequence[torch.Tensor | None],
+    logits: torch.Tensor | Sequence[torch.Tensor | None],
     weights_NM: torch.Tensor,
     *,
-    vocab_size: int,
+    vocab_size: int | None = None,
+    soft_cap: Sequence[float | None] | None = None,
+    scale: Sequence[float] | None = None,
     signed: bool = True,
 ) -> torch.Tensor:
     """Mixes each row's M sets of logits into one.
 
-    mixed[n, v] = sum_m weights[n, m] * logits[m][n, v], accumulated in float32. It differs from
-    the mixture's log-probabilities by a constant per row, which sampling ignores. A token that any
-    member with non-zero weight bans (-inf), or that lies beyond such a member's vocabulary, is
-    banned; a member with zero weight takes no part, whatever its logits hold (-inf, inf, NaN).
+    mixed[n, v] = sum_m weights[n, m] * z_m[n, v], accumulated in float32, where
+    z_m = scale_m * soft_cap_m * tanh(logits_m / soft_cap_m), or scale_m * logits_m without a cap.
+    It differs from the mixture's log-probabilities by a constant per row, which sampling ignores.
+    A token that any member with non-zero weight bans (logits of -inf) is banned; a member with zero
+    weight takes no part, whatever its logits hold (-inf, inf, NaN), and a GPU does not read them.
+
+    CUDA tensors go to the Triton kernel, others to the torch twin; both are the operator
+    `prefmix::log_linear_mix`, which torch.compile and CUDA graphs take without a host sync.
 
     Args:
-      logits_M_NV: per member, [N, V_m] in any float dtype, or None where all its weights are zero.
-        Members are padded to different lengths: entries past the shortest V_m are ignored.
+      logits: [N, M, V], or per member [N, V_m] or None where all its weights are zero. Any float
+        dtypes and strides. Members are padded to different lengths: entries past C are ignored.
       weights_NM: float32 [N, M].
-      vocab_size: V, the width of the result; entries past the shortest V_m are -inf.
-      signed: whether weights may be negative, which takes one more pass over memory.
+      vocab_size: V, the width of the result; entries past C are -inf. Default: C.
+      soft_cap: per member the bound of a tanh, or None; Gemma's `final_logit_softcapping`.
+      scale: per member a factor on what the cap leaves; vLLM's order of the two.
+      signed: whether weights may be negative; False saves the torch twin from looking for it.
     Returns: float32 [N, V], natural-log scale, not normalised.
-    Raises: ValueError if there is no logits tensor at all.
+    Raises: ValueError if shapes, dtypes or devices disagree or there is no logits tensor at all.
     Source: Shi et al. 2024, Decoding-Time Language Model Alignment with Multiple Objectives
       (arXiv 2406.18853), reverse-KL case.
     """
-    present = [(member, logits) for member, logits in enumerate(logits_M_NV) if logits is not None]
-    if not present:
-        raise ValueError("no member has logits; at least one must run")
-    common = min(vocab_size, *(logits.shape[-1] for _, logits in present))
-    shape = (weights_NM.shape[0], vocab_size)
-    mixed_NV = torch.empty(shape, dtype=torch.float32, device=weights_NM.device)
+    present = present_members(logits, weights_NM, what="logits", soft_cap=soft_cap, scale=scale)
+    if vocab_size is None:
+        vocab_size = min(tensor.shape[1] for tensor in present.tensors)
+    tensors, columns, soft_caps, scales = present
+    return _operator(tensors, weights_NM, columns, vocab_size, soft_caps, scales, signed)
+
+
+def log_linear_mix_torch(
+    logits: list[torch.Tensor],
+    weights: torch.Tensor,
+    columns: list[int],
+    vocab_size: int,
+    soft_caps: list[float],
+    scales: list[float],
+    signed: bool,
+) -> torch.Tensor:
+    """The torch twin, on any device: arguments as `present_members` leaves them."""
+    num_rows = weights.shape[0]
+    common = min(vocab_size, *(tensor.shape[1] for tensor in logits))
+    mixed_NV = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=weights.device)
     mixed_NV[:, common:] = -torch.inf
-    out_NC = mixed_NV[:, :common]
-    for index, (member, logits) in enumerate(present):
-        weight_N1 = weights_NM[:, member : member + 1]
-        logits_NC = logits[:, :common]
-        # A float32 weight promotes half-precision logits as they are read: no copy of them.
-        term_NC = torch.mul(logits_NC, weight_N1, out=None if index else out_NC)
-        if signed:  # a negative weight would turn a ban into +inf
-            term_NC.masked_fill_(logits_NC == -torch.inf, -torch.inf)
-        if _any_zero(weight_N1):  # 0 * inf is NaN: a member without weight must leave no trace
-            term_NC.masked_fill_(weight_N1 == 0, 0.0)
-        if index:
-            out_NC += term_NC
+    rows = max(1, _BLOCK_ELEMENTS // common) if weights.is_cpu else max(1, num_rows)
+    weights_by_row = weights.tolist() if weights.is_cpu else None
+    for start in range(0, num_rows, rows):
+        block = slice(start, start + rows)
+        empty, out = True, mixed_NV[block, :common]
+        for tensor, column, cap, scale in zip(logits, columns, soft_caps, scales, strict=True):
+            # On a GPU looking at weights would stall the stream: assume there are all sorts.
+            values = (
+                {row[column] for row in weights_by_row[block]} if weights_by_row else {-1.0, 0.0}
+            )
+            if not any(values):
+                continue
+            raw, weight = tensor[block, :common], weights[block, column : column + 1]
+            factor = weight if scale == 1 else weight * scale
+            # A float32 factor promotes half-precision logits as they are read: no copy of them.
+            term = torch.mul(soft_capped(raw, cap), factor, out=out if empty else None)
+            # A negative weight would turn a ban into +inf, a soft-cap into a finite value.
+            if cap or (signed and min(values) < 0):
+                term.masked_fill_(raw == -torch.inf, -torch.inf)
+            if 0.0 in values:  # 0 * inf is NaN: a member without weight must leave no trace
+                term.masked_fill_(weight == 0, 0.0)
+            if not empty:
+                out += term
+            empty = False
+        if empty:
+            out.zero_()
     return mixed_NV
 
 
-def _any_zero(weight_N1: torch.Tensor) -> bool:
-    # On a GPU looking would stall the stream: assume so.
-    return not weight_N1.is_cpu or bool((weight_N1 == 0).any())
+def soft_capped(logits: torch.Tensor, cap: float) -> torch.Tensor:
+    """cap * tanh(logits / cap) in float32; the logits themselves where the cap is 0."""
+    return logits.float().div(cap).tanh_().mul_(cap) if cap else logits
+
+
+_operator = torch.library.custom_op(
+    "prefmix::log_linear_mix", log_linear_mix_torch, mutates_args=(), device_types="cpu"
+)
+
+
+@_operator.register_kernel("cuda")
+def _on_cuda(
+    logits: list[torch.Tensor],
+    weights: torch.Tensor,
+    columns: list[int],
+    vocab_size: int,
+    soft_caps: list[float],
+    scales: list[float],
+    signed: bool,
+) -> torch.Tensor:
+    # Triton is imported with the first tensor that needs it, not with the package.
+    from mixing.kernels.log_linear_mix_triton import log_linear_mix_triton
+
+    return log_linear_mix_triton(logits, weights, columns, vocab_size, soft_caps, scales)
+
+
+@_operator.register_fake
+def _shape(
+    logits: list[torch.Tensor],
+    weights: torch.Tensor,
+    columns: list[int],
+    vocab_size: int,
+    soft_caps: list[float],
+    scales: list[float],
+    signed: bool,
+) -> torch.Tensor:
+    return weights.new_empty((weights.shape[0], vocab_size))

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from kernel_cases import CASES, Case, check_mixed, make_case
 
 from mixing.kernels.log_linear_mix import log_linear_mix
+from mixing.kernels.members import present_members
 from mixing.reference import mixture_logprobs_reference
 
-
-@pytest.fixture(autouse=True)
-def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An output that was never written must not pass for one that was."""
-    empty = torch.empty
-
-    def nan_filled(*args: object, **kwargs: object) -> torch.Tensor:
-        return empty(*args, **kwargs).fill_(torch.nan)  # type: ignore[call-overload, no-any-return]
-
-    monkeypatch.setattr(torch, "empty", nan_filled)
-    return
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 
 def logits_and_weights(
@@ -99,3 +89,82 @@ def test_permuting_members_and_weights_together_changes_nothing() -> None:
     torch.testing.assert_close(
         mix(logits_NMV[:, order], weights_NM[:, order]), mix(logits_NMV, weights_NM)
     )
+
+
+def interpreted(case: Case, vocab_size: int | None = None) -> torch.Tensor:
+    from mixing.kernels.log_linear_mix_triton import log_linear_mix_triton
+
+    present = present_members(case.logits, case.weights_NM, what="logits", **case.options())
+    tensors, *of_members = present
+    columns, soft_caps, scales = of_members
+    vocab_size = vocab_size or case.common
+    return log_linear_mix_triton(tensors, case.weights_NM, columns, vocab_size, soft_caps, scales)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_twin_matches_float64_truth(name: str) -> None:
+    case = CASES[name](507)
+    check_mixed(case, log_linear_mix(case.logits, case.weights_NM, **case.options()))
+    wide_NV = log_linear_mix(case.logits, case.weights_NM, vocab_size=520, **case.options())
+    assert wide_NV.shape[1] == 520
+    check_mixed(case, wide_NV)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("interpreter")
+def test_kernel_matches_float64_truth(name: str) -> None:
+    case = CASES[name](507)
+    check_mixed(case, interpreted(case))
+    check_mixed(case, interpreted(case, vocab_size=2100))  # two tiles
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    case = make_case(507)
+    alone = Case(
+        [z[2:3] for z in case.logits if z is not None], case.weights_NM[2:3], case.tokens_N
+    )
+    torch.testing.assert_close(interpreted(case)[2:3], interpreted(alone), atol=0, rtol=0)
+    twin = log_linear_mix(case.logits, case.weights_NM)[2:3]
+    torch.testing.assert_close(log_linear_mix(alone.logits, alone.weights_NM), twin, atol=0, rtol=0)
+
+
+def test_twin_works_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(1000, rows=7)
+    whole = log_linear_mix(case.logits, case.weights_NM)
+    monkeypatch.setattr("mixing.kernels.log_linear_mix._BLOCK_ELEMENTS", 2500)
+    torch.testing.assert_close(log_linear_mix(case.logits, case.weights_NM), whole, atol=0, rtol=0)
+
+
+def test_one_tensor_of_all_members() -> None:
+    logits_NMV, weights_NM = logits_and_weights(rows=3, members=4, vocab=100)
+    torch.testing.assert_close(log_linear_mix(logits_NMV, weights_NM), mix(logits_NMV, weights_NM))
+
+
+def test_is_one_operator_to_the_compiler() -> None:
+    def normalised(logits_NMV: torch.Tensor, weights_NM: torch.Tensor) -> torch.Tensor:
+        return log_linear_mix(logits_NMV, weights_NM, soft_cap=[None, 30.0]).log_softmax(dim=-1)
+
+    inputs = logits_and_weights(rows=3, members=2, vocab=100)
+    compiled = torch.compile(normalised, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), normalised(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("logits", "weights_NM", "options", "message"),
+    [
+        (torch.zeros(2, 3, 4), torch.zeros(2, 2), {}, "weights have 2 columns for 3 members"),
+        ([torch.zeros(3, 4)], torch.zeros(2, 1), {}, r"member 0 must be \[2, W\]"),
+        ([torch.zeros(2, 4)], torch.zeros(2, 1).half(), {}, "weights must be float32"),
+        ([torch.zeros(2, 4).int()], torch.zeros(2, 1), {}, "must be floats; got torch.int32"),
+        ([torch.zeros(2, 4, device="meta")], torch.zeros(2, 1), {}, "on meta, weights on cpu"),
+        (torch.zeros(2, 4), torch.zeros(2, 1), {}, r"\[N, M, W\]; got \[2, 4\]"),
+        (torch.zeros(2, 1, 4), torch.zeros(2, 1), {"scale": [1, 2]}, "scale has 2 entries for 1"),
+        (torch.zeros(2, 1, 4), torch.zeros(2, 1), {"soft_cap": [-1]}, "soft_cap must be positive"),
+    ],
+)
+def test_refuses_what_does_not_fit(
+    logits: torch.Tensor, weights_NM: torch.Tensor, options: dict[str, list[float]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        log_linear_mix(logits, weights_NM, **options)

@@ -1,0 +1,95 @@
+"""What the kernels' doors have in common: which members take part, and whether inputs agree.
+
+Shapes: N rows, M members, W width of a member's tensor (vocabulary or hidden size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Present(NamedTuple):
+    """The members that ran. Lists of one length, because custom operators take no optionals."""
+
+    tensors: list[torch.Tensor]
+    """Per present member [N, W]."""
+    columns: list[int]
+    """Which column of the weights belongs to each."""
+    soft_caps: list[float]
+    """0 means none."""
+    scales: list[float]
+
+
+def present_members(
+    tensors: torch.Tensor | Sequence[torch.Tensor | None],
+    weights_NM: torch.Tensor,
+    *,
+    what: str,
+    soft_cap: Sequence[float | None] | None = None,
+    scale: Sequence[float] | None = None,
+) -> Present:
+    """Checks a call's inputs and leaves out the members that did not run.
+
+    Args:
+      tensors: [N, M, W], or per member [N, W_m] or None; any float dtypes.
+      weights_NM: float32 [N, M], on the same device.
+      what: the tensors' name in messages.
+      soft_cap, scale: per member; positive.
+    Raises: ValueError if shapes, dtypes or devices disagree or no member ran. Values of tensors are
+      not looked at: that would stall a GPU.
+    """
+    members = _one_by_one(tensors, what)
+    if weights_NM.dtype != torch.float32 or weights_NM.dim() != 2:
+        raise ValueError(
+            f"weights must be float32 [N, M]; got {weights_NM.dtype} {list(weights_NM.shape)}"
+        )
+    num_rows, num_members = weights_NM.shape
+    if len(members) != num_members:
+        raise ValueError(f"weights have {num_members} columns for {len(members)} members' {what}")
+    caps = _per_member("soft_cap", [0.0] * num_members if soft_cap is None else soft_cap, members)
+    scales = _per_member("scale", [1.0] * num_members if scale is None else scale, members)
+    present = Present([], [], [], [])
+    for column, tensor in enumerate(members):
+        if tensor is None:
+            continue
+        if tensor.dim() != 2 or tensor.shape[0] != num_rows or tensor.shape[1] == 0:
+            raise ValueError(
+                f"{what} of member {column} must be [{num_rows}, W] with W > 0, as the weights have"
+                f" {num_rows} rows; got {list(tensor.shape)}"
+            )
+        if not tensor.is_floating_point():
+            raise ValueError(f"{what} of member {column} must be floats; got {tensor.dtype}")
+        if tensor.device != weights_NM.device:
+            raise ValueError(
+                f"{what} of member {column} are on {tensor.device}, weights on {weights_NM.device}"
+            )
+        present.tensors.append(tensor)
+        present.columns.append(column)
+        present.soft_caps.append(caps[column])
+        present.scales.append(scales[column])
+    if not present.tensors:
+        raise ValueError(f"no member has {what}; at least one must run")
+    return present
+
+
+def _one_by_one(
+    tensors: torch.Tensor | Sequence[torch.Tensor | None], what: str
+) -> Sequence[torch.Tensor | None]:
+    if not isinstance(tensors, torch.Tensor):
+        return tensors
+    if tensors.dim() != 3:
+        raise ValueError(f"{what} in one tensor must be [N, M, W]; got {list(tensors.shape)}")
+    return tensors.unbind(dim=1)
+
+
+def _per_member(
+    name: str, values: Sequence[float | None], members: Sequence[torch.Tensor | None]
+) -> list[float]:
+    if len(values) != len(members):
+        raise ValueError(f"{name} has {len(values)} entries for {len(members)} members")
+    if any(value is not None and value < 0 for value in values):
+        raise ValueError(f"{name} must be positive; got {list(values)}")
+    return [value or 0.0 for value in values]

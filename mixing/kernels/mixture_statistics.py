@@ -1,0 +1,194 @@
+"""What a row's mixture is like, and each policy beside it: the door and the torch twin.
+
+Shapes: N logits rows, M members, V_m vocabulary of member m, C common vocabulary (the shortest).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from mixing.kernels.log_linear_mix import soft_capped
+from mixing.kernels.members import present_members
+
+_BLOCK_ELEMENTS = 1 << 17
+"""On a CPU so many logits of a member are worked on at a time: half a MiB stays in the cache."""
+
+
+class MixtureStatistics(NamedTuple):
+    """Per row, with p the mixture, pi_m = softmax(z_m) member m, both over C; all in nats."""
+
+    log_partition_N: torch.Tensor
+    """float32 log sum_v prod_m pi_m(v)^w_m: the local normaliser log Z_t of the served mixture.
+
+    Its sum over a response's tokens is the log importance weight from the token-level mixture to
+    the sequence-level product. Not above 0 on the simplex, 0 where the weighted policies agree."""
+    entropy_N: torch.Tensor
+    """float32 -sum_v p(v) log p(v)."""
+    logprob_N: torch.Tensor
+    """float32 log p(token)."""
+    kl_NM: torch.Tensor
+    """float32 KL(p || pi_m); +inf exactly where pi_m bans a token that p does not."""
+    policy_logprobs_NM: torch.Tensor
+    """float32 log pi_m(token)."""
+    agrees_NM: torch.Tensor
+    """bool: the token is a most likely one of pi_m; of equals each counts."""
+
+
+def mixture_statistics(
+    logits: torch.Tensor | Sequence[torch.Tensor | None],
+    weights_NM: torch.Tensor,
+    tokens_N: torch.Tensor,
+    *,
+    soft_cap: Sequence[float | None] | None = None,
+    scale: Sequence[float] | None = None,
+) -> MixtureStatistics:
+    """Measures each row's mixture and one token under it, reading every logit once.
+
+    Nothing of the vocabulary's size is written. CUDA tensors go to the Triton kernel, others to the
+    torch twin; both are the operator `prefmix::mixture_statistics`, which torch.compile and CUDA
+    graphs take without a host sync.
+
+    Bans (logits of -inf) are exact: p log p is 0 where p is 0. A member with zero weight takes no
+    part in p, whatever its logits hold, yet its own columns describe it, NaN if its logits are. A
+    member that did not run has NaN, and agrees with nothing. A token outside 0..C-1 is banned.
+    Where all tokens are banned there is no mixture: log_partition is -inf, the rest of p NaN.
+
+    Args:
+      logits: [N, M, V], or per member [N, V_m] or None. Any float dtypes and strides. pi_m and p
+        are over the first C tokens; what lies beyond is ignored.
+      weights_NM: float32 [N, M].
+      tokens_N: int32 or int64 [N].
+      soft_cap, scale: per member, as in `log_linear_mix`.
+    Raises: ValueError if shapes, dtypes or devices disagree or there is no logits tensor at all.
+    Source: log_partition_N is the normaliser of Wang et al. 2025, Mixing Preference Optimization
+      (arXiv 2502.18699), taken a token at a time.
+    """
+    present = present_members(logits, weights_NM, what="logits", soft_cap=soft_cap, scale=scale)
+    if tokens_N.dtype not in (torch.int32, torch.int64) or tokens_N.shape != weights_NM.shape[:1]:
+        raise ValueError(
+            f"tokens must be int32 or int64 [{weights_NM.shape[0]}], one a row of weights; got"
+            f" {tokens_N.dtype} {list(tokens_N.shape)}"
+        )
+    if tokens_N.device != weights_NM.device:
+        raise ValueError(f"tokens are on {tokens_N.device}, weights on {weights_NM.device}")
+    tensors, columns, soft_caps, scales = present
+    return MixtureStatistics(*_operator(tensors, weights_NM, tokens_N, columns, soft_caps, scales))
+
+
+_Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def empty_outputs(weights: torch.Tensor, num_present: int) -> _Outputs:
+    """Memory for the statistics' six tensors; NaN and False where a member may be missing."""
+    num_rows, num_members = weights.shape
+    shapes = [(num_rows,)] * 3 + [(num_rows, num_members)] * 2
+    a, b, c, d, e = (
+        torch.empty(shape, dtype=torch.float32, device=weights.device) for shape in shapes
+    )
+    if num_present < num_members:
+        d.fill_(torch.nan)
+        e.fill_(torch.nan)
+    return a, b, c, d, e, torch.zeros_like(d, dtype=torch.bool)
+
+
+def mixture_statistics_torch(
+    logits: list[torch.Tensor],
+    weights: torch.Tensor,
+    tokens: torch.Tensor,
+    columns: list[int],
+    soft_caps: list[float],
+    scales: list[float],
+) -> _Outputs:
+    """The torch twin, on any device: arguments as `present_members` leaves them."""
+    outputs = empty_outputs(weights, len(columns))
+    num_rows = weights.shape[0]
+    common = min(tensor.shape[1] for tensor in logits)
+    rows = max(1, _BLOCK_ELEMENTS // common) if weights.is_cpu else max(1, num_rows)
+    for start in range(0, num_rows, rows):
+        block = slice(start, start + rows)
+        _measure_block(
+            [output[block] for output in outputs],
+            [tensor[block, :common] for tensor in logits],
+            [weights[block, column : column + 1] for column in columns],
+            tokens[block],
+            columns,
+            list(zip(soft_caps, scales, strict=True)),
+        )
+    return outputs
+
+
+def _measure_block(
+    outputs: list[torch.Tensor],
+    logits: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    tokens: torch.Tensor,
+    columns: list[int],
+    caps_and_scales: list[tuple[float, float]],
+) -> None:
+    """Writes the statistics of logits [n, C] with weights [n, 1] and tokens [n]."""
+    log_partition, entropy, logprob, kl, policy_logprobs, agrees = outputs
+    common = logits[0].shape[1]
+    outside = ((tokens < 0) | (tokens >= common))[:, None]
+    index = tokens.long().clamp(0, common - 1)[:, None]
+
+    bans = [raw == -torch.inf for raw in logits]
+    policies = []
+    for raw, ban, (cap, scale) in zip(logits, bans, caps_and_scales, strict=True):
+        z = soft_capped(raw.float(), cap) * scale
+        policies.append(z.masked_fill_(ban, -torch.inf).log_softmax(dim=-1))
+    product = torch.zeros_like(policies[0])  # log prod_m pi_m^w_m
+    banned = torch.zeros_like(bans[0])
+    for policy, ban, weight in zip(policies, bans, weights, strict=True):
+        product += (policy * weight).masked_fill_(weight == 0, 0.0)
+        banned |= ban & (weight != 0)
+    product.masked_fill_(banned, -torch.inf)
+    normaliser = product.logsumexp(dim=-1, keepdim=True)
+    log_p = product.sub_(normaliser)
+    p = log_p.exp()
+
+    log_partition.copy_(normaliser[:, 0])
+    entropy.copy_((p * log_p).masked_fill_(p == 0, 0.0).sum(dim=-1).neg_())
+    logprob.copy_(log_p.gather(1, index).masked_fill_(outside, -torch.inf)[:, 0])
+    for policy, ban, column in zip(policies, bans, columns, strict=True):
+        terms = (p * (log_p - policy)).masked_fill_(p == 0, 0.0)
+        terms.masked_fill_(ban & ~banned, torch.inf)
+        kl[:, column] = terms.sum(dim=-1).clamp_(min=0.0)
+        of_token = policy.gather(1, index).masked_fill_(outside, -torch.inf)
+        policy_logprobs[:, column] = of_token[:, 0]
+        best = policy.amax(dim=-1, keepdim=True)
+        agrees[:, column] = ((of_token == best) & (of_token > -torch.inf))[:, 0]
+
+
+_operator = torch.library.custom_op(
+    "prefmix::mixture_statistics", mixture_statistics_torch, mutates_args=(), device_types="cpu"
+)
+
+
+@_operator.register_kernel("cuda")
+def _on_cuda(
+    logits: list[torch.Tensor],
+    weights: torch.Tensor,
+    tokens: torch.Tensor,
+    columns: list[int],
+    soft_caps: list[float],
+    scales: list[float],
+) -> _Outputs:
+    # Triton is imported with the first tensor that needs it, not with the package.
+    from mixing.kernels.mixture_statistics_triton import mixture_statistics_triton
+
+    return mixture_statistics_triton(logits, weights, tokens, columns, soft_caps, scales)
+
+
+@_operator.register_fake
+def _shapes(
+    logits: list[torch.Tensor],
+    weights: torch.Tensor,
+    tokens: torch.Tensor,
+    columns: list[int],
+    soft_caps: list[float],
+    scales: list[float],
+) -> _Outputs:
+    return empty_outputs(weights, len(columns))

@@ -1,0 +1,69 @@
+"""Choosing among a kernel's few launch configurations, by measuring each once.
+
+Triton's own autotuner benchmarks inside the call, which a CUDA graph cannot capture. This one
+measures only outside capture; inside it takes what was measured before, else the first
+configuration. So before capturing, call the kernel once with inputs of the same kind: vLLM's
+profiling run does, and a capture by hand begins with a warm-up anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import torch
+
+Config = Mapping[str, int]
+"""Compile-time constants and launch options (`num_warps`, `num_stages`) of one configuration."""
+
+_WARM_UPS = 3
+_LAUNCHES = 20
+
+
+class Tuner:
+    """Remembers the fastest configuration for each kind of input, per process."""
+
+    def __init__(self, *configs: Config) -> None:
+        """
+        Args:
+          configs: what to choose from. The first serves where nothing can be measured; it must
+            run on any device.
+        """
+        self.configs: Sequence[Config] = configs
+        self.fastest: dict[Hashable, Config] = {}
+
+    def launch(
+        self, run: Callable[[Config], object], *, key: Hashable, device: torch.device
+    ) -> None:
+        """Runs with the fastest configuration for `key`, measured at the first such call.
+
+        Args:
+          run: launches the kernel; may be called many times, so it must not accumulate.
+          key: what the best configuration depends on: dtypes, members, sizes rounded coarsely.
+        """
+        config = self.fastest.get(key)
+        if config is None:
+            config = self.configs[0]
+            # Under the interpreter tensors are on the CPU and there is nothing to measure.
+            if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+                config = min(self.configs, key=lambda each: _milliseconds(run, each))
+                self.fastest[key] = config
+        run(config)
+
+
+def _milliseconds(run: Callable[[Config], object], config: Config) -> float:
+    """Of several launches; infinite for a configuration the device has no room for."""
+    from triton.runtime.errors import OutOfResources
+
+    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    try:
+        for _ in range(_WARM_UPS):
+            run(config)
+    except OutOfResources:
+        return float("inf")
+    start.record()
+    for _ in range(_LAUNCHES):
+        run(config)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
