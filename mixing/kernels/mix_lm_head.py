@@ -1,0 +1,186 @@
+"""K output matrices as one product: the door, the torch twin, and the table that picks.
+
+sum_m w_m (h_m W_m^T) = [w_1 h_1 ... w_M h_M] [W_1 ... W_M]^T: the mixture of linear heads is one
+matrix product over the concatenated hidden widths.
+Shapes: N rows, M members, V vocabulary of the mixture, V_m and D_m vocabulary and hidden width of
+member m, C common vocabulary: the shortest of V and all V_m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mixing.kernels.log_linear_mix import log_linear_mix
+from mixing.kernels.members import present_members
+
+FUSED_ROWS: dict[tuple[int, int], range] = {}
+"""By CUDA compute capability, the numbers of rows N where the Triton kernel was measured faster
+than the torch twin by `python -m bench.kernels --kernel mix_lm_head`.
+
+Empty: no device has been measured yet. A device that is not listed takes the torch twin, whose
+products are the vendor's library; so does a CPU, always.
+"""
+
+
+def mix_lm_head(
+    hidden: Sequence[torch.Tensor | None],
+    heads: Sequence[torch.Tensor],
+    weights_NM: torch.Tensor,
+    *,
+    vocab_size: int | None = None,
+    scale: Sequence[float] | None = None,
+    fused: bool | None = None,
+) -> torch.Tensor:
+    """Mixes M members' logits straight from their hidden states.
+
+    mixed[n, v] = sum_m weights[n, m] * scale_m * (heads_m[v] . hidden_m[n]), accumulated in
+    float32. Exact only where nothing follows the heads but a factor: a soft-capped member needs
+    its own logits and `log_linear_mix`. A member with zero weight takes no part, whatever its
+    hidden state holds; heads must be finite.
+
+    The Triton kernel keeps no member's logits in memory, applies weights to hidden states as it
+    loads them (rounding them to the model's dtype; a weight of 1 is exact) and skips a member's
+    head where all rows of a tile give it zero weight. The torch twin uses library products; in
+    half precision it holds M members' logits for a moment. Both are the operator
+    `prefmix::mix_lm_head`, which torch.compile and CUDA graphs take without a host sync.
+
+    Args:
+      hidden: per member [N, D_m], or None where all its weights are zero.
+      heads: per member [V_m, D_m], in the dtype of its hidden states. Both may have any row stride;
+        elements of a row must lie next to each other. Entries past C are ignored.
+      weights_NM: float32 [N, M].
+      vocab_size: V, the width of the result; entries past C are -inf. Default: C.
+      scale: per member a factor on its logits.
+      fused: True takes the Triton kernel, False the torch twin, None what `FUSED_ROWS` says.
+    Returns: float32 [N, V], natural-log scale, not normalised.
+    Raises: ValueError if shapes, dtypes or devices disagree, a row is not contiguous, no member
+      ran, or the Triton kernel is asked for without a CUDA device.
+    """
+    present = present_members(hidden, weights_NM, what="hidden states", scale=scale)
+    if len(heads) != len(hidden):
+        raise ValueError(f"there are {len(heads)} heads for {len(hidden)} members' hidden states")
+    own_heads = [heads[column] for column in present.columns]
+    for column, states, head in zip(present.columns, present.tensors, own_heads, strict=True):
+        _check_head(column, states, head)
+    if vocab_size is None:
+        vocab_size = min(head.shape[0] for head in own_heads)
+    device = weights_NM.device
+    if fused is None:
+        fused = device.type == "cuda" and weights_NM.shape[0] in FUSED_ROWS.get(
+            torch.cuda.get_device_capability(device), ()
+        )
+    elif fused and device.type != "cuda":
+        raise ValueError(f"fused=True needs tensors on a CUDA device; they are on {device}")
+    return _operator(
+        present.tensors, own_heads, weights_NM, present.columns, vocab_size, present.scales, fused
+    )
+
+
+def _check_head(column: int, states: torch.Tensor, head: torch.Tensor) -> None:
+    if head.dim() != 2 or head.shape[1] != states.shape[1]:
+        raise ValueError(
+            f"head of member {column} must be [V, {states.shape[1]}] as its hidden states are that"
+            f" wide; got {list(head.shape)}"
+        )
+    if head.dtype != states.dtype or head.device != states.device:
+        raise ValueError(
+            f"head of member {column} is {head.dtype} on {head.device}, its hidden states"
+            f" {states.dtype} on {states.device}"
+        )
+    for name, tensor in (("head", head), ("hidden states", states)):
+        if tensor.stride(1) != 1 and tensor.shape[1] > 1:
+            raise ValueError(
+                f"{name} of member {column} must have contiguous rows; strides are"
+                f" {tensor.stride()}; call .contiguous() once, outside the decoding loop"
+            )
+
+
+def mix_lm_head_torch(
+    hidden: list[torch.Tensor],
+    heads: list[torch.Tensor],
+    weights: torch.Tensor,
+    columns: list[int],
+    vocab_size: int,
+    scales: list[float],
+) -> torch.Tensor:
+    """The torch twin, on any device: arguments as the door leaves them."""
+    common = min(vocab_size, *(head.shape[0] for head in heads))
+    heads = [head[:common] for head in heads]
+    if weights.is_cpu:  # on a GPU looking at weights would stall the stream
+        used = [bool(weights[:, column].any()) for column in columns]
+    else:
+        used = [True] * len(columns)
+    members = [
+        (states, head, column, scale)
+        for states, head, column, scale, use in zip(
+            hidden, heads, columns, scales, used, strict=True
+        )
+        if use
+    ]
+    mixed_NV = weights.new_full((weights.shape[0], vocab_size), -torch.inf)
+    mixed_NC = mixed_NV[:, :common]
+    mixed_NC.zero_()
+    if all(states.dtype == torch.float32 for states in hidden):
+        for states, head, column, scale in members:
+            weight = weights[:, column : column + 1]
+            weighted = (states * (weight * scale)).masked_fill_(weight == 0, 0.0)
+            mixed_NC.addmm_(weighted, head.T)
+        return mixed_NV
+    # Sums of half-precision products would be rounded each time: add them up in float32.
+    logits: list[torch.Tensor | None] = [None] * weights.shape[1]
+    factors = [1.0] * weights.shape[1]
+    for states, head, column, scale in members:
+        logits[column], factors[column] = states @ head.T, scale
+    if not members:
+        return mixed_NV
+    return log_linear_mix(logits, weights, vocab_size=vocab_size, scale=factors)
+
+
+def _on_cpu(
+    hidden: list[torch.Tensor],
+    heads: list[torch.Tensor],
+    weights: torch.Tensor,
+    columns: list[int],
+    vocab_size: int,
+    scales: list[float],
+    fused: bool,
+) -> torch.Tensor:
+    return mix_lm_head_torch(hidden, heads, weights, columns, vocab_size, scales)
+
+
+_operator = torch.library.custom_op(
+    "prefmix::mix_lm_head", _on_cpu, mutates_args=(), device_types="cpu"
+)
+
+
+@_operator.register_kernel("cuda")
+def _on_cuda(
+    hidden: list[torch.Tensor],
+    heads: list[torch.Tensor],
+    weights: torch.Tensor,
+    columns: list[int],
+    vocab_size: int,
+    scales: list[float],
+    fused: bool,
+) -> torch.Tensor:
+    if not fused:
+        return mix_lm_head_torch(hidden, heads, weights, columns, vocab_size, scales)
+    # Triton is imported with the first tensor that needs it, not with the package.
+    from mixing.kernels.mix_lm_head_triton import mix_lm_head_triton
+
+    return mix_lm_head_triton(hidden, heads, weights, columns, vocab_size, scales)
+
+
+@_operator.register_fake
+def _shape(
+    hidden: list[torch.Tensor],
+    heads: list[torch.Tensor],
+    weights: torch.Tensor,
+    columns: list[int],
+    vocab_size: int,
+    scales: list[float],
+    fused: bool,
+) -> torch.Tensor:
+    return weights.new_empty((weights.shape[0], vocab_size))
