@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import lineup as names
-from bench.job import make_job
+from bench.job import Job, make_job
 from bench.lineup import Models, add_model_flags, lineup, prepare_models
 from bench.report import Spread, progress, show
 from bench.worker import Worker
@@ -120,8 +120,10 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
             settings = _chosen(args, models, num_policies, passthrough)
             with started(settings) as (workers, abouts):
                 for batch in args.batch:
-                    times = _rounds(args, workers, num_policies=num_policies, batch=batch)
-                    measurements += _measurements(args, times, abouts, num_policies, batch)
+                    times = measure_rounds(args, workers, num_policies=num_policies, batch=batch)
+                    measurements += measurements_of(
+                        args, times, abouts, num_policies=num_policies, batch=batch
+                    )
     show(_heading(args), table(measurements), num_left=3, lines=_lines(args, measurements))
     return 0
 
@@ -159,50 +161,47 @@ def started(
         yield workers, abouts
 
 
-def _rounds(
+def measure_rounds(
     args: argparse.Namespace, workers: Mapping[str, Worker], *, num_policies: int, batch: int
 ) -> dict[str, Rounds]:
+    """Lets the contestants take turns; every one of a round gets the same work."""
     progress(f"{num_policies} policies, batch {batch}")
     times = {name: Rounds() for name in workers}
     for round_index in range(args.rounds + 1):
-        for part, worker in workers.items():
-            seed = 2 * round_index
-            first, whole = (
-                make_job(
-                    batch=batch,
-                    num_policies=num_policies,
-                    prompt_tokens=args.prompt_tokens,
-                    tokens=args.tokens,
-                    vocab=300,
-                    seed=seed + offset,
-                    vary_lengths=args.vary_lengths,
-                )
-                for offset in (0, 1)
-            )
+        first, whole = (
+            _job(args, num_policies=num_policies, batch=batch, seed=2 * round_index + offset)
+            for offset in (0, 1)
+        )
+        for name, worker in workers.items():
             first_s = worker.seconds(first.only_first_token())
             whole_s = worker.seconds(whole)
             if round_index:  # the first round warms up
-                times[part].first_s.append(first_s)
-                times[part].whole_s.append(whole_s)
+                times[name].first_s.append(first_s)
+                times[name].whole_s.append(whole_s)
     return times
 
 
-def _measurements(
+def _job(args: argparse.Namespace, *, num_policies: int, batch: int, seed: int) -> Job:
+    return make_job(
+        batch=batch,
+        num_policies=num_policies,
+        prompt_tokens=args.prompt_tokens,
+        tokens=args.tokens,
+        seed=seed,
+        vary_lengths=args.vary_lengths,
+    )
+
+
+def measurements_of(
     args: argparse.Namespace,
     times: Mapping[str, Rounds],
     abouts: Mapping[str, Mapping[str, Any]],
+    *,
     num_policies: int,
     batch: int,
 ) -> list[Measurement]:
-    job = make_job(
-        batch=batch,
-        num_policies=num_policies,
-        prompt_tokens=1,
-        tokens=args.tokens,
-        vocab=300,
-        seed=0,
-        vary_lengths=args.vary_lengths,
-    )
+    """Figures of all contestants at one number of policies and one batch size."""
+    job = _job(args, num_policies=num_policies, batch=batch, seed=0)
     steps = max(max(job.lengths) - 1, 1)
     floor, full = times[names.FLOOR], times.get(names.FULL)
     return [

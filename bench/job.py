@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_PROMPT_TOKENS = range(2, 300)
+"""Tokens that any vocabulary has."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
@@ -44,7 +47,6 @@ def make_job(
     num_policies: int,
     prompt_tokens: int,
     tokens: int,
-    vocab: int,
     seed: int,
     vary_lengths: bool = False,
     vary_weights: bool = False,
@@ -56,13 +58,12 @@ def make_job(
       num_policies: K, the length of a weight vector.
       prompt_tokens: of each request.
       tokens: drawn by each request, or on average.
-      vocab: prompt tokens lie in [2, vocab).
       seed: of all that is random here.
       vary_lengths: spread the lengths evenly between tokens/4 and 7/4 tokens, in random order.
       vary_weights: weights of its own for each request, all above 0; else uniform ones.
     """
     rng = random.Random(seed)
-    prompts = [[rng.randrange(2, vocab) for _ in range(prompt_tokens)] for _ in range(batch)]
+    prompts = [[rng.choice(_PROMPT_TOKENS) for _ in range(prompt_tokens)] for _ in range(batch)]
     lengths = spread_lengths(batch, tokens) if vary_lengths else [tokens] * batch
     rng.shuffle(lengths)
     uniform = [1 / num_policies] * num_policies

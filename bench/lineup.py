@@ -117,7 +117,7 @@ def prepare_models(args: argparse.Namespace, folder: Path, *, num_policies: int)
         for seed, name in enumerate(["base", *(f"p{index}" for index in range(num_policies))])
     )
     adapters = [
-        save_adapter(folder / f"a{index}", config, base=base, rank=LORA_RANK, seed=index)
+        save_adapter(folder / f"a{index}", base, rank=LORA_RANK, seed=index)
         for index in range(num_policies)
     ]
     return Models(

@@ -61,7 +61,6 @@ def _measure(args: argparse.Namespace, layout: str, worker: Worker, batch: int) 
                 num_policies=args.policies,
                 prompt_tokens=args.prompt_tokens,
                 tokens=args.tokens,
-                vocab=300,
                 seed=round_index,
                 vary_weights=vary_weights,
             )

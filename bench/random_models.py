@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -149,43 +150,29 @@ def save_average(folder: Path, models: Sequence[Path]) -> Path:
     return folder
 
 
-def save_adapter(folder: Path, config: Any, *, base: Path, rank: int, seed: int) -> Path:
-    """Writes a LoRA adapter of every linear layer of a Llama-like model, in PEFT's format."""
-    kv_width = config.num_key_value_heads * config.head_dim
-    width = config.num_attention_heads * config.head_dim
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    # (in, out) of each layer.
-    sizes = {
-        "self_attn.q_proj": (hidden, width),
-        "self_attn.k_proj": (hidden, kv_width),
-        "self_attn.v_proj": (hidden, kv_width),
-        "self_attn.o_proj": (width, hidden),
-        "mlp.gate_proj": (hidden, intermediate),
-        "mlp.up_proj": (hidden, intermediate),
-        "mlp.down_proj": (intermediate, hidden),
-    }
-    assert tuple(name.split(".")[1] for name in sizes) == ADAPTED
+def save_adapter(folder: Path, base: Path, *, rank: int, seed: int) -> Path:
+    """Writes a LoRA adapter of every linear layer of a local base, in PEFT's format."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for layer in range(config.num_hidden_layers):
-        for name, (num_in, num_out) in sizes.items():
-            prefix = f"base_model.model.model.layers.{layer}.{name}"
-            lora_a = torch.randn(rank, num_in, generator=generator) / num_in**0.5
-            lora_b = torch.randn(num_out, rank, generator=generator) * 0.02
-            tensors[f"{prefix}.lora_A.weight"] = lora_a.contiguous()
-            tensors[f"{prefix}.lora_B.weight"] = lora_b.contiguous()
+    with safe_open(base / "model.safetensors", framework="pt") as checkpoint:
+        for name in checkpoint.keys():  # noqa: SIM118, it is no dictionary
+            module = name.removesuffix(".weight")
+            if module.endswith(ADAPTED):
+                num_out, num_in = checkpoint.get_slice(name).get_shape()
+                lora_a = torch.randn(rank, num_in, generator=generator) / num_in**0.5
+                lora_b = torch.randn(num_out, rank, generator=generator) * 0.02
+                tensors[f"base_model.model.{module}.lora_A.weight"] = lora_a
+                tensors[f"base_model.model.{module}.lora_B.weight"] = lora_b
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    description = {
+    settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base),
         "r": rank,
         "lora_alpha": 2 * rank,
-        "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": list(ADAPTED),
-        "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(description, indent=2))
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2))
     return folder

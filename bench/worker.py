@@ -7,6 +7,7 @@ the bench however that ends.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -100,15 +101,28 @@ class Worker:
         raise self._ended()
 
     def _ended(self) -> CommandError:
-        self.close()
+        self._end()
         self._stderr.seek(0)
         last_words = self._stderr.read()[-_STDERR_CHARS:]
+        self._stderr.close()
         return CommandError(f"a contestant ended early; its last words:\n{last_words}")
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
+
     def close(self) -> None:
-        """Ends the contestant."""
+        """Ends the contestant; may be called again."""
+        self._end()
+        self._stderr.close()
+
+    def _end(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
         try:
             self._process.wait(timeout=_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:

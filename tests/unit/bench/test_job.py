@@ -1,0 +1,58 @@
+"""What contestants are given to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.job import Job, make_job, spread_lengths
+
+
+def job(**changes: Any) -> Job:
+    settings: dict[str, Any] = {
+        "batch": 8,
+        "num_policies": 3,
+        "prompt_tokens": 5,
+        "tokens": 16,
+        "seed": 0,
+    }
+    return make_job(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("vary_weights", [False, True])
+def test_weights_sum_to_one_and_leave_no_policy_out(vary_weights: bool) -> None:
+    rows = job(vary_weights=vary_weights).weights
+    assert len(rows) == 8
+    for weights_K in rows:
+        assert len(weights_K) == 3
+        assert sum(weights_K) == pytest.approx(1)
+        assert min(weights_K) > 0
+    assert len({tuple(weights_K) for weights_K in rows}) == (8 if vary_weights else 1)
+
+
+def test_weights_do_not_change_what_is_asked() -> None:
+    """Else a comparison of weights would be one of prompts."""
+    same, different = job(), job(vary_weights=True)
+    assert (same.prompts, same.lengths) == (different.prompts, different.lengths)
+
+
+def test_two_seeds_share_no_prefix() -> None:
+    firsts = [prompt[:2] for seed in (0, 1) for prompt in job(seed=seed).prompts]
+    assert len({tuple(first) for first in firsts}) == 16
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 16, 64])
+def test_spread_lengths_keep_the_mean(batch: int) -> None:
+    lengths = spread_lengths(batch, 32)
+    assert sum(lengths) / batch == pytest.approx(32, rel=0.02)
+    assert batch == 1 or (min(lengths), max(lengths)) == (8, 56)
+    assert sorted(job(batch=batch, tokens=32, vary_lengths=True).lengths) == lengths
+
+
+def test_a_job_survives_json_and_can_be_cut_to_one_token() -> None:
+    one = job(vary_lengths=True)
+    assert Job.from_dict(one.to_dict()) == one
+    assert one.num_tokens == sum(one.lengths)
+    assert one.only_first_token().num_tokens == 8
+    assert one.only_first_token().prompts == one.prompts

@@ -1,0 +1,107 @@
+"""Who takes part, and with what."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import lineup as names
+from bench.command import add_arguments
+from bench.lineup import Models, lineup, prepare_models, shape_of_flags
+from mixing.spec import MixtureSpec
+from server.exits import CommandError
+
+OPTIONS = {"dtype": "bfloat16", "enable_prefix_caching": False}
+ALL = Models(policies=("a", "b", "c"), base="z", adapters=("x", "y", "w"), average="m")
+
+
+def contestants(models: Models, num_policies: int = 3) -> dict[str, dict[str, Any]]:
+    return lineup(models, num_policies=num_policies, options=OPTIONS, engine_flags=["--seed=1"])
+
+
+def flags(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(["engine", *words])
+
+
+def test_everyone_takes_part_on_the_same_terms() -> None:
+    everyone = contestants(ALL)
+    assert next(iter(everyone)) == names.FLOOR
+    assert len(everyone) == 7
+    for settings in everyone.values():
+        assert settings["engine_flags"] == ["--seed=1"]
+        assert settings["options"]["dtype"] == "bfloat16"
+    assert everyone[names.FLOOR]["options"] == everyone[names.FULL]["options"] == OPTIONS
+    assert everyone[names.SEPARATE]["options"]["enable_prefix_caching"]
+
+
+def test_both_layouts_are_mixtures_of_all_policies() -> None:
+    everyone = contestants(ALL, num_policies=2)
+    full = MixtureSpec.from_dict(everyone[names.FULL]["mixture"])
+    trunk = MixtureSpec.from_dict(everyone[names.TRUNK]["mixture"])
+    assert [policy.model for policy in full.policies] == ["a", "b"]
+    assert [policy.model for policy in trunk.policies] == ["x", "y"]
+    for name, spec in ((names.FULL, full), (names.TRUNK, trunk)):
+        assert everyone[name]["model"] == spec.checkpoints[0].model
+
+
+@pytest.mark.parametrize(
+    ("models", "present"),
+    [
+        (
+            Models(policies=("a", "b", "c"), base=None, adapters=(), average=None),
+            {names.FLOOR, names.FULL, names.SEPARATE, names.TRANSFORMERS},
+        ),
+        (
+            Models(policies=(), base="z", adapters=("x", "y", "w"), average=None),
+            {names.FLOOR, names.TRUNK, names.MULTI_LORA},
+        ),
+    ],
+)
+def test_who_cannot_be_built_is_left_out(models: Models, present: set[str]) -> None:
+    assert set(contestants(models)) == present
+
+
+def test_random_models_are_complete(tmp_path: Path) -> None:
+    args = flags("--model-size", "tiny", "--dtype", "float32")
+    models = prepare_models(args, tmp_path, num_policies=2)
+    assert set(contestants(models, num_policies=2)) == set(contestants(ALL))
+    for model in (*models.policies, models.base, models.average):
+        assert (Path(str(model)) / "model.safetensors").exists()
+    for adapter in models.adapters:
+        assert (Path(adapter) / "adapter_config.json").exists()
+
+
+def test_sizes_are_what_their_names_say() -> None:
+    millions = {
+        size: shape_of_flags(flags("--model-size", size)).num_parameters / 1e6
+        for size in names.SIZES
+    }
+    assert millions["134m"] == pytest.approx(134, rel=0.01)
+    assert millions["242m"] == pytest.approx(242, rel=0.01)
+    assert millions["1b"] == pytest.approx(1500, rel=0.01)
+    assert millions["8b"] == pytest.approx(8030, rel=0.01)
+
+
+def test_flags_override_the_size() -> None:
+    shape = shape_of_flags(flags("--hidden", "128", "--layers", "3", "--vocab", "600"))
+    assert (shape.hidden, shape.heads, shape.layers, shape.vocab) == (128, 2, 3, 600)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hidden", "100"], "--hidden is 100; expected a multiple of 64"),
+        (["--base", "x/y"], "--base and --adapter go together"),
+        (["--policy", "a=x/y", "--policies", "2"], "asks for 2, but 1 are given"),
+        (["--policy", "a=./missing"], "does not exist"),
+    ],
+)
+def test_models_that_cannot_be_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    args = flags(*words)
+    with pytest.raises(CommandError, match=message):
+        prepare_models(args, tmp_path, num_policies=max(args.policies))

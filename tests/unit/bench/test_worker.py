@@ -1,0 +1,31 @@
+"""A contestant's process: what it says when it cannot start, and that it ends with its parent."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.worker import Worker
+from server.exits import CommandError
+
+
+def test_a_contestant_that_cannot_start_says_why() -> None:
+    worker = Worker({"kind": "nobody"})
+    with pytest.raises(CommandError, match="KeyError: 'nobody'"):
+        worker.wait_started()
+    assert worker.is_over
+
+
+def test_a_request_that_fails_says_why() -> None:
+    worker = Worker({"kind": "separate", "models": []})
+    assert worker.wait_started()["num_threads"] >= 1
+    with pytest.raises(CommandError, match="KeyError: 'job'"):
+        worker.ask({})
+    assert worker.is_over
+
+
+def test_closing_ends_the_process() -> None:
+    worker = Worker({"kind": "separate", "models": []})
+    worker.wait_started()
+    assert not worker.is_over
+    worker.close()
+    assert worker.is_over
