@@ -25,7 +25,7 @@ from server.live_weights import LiveWeights, NoStoreError
 from server.route import OpenAIRoute
 from weights import changes
 from weights.profiles import ProfileError, ProfileSet
-from weights.store import Change, Edit
+from weights.store import Change, Edit, Rollback
 from weights.store_errors import (
     StaleVersionError,
     StoreBusyError,
@@ -131,6 +131,8 @@ class ChangeAnswer(BaseModel):
     changed: bool
     """False if the content was equal already."""
     dry_run: bool
+    set_aside: str | None = None
+    """Where a rollback has kept a store file that could not be read; else null."""
 
 
 router = APIRouter(
@@ -234,9 +236,9 @@ async def roll_back(
     dry_run: DryRun = False,
     if_match: IfMatch = None,
 ) -> ChangeAnswer:
-    """Makes an earlier version's content the newest version."""
+    """Makes an earlier version's content the newest version; repairs a broken store file."""
     version = None if body is None else body.version
-    edit = _state(request).live.store.rollback_edit(version)
+    edit = Rollback(_state(request).live.store, version)
     return await _change(request, edit, f"rollback:{version or 'last'}", dry_run, if_match)
 
 
@@ -269,6 +271,7 @@ def _answer(change: Change, dry_run: bool) -> ChangeAnswer:
         previous_sha256=change.before.sha256,
         changed=not change.is_noop,
         dry_run=dry_run,
+        set_aside=None if change.set_aside is None else str(change.set_aside),
     )
 
 

@@ -25,6 +25,8 @@ def changed(who: str, what: str, change: Change) -> None:
     """Reports a change that is in force, or that would have changed nothing."""
     before = "none" if change.before is None else _version(change.before)
     result = "unchanged" if change.is_noop else "applied"
+    if change.set_aside is not None:
+        result += f", broken file kept as {change.set_aside.name}"
     _LOGGER.info("by=%s did=%s old=%s new=%s %s", who, what, before, _version(change.after), result)
 
 

@@ -106,7 +106,9 @@ class LiveWeights:
         Raises: StoreError, ProfileError, NoStoreError, DisagreementError; nothing has changed.
         """
         if dry_run:
-            return await asyncio.to_thread(self.store.change, edit, expected=expected, dry_run=True)
+            return await asyncio.to_thread(
+                self.store.change, edit, expected=expected, dry_run=True, in_force=self.current
+            )
         return await self._audited(lambda: self._change(edit, expected), who=who, what=what)
 
     async def reload(self, *, who: str, dry_run: bool = False, is_quiet: bool = False) -> Change:
@@ -148,7 +150,7 @@ class LiveWeights:
 
     async def _change(self, edit: Edit, expected: str | None) -> Change:
         async with contextlib.AsyncExitStack() as stack:
-            prepared = self.store.prepared(edit, expected=expected)
+            prepared = self.store.prepared(edit, expected=expected, in_force=self.current)
             # The lock may have to be waited for, and the disk too: not in the event loop.
             change = await asyncio.to_thread(prepared.__enter__)
             stack.callback(prepared.__exit__, None, None, None)

@@ -240,4 +240,7 @@ def _report(receipt: Receipt, args: argparse.Namespace) -> int:
         print(f"created: version {receipt.version}, {digest}")
     else:
         print(f"version {receipt.previous_version} -> {receipt.version}, {digest}")
+    if receipt.set_aside is not None:
+        verb = "would be" if args.dry_run else "is"
+        print(f"the store file could not be read; what it held {verb} kept as {receipt.set_aside}")
     return 0

@@ -3,6 +3,7 @@
     weights.json              the profiles in force (see store_format)
     weights.json.history/     2.json, 3.json ...: what was in force before
     weights.json.lock         held by whoever writes; empty
+    weights.json.broken.7     what a rollback found in place of a store before it wrote version 7
 
 A change reads the file under the lock, edits, numbers the result one higher and replaces the file
 durably. Readers take no lock and never see half a file. A symbolic link is followed, so the file
@@ -12,7 +13,8 @@ it points to is replaced.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,13 +53,47 @@ class Change:
     """What a change did: `after` is in force now, or would be after a dry run."""
 
     before: ProfileSet | None
-    """None for a store that was created."""
+    """None for a store that was created; for one that was broken, the last that could be read."""
     after: ProfileSet
+    set_aside: Path | None = None
+    """Where the content of a broken file is kept; None if there was nothing to repair."""
 
     @property
     def is_noop(self) -> bool:
         """Whether the content was equal already, so that nothing was written."""
         return self.before is not None and self.before.version == self.after.version
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """The edit that makes an earlier version's content the newest version.
+
+    The only one that a file that cannot be read does not stop: it returns to the last version that
+    can, or to the one named, and the broken file is kept beside the store.
+    """
+
+    store: WeightsStore
+    version: int | None = None
+    """None is the version before the present one, or before the broken file."""
+
+    def __call__(self, current: ProfileSet) -> ProfileSet:
+        """The earlier content. Raises: UnknownEntryError for a version that is not kept."""
+        kept = [number for number in self.store.versions() if number != current.version]
+        earlier = [number for number in kept if number < current.version]
+        wanted = self.version if self.version is not None else max(earlier, default=None)
+        if wanted == current.version:
+            return current
+        if wanted is None or wanted not in kept:
+            raise self.not_kept(wanted, kept)
+        return self.store.read_version(wanted)
+
+    def not_kept(self, wanted: int | None, kept: Sequence[int]) -> UnknownEntryError:
+        """The refusal."""
+        what = "an earlier version" if wanted is None else f"version {wanted}"
+        return UnknownEntryError(
+            f"{self.store.path}: {what} is not kept; kept are: "
+            f"{', '.join(map(str, kept)) or 'none'}"
+        )
 
 
 class WeightsStore:
@@ -106,39 +142,52 @@ class WeightsStore:
                 self._write(self._target, first, kept="there is still no store")
                 return first
 
-    def change(self, edit: Edit, *, expected: str | None = None, dry_run: bool = False) -> Change:
+    def change(
+        self,
+        edit: Edit,
+        *,
+        expected: str | None = None,
+        dry_run: bool = False,
+        in_force: ProfileSet | None = None,
+    ) -> Change:
         """Reads, edits and replaces, as one step for every other writer.
 
         Args:
           edit: from the set on the disk to the wanted one; its version is ignored.
           expected: what the caller last saw, a version number or a sha256; None accepts any.
           dry_run: check everything and write nothing.
+          in_force: what the caller serves: for a Rollback, the last good version of a broken file.
         Returns: before and after; equal content keeps the version and writes nothing.
         Raises: StaleVersionError unless the store is what was expected; StoreError; whatever
           `edit` raises. The file is then unchanged.
         """
         if dry_run:
-            return self._edited(edit, expected)
+            return self._edited(edit, expected, in_force)
         with self._lock():
-            change = self._edited(edit, expected)
+            change = self._edited(edit, expected, in_force)
             self.commit(change)
             return change
 
     @contextmanager
-    def prepared(self, edit: Edit, *, expected: str | None = None) -> Iterator[Change]:
+    def prepared(
+        self, edit: Edit, *, expected: str | None = None, in_force: ProfileSet | None = None
+    ) -> Iterator[Change]:
         """`change` in two steps: the lock is held inside, and nothing written until `commit`.
 
         Raises: as `change`.
         """
         with self._lock():
-            yield self._edited(edit, expected)
+            yield self._edited(edit, expected, in_force)
 
     def commit(self, change: Change) -> None:
         """Writes a prepared change; only inside `prepared`. Raises: StoreError."""
         if change.before is None or change.is_noop:
             return
         kept = f"version {change.before.version} is kept"
-        self._keep(change.before, kept=kept)
+        if change.set_aside is not None:
+            self._copy(change.set_aside)
+        if change.set_aside is None or change.before.version not in self.versions():
+            self._keep(change.before, kept=kept)
         self._write(self._target, change.after, kept=kept)
         self._prune()
 
@@ -150,26 +199,7 @@ class WeightsStore:
         Args: version: the number to return to; None is the one before the present.
         Raises: UnknownEntryError for a version that is not kept; else as `change`.
         """
-        return self.change(self.rollback_edit(version), expected=expected, dry_run=dry_run)
-
-    def rollback_edit(self, version: int | None = None) -> Edit:
-        """The edit that `rollback` applies."""
-
-        def edit(current: ProfileSet) -> ProfileSet:
-            kept = [number for number in self.versions() if number != current.version]
-            earlier = [number for number in kept if number < current.version]
-            wanted = version if version is not None else max(earlier, default=None)
-            if wanted == current.version:
-                return current
-            if wanted is None or wanted not in kept:
-                what = "an earlier version" if wanted is None else f"version {wanted}"
-                raise UnknownEntryError(
-                    f"{self.path}: {what} is not kept; kept are: "
-                    f"{', '.join(map(str, kept)) or 'none'}"
-                )
-            return self.read_version(wanted)
-
-        return edit
+        return self.change(Rollback(self, version), expected=expected, dry_run=dry_run)
 
     def versions(self) -> list[int]:
         """Numbers of the earlier versions kept, oldest first. Raises: StoreFileError."""
@@ -192,14 +222,17 @@ class WeightsStore:
 
         Raises: StoreError if the present one cannot be read.
         """
+        current = self.read()
+        return [entry for entry in self._earlier() if entry.version != current.version] + [current]
+
+    def _earlier(self) -> list[ProfileSet]:
         found = []
         for version in self.versions():
             try:
                 found.append(self.read_version(version))
             except StoreError:
                 continue  # made for other policies, or pruned meanwhile
-        current = self.read()
-        return [entry for entry in found if entry.version != current.version] + [current]
+        return found
 
     @property
     def _target(self) -> Path:
@@ -210,19 +243,28 @@ class WeightsStore:
         return target.with_name(target.name + ".history")
 
     def _read(self, path: Path) -> ProfileSet:
+        profiles = parse(self._content(path), source=str(path))
+        return profiles if self.spec is None else for_mixture(profiles, self.spec, source=str(path))
+
+    @staticmethod
+    def _content(path: Path) -> bytes:
         try:
-            content = read_regular_file(path)
+            return read_regular_file(path)
         except FileNotFoundError:
             raise StoreMissingError(f"the weights store {path} does not exist") from None
         except OSError as error:
             raise StoreFileError(
                 f"cannot read the weights store {path}: {error.strerror}"
             ) from None
-        profiles = parse(content, source=str(path))
-        return profiles if self.spec is None else for_mixture(profiles, self.spec, source=str(path))
 
-    def _edited(self, edit: Edit, expected: str | None) -> Change:
-        before = self.read()
+    def _edited(self, edit: Edit, expected: str | None, in_force: ProfileSet | None) -> Change:
+        try:
+            before = self.read()
+        except StoreFormatError as broken:
+            if isinstance(edit, Rollback):
+                return self._repaired(edit, expected, in_force, broken)
+            hint = "; 'prefmix weights rollback' returns to the last version kept"
+            raise StoreFormatError(f"{broken}{hint if self.versions() else ''}") from None
         check_expected(before, expected)
         after = replace(edit(before), version=before.version + 1)
         if after.sha256 == before.sha256:
@@ -233,6 +275,43 @@ class WeightsStore:
         except StoreFormatError as error:
             raise StoreFormatError(f"the change would break the store: {error}") from None
         return Change(before, after)
+
+    def _repaired(
+        self,
+        rollback: Rollback,
+        expected: str | None,
+        in_force: ProfileSet | None,
+        broken: StoreFormatError,
+    ) -> Change:
+        """The change that puts a good version in the place of a file that cannot be read."""
+        good = {entry.version: entry for entry in self._earlier()}
+        if in_force is not None:
+            good[in_force.version] = in_force
+        if not good:
+            raise StoreFormatError(f"{broken}; there is no earlier version to return to")
+        last = good[max(good)]
+        check_expected(last, expected)
+        wanted = last.version if rollback.version is None else rollback.version
+        if wanted not in good:
+            raise rollback.not_kept(wanted, sorted(good))
+        # The broken file has had a number too, most likely the next; a number means one content.
+        highest = max([*self.versions(), last.version]) + 1
+        after = replace(good[wanted], version=max(highest, self._claimed_version()) + 1)
+        target = self._target
+        return Change(last, after, target.with_name(f"{target.name}.broken.{after.version}"))
+
+    def _claimed_version(self) -> int:
+        """The version that a file which cannot be read says it is; 0 if it says none."""
+        found = re.search(rb'"version"\s*:\s*([1-9][0-9]{0,8})\b', self._content(self._target))
+        return 0 if found is None else int(found[1])
+
+    def _copy(self, aside: Path) -> None:
+        try:
+            replace_file(aside, self._content(self._target))
+        except OSError as error:
+            raise StoreFileError(
+                f"cannot keep the broken file as {aside}: {error.strerror}; nothing was changed"
+            ) from None
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 from weights import changes
 from weights.durable_file import read_regular_file
 from weights.profiles import ProfileSet
-from weights.store import Change, Edit, WeightsStore
+from weights.store import Change, Edit, Rollback, WeightsStore
 from weights.store_errors import StoreFileError, StoreMissingError
 from weights.store_format import document, from_document, parse
 
@@ -46,12 +46,15 @@ class Receipt:
     version: int
     sha256: str
     is_changed: bool
+    set_aside: str | None = None
+    """Where the content of a broken store file is kept, if that was there."""
 
     @classmethod
     def of(cls, change: Change) -> Receipt:
         """The receipt of a change of a file."""
         before = None if change.before is None else change.before.version
-        return cls(before, change.after.version, change.after.sha256, not change.is_noop)
+        aside = None if change.set_aside is None else str(change.set_aside)
+        return cls(before, change.after.version, change.after.sha256, not change.is_noop, aside)
 
 
 class Target(Protocol):
@@ -121,7 +124,7 @@ class FileTarget:
 
     def rollback(self, version: int | None, guard: Guard) -> Receipt:
         """See Target."""
-        return self._change(self._store.rollback_edit(version), guard)
+        return self._change(Rollback(self._store, version), guard)
 
     def apply(self, file: Path, guard: Guard, *, replace: bool) -> Receipt:
         """See Target. A store that does not exist is created from the file."""
@@ -209,6 +212,7 @@ class ServerTarget:
                 int(answer["version"]),
                 str(answer["sha256"]),
                 bool(answer["changed"]),
+                answer.get("set_aside"),
             )
         except (KeyError, TypeError, ValueError):
             raise ServerError(f"{self.name} answered something else than prefmix does") from None

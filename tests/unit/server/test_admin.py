@@ -147,6 +147,7 @@ def test_a_profile_is_stored_and_in_force(admin: Admin, log: pytest.LogCaptureFi
         "previous_sha256": before.sha256,
         "changed": True,
         "dry_run": False,
+        "set_aside": None,
     }
     assert after == admin.store.read()
     shown = admin.ask("GET", "/weights")
@@ -344,6 +345,26 @@ def test_a_bad_file_changes_nothing(
     admin.store.path.write_text(good)
     assert admin.ask("POST", "/weights/reload").json()["changed"] is False
     assert prometheus("prefmix_weights_last_reload_successful") == 1
+
+
+def test_a_rollback_repairs_a_broken_file_from_what_is_in_force(
+    admin: Admin, log: pytest.LogCaptureFixture
+) -> None:
+    admin.ask("PUT", "/profiles/x", {"weights": {"a": 1}})
+    before = admin.live.current
+    admin.store.path.write_text("{")
+    refusal = admin.ask("PUT", "/profiles/y", {"weights": {"a": 1}})
+    assert (refusal.status_code, "rollback" in refusal.text) == (400, True)
+    answer = admin.ask("POST", "/weights/rollback").json()
+    assert (answer["version"], answer["previous_version"], answer["changed"]) == (4, 2, True)
+    assert (
+        answer["sha256"] == before.sha256 == admin.live.current.sha256 == admin.store.read().sha256
+    )
+    assert Path(answer["set_aside"]).read_text() == "{"
+    assert "old=2:" in log.messages[-1]
+    assert log.messages[-1].endswith("applied, broken file kept as w.json.broken.4")
+    assert admin.ask("POST", "/weights/rollback", {"version": 1}).json()["set_aside"] is None
+    assert admin.live.current.version == 5
 
 
 def prometheus(name: str) -> float | None:

@@ -16,7 +16,7 @@ from mixing.spec import MixtureSpec, Policy
 from weights import durable_file
 from weights.changes import merged, replaced, with_default, with_profile, without_profile
 from weights.profiles import ProfileError, ProfileSet, build_profile_set
-from weights.store import WeightsStore
+from weights.store import Rollback, WeightsStore
 from weights.store_errors import (
     StaleVersionError,
     StoreBusyError,
@@ -166,6 +166,86 @@ def test_a_broken_file_is_never_overwritten(store: WeightsStore) -> None:
     assert store.path.read_text() == '{"format": 1,\n}'
 
 
+BROKEN = '{"format": 1, "version": 3, "policies": ["a"'
+
+
+def test_a_rollback_repairs_a_broken_file_and_keeps_it(store: WeightsStore) -> None:
+    put(store, 1)
+    put(store, 2)
+    store.path.write_text(BROKEN)
+    with pytest.raises(StoreFormatError, match=r"not JSON.*'prefmix weights rollback' returns"):
+        put(store, 1)
+    tried = store.rollback(dry_run=True)
+    assert store.path.read_text() == BROKEN
+    change = store.rollback()
+    assert change == tried
+    # 3 was the number of what is broken: it may be in force somewhere, with other content.
+    assert (change.before, change.after.version) == (store.read_version(2), 4)
+    assert store.read() == change.after
+    assert change.after.sha256 == store.read_version(2).sha256
+    assert change.set_aside == store.path.with_name("w.json.broken.4")
+    assert change.set_aside.read_text() == BROKEN
+    assert store.versions() == [1, 2]
+    assert put(store, 7) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "version"), [("", 4), (BROKEN.replace("3", "90"), 91), ('{"version": -5}', 4)]
+)
+def test_a_repair_counts_on_from_whatever_number_was_used(
+    store: WeightsStore, text: str, version: int
+) -> None:
+    put(store, 1)
+    put(store, 2)
+    store.path.write_text(text)
+    assert store.rollback(1).after.version == version
+    assert store.read().sha256 == store.read_version(1).sha256
+
+
+def test_a_repair_returns_to_what_is_in_force_and_then_keeps_it(store: WeightsStore) -> None:
+    put(store, 1)
+    in_force = store.read()
+    store.path.write_text(BROKEN)
+    change = store.change(Rollback(store), in_force=in_force)
+    assert (change.after.version, change.after.sha256) == (4, in_force.sha256)
+    assert store.versions() == [1, 2]
+
+
+def test_a_repair_skips_what_cannot_be_read_either(store: WeightsStore) -> None:
+    put(store, 1)
+    put(store, 2)
+    (store.path.parent / "w.json.history" / "2.json").write_text("{")
+    store.path.write_text(BROKEN)
+    with pytest.raises(UnknownEntryError, match=r"version 2 is not kept; kept are: 1$"):
+        store.rollback(2)
+    with pytest.raises(StaleVersionError, match="expected 3, but the store is at version 1"):
+        store.rollback(expected="3")
+    assert store.path.read_text() == BROKEN
+    assert store.rollback().after.sha256 == store.read_version(1).sha256
+
+
+def test_a_broken_file_without_history_stays(store: WeightsStore) -> None:
+    store.path.write_text(BROKEN)
+    with pytest.raises(StoreFormatError, match="there is no earlier version to return to"):
+        store.rollback()
+    assert [path.name for path in store.path.parent.glob("*.broken*")] == []
+
+
+def test_a_repair_that_cannot_keep_the_broken_file_changes_nothing(
+    store: WeightsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, 1)
+    store.path.write_text(BROKEN)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("weights.store.replace_file", full)
+    with pytest.raises(StoreFileError, match=r"w\.json\.broken\.4: No space left.*nothing was"):
+        store.rollback()
+    assert store.path.read_text() == BROKEN
+
+
 def test_a_folder_a_pipe_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
     initial = build_profile_set({}, SPEC)
     folder = WeightsStore(tmp_path, spec=SPEC)
@@ -252,7 +332,7 @@ def test_a_full_disk_keeps_the_old_version(store: WeightsStore) -> None:
 import resource, signal, sys
 from pathlib import Path
 from weights.changes import with_profile
-from weights.store import WeightsStore
+from weights.store import Rollback, WeightsStore
 store = WeightsStore(Path(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = store.path.stat().st_size + 10
@@ -286,7 +366,7 @@ cd {tmp_path}
 import os
 from weights.changes import with_profile
 from weights.profiles import build_profile_set
-from weights.store import WeightsStore
+from weights.store import Rollback, WeightsStore
 from weights.store_format import spec_of_members
 store = WeightsStore("w.json")
 store.create(build_profile_set({{}}, spec_of_members(["a", "b"])))

@@ -71,6 +71,18 @@ def test_set_default_delete_and_rollback(filled: Run) -> None:
     assert versions == ["version", "6", "5", "4", "3", "2", "1"]
 
 
+def test_rollback_repairs_a_broken_file(filled: Run) -> None:
+    Path("w.json").write_text("{")
+    assert "would be kept as" in filled("rollback", "--dry-run")[1]
+    code, out, err = filled("rollback")
+    first, second = out.splitlines()
+    assert (code, err) == (0, "")
+    assert first == "version 1 -> 3, sha256 4da5e4390333"
+    assert second.startswith("the store file could not be read; what it held is kept as ")
+    assert Path("w.json.broken.3").read_text() == "{"
+    assert filled("show")[0] == 0
+
+
 def test_diff_shows_what_changed(filled: Run) -> None:
     filled("set", "x", "a=1", "b=3")
     filled("default", "x")
