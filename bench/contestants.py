@@ -23,17 +23,18 @@ from mixing import wire
 class Contestant:
     """What all of them share: work is timed, and has to be complete."""
 
-    def generate(self, job: Job) -> int:
-        """Answers every request of the job; returns how many tokens were drawn."""
+    def draw(self, job: Job) -> list[list[int]]:
+        """Answers every request of the job: the tokens each has drawn."""
         raise NotImplementedError
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Does what the parent asks: the seconds that a job takes."""
         job = Job.from_dict(request["job"])
         begin = time.perf_counter()
-        num_tokens = self.generate(job)
+        tokens = self.draw(job)
         seconds = time.perf_counter() - begin
-        assert num_tokens == job.num_tokens, f"{num_tokens} tokens of {job.num_tokens} were drawn"
+        lengths = [len(row) for row in tokens]
+        assert lengths == list(job.lengths), f"drew {lengths} tokens, not {job.lengths}"
         return {"seconds": seconds}
 
 
@@ -43,9 +44,9 @@ class VllmEngine(Contestant):
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._is_mixture = mixture_of(settings) is not None
         self._adapters: list[str] = settings.get("adapters", [])
-        self._llm = start_vllm(settings)
+        self.llm = start_vllm(settings)
 
-    def generate(self, job: Job) -> int:
+    def draw(self, job: Job) -> list[list[int]]:
         """One call of `LLM.generate`."""
         from vllm import SamplingParams
 
@@ -58,13 +59,13 @@ class VllmEngine(Contestant):
             )
             for length, weights_K in zip(job.lengths, job.weights, strict=True)
         ]
-        outputs = self._llm.generate(
+        outputs = self.llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in job.prompts],
             params,
             use_tqdm=False,
             lora_request=self._lora_requests(len(job.prompts)),
         )
-        return sum(len(output.outputs[0].token_ids) for output in outputs)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
     def _lora_requests(self, batch: int) -> list[Any] | None:
         if not self._adapters:
@@ -117,7 +118,7 @@ class SeparateEngines(Contestant):
             worker.wait_started()
         self._random = random.Random(0)
 
-    def generate(self, job: Job) -> int:
+    def draw(self, job: Job) -> list[list[int]]:
         """As many rounds of questions as the longest request has tokens."""
         texts = [list(prompt) for prompt in job.prompts]
         for step in range(max(job.lengths)):
@@ -129,7 +130,7 @@ class SeparateEngines(Contestant):
             for position, row in enumerate(rows):
                 lists_K = [dict(answer[position]) for answer in answers]
                 texts[row].append(draw_mixed(lists_K, job.weights[row], self._random))
-        return sum(map(len, texts)) - sum(map(len, job.prompts))
+        return [text[len(prompt) :] for text, prompt in zip(texts, job.prompts, strict=True)]
 
 
 def draw_mixed(
@@ -170,7 +171,7 @@ class TransformersLoop(Contestant):
             for model in settings["models"]
         ]
 
-    def generate(self, job: Job) -> int:
+    def draw(self, job: Job) -> list[list[int]]:
         """Prompts of one length only: what is compared has no padding."""
         import torch
 
@@ -190,4 +191,4 @@ class TransformersLoop(Contestant):
                 ids = torch.multinomial(torch.softmax(mixed_BV, dim=-1), 1)
                 drawn.append(ids)
             tokens = torch.cat(drawn, dim=1).tolist()
-        return sum(len(row[:length]) for row, length in zip(tokens, job.lengths, strict=True))
+        return [row[:length] for row, length in zip(tokens, job.lengths, strict=True)]

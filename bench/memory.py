@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import lineup as names
+from bench.contestants import VllmEngine
 from bench.engine import add_engine_flags, engine_options, model_name
 from bench.report import progress, show
-from bench.start import start_vllm
 from bench.worker import Worker
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def table(found: Sequence[dict[str, Any]]) -> list[list[str]]:
     return [heading, *rows]
 
 
-class MemoryProbe:
+class MemoryProbe(VllmEngine):
     """vLLM in this process, looked at between loading and what it does to parameters afterwards.
 
     Afterwards is too late: on CPU vLLM repacks linear layers into memory that no tensor shows.
@@ -93,11 +93,14 @@ class MemoryProbe:
             after_loading(model, *args)
 
         base_loader.process_weights_after_loading = counted
-        self._llm = start_vllm(settings)
+        try:
+            super().__init__(settings)
+        finally:
+            base_loader.process_weights_after_loading = after_loading
 
-    def answer(self, request: Mapping[str, Any]) -> dict[str, int]:
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The figures; nothing is asked."""
-        [kv_bytes_per_token] = self._llm.collective_rpc(_kv_bytes_per_token)
+        [kv_bytes_per_token] = self.llm.collective_rpc(_kv_bytes_per_token)
         return {
             "parameter_bytes": self._parameter_bytes,
             "kv_bytes_per_token": kv_bytes_per_token,

@@ -39,11 +39,11 @@ def test_a_token_that_one_list_lacks_counts_as_its_least_likely_one() -> None:
 
 def test_work_that_is_incomplete_is_not_timed() -> None:
     class Lazy(Contestant):
-        def generate(self, job: Job) -> int:
-            return job.num_tokens - 1
+        def draw(self, job: Job) -> list[list[int]]:
+            return [[5] * 3, [5] * 2]
 
     job = make_job(batch=2, num_policies=1, prompt_tokens=2, tokens=3, seed=0)
-    with pytest.raises(AssertionError, match="5 tokens of 6"):
+    with pytest.raises(AssertionError, match=r"drew \[3, 2\] tokens, not \[3, 3\]"):
         Lazy().answer({"job": job.to_dict()})
 
 

@@ -1,0 +1,81 @@
+"""What `prefmix bench` compares computes the same, and its memory figures are the layouts'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import shut_down
+
+from bench import lineup as names
+from bench.contestants import TransformersLoop
+from bench.job import Job, make_job
+from bench.lineup import Models, lineup
+from bench.memory import MemoryProbe
+from bench.random_models import Shape, save_adapter, save_model
+
+SHAPE = Shape(layers=2, hidden=64, intermediate=128, heads=2, kv_heads=2, vocab=320)
+NUM_POLICIES = 2
+CERTAIN = 1e4
+"""Gain of the LM heads: one token has all the probability, so drawing is deterministic."""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    root = tmp_path_factory.mktemp("models")
+    base, *policies = (
+        save_model(root / name, SHAPE.config(), seed=seed, head_gain=CERTAIN)
+        for seed, name in enumerate(("base", "p0", "p1"))
+    )
+    adapters = [save_adapter(root / f"a{seed}", base, rank=2, seed=seed) for seed in range(2)]
+    models = Models(
+        policies=tuple(map(str, policies)),
+        base=str(base),
+        adapters=tuple(map(str, adapters)),
+        average=None,
+    )
+    options = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True}
+    flags = ["--max-num-seqs=4"]
+    return lineup(models, num_policies=NUM_POLICIES, options=options, engine_flags=flags)
+
+
+@pytest.fixture
+def probe() -> Iterator[Any]:
+    """probe(settings) -> MemoryProbe; ends the engines."""
+    alive: list[Any] = []
+
+    def start(one: dict[str, Any]) -> MemoryProbe:
+        shut_down(alive)
+        probe = MemoryProbe(one)
+        alive.append(probe.llm)
+        return probe
+
+    yield start
+    shut_down(alive)
+
+
+def test_memory_is_that_of_the_layout_and_mixtures_agree(
+    settings: dict[str, dict[str, Any]], probe: Any
+) -> None:
+    one = probe(settings[names.FLOOR]).answer({})
+    assert one["parameter_bytes"] == 4 * SHAPE.num_parameters
+    assert one["kv_bytes_per_token"] == 2 * SHAPE.layers * SHAPE.hidden * 4
+
+    trunk = probe(settings[names.TRUNK]).answer({})
+    assert trunk["kv_bytes_per_token"] == NUM_POLICIES * one["kv_bytes_per_token"]
+
+    engine = probe(settings[names.FULL])
+    full = engine.answer({})
+    assert full["kv_bytes_per_token"] == NUM_POLICIES * one["kv_bytes_per_token"]
+    assert full["parameter_bytes"] == NUM_POLICIES * one["parameter_bytes"]
+    assert one["parameter_bytes"] < trunk["parameter_bytes"] < full["parameter_bytes"]
+
+    prompts = make_job(batch=3, num_policies=2, prompt_tokens=6, tokens=1, seed=0).prompts
+    job = Job(prompts=prompts, lengths=[5, 3, 5], weights=[[0.3, 0.7], [1.0, 0.0], [0.6, 0.4]])
+    drawn = engine.draw(job)
+    assert [len(row) for row in drawn] == [5, 3, 5]
+    loop = TransformersLoop(settings[names.TRANSFORMERS])
+    assert loop.draw(job) == drawn
+    swapped = Job(prompts=prompts, lengths=job.lengths, weights=[[0.7, 0.3]] * 3)
+    assert loop.draw(swapped) != drawn
