@@ -195,13 +195,14 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
     for warning in warnings:
         init_logger(f"vllm.{__name__}").warning_once("%s", warning)
     wanted = model_config.original_max_model_len
+    first = spec.checkpoints[0]
     own_quantization = _quantization(model_config.hf_config)
     for index, member in enumerate(spec.checkpoints):
         config = member_vllm_config(vllm_config, member, index=index).model_config
         _check_plain_text_model(member, config)
         if _quantization(config.hf_config) != own_quantization:
             raise CompatibilityError(
-                f"policies {spec.checkpoints[0].name!r} and {member.name!r} are quantised differently "
+                f"policies {first.name!r} and {member.name!r} are quantised differently "
                 f"({own_quantization}; {_quantization(config.hf_config)}); one engine runs one "
                 "quantisation, convert one of them"
             )

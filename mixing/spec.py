@@ -155,9 +155,7 @@ class MixtureSpec:
         allowed = [field.name for field in fields(cls)]
         unknown = set(data) - set(allowed)
         if unknown:
-            raise SpecError(
-                f"unknown mixture key {min(unknown)!r}; allowed: {', '.join(allowed)}"
-            )
+            raise SpecError(f"unknown mixture key {min(unknown)!r}; allowed: {', '.join(allowed)}")
 
         def policy(item: object) -> Policy:
             if not isinstance(item, Mapping) or not {"name", "model"} <= set(item) <= {
@@ -194,7 +192,7 @@ CONFIG_KEY = "prefmix"
 
 
 def hf_overrides(spec: MixtureSpec) -> dict[str, Any]:
-    """vLLM's `--hf-overrides` (JSON-ready) that turn its first checkpoint's config into the mixture.
+    """vLLM's `--hf-overrides` (JSON-ready) that turn a checkpoint's config into the mixture.
 
     Use together with `--model <spec.checkpoints[0].model>`.
     """

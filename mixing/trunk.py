@@ -8,8 +8,8 @@ parameters are read once a step however many members there are:
 Two kinds of layer know about the stack. A linear layer adds each member's low-rank update to that
 member's rows. An attention layer hands each member's rows to that member's own attention, which has
 its own KV cache. Everything else (norms, rotary embeddings, activations) is row by row and vLLM's
-own, whatever the architecture. The members share the LM head, and a sum of logits W h_k is W applied
-to a sum of hidden states: one LM head per step, unless a soft-cap stands in between.
+own, whatever the architecture. The members share the LM head, and a sum of logits W h_k is W
+applied to a sum of hidden states: one LM head per step, unless a soft-cap stands in between.
 
 Shapes: T tokens, n running members, N logits rows, M members, K adapters (M, or M - 1 with a
 reference, which is the base itself and stands last), D hidden width, R sum of ranks.
@@ -91,7 +91,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         self.stack.members = [member for member, active in enumerate(self.active) if active]
         # One set of members is compiled; any other is rarer and runs layer by layer.
         run = self.trunk if self.active == self.everyone else self.trunk.forward
-        hidden = iter(run(input_ids, positions).split(input_ids.shape[0]))
+        hidden = iter(torch.split(run(input_ids, positions), input_ids.shape[0]))
         for slot, active in zip(slots, self.active, strict=True):
             if active:
                 slot.copy_(next(hidden))
@@ -102,7 +102,10 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         present = [
             (hidden_ND, weight_N1)
             for hidden_ND, weight_N1, has_weight in zip(
-                hidden, weights_NM.split(1, dim=-1), members_with_weight(weights_NM), strict=True
+                hidden,
+                torch.split(weights_NM, 1, dim=-1),
+                members_with_weight(weights_NM),
+                strict=True,
             )
             if has_weight
         ]
@@ -118,7 +121,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         if stacked is None:
             return None
         return log_linear_mix(
-            stacked.split(len(weights_NM)),
+            torch.split(stacked, len(weights_NM)),
             torch.cat([weight_N1 for _, weight_N1 in present], dim=-1),
             vocab_size=self.vocab_size,
             signed=self.spec.weight_space == "affine",
@@ -295,9 +298,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         self.inner.process_weights_after_loading(layer)
 
-    def apply(
-        self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Args: x: [n * T, in]. Returns: [n * T, out]."""
         out: torch.Tensor = self.inner.apply(layer, x, bias)
         running = self.stack.with_adapter

@@ -51,6 +51,7 @@ def describe(state: MixtureState) -> dict[str, Any]:
         "model": state.model_names[0],
         "weight_space": spec.weight_space,
         "policies": [_policy(policy) for policy in spec.policies],
+        "base": spec.base,
         "reference": None if spec.reference is None else _policy(spec.reference),
         "default_profile": profiles.default,
         "version": profiles.version,

@@ -53,7 +53,11 @@ class ServeConfig(BaseModel):
     name: str = "prefmix"
     """What clients put in `model`."""
     policies: PolicyTable = Field(default_factory=dict)
-    """Policy name to model, in weight order."""
+    """Policy name to model, in weight order: full checkpoints."""
+    base: Annotated[PolicyEntry, BeforeValidator(_policy_entry)] | None = None
+    """One model that all policies share; then they are given as `adapters` of it."""
+    adapters: PolicyTable = Field(default_factory=dict)
+    """Policy name to LoRA adapter (PEFT format) of `base`, in weight order."""
     reference: PolicyTable | None = None
     """The reference policy: exactly one name and model."""
     weight_space: WeightSpace = "simplex"
@@ -79,14 +83,33 @@ class ServeConfig(BaseModel):
         if self.reference is not None and len(reference) != 1:
             names = ", ".join(self.reference) or "none"
             raise ConfigError(f"reference needs exactly one NAME and MODEL, got {names}")
+        table = self.policies
+        if self.base is not None or self.adapters:
+            table = self._adapters_of_base()
         try:
             return MixtureSpec(
-                policies=tuple(_policy(name, entry) for name, entry in self.policies.items()),
+                policies=tuple(_policy(name, entry) for name, entry in table.items()),
                 reference=reference[0] if reference else None,
                 weight_space=self.weight_space,
+                base=None if self.base is None else self.base.model,
+                base_revision=None if self.base is None else self.base.revision,
             )
         except SpecError as error:
             raise ConfigError(str(error)) from None
+
+    def _adapters_of_base(self) -> PolicyTable:
+        if self.base is None:
+            raise ConfigError(
+                "adapters need the model they adapt: add --base MODEL, or base: in the file"
+            )
+        if self.policies:
+            raise ConfigError(
+                "policies and base are both given; serve either full checkpoints (policies) or "
+                "one base and its adapters (base, adapters)"
+            )
+        if not self.adapters:
+            raise ConfigError("base needs at least one adapter; add --adapter NAME=PATH")
+        return self.adapters
 
     def profile_set(self, spec: MixtureSpec) -> ProfileSet:
         """The profiles to start with."""
@@ -105,9 +128,16 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
     Raises: ConfigError.
     """
     data = {} if path is None else _read(path)
-    for table in ("policies", "reference"):
+    for table in ("policies", "adapters", "reference"):
         if path is not None and table not in overrides and isinstance(data.get(table), dict):
             data[table] = _resolve_models(data[table], folder=path.resolve().parent, where=path)
+    if path is not None and "base" not in overrides and data.get("base") is not None:
+        base = {"base": data["base"]}
+        data |= _resolve_models(base, folder=path.resolve().parent, where=path)
+    if "policies" in overrides and not {"base", "adapters"} & set(overrides):
+        data = {key: value for key, value in data.items() if key not in ("base", "adapters")}
+    if {"base", "adapters"} & set(overrides) and "policies" not in overrides:
+        data.pop("policies", None)
     if path is not None and isinstance(data.get("weights_store"), str):
         data["weights_store"] = str(
             path.resolve().parent / Path(data["weights_store"]).expanduser()
@@ -159,7 +189,7 @@ def resolve_model(model: str, *, folder: Path, where: str) -> str:
         wrong = "is not a folder" if path.exists() else "does not exist"
         raise ConfigError(
             f"{where}: {path} {wrong}; "
-            "give a folder with config.json and safetensors files, or a hub id"
+            "give a folder with a config and safetensors files, or a hub id"
         )
     return model
 
@@ -188,7 +218,7 @@ def _resolve_models(table: Mapping[Any, Any], *, folder: Path, where: Path) -> d
     for name, value in table.items():
         entry = _policy_entry(value)
         if isinstance(entry, dict) and isinstance(entry.get("model"), str):
-            model = resolve_model(entry["model"], folder=folder, where=f"{where}: policy {name}")
+            model = resolve_model(entry["model"], folder=folder, where=f"{where}: {name}")
             entry = {**entry, "model": model}
         resolved[name] = entry
     return resolved

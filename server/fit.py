@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.exits import CommandError
+from server.mixture_flags import add_mixture_flags, mixture_overrides
 
 if TYPE_CHECKING:
     from mixing.spec import MixtureSpec
@@ -31,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file")
-    add("--policy", action="append", metavar="NAME=MODEL", help="a policy; repeat for each")
-    add("--reference", metavar="NAME=MODEL", help="the policy the others were aligned from")
+    add_mixture_flags(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompts", type=Path, help="JSONL file of prompts to fit on")
     source.add_argument("--scores", type=Path, help="Parquet score table from elsewhere")
@@ -176,15 +176,10 @@ def _fit(
 
 
 def _spec(args: argparse.Namespace) -> tuple[ServeConfig, MixtureSpec]:
-    from server.config import load_config, policies_from_flags
+    from server.config import load_config
     from weights.fit_result import FitError
 
-    overrides: dict[str, Any] = {}
-    if args.policy is not None:
-        overrides["policies"] = policies_from_flags("--policy", args.policy)
-    if args.reference is not None:
-        overrides["reference"] = policies_from_flags("--reference", [args.reference])
-    config = load_config(args.config, overrides)
+    config = load_config(args.config, mixture_overrides(args))
     spec = config.spec()
     if spec.weight_space != "simplex":
         raise FitError("a fit finds weights on the simplex; weight_space is affine")
@@ -206,14 +201,15 @@ def _engine(
         return lambda: remote, remote.spec, models
     if config is None or spec is None:
         raise CommandError(
-            "no policies: give a CONFIG.yaml, --policy NAME=MODEL, or --server URL", exit_code=2
+            "no policies: give a CONFIG.yaml, --policy NAME=MODEL, --base and --adapter, or "
+            "--server URL",
+            exit_code=2,
         )
     from mixing.compatibility import check_members
-    from weights.fingerprint import fingerprint
+    from weights.fingerprint import fingerprints
 
     check_members(spec)
-    fingerprints = {member.name: fingerprint(member) for member in spec.members}
-    return lambda: _local_engine(config, spec, passthrough), spec, fingerprints
+    return lambda: _local_engine(config, spec, passthrough), spec, fingerprints(spec)
 
 
 def _local_engine(config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]) -> Engine:

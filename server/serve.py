@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from mixing.spec import WeightSpace
 from server.exits import CommandError
+from server.mixture_flags import add_mixture_flags, mixture_overrides
 
 EPILOG = """\
 MODEL is a local folder in Hugging Face layout (beginning with /, ./, ../ or ~, or the name of a
@@ -23,13 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "prefmix serve [CONFIG.yaml] [flags] [-- any vLLM engine or server flag]"
     add = parser.add_argument
     add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file")
-    add(
-        "--policy",
-        action="append",
-        metavar="NAME=MODEL",
-        help="a policy; repeat for each. Replaces the file's policies",
-    )
-    add("--reference", metavar="NAME=MODEL", help="the policy the others were aligned from")
+    add_mixture_flags(parser)
     add("--weight-space", choices=get_args(WeightSpace), help="default simplex")
     add("--name", help="the model name clients use; default prefmix")
     add("--host", help="address to listen on; default 127.0.0.1")
@@ -79,12 +74,6 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 
 def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration fields that were given as flags."""
-    from server.config import policies_from_flags
-
     fields = ("weight_space", "name", "host", "port", "weights_store", "admin_port")
-    overrides = {field: getattr(args, field) for field in fields}
-    if args.policy is not None:
-        overrides["policies"] = policies_from_flags("--policy", args.policy)
-    if args.reference is not None:
-        overrides["reference"] = policies_from_flags("--reference", [args.reference])
+    overrides = {field: getattr(args, field) for field in fields} | mixture_overrides(args)
     return {field: value for field, value in overrides.items() if value is not None}

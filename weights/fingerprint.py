@@ -5,7 +5,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from mixing.spec import Policy
+from mixing.spec import MixtureSpec, Policy
+
+
+def fingerprints(spec: MixtureSpec) -> dict[str, str]:
+    """The content hash of each member by name; an adapter's with that of its base."""
+    if spec.base is None:
+        return {member.name: fingerprint(member) for member in spec.members}
+    base = fingerprint(spec.checkpoints[0])
+    adapted = {policy.name: f"{base} + {fingerprint(policy)}" for policy in spec.adapters}
+    return adapted if spec.reference is None else {**adapted, spec.reference.name: base}
 
 
 def fingerprint(member: Policy) -> str:

@@ -30,10 +30,12 @@ OPEN_MIXING = PURE_MIXING | {"mixing.compatibility"}
 VLLM_AT_TOP = {
     "mixing.admission",
     "mixing.loading",
+    "mixing.mixture_model",
     "mixing.model",
     "mixing.request_weights",
     "mixing.runner_v2",
     "mixing.scheduling",
+    "mixing.trunk",
     # Loaded by vLLM through the endpoint plugin, or by `launch` once it has set vLLM up.
     "server.catalog",
     "server.endpoints",

@@ -66,3 +66,22 @@ def test_names_that_would_break_a_header_label_or_model_are_refused(name: object
 def test_impossible_mixtures_are_refused_with_the_reason(build: object, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         build()  # type: ignore[operator]
+
+
+def test_a_base_makes_the_policies_adapters_of_one_checkpoint() -> None:
+    policies = (Policy(name="a", model="x/a"), Policy(name="b", model="x/b"))
+    reference = Policy(name="r", model="x/base", revision="v1")
+    spec = MixtureSpec(policies=policies, reference=reference, base="x/base", base_revision="v1")
+    assert spec.adapters == policies
+    assert [(each.model, each.revision) for each in spec.checkpoints] == [("x/base", "v1")]
+    assert MixtureSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert hf_overrides(spec)["architectures"] == ["SharedTrunkMixtureForCausalLM"]
+    assert MixtureSpec(policies=policies).checkpoints == policies
+
+
+def test_a_reference_beside_a_base_is_the_base() -> None:
+    policies = (Policy(name="a", model="x/a"),)
+    with pytest.raises(SpecError, match="the reference is the base itself: give 'x/base'"):
+        MixtureSpec(policies=policies, base="x/base", reference=Policy(name="r", model="x/other"))
+    with pytest.raises(SpecError, match="base_revision is given without a base"):
+        MixtureSpec(policies=policies, base_revision="v1")

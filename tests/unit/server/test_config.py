@@ -119,9 +119,9 @@ def test_flags_alone_are_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         ("policies: {a: org/a}\nreference: {a: org/a}", ["'a'", "own name"]),
         ("policies: {a: org/a}\nreference: {x: org/x, y: org/y}", ["exactly one", "x, y"]),
         ("policies: {a: org/a}\nreference: {}", ["exactly one", "none"]),
-        ("policies: {a: ./missing}", ["policy a", "missing", "does not exist", "hub id"]),
-        ("policies: {a: /nowhere/at/all}", ["policy a", "/nowhere/at/all", "does not exist"]),
-        ("policies: {a: ./mixture.yaml}", ["policy a", "is not a folder"]),
+        ("policies: {a: ./missing}", [": a: ", "missing", "does not exist", "hub id"]),
+        ("policies: {a: /nowhere/at/all}", [": a: ", "/nowhere/at/all", "does not exist"]),
+        ("policies: {a: ./mixture.yaml}", [": a: ", "is not a folder"]),
         ("policies: {a: ''}", ["'a'", "no model"]),
         ("policies: {a: org/a}\nport: '8000'", ["port", "'8000'", "integer"]),
         ("policies: {a: org/a}\nport: 70000", ["port", "70000", "65535"]),
@@ -195,4 +195,44 @@ def test_keys_and_flags_are_documented_alike() -> None:
     add_arguments(parser)
     flags = {action.dest for action in parser._actions} - {"help", "config"}
     keys = set(ServeConfig.model_fields) - {"engine", "profiles", "default_profile"}
-    assert {"policies" if flag == "policy" else flag for flag in flags} == keys
+    plural = {"policy": "policies", "adapter": "adapters"}
+    assert {plural.get(flag, flag) for flag in flags} == keys
+
+
+def test_base_and_adapters_make_a_shared_trunk(folder: Path) -> None:
+    text = "{base: ./one, adapters: {a: ./two, b: org/adapter}, reference: {plain: ./one}}"
+    spec = load_config(write(folder, text), {}).spec()
+    assert (spec.base, spec.policy_names) == (str(folder / "one"), ("a", "b"))
+    assert [policy.model for policy in spec.adapters] == [str(folder / "two"), "org/adapter"]
+    assert [member.name for member in spec.checkpoints] == ["base"]
+    assert spec.reference is not None
+    assert spec.reference.model == spec.base
+
+
+def test_policies_from_flags_replace_a_trunk_of_the_file_and_the_other_way_round(
+    folder: Path,
+) -> None:
+    trunk = write(folder, "{base: ./one, adapters: {a: ./two}}")
+    assert load_config(trunk, {"policies": {"p": {"model": "org/m"}}}).spec().base is None
+    full = write(folder, "policies: {p: ./one}")
+    overrides = {"base": {"model": "org/m"}, "adapters": {"a": {"model": "org/a"}}}
+    assert load_config(full, overrides).spec().base == "org/m"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{base: ./one}", ["base needs at least one adapter", "--adapter NAME=PATH"]),
+        ("{adapters: {a: ./one}}", ["adapters need the model they adapt", "--base MODEL"]),
+        ("{base: ./one, policies: {a: ./two}}", ["policies and base are both given"]),
+        (
+            "{base: ./one, adapters: {a: ./two}, reference: {r: ./two}}",
+            ["with a base the reference is the base itself", "one"],
+        ),
+        ("{base: ./none, adapters: {a: ./two}}", [": base: ", "does not exist"]),
+        ("{base: ./one, adapters: {a: ./none}}", [": a: ", "does not exist"]),
+    ],
+)
+def test_a_trunk_that_cannot_be_is_refused(folder: Path, text: str, words: list[str]) -> None:
+    message = refusal(folder, text)
+    assert all(word in message for word in words), message

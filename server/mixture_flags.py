@@ -1,0 +1,49 @@
+"""The flags that say what is mixed, the same for every command that takes a mixture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_mixture_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --policy, --base, --adapter and --reference."""
+    add = parser.add_argument
+    add(
+        "--policy",
+        action="append",
+        metavar="NAME=MODEL",
+        help="a policy; repeat for each. Replaces the file's policies",
+    )
+    add("--base", metavar="MODEL", help="one model that all policies are LoRA adapters of")
+    add(
+        "--adapter",
+        action="append",
+        metavar="NAME=PATH",
+        help="a policy as an adapter of --base (PEFT format); repeat for each",
+    )
+    add(
+        "--reference",
+        metavar="NAME=MODEL",
+        help="the policy the others were aligned from; with --base, the base itself",
+    )
+
+
+def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of ServeConfig that these flags give.
+
+    Raises: ConfigError for a malformed flag or a missing folder.
+    """
+    from server.config import policies_from_flags, resolve_model
+
+    overrides: dict[str, Any] = {}
+    if args.policy is not None:
+        overrides["policies"] = policies_from_flags("--policy", args.policy)
+    if args.base is not None:
+        overrides["base"] = {"model": resolve_model(args.base, folder=Path.cwd(), where="--base")}
+    if args.adapter is not None:
+        overrides["adapters"] = policies_from_flags("--adapter", args.adapter)
+    if args.reference is not None:
+        overrides["reference"] = policies_from_flags("--reference", [args.reference])
+    return overrides
