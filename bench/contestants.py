@@ -110,9 +110,8 @@ class SeparateEngines(Contestant):
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        engines = [
-            {**settings, "kind": "next-token", "model": model} for model in settings["models"]
-        ]
+        kind = f"{__name__}:{NextTokenEngine.__name__}"
+        engines = [{**settings, "kind": kind, "model": model} for model in settings["models"]]
         self._workers = [Worker(engine) for engine in engines]
         for worker in self._workers:
             worker.wait_started()

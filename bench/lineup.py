@@ -168,26 +168,29 @@ def lineup(
     adapters = list(models.adapters[:num_policies])
     common = {"options": dict(options), "engine_flags": list(engine_flags)}
 
-    def vllm(model: str | None, **more: Any) -> dict[str, Any]:
-        return {**common, "kind": "vllm", "model": model, **more}
+    def one(kind: str, **more: Any) -> dict[str, Any]:
+        return {**common, "kind": f"bench.contestants:{kind}", **more}
 
-    settings = {FLOOR: vllm(models.one)}
+    settings = {FLOOR: one("VllmEngine", model=models.one)}
     if len(policies) == num_policies:
         # The smallest block: a step computes anew what lies in the last, unfinished one.
         cached = {**options, "enable_prefix_caching": True, "block_size": 32}
         settings |= {
-            FULL: vllm(policies[0], mixture=_mixture(policies)),
-            SEPARATE: {**common, "kind": "separate", "models": policies, "options": cached},
-            TRANSFORMERS: {**common, "kind": "transformers", "models": policies},
+            FULL: one("VllmEngine", model=policies[0], mixture=_mixture(policies)),
+            SEPARATE: one("SeparateEngines", models=policies, options=cached),
+            TRANSFORMERS: one("TransformersLoop", models=policies),
         }
     if len(adapters) == num_policies:
         lora = {"enable_lora": True, "max_loras": num_policies, "max_lora_rank": LORA_RANK}
+        trunk = _mixture(adapters, base=models.base)
         settings |= {
-            TRUNK: vllm(models.base, mixture=_mixture(adapters, base=models.base)),
-            MULTI_LORA: vllm(models.base, adapters=adapters, options={**options, **lora}),
+            TRUNK: one("VllmEngine", model=models.base, mixture=trunk),
+            MULTI_LORA: one(
+                "VllmEngine", model=models.base, adapters=adapters, options={**options, **lora}
+            ),
         }
     if models.average is not None:
-        settings[AVERAGE] = vllm(models.average)
+        settings[AVERAGE] = one("VllmEngine", model=models.average)
     return settings
 
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
                     progress(f"no {name}: the models given do not allow it")
                     continue
                 progress(f"starting {name}, K = {num_policies}")
-                worker = Worker({**everyone[name], "kind": "memory"})
+                worker = Worker({**everyone[name], "kind": "bench.memory:MemoryProbe"})
                 worker.wait_started()
                 figures = worker.ask({})
                 worker.close()

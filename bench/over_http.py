@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
                 name: stack.enter_context(serving(name, command, Path(folder)))
                 for name, command in commands(args, model, passthrough).items()
             }
-            client = Worker({"kind": "http-load"})
+            client = Worker({"kind": "bench.http_load:HttpLoad"})
             stack.callback(client.close)
             client.wait_started()
             found = [

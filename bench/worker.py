@@ -23,16 +23,6 @@ from bench.job import Job
 from server.exits import CommandError
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = {
-    "vllm": "bench.contestants:VllmEngine",
-    "next-token": "bench.contestants:NextTokenEngine",
-    "separate": "bench.contestants:SeparateEngines",
-    "transformers": "bench.contestants:TransformersLoop",
-    "http-load": "bench.http_load:HttpLoad",
-    "memory": "bench.memory:MemoryProbe",
-}
-"""What `settings["kind"]` may be: a class made from the settings, with a method `answer`."""
-
 _MARK = "@bench "
 """Begins a line of the protocol: libraries print to the same stream."""
 
@@ -59,6 +49,12 @@ class Worker:
     """The parent's side of one contestant."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        """Starts the child and returns at once.
+
+        Args:
+          settings: JSON-ready. `kind` is `module:Class`; the class is made from the settings and
+            has a method `answer(request) -> answer`, both JSON-ready dictionaries.
+        """
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the child
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.worker", json.dumps(settings)],
@@ -132,7 +128,7 @@ class Worker:
 
 def main(settings: dict[str, Any]) -> None:
     """The child's side: builds the contestant, then answers until its input ends."""
-    module, _, name = KINDS[settings["kind"]].partition(":")
+    module, _, name = settings["kind"].partition(":")
     begin = time.perf_counter()
     contestant = getattr(importlib.import_module(module), name)(settings)
     _answer({"start_s": time.perf_counter() - begin, "num_threads": _num_threads()})

@@ -10,90 +10,88 @@ Prints a table, then one JSON line.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench_decode import Engine, write_policy
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from bench.lineup import add_model_flags, prepare_models  # noqa: E402
+from bench.report import Spread, show  # noqa: E402
+from bench.worker import Worker  # noqa: E402
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 32, 96
+PLAIN, FIT = "plain vLLM, one policy", "the fit's engine, one of K policies"
 
 
-def serve_rounds(settings: dict[str, Any]) -> None:
-    """The engine's side: every line read is a round; the answer is its seconds."""
-    from mixing.spec import MixtureSpec, Policy
-    from weights.engine import LocalEngine, set_environment
+class Scorer:
+    """The engine's side: answers the seconds that scoring all responses takes."""
 
-    set_environment()
-    import torch
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        import torch
+
+        torch.manual_seed(0)
+        shape = (settings["responses"], PROMPT_TOKENS + RESPONSE_TOKENS)
+        rows = [tuple(row) for row in torch.randint(2, 300, shape).tolist()]
+        start = _fit if settings["is_fit"] else _plain
+        self._score = start(settings["models"], settings["options"], rows)
+        self._score()
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, float]:
+        """One round; nothing is asked."""
+        begin = time.perf_counter()
+        self._score()
+        return {"seconds": time.perf_counter() - begin}
+
+
+def _plain(models: list[str], options: Any, rows: list[tuple[int, ...]]) -> Callable[[], object]:
     from vllm import LLM, SamplingParams
 
-    folders = settings["folders"]
-    options = {"load_format": "dummy", "dtype": settings["dtype"], "max_model_len": 256}
-    torch.manual_seed(0)
-    tokens = torch.randint(2, 300, (settings["responses"], PROMPT_TOKENS + RESPONSE_TOKENS))
-    rows = [tuple(row) for row in tokens.tolist()]
-    if settings["mixture"]:
-        members = tuple(Policy(name=f"p{i}", model=folder) for i, folder in enumerate(folders))
-        engine = LocalEngine.start(MixtureSpec(policies=members), **options)
-        pairs = [(row[:PROMPT_TOKENS], row[PROMPT_TOKENS:]) for row in rows]
-        one_hot = [1.0] + [0.0] * (len(folders) - 1)
-
-        def score() -> None:
-            engine.score(pairs, one_hot)
-    else:
-        llm = LLM(model=folders[0], **options)
-        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        prompts = [{"prompt_token_ids": list(row)} for row in rows]
-
-        def score() -> None:
-            llm.generate(prompts, params, use_tqdm=False)
-
-    score()
-    print("@{}", flush=True)
-    for _ in sys.stdin:
-        begin = time.perf_counter()
-        score()
-        print("@" + json.dumps(time.perf_counter() - begin), flush=True)
+    llm = LLM(model=models[0], **options)
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    prompts = [{"prompt_token_ids": list(row)} for row in rows]
+    return lambda: llm.generate(prompts, params, use_tqdm=False)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Rounds in turn; the ratio is taken round by round."""
-    with tempfile.TemporaryDirectory() as root:
-        folders = [str(Path(root) / f"p{index}") for index in range(args.policies)]
-        for folder in folders:
-            write_policy(Path(folder), layers=args.layers, hidden=args.hidden, vocab=args.vocab)
-        settings = {"folders": folders, "dtype": args.dtype, "responses": args.responses}
+def _fit(models: list[str], options: Any, rows: list[tuple[int, ...]]) -> Callable[[], object]:
+    from mixing.spec import MixtureSpec, Policy
+    from weights.engine import LocalEngine
+
+    members = tuple(Policy(name=f"p{index}", model=model) for index, model in enumerate(models))
+    engine = LocalEngine.start(MixtureSpec(policies=members), **options)
+    pairs = [(row[:PROMPT_TOKENS], row[PROMPT_TOKENS:]) for row in rows]
+    one_hot = [1.0] + [0.0] * (len(models) - 1)
+    return lambda: engine.score(pairs, one_hot)
+
+
+def measure(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of each engine's rounds, in turn."""
+    options = {"dtype": args.dtype, "max_model_len": 256, "kv_cache_memory_bytes": 2**30}
+    with tempfile.TemporaryDirectory() as folder:
+        models = prepare_models(args, Path(folder), num_policies=args.policies)
+        settings = {
+            # Under this name the child finds the class: its folder is on the path.
+            "kind": "tests.bench.bench_scoring:Scorer",
+            "models": models.policies,
+            "options": options,
+            "responses": args.responses,
+        }
         engines = {
-            name: Engine({**settings, "mixture": mixture}, script=__file__)
-            for name, mixture in (("plain", False), ("fit", True))
+            name: Worker({**settings, "is_fit": is_fit}) for name, is_fit in ((PLAIN, 0), (FIT, 1))
         }
         seconds: dict[str, list[float]] = {name: [] for name in engines}
+        for engine in engines.values():
+            engine.wait_started()
         for _ in range(args.rounds):
             for name, engine in engines.items():
-                seconds[name].append(engine.seconds(1, 1))
+                seconds[name].append(engine.ask({})["seconds"])
         for engine in engines.values():
             engine.close()
-    num_tokens = args.responses * (PROMPT_TOKENS + RESPONSE_TOKENS)
-    return {
-        "bench": "scoring",
-        "policies": args.policies,
-        "responses": args.responses,
-        "dtype": args.dtype,
-        **{f"{name}_tokens_s": num_tokens / statistics.median(s) for name, s in seconds.items()},
-        "fit_over_plain": statistics.median(
-            plain / fit for plain, fit in zip(seconds["plain"], seconds["fit"], strict=True)
-        ),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("prefmix", "torch")},
-    }
+    return seconds
 
 
 def main() -> None:
@@ -101,23 +99,27 @@ def main() -> None:
     parser.add_argument("--policies", type=int, default=3)
     parser.add_argument("--responses", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--vocab", type=int, default=32000)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--engine", help=argparse.SUPPRESS)
+    add_model_flags(parser, size="134m")
+    parser.set_defaults(layers=6, hidden=512)
     args = parser.parse_args()
-    if args.engine:
-        serve_rounds(json.loads(args.engine))
-        return
-    result = measure(args)
-    print(f"{args.responses} responses, {PROMPT_TOKENS} + {RESPONSE_TOKENS} tokens, {args.dtype}\n")
-    print(f"{'plain vLLM, one policy':<34}  {result['plain_tokens_s']:>10.0f} tokens/s")
-    print(
-        f"{f'fit, one of {args.policies} policies':<34}  {result['fit_tokens_s']:>10.0f} tokens/s"
-    )
-    print(f"{'ratio':<34}  {result['fit_over_plain']:>10.3f}")
-    print("\n" + json.dumps(result))
+    seconds = measure(args)
+    num_tokens = args.responses * (PROMPT_TOKENS + RESPONSE_TOKENS)
+    speeds = {name: Spread.of(num_tokens / each for each in took) for name, took in seconds.items()}
+    ratio = Spread.of_ratios(seconds[PLAIN], seconds[FIT])
+    rows = [["engine", "tokens/s"], *([name, f"{speed:.0f}"] for name, speed in speeds.items())]
+    line = {
+        "bench": "scoring",
+        "policies": args.policies,
+        "responses": args.responses,
+        "dtype": args.dtype,
+        "plain_tokens_s": speeds[PLAIN].to_dict(),
+        "fit_tokens_s": speeds[FIT].to_dict(),
+        "fit_over_plain": ratio.to_dict(),
+    }
+    heading = f"{args.responses} responses, {PROMPT_TOKENS} + {RESPONSE_TOKENS} tokens, "
+    heading += f"{args.dtype}, {args.policies} policies; fit over plain {ratio:.3f}"
+    show(heading, rows, num_left=1, lines=[line])
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ from server.exits import CommandError
 
 
 def test_a_contestant_that_cannot_start_says_why() -> None:
-    worker = Worker({"kind": "nobody"})
-    with pytest.raises(CommandError, match="KeyError: 'nobody'"):
+    worker = Worker({"kind": "bench.contestants:Nobody"})
+    with pytest.raises(CommandError, match="no attribute 'Nobody'"):
         worker.wait_started()
     assert worker.is_over
 
 
 def test_a_request_that_fails_says_why() -> None:
-    worker = Worker({"kind": "separate", "models": []})
+    worker = Worker({"kind": "bench.contestants:SeparateEngines", "models": []})
     assert worker.wait_started()["num_threads"] >= 1
     with pytest.raises(CommandError, match="KeyError: 'job'"):
         worker.ask({})
@@ -24,7 +24,7 @@ def test_a_request_that_fails_says_why() -> None:
 
 
 def test_closing_ends_the_process() -> None:
-    worker = Worker({"kind": "separate", "models": []})
+    worker = Worker({"kind": "bench.contestants:SeparateEngines", "models": []})
     worker.wait_started()
     assert not worker.is_over
     worker.close()
