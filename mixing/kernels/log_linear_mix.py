@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from mixing.kernels.members import present_members
+from mixing.kernels.operators import operator
 
 _BLOCK_ELEMENTS = 1 << 17
 """On a CPU so many float32 are mixed at a time, half a MiB: what is in work stays in the cache."""
@@ -104,12 +105,6 @@ def soft_capped(logits: torch.Tensor, cap: float) -> torch.Tensor:
     return logits.float().div(cap).tanh_().mul_(cap) if cap else logits
 
 
-_operator = torch.library.custom_op(
-    "prefmix::log_linear_mix", log_linear_mix_torch, mutates_args=(), device_types="cpu"
-)
-
-
-@_operator.register_kernel("cuda")
 def _on_cuda(
     logits: list[torch.Tensor],
     weights: torch.Tensor,
@@ -125,7 +120,6 @@ def _on_cuda(
     return log_linear_mix_triton(logits, weights, columns, vocab_size, soft_caps, scales)
 
 
-@_operator.register_fake
 def _shape(
     logits: list[torch.Tensor],
     weights: torch.Tensor,
@@ -136,3 +130,13 @@ def _shape(
     signed: bool,
 ) -> torch.Tensor:
     return weights.new_empty((weights.shape[0], vocab_size))
+
+
+_operator = operator(
+    "log_linear_mix",
+    "(Tensor[] logits, Tensor weights, int[] columns, SymInt vocab_size,"
+    " float[] soft_caps, float[] scales, bool signed) -> Tensor",
+    cpu=log_linear_mix_torch,
+    cuda=_on_cuda,
+    fake=_shape,
+)

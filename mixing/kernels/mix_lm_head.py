@@ -14,6 +14,7 @@ import torch
 
 from mixing.kernels.log_linear_mix import log_linear_mix
 from mixing.kernels.members import present_members
+from mixing.kernels.operators import operator
 
 FUSED_ROWS: dict[tuple[int, int], range] = {}
 """By CUDA compute capability, the numbers of rows N where the Triton kernel was measured faster
@@ -150,12 +151,6 @@ def _on_cpu(
     return mix_lm_head_torch(hidden, heads, weights, columns, vocab_size, scales)
 
 
-_operator = torch.library.custom_op(
-    "prefmix::mix_lm_head", _on_cpu, mutates_args=(), device_types="cpu"
-)
-
-
-@_operator.register_kernel("cuda")
 def _on_cuda(
     hidden: list[torch.Tensor],
     heads: list[torch.Tensor],
@@ -173,7 +168,6 @@ def _on_cuda(
     return mix_lm_head_triton(hidden, heads, weights, columns, vocab_size, scales)
 
 
-@_operator.register_fake
 def _shape(
     hidden: list[torch.Tensor],
     heads: list[torch.Tensor],
@@ -184,3 +178,13 @@ def _shape(
     fused: bool,
 ) -> torch.Tensor:
     return weights.new_empty((weights.shape[0], vocab_size))
+
+
+_operator = operator(
+    "mix_lm_head",
+    "(Tensor[] hidden, Tensor[] heads, Tensor weights, int[] columns, SymInt vocab_size,"
+    " float[] scales, bool fused) -> Tensor",
+    cpu=_on_cpu,
+    cuda=_on_cuda,
+    fake=_shape,
+)

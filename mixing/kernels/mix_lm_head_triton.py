@@ -25,7 +25,7 @@ TUNER = Tuner(
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # a batch of one would be compiled anew
 def _mix_lm_head_kernel(
     hidden,  # per member a pointer to [N, D_m]
     hidden_rows,  # per member the stride of its rows

@@ -12,6 +12,7 @@ import torch
 
 from mixing.kernels.log_linear_mix import soft_capped
 from mixing.kernels.members import present_members
+from mixing.kernels.operators import operator
 
 _BLOCK_ELEMENTS = 1 << 17
 """On a CPU so many logits of a member are worked on at a time: half a MiB stays in the cache."""
@@ -162,12 +163,6 @@ def _measure_block(
         agrees[:, column] = ((of_token == best) & (of_token > -torch.inf))[:, 0]
 
 
-_operator = torch.library.custom_op(
-    "prefmix::mixture_statistics", mixture_statistics_torch, mutates_args=(), device_types="cpu"
-)
-
-
-@_operator.register_kernel("cuda")
 def _on_cuda(
     logits: list[torch.Tensor],
     weights: torch.Tensor,
@@ -182,7 +177,6 @@ def _on_cuda(
     return mixture_statistics_triton(logits, weights, tokens, columns, soft_caps, scales)
 
 
-@_operator.register_fake
 def _shapes(
     logits: list[torch.Tensor],
     weights: torch.Tensor,
@@ -192,3 +186,14 @@ def _shapes(
     scales: list[float],
 ) -> _Outputs:
     return empty_outputs(weights, len(columns))
+
+
+_operator = operator(
+    "mixture_statistics",
+    "(Tensor[] logits, Tensor weights, Tensor tokens, int[] columns,"
+    " float[] soft_caps, float[] scales)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    cpu=mixture_statistics_torch,
+    cuda=_on_cuda,
+    fake=_shapes,
+)
