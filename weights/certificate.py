@@ -4,6 +4,10 @@ At the optimum every active policy is equally far from the mixture, KL(mixture |
 ones are nearer, and F = -sum_k w_k KL_k. The gap max_k KL_k - sum_k w_k KL_k is therefore 0 at the
 optimum and bounds how much F could still fall (F is convex and the gap is its linear bound).
 
+With a floor m under every weight only what lies above it can move: the linear bound is then
+(1 - K m) max_k KL_k - sum_k (w_k - m) KL_k. It is 0 where every policy above the floor is equally
+far; those at the floor may be nearer.
+
 Shapes: P prompts, K policies, B bootstrap samples.
 Source: the optimality conditions of weights.objective; the O(1/m) bias, Wang et al. 2025
   (arXiv 2502.18699), whose m-sample estimator this is.
@@ -39,7 +43,7 @@ class Certificate:
     kl: dict[str, float]
     """KL(mixture || policy) by policy."""
     gap: float
-    """max_k KL_k - sum_k w_k KL_k over policies; 0 at the optimum."""
+    """What F could still fall within the floor, at most; 0 at the optimum."""
     gap_interval: tuple[float, float]
     """95 % bootstrap interval of the gap over prompts."""
     ess: float
@@ -80,7 +84,9 @@ def certify(
       lengths_PJ: tokens of each response, NaN where there is none.
     """
     kl_PK = objective.kl_per_prompt(responses, weights_K)
-    gap, gap_interval = bootstrap_gap(kl_PK, weights_K, seed=settings.seed)
+    gap, gap_interval = bootstrap_gap(
+        kl_PK, weights_K, seed=settings.seed, min_weight=settings.min_weight
+    )
     size_P = objective.effective_sample_size(responses, weights_K)
     ends_RK = np.stack([run.weights_K for run in runs])
     found = Certificate(
@@ -99,7 +105,7 @@ def certify(
 
 
 def bootstrap_gap(
-    kl_PK: Floats, weights_K: Floats, *, seed: int
+    kl_PK: Floats, weights_K: Floats, *, seed: int, min_weight: float = 0.0
 ) -> tuple[float, tuple[float, float]]:
     """The equaliser gap and its 95 % bootstrap interval over prompts.
 
@@ -110,15 +116,18 @@ def bootstrap_gap(
       kl_PK: KL(mixture || policy k) prompt by prompt, in nats.
       weights_K: the mixture's weights.
       seed: of the bootstrap.
+      min_weight: floor of every weight; only what lies above it counts.
     """
+    free_K = weights_K - min_weight
+    slope = 1 - len(weights_K) * min_weight
     rng = np.random.default_rng(seed)
     num_prompts = len(kl_PK)
     # How often each prompt is drawn is all that a bootstrap of means needs.
     counts_BP = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), NUM_BOOTSTRAP)
     kl_BK = counts_BP @ kl_PK / num_prompts
-    gap_B = kl_BK.max(axis=1) - kl_BK @ weights_K
+    gap_B = slope * kl_BK.max(axis=1) - kl_BK @ free_K
     kl_K = kl_PK.mean(axis=0)
-    gap = max(0.0, float(kl_K.max() - weights_K @ kl_K))
+    gap = max(0.0, float(slope * kl_K.max() - free_K @ kl_K))
     low, high = np.quantile(gap_B, [0.025, 0.975]) - (gap_B.mean() - gap)
     return gap, (max(0.0, float(low)), float(high))
 

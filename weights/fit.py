@@ -124,6 +124,7 @@ class FitJob:
             certificate=None,
             deployed=deployed,
             verdict=_mixture_verdict(fit, deployed),
+            min_weight=self.settings.descent.min_weight,
         )
 
     def _reference(self) -> FitResult:
@@ -150,7 +151,13 @@ class FitJob:
         """The KLs of the served mixture at some weights, on responses drawn for this only."""
         table = self._draw(weights_K, self.prompts, seed=EVALUATION_SEED, title="measure")
         log_ratio_PK = log_ratio_per_prompt(table.responses())
-        gap, gap_interval = bootstrap_gap(-log_ratio_PK, weights_K, seed=0)
+        is_fitted = self.settings.importances is None
+        gap, gap_interval = bootstrap_gap(
+            -log_ratio_PK,
+            weights_K,
+            seed=0,
+            min_weight=self.settings.descent.min_weight if is_fitted else 0.0,
+        )
         rng = np.random.default_rng(0)
         draws_BP = rng.integers(len(log_ratio_PK), size=(500, len(log_ratio_PK)))
         kl_BK = -log_ratio_PK[draws_BP].mean(axis=1)
@@ -219,7 +226,9 @@ def fit_table(table: ScoreTable, settings: FitSettings, *, beta: float | None = 
             "a vertex; score at least 2 responses a prompt, better 16"
         )
     if settings.importances is not None:
-        weights_K = importances_to_weights(settings.importances, table.names)
+        # Given weights know no floor.
+        settings = replace(settings, descent=replace(settings.descent, min_weight=0.0))
+        weights_K = importances_to_weights(settings.importances or {}, table.names)
         runs = [Descent(weights_K=weights_K, path_TK=weights_K[None, :])]
     else:
         runs = restarts(responses, settings.descent, num_restarts=settings.num_restarts)
@@ -242,6 +251,8 @@ def fit_table(table: ScoreTable, settings: FitSettings, *, beta: float | None = 
         certificate=certificate,
         deployed=None,
         verdict=certificate.verdict,
+        in_reward_form=table.in_reward_form,
+        min_weight=settings.descent.min_weight,
     )
 
 
@@ -265,7 +276,8 @@ def importances_to_weights(importances: dict[str, float], names: Sequence[str]) 
 def _with_deployed(found: FitResult, deployed: Deployed) -> FitResult:
     verdict = found.verdict
     if verdict == "trustworthy":
-        spread = max(deployed.kl.values()) - min(deployed.kl.values())
+        kls = [kl for name, kl in deployed.kl.items() if name not in found.at_floor]
+        spread = max(kls, default=0.0) - min(kls, default=0.0)
         verdict += (
             " for the sequence-level objective; the deployed mixture's KLs differ by "
             f"{spread:.2f} nats (--sampler mixture fits those)"

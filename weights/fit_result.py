@@ -12,6 +12,9 @@ from weights.certificate import Certificate
 from weights.mirror_descent import DescentSettings
 from weights.objective import Floats
 
+AT_FLOOR = 0.005
+"""A fitted weight this little above the floor is taken to rest on it."""
+
 Sampler = Literal["mixture", "reference"]
 
 
@@ -65,7 +68,7 @@ class Deployed:
     kl_interval: dict[str, tuple[float, float]]
     """95 % bootstrap interval over prompts."""
     gap: float
-    """max_k KL_k - sum_k w_k KL_k."""
+    """max_k KL_k - sum_k w_k KL_k; with a floor, over what lies above it (weights.certificate)."""
     gap_interval: tuple[float, float]
     """95 % bootstrap interval."""
     num_responses: int
@@ -92,6 +95,19 @@ class FitResult:
     """None without an engine (a score table from outside)."""
     verdict: str
     """Plain words: trustworthy, or what to change."""
+    in_reward_form: bool = False
+    """Whether the K are rewards: a certificate's `kl` is then KL - reward / beta of each."""
+    min_weight: float = 0.0
+    """The floor that the weights were fitted above."""
+
+    @property
+    def at_floor(self) -> tuple[str, ...]:
+        """The policies that a floor holds up, which may be nearer to the mixture than the others;
+        none without a floor."""
+        if self.min_weight == 0:
+            return ()
+        limit = self.min_weight + AT_FLOOR
+        return tuple(name for name, weight in self.weights.items() if weight < limit)
 
     @property
     def weights(self) -> dict[str, float]:

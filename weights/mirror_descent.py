@@ -162,12 +162,13 @@ def descend_together(
     unit = curvature(responses, np.full(num_policies, 1 / num_policies))
     if unit <= np.finfo(np.float64).eps:  # linear, as with one response a prompt
         unit = float(np.ptp(gradient(responses, np.full(num_policies, 1 / num_policies))))
-    if unit <= np.finfo(np.float64).eps:
-        # The policies cannot be told apart: every weight is as good as any.
+    slope = 1 - num_policies * settings.min_weight
+    if min(unit, slope) <= np.finfo(np.float64).eps:
+        # The policies cannot be told apart, or the floor leaves no choice.
         path_TRK[:] = path_TRK[0]
         return _finished(path_TRK)
-    slope = 1 - num_policies * settings.min_weight
-    step_size_T = np.full(settings.num_steps, settings.step_size * slope / unit)
+    # In v the gradient is slope times that in w, the curvature slope squared times.
+    step_size_T = np.full(settings.num_steps, settings.step_size / (slope * unit))
     if settings.schedule == "sqrt":
         step_size_T /= np.sqrt(np.arange(1, settings.num_steps + 1))
     gradients = _BatchGradients(responses, settings, num_runs)

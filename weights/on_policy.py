@@ -62,15 +62,15 @@ def fit_on_policy(
     path_TK = np.empty((num_rounds + 1, num_policies))
     kl_TK = np.empty((num_rounds, num_policies))
     path_TK[0] = with_floor(free_K, min_weight)
-    unit = 0.0
+    unit, slope = 0.0, 1 - num_policies * min_weight
     for index in range(num_rounds):
         responses = draw(index, path_TK[index])
         # The log ratios are against the mixture itself: their mean is minus the KL.
         kl_TK[index] = -mean_log_ratio(responses)
         if index == 0:
             unit = curvature(responses, np.zeros(num_policies))
-        if unit > np.finfo(np.float64).eps:
-            free_K = mirror_step(free_K, -kl_TK[index], step_size=step_size / unit)
+        if min(unit, slope) > np.finfo(np.float64).eps:
+            free_K = mirror_step(free_K, -kl_TK[index], step_size=step_size / (slope * unit))
         path_TK[index + 1] = with_floor(free_K, min_weight)
     weights_K = path_TK[1 + num_rounds // 2 :].mean(axis=0)
     return OnPolicyFit(weights_K=weights_K, path_TK=path_TK, kl_TK=kl_TK)

@@ -17,7 +17,7 @@ from typing import Any
 from weights import plots
 from weights.fit_result import FitResult
 from weights.report_page import TEMPLATE
-from weights.summary import distance_name, is_fitted, what_was_fitted
+from weights.summary import distance_name, floor_note, is_fitted, what_was_fitted
 
 PAGE = "report.html"
 _SHOWN_ABOVE = frozenset({"fitted", "verdict", "certificate", "deployed"})
@@ -101,7 +101,9 @@ def _figures(result: FitResult) -> Iterator[_Figure]:
 
 
 def _kl_caption(result: FitResult) -> str:
-    mean = "The dashed line is their mean under the weights; the longest bar's lead is the gap."
+    mean = "The dashed line is their mean under the weights" + (
+        "." if result.at_floor else "; the longest bar's lead is the gap."
+    )
     if result.deployed is None:
         return f"{distance_name(result)} of the fitted mixture to each. {mean}"
     text = "Distance of the deployed mixture to each policy, with 95 % intervals over prompts."
@@ -117,7 +119,7 @@ def _page(result: FitResult, title: str, provenance: Mapping[str, Any], pictures
         dark=_colours(plots.DARK),
         tone="good" if result.verdict == "trustworthy" else "careful",
         verdict=escape(_sentence(result.verdict)),
-        fitted=escape(_sentence(what_was_fitted(result))),
+        fitted=escape(" ".join(_sentence(text) for text in _notes(result))),
         weights=_weights_table(result),
         numbers=_table(["measure", "value"], _numbers(result)),
         pictures="\n".join(pictures),
@@ -126,13 +128,17 @@ def _page(result: FitResult, title: str, provenance: Mapping[str, Any], pictures
     )
 
 
+def _notes(result: FitResult) -> list[str]:
+    return [text for text in (what_was_fitted(result), floor_note(result)) if text]
+
+
 def _colours(theme: plots.Theme) -> str:
     """The policies' colours in the charts, for the page's own bars."""
     return " ".join(f"--policy-{index}: {colour};" for index, colour in enumerate(theme.palette))
 
 
 def _weights_table(result: FitResult) -> str:
-    heading = ["reward" if result.fitted == "rewards" else "policy", "weight", ""]
+    heading = ["reward" if result.in_reward_form else "policy", "weight", ""]
     deployed, certificate = result.deployed, result.certificate
     if deployed is not None:
         heading += ["deployed KL", "95 % interval"]

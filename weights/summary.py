@@ -23,6 +23,7 @@ def summary(result: FitResult) -> str:
     parts = [
         _wrapped(f"Fitted: {what_was_fitted(result)}"),
         _policies(result),
+        _wrapped(floor_note(result)),
         _deployed(result),
     ]
     if result.certificate is not None:
@@ -53,7 +54,15 @@ def is_fitted(result: FitResult) -> bool:
 
 def distance_name(result: FitResult) -> str:
     """What a certificate's `kl` is: with rewards, the regularised loss per beta of each."""
-    return "KL - reward/beta" if result.fitted == "rewards" else "sequence KL"
+    return "KL - reward/beta" if result.in_reward_form else "sequence KL"
+
+
+def floor_note(result: FitResult) -> str:
+    """Which policies a floor holds up; an empty text if none."""
+    if not result.at_floor:
+        return ""
+    names = ", ".join(map(short, result.at_floor))
+    return f"At the floor of {result.min_weight:g}, and free to be nearer than the rest: {names}"
 
 
 def short(name: str, limit: int = _MAX_NAME) -> str:
@@ -63,7 +72,7 @@ def short(name: str, limit: int = _MAX_NAME) -> str:
 
 def _policies(result: FitResult) -> str:
     """One line a policy: weight, and how far the mixture is from it."""
-    heading = ["reward" if result.fitted == "rewards" else "policy", "weight"]
+    heading = ["reward" if result.in_reward_form else "policy", "weight"]
     rows = [[short(name), f"{weight:.3f}"] for name, weight in result.weights.items()]
     if result.deployed is not None:
         heading += ["deployed KL", "95 % interval"]
@@ -97,7 +106,7 @@ def _certificate(result: FitResult) -> str:
     found = result.certificate
     assert found is not None
     low, high = found.gap_interval
-    alone = "" if result.fitted == "rewards" else "0 for each policy alone"
+    alone = "" if result.in_reward_form else "0 for each policy alone"
     rows = [
         ["Objective F", f"{found.objective:.3f} nats", alone],
         ["Fitted gap", f"{found.gap:.3f} nats", f"95 %: {low:.3f} to {high:.3f}"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from weights.fit_result import FitError, FitSettings
 from weights.mirror_descent import DescentSettings
 from weights.prompts import PromptsError, read_prompts
 from weights.score_table import ScoreTable
+from weights.summary import summary
 
 
 def job(toy: ToyEngine, cache: Path, **settings: Any) -> FitJob:
@@ -172,6 +174,34 @@ def test_tables_of_rewards_need_beta_and_others_refuse_it() -> None:
         fit_table(table(responses=16, rewards=True), FitSettings())
     with pytest.raises(ValueError, match="leave --beta out"):
         fit_table(table(responses=16), FitSettings(), beta=0.5)
+
+
+def test_given_importances_of_rewards_are_not_called_a_kl() -> None:
+    settings = FitSettings(importances={"a": 1.0}, descent=DescentSettings(min_weight=0.2))
+    result = fit_table(table(responses=16, rewards=True), settings, beta=0.5)
+    assert result.weights == {"a": 1.0, "b": 0.0}
+    text = summary(result)
+    assert "KL - reward/beta" in text
+    assert "sequence KL" not in text
+    assert re.search(r"^reward +weight", text, flags=re.MULTILINE)
+    assert result.at_floor == ()
+
+
+@pytest.mark.parametrize("sampler", ["mixture", "reference"])
+def test_a_floor_is_no_reason_for_distrust(sampler: str, tmp_path: Path) -> None:
+    """The weight that the floor adds makes its policy nearer; that is the optimum above it."""
+    free = job(ToyEngine(seed=7), tmp_path, sampler=sampler, num_responses=128).run()
+    lightest = min(free.weights, key=free.weights.__getitem__)
+    floor = free.weights[lightest] + 0.04
+    descent = DescentSettings(min_weight=floor)
+    result = job(
+        ToyEngine(seed=7), tmp_path, sampler=sampler, num_responses=128, descent=descent
+    ).run()
+    assert result.at_floor == (lightest,)
+    assert result.verdict.startswith("trustworthy")
+    assert f"nearer than the rest: {lightest}" in re.sub(r"\s+", " ", summary(result))
+    assert result.deployed is not None
+    assert result.deployed.gap < 0.01
 
 
 def test_low_effective_sample_size_is_a_loud_verdict() -> None:

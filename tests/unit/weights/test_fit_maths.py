@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from weights import objective
+from weights.certificate import bootstrap_gap
 from weights.mirror_descent import (
     DescentSettings,
     curvature,
@@ -54,14 +57,22 @@ def sampled(
     return from_flat(np.concatenate(ratios), np.asarray(prompts))
 
 
-def true_optimum(responses: Responses) -> tuple[Floats, float]:
-    """By another method: SLSQP on the simplex."""
+def between_two(*, seed: int) -> Floats:
+    """Two policies and a third that is nearly their mixture, [P, Y, 3]."""
+    world = toy_world(2, seed=seed)
+    between = world.mean(axis=2)
+    between -= logsumexp(between, axis=1, keepdims=True)
+    return np.concatenate([world, between[:, :, None]], axis=2)
+
+
+def true_optimum(responses: Responses, *, min_weight: float = 0.0) -> tuple[Floats, float]:
+    """By another method: SLSQP on the simplex, above a floor."""
     num_policies = responses.num_policies
     found = minimize(
         lambda w: objective.value(responses, w),
         np.full(num_policies, 1 / num_policies),
         jac=lambda w: objective.gradient(responses, w),
-        bounds=[(0, 1)] * num_policies,
+        bounds=[(min_weight, 1)] * num_policies,
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
         options={"ftol": 1e-14, "maxiter": 1000},
     )
@@ -123,10 +134,7 @@ def test_in_reward_form_a_vertex_can_be_optimal() -> None:
 
 def test_optimum_on_an_edge_is_found() -> None:
     """The third policy is nearly the mixture of the other two: it adds nothing."""
-    world = toy_world(2, seed=5)
-    between = world.mean(axis=2)
-    between -= logsumexp(between, axis=1, keepdims=True)
-    responses = exact(np.concatenate([world, between[:, :, None]], axis=2))
+    responses = exact(between_two(seed=5))
     weights_K, optimum = true_optimum(responses)
     assert weights_K[2] == pytest.approx(0, abs=1e-4)
     run = descend(responses, FULL)
@@ -227,6 +235,30 @@ def test_floor_is_kept_and_impossible_floors_are_refused() -> None:
         with_floor(np.full(3, 1 / 3), 0.4)
 
 
+@pytest.mark.parametrize("min_weight", [0.0, 0.15, 0.25, 0.32, 1 / 3])
+def test_the_gap_is_zero_at_the_optimum_above_a_floor(min_weight: float) -> None:
+    """At the optimum, by another method; and elsewhere it bounds what is left to gain."""
+    responses = exact(between_two(seed=5))
+    best_K, optimum = true_optimum(responses, min_weight=min_weight)
+    assert best_K[2] == pytest.approx(min_weight, abs=1e-4)
+    weights_K = descend(responses, replace(FULL, min_weight=min_weight)).weights_K
+    assert np.abs(weights_K - best_K).max() < 0.005
+
+    def gap(weights_K: Floats) -> float:
+        kl_PK = objective.kl_per_prompt(responses, weights_K)
+        return bootstrap_gap(kl_PK, weights_K, seed=0, min_weight=min_weight)[0]
+
+    assert gap(best_K) == pytest.approx(0, abs=1e-4)
+    rng = np.random.default_rng(0)
+    for point_K in with_floor(rng.dirichlet(np.ones(3), size=20), min_weight):
+        assert gap(point_K) >= objective.value(responses, point_K) - optimum - 1e-9
+    # Those above the floor are equally far, the one on it is nearer.
+    kl_K = objective.kl_per_prompt(responses, best_K).mean(axis=0)
+    if min_weight < 1 / 3:
+        assert kl_K[0] == pytest.approx(kl_K[1], abs=1e-3)
+        assert kl_K[2] < kl_K[0] - 0.01
+
+
 def test_restarts_agree() -> None:
     responses = sampled(toy_world(3, seed=14), num_responses=32, copies=60, seed=3)
     settings = DescentSettings(num_steps=1500, batch_prompts=32)
@@ -259,7 +291,7 @@ def test_every_step_is_a_mirror_step_on_the_batch(offset: float, min_weight: flo
             order = shuffle.permutation(7)
         batch = responses.take(order[3 * (step % 2) :][:3])
         gradient_K = objective.gradient(batch, path_TK[step])
-        size = slope / (unit * np.sqrt(step + 1))
+        size = 1 / (slope * unit * np.sqrt(step + 1))
         free_K = mirror_step((path_TK[step] - min_weight) / slope, gradient_K, step_size=size)
         assert path_TK[step + 1] == pytest.approx(min_weight + slope * free_K, abs=1e-10)
 
