@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ if RUNNER == "v2":
 
     triton_interpreter.install()
 
+from tiny_adapters import save_adapter, save_merged  # noqa: E402
 from tiny_policies import save_policy  # noqa: E402
 
 from mixing.spec import MixtureSpec, Policy, hf_overrides  # noqa: E402
@@ -48,6 +50,47 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [
         save_policy(root / name, seed=seed) for seed, name in enumerate(("one", "two", "three"))
     ]
+
+
+@dataclass(frozen=True)
+class AdaptedBase:
+    """One base, adapters of it, and the full checkpoint that each adapter makes of it."""
+
+    base: Path
+    adapters: list[Path]
+    merged: list[Path]
+
+    def spec(self, **settings: Any) -> MixtureSpec:
+        """A shared trunk; keywords are further fields of the spec."""
+        policies = tuple(Policy(name=each.name, model=str(each)) for each in self.adapters)
+        return MixtureSpec(policies=policies, base=str(self.base), **settings)
+
+    def reference(self) -> Policy:
+        """The base as a policy."""
+        return Policy(name="reference", model=str(self.base))
+
+
+@pytest.fixture(scope="session")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> AdaptedBase:
+    """Three adapters: of all linear layers, rsLoRA of two kinds, and ranks and alphas by module."""
+    root = tmp_path_factory.mktemp("adapted")
+    base = save_policy(root / "base", seed=0, kv_heads=1)
+    adapters = [
+        save_adapter(root / "plain", base, seed=1),
+        save_adapter(
+            root / "rs", base, seed=2, rank=8, use_rslora=True, targets=("q_proj", "v_proj")
+        ),
+        save_adapter(
+            root / "patterns",
+            base,
+            seed=3,
+            rank_pattern={"k_proj": 2, "down_proj": 6},
+            alpha_pattern={"o_proj": 3.0},
+            layers=[1],
+        ),
+    ]
+    merged = [save_merged(root / f"{each.name}_merged", base, each) for each in adapters]
+    return AdaptedBase(base=base, adapters=adapters, merged=merged)
 
 
 @pytest.fixture(scope="module")

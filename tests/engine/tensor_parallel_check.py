@@ -1,10 +1,11 @@
-"""Serves a mixture of the given folders on two CPU ranks and prints the worst error.
+"""Serves a mixture on two CPU ranks and prints the worst error against full checkpoints.
 
-python tests/engine/tensor_parallel_check.py FOLDER FOLDER ...
+python tests/engine/tensor_parallel_check.py SPEC_JSON FOLDER FOLDER ...
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -20,13 +21,13 @@ def main() -> None:
     from tiny_policies import VOCAB_SIZE
     from vllm import LLM
 
-    from mixing.spec import MixtureSpec, Policy, hf_overrides
+    from mixing.spec import MixtureSpec, hf_overrides
 
-    folders = [Path(argument) for argument in sys.argv[1:]]
-    policies = tuple(Policy(name=folder.name, model=str(folder)) for folder in folders)
+    spec = MixtureSpec.from_dict(json.loads(sys.argv[1]))
+    folders = [Path(argument) for argument in sys.argv[2:]]
     llm = LLM(
-        model=str(folders[0]),
-        hf_overrides=hf_overrides(MixtureSpec(policies=policies)),
+        model=spec.checkpoints[0].model,
+        hf_overrides=hf_overrides(spec),
         dtype="float32",
         tensor_parallel_size=2,
         enforce_eager=True,

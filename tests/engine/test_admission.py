@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EngineFactory, spec_of_folders
+from conftest import AdaptedBase, EngineFactory, spec_of_folders
 from exactness import TOLERANCE_NATS, Job, Oracle, generate
 
 from mixing import wire
@@ -111,10 +112,16 @@ def test_salts_keep_sets_of_policies_apart_whatever_the_user_sends(policies: lis
     assert salt_for(spec, vectors[2], None) is None
 
 
-def test_two_tensor_parallel_ranks_are_exact(policies: list[Path]) -> None:
+@pytest.mark.parametrize("layout", ["full checkpoints", "shared trunk"])
+def test_two_tensor_parallel_ranks_are_exact(
+    policies: list[Path], adapted: AdaptedBase, layout: str
+) -> None:
     """In a process of its own: ranks are processes, each bound to a core."""
+    spec, folders = spec_of_folders(policies), policies
+    if layout == "shared trunk":
+        spec, folders = adapted.spec(), adapted.merged
     script = Path(__file__).with_name("tensor_parallel_check.py")
-    command = [sys.executable, str(script), *map(str, policies)]
+    command = [sys.executable, str(script), json.dumps(spec.to_dict()), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout.split("worst error:")[1].split()[0]) < TOLERANCE_NATS

@@ -6,23 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RUNNER, EngineFactory, metric, spec_of_folders
+from conftest import RUNNER, AdaptedBase, EngineFactory, metric, spec_of_folders
 from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, served
 from tiny_policies import VOCAB_SIZE
 
 from mixing import wire
+from mixing.spec import MixtureSpec
+
+
+@pytest.fixture(scope="module", params=["full checkpoints", "shared trunk"])
+def mixture(
+    request: pytest.FixtureRequest, policies: list[Path], adapted: AdaptedBase
+) -> tuple[MixtureSpec, list[Path]]:
+    """Both layouts: what is served, and the full checkpoints that it must equal."""
+    if request.param == "shared trunk":
+        return adapted.spec(), adapted.merged
+    return spec_of_folders(policies), policies
 
 
 @pytest.fixture(scope="module")
-def oracle(policies: list[Path]) -> Oracle:
-    return Oracle(policies)
+def oracle(mixture: tuple[MixtureSpec, list[Path]]) -> Oracle:
+    return Oracle(mixture[1])
 
 
 @pytest.fixture(scope="module")
-def llm(engine: EngineFactory, policies: list[Path]) -> Any:
+def llm(engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]) -> Any:
     """Small steps and a cache too small for the batch: chunked prefill and preemption all along."""
     return engine(
-        spec_of_folders(policies),
+        mixture[0],
         max_num_batched_tokens=64,
         block_size=32,
         num_gpu_blocks_override=24 if RUNNER == "v1" else 14,
