@@ -5,6 +5,7 @@ Shapes: T tokens, N logits rows, M members, V vocabulary, D_m hidden width of me
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
@@ -12,9 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
 from vllm.model_executor.model_loader.utils import initialize_model
 
+from mixing.heads import PlainHead, plain_head
 from mixing.kernels.log_linear_mix import log_linear_mix
+from mixing.kernels.mix_lm_head import mix_lm_head
 from mixing.loading import (
     member_prefix,
     member_vllm_config,
@@ -22,6 +26,9 @@ from mixing.loading import (
     split_member_name,
 )
 from mixing.mixture_model import MixtureModel, members_with_weight
+from mixing.sharing import share_identical_layers
+
+logger = init_logger(f"vllm.{__name__}")
 
 
 class LogLinearMixtureForCausalLM(MixtureModel):
@@ -44,7 +51,10 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         self.hidden_sizes = [config.model_config.get_hidden_size() for config in configs]
         # Of all members, not of those that happen to run: a row must not depend on its neighbours.
         self.common_vocab_size = min(config.model_config.get_vocab_size() for config in configs)
+        self.device = vllm_config.device_config.device
         self.secondary_weights = secondary_sources(self.spec)
+        # Layers that vLLM knows by name, such as attention, belong to one member each.
+        self._named_layers = set(vllm_config.compilation_config.static_forward_context.values())
 
     @property
     def _members(self) -> list[Any]:
@@ -64,7 +74,26 @@ class LogLinearMixtureForCausalLM(MixtureModel):
             else:
                 slot.zero_()
 
+    @functools.cached_property
+    def plain_heads(self) -> list[PlainHead] | None:
+        """Every member's output matrix where one product can mix them all; None elsewhere.
+
+        On a CPU vLLM multiplies by a repacked copy of the matrix, which is faster.
+        """
+        if self.device.type == "cpu":
+            return None
+        heads = [plain_head(member, self.dtype) for member in self._members]
+        return None if None in heads else [head for head in heads if head is not None]
+
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
+        if self.plain_heads is not None:
+            return mix_lm_head(
+                hidden,
+                [head.weight_VD[: self.common_vocab_size] for head in self.plain_heads],
+                weights_NM,
+                vocab_size=self.vocab_size,
+                scale=[head.scale for head in self.plain_heads],
+            )
         logits = [
             member.compute_logits(hidden_ND.contiguous()) if has_weight else None
             for member, hidden_ND, has_weight in zip(
@@ -86,8 +115,15 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         Returns: the names of the parameters that were set.
         """
         loaded: set[str] = set()
+        spared_bytes = 0
         for index, tensors in groupby(weights, key=lambda item: split_member_name(item[0])[0]):
             own_names = ((split_member_name(name)[1], tensor) for name, tensor in tensors)
             names = self._members[index].load_weights(own_names)
             loaded.update(f"{member_prefix(index)}.{name}" for name in names)
+            spared_bytes += share_identical_layers(
+                self._members[index], self._members[:index], keep=self._named_layers
+            )
+        if spared_bytes:
+            mib = spared_bytes / 2**20
+            logger.info("Policies have layers in common: %.1f MiB are stored once.", mib)
         return loaded

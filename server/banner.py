@@ -33,6 +33,10 @@ def ready_table(
         ("url", url),
         ("open", ", ".join(surfaces)),
     ]
+    if spec.base is not None:
+        base = spec.checkpoints[0]
+        size = human_count(_parameters(base))
+        facts.insert(1, ("base", f"{_model(base)} ({size} parameters, shared by all)"))
     return "\n".join([*_align(rows), "", *_align(facts)])
 
 

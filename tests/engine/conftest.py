@@ -135,6 +135,12 @@ def shut_down(alive: list[Any]) -> None:
     cleanup_dist_env_and_memory()
 
 
+def model_of(llm: Any) -> Any:
+    """The model inside an engine of this process."""
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    return worker.model_runner.model
+
+
 def metric(llm: Any, name: str) -> float:
     """The value of one of vLLM's own counters."""
     values = [sample.value for sample in llm.get_metrics() if sample.name == name]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import RUNNER, EngineFactory, spec_of_folders
+from conftest import RUNNER, EngineFactory, model_of, spec_of_folders
 from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, rounding_errors, served
 from safetensors.torch import load_file, save_file
 from tiny_policies import VOCAB_SIZE, save_policy
@@ -129,6 +129,52 @@ def test_one_policy_alone_is_a_mixture_too(engine: EngineFactory, policies: list
     batch = [Job(prompt=(4, 5, 6), weights=(1.0,))]
     outputs = generate(engine(spec_of_folders(policies[:1])), batch)
     assert Oracle(policies[:1]).worst_error(batch, outputs) < TOLERANCE_NATS
+
+
+def test_layers_in_common_are_stored_once_and_change_nothing(
+    engine: EngineFactory, policies: list[Path], tmp_path: Path
+) -> None:
+    """A policy tuned from another with its embeddings and first layer frozen."""
+    tuned = save_policy(tmp_path / "tuned", seed=7)
+    frozen = load_file(policies[0] / "model.safetensors")
+    parameters = load_file(tuned / "model.safetensors")
+    common = [name for name in frozen if "embed" in name or "layers.0." in name]
+    save_file(
+        {**parameters, **{name: frozen[name] for name in common}},
+        tuned / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    folders = [policies[0], tuned, policies[1]]
+    llm = engine(spec_of_folders(folders))
+    first, second, third = model_of(llm).members.values()
+    assert second.model.layers[0].mlp.down_proj is first.model.layers[0].mlp.down_proj
+    assert second.model.layers[1].mlp.down_proj is not first.model.layers[1].mlp.down_proj
+    assert third.model.embed_tokens is not first.model.embed_tokens
+    batch = jobs(16, num_members=3, seed=12)
+    assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+
+
+def test_one_product_over_all_heads_is_exact(
+    engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way a GPU takes, here through the same door: widths differ, one head is padded."""
+    from mixing.heads import plain_head
+    from mixing.model import LogLinearMixtureForCausalLM
+
+    folders = [
+        save_policy(tmp_path / "wide", seed=1, hidden=128, vocab_size=VOCAB_SIZE + 64),
+        save_policy(tmp_path / "tied", seed=2, tie_word_embeddings=True),
+        save_policy(tmp_path / "plain", seed=3),
+    ]
+    monkeypatch.setattr(
+        LogLinearMixtureForCausalLM,
+        "plain_heads",
+        property(lambda self: [plain_head(each, self.dtype) for each in self._members]),
+    )
+    llm = engine(spec_of_folders(folders))
+    assert None not in model_of(llm).plain_heads
+    batch = jobs(16, num_members=3, seed=13)
+    assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])

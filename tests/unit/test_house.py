@@ -29,6 +29,7 @@ OPEN_MIXING = PURE_MIXING | {"mixing.compatibility"}
 
 VLLM_AT_TOP = {
     "mixing.admission",
+    "mixing.heads",
     "mixing.loading",
     "mixing.mixture_model",
     "mixing.model",
