@@ -22,6 +22,7 @@ from policies.demo import CHECKPOINTS, REWARDS
 from weights.draws import DrawSettings, draw
 from weights.engine import Engine, LocalEngine
 from weights.fingerprint import fingerprint
+from weights.progress import Progress
 from weights.prompts import Prompt, hash_of_prompts
 from weights.quiet import held_back_stderr
 
@@ -79,7 +80,7 @@ def measure_rows(
     prompts: Sequence[Prompt],
     engine: Callable[[], Engine],
     cache: Path,
-    progress: Callable[[int], None],
+    progress: Progress,
 ) -> list[Row]:
     """Draws responses at temperature 1 for every contender and scores them.
 
@@ -89,10 +90,13 @@ def measure_rows(
       prompts: P prompts, asked in every row.
       engine: gives an engine of `spec`; only called when a draw is missing.
       cache: folder of the draws.
-      progress: called with a number of new responses.
+      progress: where to show how far it is.
     """
     fingerprints = {member.name: fingerprint(member) for member in spec.members}
     tokenizer = Tokenizer.from_file(str(CHECKPOINTS / REFERENCE / "tokenizer.json"))
+    total = len(contenders) * len(prompts) * NUM_RESPONSES
+    sampling = progress.stage("sample", total, "responses")
+    scoring = progress.stage("score", 0, "responses")
     rows = []
     for contender in contenders:
         weights_M = tuple(contender.weights.get(name, 0.0) for name in spec.member_names)
@@ -108,7 +112,9 @@ def measure_rows(
             spec=spec,
             engine=engine,
             members=(),
-            progress=lambda _, count: progress(count),
+            sampling=sampling,
+            scoring=scoring,
+            title=contender.name,
         )
         rows.append(_scored(contender, _texts(folder, tokenizer), num_prompts=len(prompts)))
     return rows

@@ -36,11 +36,12 @@ from examples.live_apply import apply_to_running_server
 from examples.soup import write_soup
 from policies.demo import CHECKPOINTS, EVALUATION_PROMPTS, REWARDS
 from policies.demo.prompts import TRAINING_PROMPTS
-from policies.demo.tour import Progress, TourError
+from policies.demo.tour import TourError
 from weights.fingerprint import fingerprint
 from weights.fit import FitJob
 from weights.fit_result import FitResult, FitSettings, Sampler
 from weights.output import write_store
+from weights.progress import Progress
 from weights.prompts import hash_of_prompts
 from weights.report import write_report
 from weights.summary import summary
@@ -166,15 +167,7 @@ def averages(rows: Sequence[Contender]) -> dict[str, dict[str, float]]:
 def _compare(fits: Mapping[Sampler, FitResult]) -> Gains:
     rows = contenders(fits)
     prompts = chat_prompts(EVALUATION_PROMPTS)
-    total = len(rows) * len(prompts) * NUM_RESPONSES
-    progress = Progress(f"Asking {len(prompts)} held-out prompts, {len(rows)} rows")
-    num_done = 0
-
-    def count(num_responses: int) -> None:
-        nonlocal num_done
-        num_done += num_responses
-        progress.update(f"{num_done:,} of {total:,}")
-
+    print(f"Asking {len(prompts)} held-out prompts, {len(rows)} rows:", flush=True)
     with tempfile.TemporaryDirectory(prefix="prefmix-soup-") as scratch:
         soups = {
             name: write_soup(
@@ -185,9 +178,8 @@ def _compare(fits: Mapping[Sampler, FitResult]) -> Gains:
         spec = demo_spec(soups)
         engine = cache(lambda: start_engine(spec))
         measured = measure_rows(
-            rows, spec=spec, prompts=prompts, engine=engine, cache=CACHE, progress=count
+            rows, spec=spec, prompts=prompts, engine=engine, cache=CACHE, progress=Progress()
         )
-    progress.done(f"{total:,} responses")
     return measure_gains(measured, tuple(REWARDS))
 
 

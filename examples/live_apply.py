@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ def apply_to_running_server(store: Path, *, profile: str) -> None:
         print("\nBefore, under the default profile:")
         _ask(client, tour.MODEL)
         print(f"\n$ prefmix weights apply {store} --url {url}", flush=True)
-        command = [str(_command()), "weights", "apply", str(store), "--url", url]
+        command = [str(tour.prefmix_command()), "weights", "apply", str(store), "--url", url]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=60
         )
@@ -58,34 +57,14 @@ def _ask(client: OpenAI, model: str) -> None:
         print(f"  {name}: {answer.headers[name]}")
 
 
-def _command() -> Path:
-    command = Path(sys.executable).with_name("prefmix")
-    if not command.exists():
-        raise tour.TourError(f"{command} does not exist; run 'make setup'")
-    return command
-
-
 @contextmanager
 def _server(environment: dict[str, str]) -> Iterator[str]:
-    """`prefmix serve` with a store of its own on a free port; yields the URL, stops it after."""
-    port = tour._free_port()
-    url = f"http://127.0.0.1:{port}"
+    """`prefmix serve` with a store of its own; yields the URL, stops the server after."""
     with (
         tempfile.TemporaryDirectory(prefix="prefmix-store-") as folder,
         tempfile.TemporaryFile("w+") as log,
+        tour.serving(
+            log, "--weights-store", f"{folder}/weights.json", environment=environment
+        ) as url,
     ):
-        store = Path(folder) / "weights.json"
-        process = subprocess.Popen(
-            [_command(), "serve", tour.CONFIG, "--port", str(port), "--weights-store", store],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            # Ctrl-C is for the story, which then stops the server in its own time.
-            start_new_session=True,
-        )
-        try:
-            tour._wait_until_ready(process, url, log)
-            yield url
-        finally:
-            tour._stop(process)
+        yield url

@@ -24,6 +24,7 @@ import numpy as np
 from weights import objective
 from weights.mirror_descent import Descent, DescentSettings, descend
 from weights.objective import Floats, Responses
+from weights.progress import Progress
 
 ENOUGH_ESS_FRACTION = 0.1
 """Below this share of the responses the estimate rests on too few of them."""
@@ -32,6 +33,8 @@ ENOUGH_ESS = 4.0
 MAX_SPREAD = 0.03
 """Weights of different seeds that differ by more are not settled."""
 NUM_BOOTSTRAP = 500
+_BLOCK = 20
+"""Bootstrap samples made at a time, so that they never outgrow the score table; a divisor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ def certify(
     runs: Sequence[Descent],
     settings: DescentSettings,
     lengths_PJ: Floats | None = None,
+    progress: Progress | None = None,
 ) -> Certificate:
     """Measures everything above for fitted weights.
 
@@ -82,10 +86,13 @@ def certify(
       runs: the fit's restarts, for the spread over seeds.
       settings: of the fit, for the m-sweep.
       lengths_PJ: tokens of each response, NaN where there is none.
+      progress: where to show how far it is; None shows nothing.
     """
+    progress = progress or Progress(quiet=True)
     kl_PK = objective.kl_per_prompt(responses, weights_K)
-    gap, gap_interval = bootstrap_gap(
-        kl_PK, weights_K, seed=settings.seed, min_weight=settings.min_weight
+    kl_BK = bootstrap_means(kl_PK, seed=settings.seed, progress=progress)
+    gap, gap_interval = gap_of_means(
+        kl_PK.mean(axis=0), kl_BK, weights_K, min_weight=settings.min_weight
     )
     size_P = objective.effective_sample_size(responses, weights_K)
     ends_RK = np.stack([run.weights_K for run in runs])
@@ -97,36 +104,51 @@ def certify(
         ess=float(size_P.mean()),
         ess_fraction=float((size_P / responses.num_responses_P).mean()),
         ess_by_length=_ess_by_length(responses, weights_K, lengths_PJ),
-        m_sweep=_m_sweep(responses, settings, names=names),
+        m_sweep=_m_sweep(responses, settings, names=names, progress=progress),
         seed_spread=float(np.ptp(ends_RK, axis=0).max()),
         verdict="",
     )
     return replace(found, verdict=_verdict(found, responses))
 
 
-def bootstrap_gap(
-    kl_PK: Floats, weights_K: Floats, *, seed: int, min_weight: float = 0.0
+def bootstrap_means(kl_PK: Floats, *, seed: int, progress: Progress) -> Floats:
+    """Means over prompts, each of a bootstrap sample of the prompts, [B, K].
+
+    Args:
+      kl_PK: KL(mixture || policy k) prompt by prompt, in nats.
+      seed: of the bootstrap.
+      progress: where to show how far it is.
+    """
+    rng = np.random.default_rng(seed)
+    num_prompts, num_policies = kl_PK.shape
+    share_P = np.full(num_prompts, 1 / num_prompts)
+    kl_BK = np.empty((NUM_BOOTSTRAP, num_policies))
+    with progress.stage("certify", NUM_BOOTSTRAP, "bootstrap samples").working() as stage:
+        for begin in range(0, NUM_BOOTSTRAP, _BLOCK):
+            # How often each prompt is drawn is all that a bootstrap of means needs.
+            counts_BP = rng.multinomial(num_prompts, share_P, _BLOCK)
+            kl_BK[begin : begin + _BLOCK] = counts_BP @ kl_PK / num_prompts
+            stage.advance(_BLOCK)
+    return kl_BK
+
+
+def gap_of_means(
+    kl_K: Floats, kl_BK: Floats, weights_K: Floats, *, min_weight: float = 0.0
 ) -> tuple[float, tuple[float, float]]:
-    """The equaliser gap and its 95 % bootstrap interval over prompts.
+    """The equaliser gap and its 95 % bootstrap interval.
 
     A maximum of noisy means is biased upwards; the bootstrap shows by how much, and the interval is
     shifted down by that, but not below 0, which no gap can be.
 
     Args:
-      kl_PK: KL(mixture || policy k) prompt by prompt, in nats.
+      kl_K: KL(mixture || policy k), in nats.
+      kl_BK: the same from bootstrap samples.
       weights_K: the mixture's weights.
-      seed: of the bootstrap.
       min_weight: floor of every weight; only what lies above it counts.
     """
     free_K = weights_K - min_weight
     slope = 1 - len(weights_K) * min_weight
-    rng = np.random.default_rng(seed)
-    num_prompts = len(kl_PK)
-    # How often each prompt is drawn is all that a bootstrap of means needs.
-    counts_BP = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), NUM_BOOTSTRAP)
-    kl_BK = counts_BP @ kl_PK / num_prompts
     gap_B = slope * kl_BK.max(axis=1) - kl_BK @ free_K
-    kl_K = kl_PK.mean(axis=0)
     gap = max(0.0, float(slope * kl_K.max() - free_K @ kl_K))
     low, high = np.quantile(gap_B, [0.025, 0.975]) - (gap_B.mean() - gap)
     return gap, (max(0.0, float(low)), float(high))
@@ -153,22 +175,24 @@ def _ess_by_length(
 
 
 def _m_sweep(
-    responses: Responses, settings: DescentSettings, *, names: Sequence[str]
+    responses: Responses, settings: DescentSettings, *, names: Sequence[str], progress: Progress
 ) -> tuple[dict[str, Any], ...]:
     """The fit with 1, 2, 4, ... responses a prompt: how far the O(1/m) bias has died away."""
     most = int(responses.num_responses_P.max())
     counts = [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
     rows = []
-    for count in counts:
-        fewer = responses.first(count)
-        weights_K = descend(fewer, settings).weights_K
-        rows.append(
-            {
-                "responses": count,
-                "weights": dict(zip(names, weights_K.tolist(), strict=True)),
-                "objective": objective.value(fewer, weights_K),
-            }
-        )
+    with progress.stage("sweep", len(counts), "fits from fewer responses").working() as stage:
+        for count in counts:
+            fewer = responses.first(count)
+            weights_K = descend(fewer, settings).weights_K
+            rows.append(
+                {
+                    "responses": count,
+                    "weights": dict(zip(names, weights_K.tolist(), strict=True)),
+                    "objective": objective.value(fewer, weights_K),
+                }
+            )
+            stage.advance(1)
     return tuple(rows)
 
 

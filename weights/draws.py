@@ -19,13 +19,12 @@ import pyarrow.parquet as pq
 
 from mixing.spec import MixtureSpec
 from weights.engine import Engine, Tokens
+from weights.progress import Stage
 from weights.prompts import Prompt
 from weights.score_table import LOGPROB, PROPOSAL
 
 PART_PROMPTS = 64
 """Prompts a part: what a kill can cost."""
-
-Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,9 @@ def draw(
     spec: MixtureSpec,
     engine: Callable[[], Engine],
     members: Sequence[str],
-    progress: Progress,
+    sampling: Stage,
+    scoring: Stage,
+    title: str = "",
 ) -> Any:
     """Draws and scores, or takes what is there; returns an Arrow table in score-table form.
 
@@ -61,18 +62,24 @@ def draw(
       spec: the mixture.
       engine: gives the engine; only called when a part is missing.
       members: whose log-probabilities are wanted.
-      progress: called with (what was done, responses it was done to) after each part.
+      sampling, scoring: the stages that advance by each part's responses.
+      title: what the draw is for, to be shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = [
         prompts[begin : begin + PART_PROMPTS] for begin in range(0, len(prompts), PART_PROMPTS)
     ]
     samples = [folder / f"sample-{index:05}.parquet" for index in range(len(parts))]
-    for index, (part, path) in enumerate(zip(parts, samples, strict=True)):
-        if not path.exists():
-            _write(path, _sample(engine(), part, settings, offset=index * PART_PROMPTS))
-        progress("sample", len(part) * settings.num_responses)
-    columns = {name: _scores(folder, samples, name, spec, engine, progress) for name in members}
+    with sampling.working(title):
+        for index, (part, path) in enumerate(zip(parts, samples, strict=True)):
+            is_new = not path.exists()
+            if is_new:
+                _write(path, _sample(engine(), part, settings, offset=index * PART_PROMPTS))
+            sampling.advance(len(part) * settings.num_responses, is_new=is_new)
+    columns = {}
+    for name in members:
+        with scoring.working(f"{title}, {name}" if title else name):
+            columns[name] = _scores(folder, samples, name, spec, engine, scoring)
     whole = pa.concat_tables([pq.read_table(path) for path in samples])
     table = whole.select(["prompt_id", "response_id", "num_tokens", PROPOSAL])
     for name, values in columns.items():
@@ -111,18 +118,19 @@ def _scores(
     name: str,
     spec: MixtureSpec,
     engine: Callable[[], Engine],
-    progress: Progress,
+    scoring: Stage,
 ) -> np.ndarray:
     """One pass: every response under one member alone."""
     one_hot = [float(member == name) for member in spec.member_names]
     values = []
     for index, sample in enumerate(samples):
         path = folder / f"score-{name}-{index:05}.parquet"
-        if not path.exists():
+        is_new = not path.exists()
+        if is_new:
             scores = engine().score(list(_pairs(sample)), one_hot)
             _write(path, pa.table({"logprob": scores}))
         values.append(pq.read_table(path)["logprob"].to_numpy())
-        progress(f"score {name}", len(values[-1]))
+        scoring.advance(len(values[-1]), is_new=is_new)
     return np.concatenate(values)
 
 

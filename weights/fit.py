@@ -17,20 +17,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mixing.spec import MixtureSpec
 from weights import score_table
-from weights.certificate import MAX_SPREAD, bootstrap_gap, certify
+from weights.certificate import MAX_SPREAD, bootstrap_means, certify, gap_of_means
 from weights.draws import DrawSettings, draw
 from weights.engine import Engine
 from weights.fit_result import Deployed, FitError, FitResult, FitSettings
 from weights.mirror_descent import Descent, restarts
 from weights.objective import Floats, Responses
 from weights.on_policy import OnPolicyFit, fit_on_policy, log_ratio_per_prompt
+from weights.progress import Progress
 from weights.prompts import Prompt, hash_of_prompts
 from weights.score_table import ScoreTable
 
@@ -59,7 +58,7 @@ class FitJob:
         engine: makes the engine; called once, and not at all if everything is cached.
         fingerprints: content hash of each member, part of the cache's names.
         cache: folder of everything drawn.
-        quiet: no progress bars.
+        quiet: show no progress.
         """
         if settings.sampler == "reference" and spec.reference is None:
             raise FitError(
@@ -67,9 +66,12 @@ class FitJob:
                 "add --reference NAME=MODEL or use --sampler mixture"
             )
         self.spec, self.prompts, self.settings = spec, list(prompts), settings
-        self.fingerprints, self.cache, self.quiet = fingerprints, cache, quiet
+        self.fingerprints, self.cache = fingerprints, cache
         self._make_engine = engine
-        self._bar: Any = None
+        self._progress = Progress(quiet=quiet)
+        total = self._num_responses
+        self._sampling = self._progress.stage("sample", total, "responses")
+        self._scoring = self._progress.stage("score", total * len(spec.policies), "responses")
 
     @cached_property
     def _engine(self) -> Engine:
@@ -77,17 +79,14 @@ class FitJob:
 
     def run(self) -> FitResult:
         """Fits, certifies and measures."""
-        with tqdm(
-            total=self._num_responses * (1 + len(self.spec.policies)),
-            unit=" responses",
-            unit_scale=True,
-            ncols=88,
-            # Without a terminal a bar is only noise in a log.
-            disable=True if self.quiet else None,
-        ) as self._bar:
-            if self.settings.importances is not None:
-                return self._fixed()
-            return self._reference() if self.settings.sampler == "reference" else self._mixture()
+        if self.settings.importances is not None:
+            result = self._fixed()
+        else:
+            is_reference = self.settings.sampler == "reference"
+            result = self._reference() if is_reference else self._mixture()
+        self._sampling.finish()
+        self._scoring.finish()
+        return result
 
     @property
     def _num_responses(self) -> int:
@@ -130,7 +129,7 @@ class FitJob:
     def _reference(self) -> FitResult:
         reference_M = [float(member == self.spec.reference) for member in self.spec.members]
         table = self._draw(reference_M, self.prompts, seed=0, title="reference")
-        found = fit_table(table, self.settings)
+        found = fit_table(table, self.settings, progress=self._progress)
         return _with_deployed(found, self.measure(found.weights_K))
 
     def _fixed(self) -> FitResult:
@@ -152,15 +151,13 @@ class FitJob:
         table = self._draw(weights_K, self.prompts, seed=EVALUATION_SEED, title="measure")
         log_ratio_PK = log_ratio_per_prompt(table.responses())
         is_fitted = self.settings.importances is None
-        gap, gap_interval = bootstrap_gap(
-            -log_ratio_PK,
+        kl_BK = bootstrap_means(-log_ratio_PK, seed=0, progress=self._progress)
+        gap, gap_interval = gap_of_means(
+            -log_ratio_PK.mean(axis=0),
+            kl_BK,
             weights_K,
-            seed=0,
             min_weight=self.settings.descent.min_weight if is_fitted else 0.0,
         )
-        rng = np.random.default_rng(0)
-        draws_BP = rng.integers(len(log_ratio_PK), size=(500, len(log_ratio_PK)))
-        kl_BK = -log_ratio_PK[draws_BP].mean(axis=1)
         low_K, high_K = np.quantile(kl_BK, [0.025, 0.975], axis=0)
         kl_K = -log_ratio_PK.mean(axis=0)
         names = self.spec.policy_names
@@ -204,21 +201,34 @@ class FitJob:
             spec=self.spec,
             engine=lambda: self._engine,
             members=self.spec.policy_names,
-            progress=lambda what, count: self._show(f"{title}: {what}", count),
+            sampling=self._sampling,
+            scoring=self._scoring,
+            title=title,
         )
         return score_table.check(table, source=title, policies=self.spec.policy_names)
-
-    def _show(self, what: str, count: int) -> None:
-        self._bar.set_description_str(f"{what:<24}", refresh=False)
-        self._bar.update(count)
 
     def _name_of(self, settings: DrawSettings, prompts: Sequence[Prompt]) -> str:
         decides = [asdict(settings), self.fingerprints, hash_of_prompts(prompts)]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def fit_table(table: ScoreTable, settings: FitSettings, *, beta: float | None = None) -> FitResult:
-    """Fits a score table: the reference sampler's last part, or a table from outside."""
+def fit_table(
+    table: ScoreTable,
+    settings: FitSettings,
+    *,
+    beta: float | None = None,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Fits a score table: the reference sampler's last part, or a table from outside.
+
+    Args:
+      table: the scores.
+      settings: how to fit.
+      beta: the KL coefficient of a table of rewards, and of no other.
+      progress: where the stages are shown; None is standard error.
+    Raises: FitError, ScoreTableError.
+    """
+    progress = progress or Progress()
     responses = table.responses(beta=beta)
     if (responses.num_responses_P < 2).any() and not table.in_reward_form:
         raise FitError(
@@ -231,7 +241,14 @@ def fit_table(table: ScoreTable, settings: FitSettings, *, beta: float | None = 
         weights_K = importances_to_weights(settings.importances or {}, table.names)
         runs = [Descent(weights_K=weights_K, path_TK=weights_K[None, :])]
     else:
-        runs = restarts(responses, settings.descent, num_restarts=settings.num_restarts)
+        with progress.stage("descend", settings.descent.num_steps, "steps").working() as stage:
+            runs = restarts(
+                responses,
+                settings.descent,
+                num_restarts=settings.num_restarts,
+                advance=stage.advance,
+            )
+            stage.finish()
     weights_K = np.mean([run.weights_K for run in runs], axis=0)
     certificate = certify(
         responses,
@@ -240,6 +257,7 @@ def fit_table(table: ScoreTable, settings: FitSettings, *, beta: float | None = 
         runs=runs,
         settings=settings.descent,
         lengths_PJ=table.lengths(),
+        progress=progress,
     )
     fitted = "rewards" if table.in_reward_form else "reference (sequence level)"
     return FitResult(

@@ -10,6 +10,7 @@ Source: Wang et al. 2025 (arXiv 2502.18699), Algorithm 2; Nemirovski et al. 2009
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,10 @@ from weights.objective import Floats, Responses, gradient, tilt
 
 Schedule = Literal["sqrt", "constant"]
 
+Advance = Callable[[int], None]
+
+_REPORT_STEPS = 100
+"""Steps between two reports of progress."""
 _BLOCK_PROMPTS = 1024
 """Prompts that are looked at together where all are, so that it stays in a processor's cache."""
 _EXP_REACH = 500.0
@@ -135,9 +140,14 @@ def descend(
 
 
 def restarts(
-    responses: Responses, settings: DescentSettings, *, num_restarts: int
+    responses: Responses,
+    settings: DescentSettings,
+    *,
+    num_restarts: int,
+    advance: Advance | None = None,
 ) -> list[Descent]:
-    """Runs from `num_restarts` starting points, the first uniform, the others random.
+    """Runs from `num_restarts` starting points, the first uniform, the others random; `advance` is
+    told of steps taken.
 
     F is convex: runs that end apart show noise or a flat optimum, never a local one.
     """
@@ -145,11 +155,15 @@ def restarts(
     rng = np.random.default_rng(settings.seed)
     start_RK = rng.dirichlet(np.ones(num_policies), size=num_restarts)
     start_RK[0] = 1 / num_policies
-    return descend_together(responses, settings, start_RK)
+    return descend_together(responses, settings, start_RK, advance=advance)
 
 
 def descend_together(
-    responses: Responses, settings: DescentSettings, start_RK: Floats
+    responses: Responses,
+    settings: DescentSettings,
+    start_RK: Floats,
+    *,
+    advance: Advance | None = None,
 ) -> list[Descent]:
     """Several runs at once, each over the batches in its own order.
 
@@ -181,6 +195,8 @@ def descend_together(
         np.exp(log_free_RK, out=free_RK)
         free_RK *= slope / np.add.reduce(free_RK, axis=1, keepdims=True)
         np.add(free_RK, settings.min_weight, out=path_TRK[step + 1])
+        if advance is not None and (step + 1) % _REPORT_STEPS == 0:
+            advance(_REPORT_STEPS)
     return _finished(path_TRK)
 
 

@@ -128,7 +128,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        with tempfile.TemporaryFile("w+") as log, _server(log) as url:
+        with tempfile.TemporaryFile("w+") as log, serving(log) as url:
             asyncio.run(_tour(url))
     except KeyboardInterrupt:
         print("\ndemo: stopped", file=sys.stderr)
@@ -146,18 +146,33 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 # --- the server ------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _server(log: IO[str]) -> Iterator[str]:
-    """Serves the demo policies; yields the URL once they answer, stops the server at the end."""
-    port = _free_port()
+def prefmix_command() -> Path:
+    """The command beside this Python. Raises: TourError if it is not installed."""
     command = Path(sys.executable).with_name("prefmix")
     if not command.exists():
         raise TourError(f"{command} does not exist; run 'make setup'")
+    return command
+
+
+@contextlib.contextmanager
+def serving(
+    log: IO[str], *flags: str | Path, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Serves the demo policies; yields the URL once they answer, stops the server at the end.
+
+    Args:
+      log: takes what the server prints.
+      flags: of `prefmix serve`, beside the port.
+      environment: of the server; None is this process's own.
+    Raises: TourError if it does not start, or if a request fails inside.
+    """
+    port = _free_port()
     process = subprocess.Popen(
-        [command, "serve", CONFIG, "--port", str(port)],
+        [prefmix_command(), "serve", CONFIG, "--port", str(port), *flags],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
+        env=environment,
         # Ctrl-C is for the tour, which then stops the server in its own time.
         start_new_session=True,
     )

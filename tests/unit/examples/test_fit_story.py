@@ -1,5 +1,7 @@
 """The story's rows and what they draw, with an engine that answers what it is told to."""
 
+import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from examples.soup import write_soup
 from policies.demo import CHECKPOINTS, REWARDS, tour
 from weights.engine import Response, Tokens
 from weights.fit_result import FitResult
+from weights.progress import LINE_INTERVAL_S, Progress
 from weights.prompts import Prompt
 
 THIRD = 1 / 3
@@ -92,19 +95,22 @@ def test_rows_are_drawn_with_their_weights_scored_and_kept(tmp_path: Path) -> No
     rows = fit_story.contenders(FITS)[:6]
     spec, engine = comparison.demo_spec(), TellingEngine()
     prompts = comparison.chat_prompts(["one", "two", "three"])
-    counted: list[int] = []
+    log = io.StringIO()
+    # A clock on which everything takes long, so that each advance is a line.
+    progress = Progress(log, clock=itertools.count(step=LINE_INTERVAL_S).__next__)
     measured = comparison.measure_rows(
         rows,
         spec=spec,
         prompts=prompts,
         engine=lambda: engine,
         cache=tmp_path,
-        progress=counted.append,
+        progress=progress,
     )
     assert engine.asked[0] == (0, 0, 0, 1)
     assert engine.asked[2] == (0, 1, 0, 0)
     assert engine.asked[5] == (0.1, 0.5, 0.4, 0)
-    assert sum(counted) == len(rows) * len(prompts) * comparison.NUM_RESPONSES
+    total = len(rows) * len(prompts) * comparison.NUM_RESPONSES
+    assert log.getvalue().splitlines()[-1].startswith(f"sample: {total}/{total} responses, ")
     assert [row.num_words for row in measured][:3] == [30, 30, 10]
     concise = list(REWARDS).index("concise")
     assert measured[2].rewards_PJO.shape == (3, comparison.NUM_RESPONSES, len(REWARDS))
@@ -119,7 +125,7 @@ def test_rows_are_drawn_with_their_weights_scored_and_kept(tmp_path: Path) -> No
         prompts=prompts,
         engine=no_engine,
         cache=tmp_path,
-        progress=counted.append,
+        progress=progress,
     )
     assert [row.num_words for row in again] == [row.num_words for row in measured]
 
@@ -137,7 +143,7 @@ def test_a_changed_average_is_drawn_anew(tmp_path: Path) -> None:
             prompts=prompts,
             engine=lambda: engine,
             cache=tmp_path / "kept",
-            progress=lambda _: None,
+            progress=Progress(quiet=True),
         )
     assert len(engine.asked) == 2
 
@@ -145,6 +151,6 @@ def test_a_changed_average_is_drawn_anew(tmp_path: Path) -> None:
 def test_without_the_command_the_server_step_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(live_apply.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(tour.TourError, match="run 'make setup'"):
         live_apply.apply_to_running_server(tmp_path / "weights.json", profile="fitted")
