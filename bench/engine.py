@@ -59,17 +59,28 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags every vLLM of a run is started with."""
     add = parser.add_argument
     add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    add(
+        "--threads",
+        type=int,
+        default=1,
+        help="that compute in each process on CPU; default 1, which other work disturbs least",
+    )
     add("--kv-cache-gib", type=float, default=2.0, help="of each engine; default 2")
     add("--max-model-len", type=int, default=512, help="default 512")
 
 
-def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What every vLLM of a run is started with."""
-    return {
+def common_settings(args: argparse.Namespace, passthrough: Sequence[str]) -> dict[str, Any]:
+    """What every contestant of a run is told: vLLM's options, the user's flags, the threads."""
+    options = {
         "dtype": args.dtype,
         "max_model_len": args.max_model_len,
         "kv_cache_memory_bytes": int(args.kv_cache_gib * 2**30),
         "enable_prefix_caching": False,
+    }
+    return {
+        "options": options,
+        "engine_flags": list(passthrough),
+        "num_threads": args.threads,
     }
 
 
@@ -131,8 +142,8 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 def _chosen(
     args: argparse.Namespace, models: Models, num_policies: int, passthrough: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    options = engine_options(args)
-    everyone = lineup(models, num_policies=num_policies, options=options, engine_flags=passthrough)
+    common = common_settings(args, passthrough)
+    everyone = lineup(models, num_policies=num_policies, common=common)
     wanted = [names.FLOOR, *(CONTESTANTS[word] for word in args.contestants)]
     for name in wanted:
         if name not in everyone:

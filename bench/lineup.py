@@ -154,19 +154,18 @@ def _given_models(args: argparse.Namespace, num_policies: int) -> Models:
 
 
 def lineup(
-    models: Models, *, num_policies: int, options: Mapping[str, Any], engine_flags: Sequence[str]
+    models: Models, *, num_policies: int, common: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Settings of every contestant that the models allow, by name; the floor comes first.
 
     Args:
       models: from `prepare_models`.
       num_policies: K.
-      options: of `vllm.LLM`, the same for all.
-      engine_flags: the user's own flags for vLLM, the same for all.
+      common: what all are told alike, such as vLLM's `options`.
     """
     policies = list(models.policies[:num_policies])
     adapters = list(models.adapters[:num_policies])
-    common = {"options": dict(options), "engine_flags": list(engine_flags)}
+    options = common["options"]
 
     def one(kind: str, **more: Any) -> dict[str, Any]:
         return {**common, "kind": f"bench.contestants:{kind}", **more}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import lineup as names
 from bench.contestants import VllmEngine
-from bench.engine import add_engine_flags, engine_options, model_name
+from bench.engine import add_engine_flags, common_settings, model_name
 from bench.report import progress, show
 from bench.worker import Worker
 
@@ -31,14 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Measures and prints; returns the exit code."""
-    options = {**engine_options(args), "enforce_eager": True}  # speed plays no part
+    common = common_settings(args, passthrough)
+    common["options"]["enforce_eager"] = True  # speed plays no part
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
         models = names.prepare_models(args, Path(folder), num_policies=max(args.policies))
         for num_policies in args.policies:
-            everyone = names.lineup(
-                models, num_policies=num_policies, options=options, engine_flags=passthrough
-            )
+            everyone = names.lineup(models, num_policies=num_policies, common=common)
             for name in LAYOUTS:
                 if name not in everyone:
                     progress(f"no {name}: the models given do not allow it")

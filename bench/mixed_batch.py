@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import lineup as names
-from bench.engine import add_engine_flags, add_round_flags, engine_options, model_name, started
+from bench.engine import add_engine_flags, add_round_flags, common_settings, model_name, started
 from bench.job import make_job
 from bench.report import Spread, progress, show
 from bench.worker import Worker
@@ -33,10 +33,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
         models = names.prepare_models(args, Path(folder), num_policies=args.policies)
         everyone = names.lineup(
-            models,
-            num_policies=args.policies,
-            options=engine_options(args),
-            engine_flags=passthrough,
+            models, num_policies=args.policies, common=common_settings(args, passthrough)
         )
         settings = {name: everyone[name] for name in LAYOUTS if name in everyone}
         with started(settings) as (workers, _):

@@ -2,7 +2,8 @@
 
 Three servers of one policy take turns: `vllm serve` on the policy itself, `vllm serve` on the
 mixture of that one policy, and `prefmix serve` on it. The second against the first is what the
-engine pays, the third against the second what the HTTP layer adds.
+engine pays, the third against the second what the HTTP layer adds. Beside the clients' clock stands
+the processor time of the server's front process, which other work on the machine does not touch.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bench.lineup import add_model_flags, prepare_models
 from bench.report import Spread, progress, show
@@ -59,7 +63,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
         model = prepare_models(args, Path(folder), num_policies=1).one
         with ExitStack() as stack:
-            urls = {
+            servers = {
                 name: stack.enter_context(serving(name, command, Path(folder)))
                 for name, command in commands(args, model, passthrough).items()
             }
@@ -69,7 +73,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
             found = [
                 line
                 for concurrency in args.concurrency
-                for line in _measure(args, client, urls, model, concurrency)
+                for line in _measure(args, client, servers, model, concurrency)
             ]
     heading = (
         f"vllm bench serve, {args.requests} requests a round, {args.prompt_tokens} prompt tokens, "
@@ -106,9 +110,22 @@ def with_port(command: Sequence[str], port: int) -> list[str]:
     return [*command[:at], "--port", str(port), *command[at:]]
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that answers."""
+
+    url: str
+    pid: int
+
+    def front_cpu_s(self) -> float:
+        """Processor time so far of the process that speaks HTTP; the engine is another one."""
+        used = psutil.Process(self.pid).cpu_times()
+        return float(used.user + used.system)
+
+
 @contextmanager
-def serving(name: str, command: Sequence[str], folder: Path) -> Iterator[str]:
-    """Runs a server until the block ends; yields its URL once it answers.
+def serving(name: str, command: Sequence[str], folder: Path) -> Iterator[Server]:
+    """Runs a server until the block ends; yields it once it answers.
 
     Raises: CommandError with its last words if it ends or takes too long before that.
     """
@@ -129,7 +146,7 @@ def serving(name: str, command: Sequence[str], folder: Path) -> Iterator[str]:
                 log.seek(0)
                 words = log.read()[-_LAST_WORDS_CHARS:]
                 raise CommandError(f"{name} did not start; its last words:\n{words}")
-            yield url
+            yield Server(url, process.pid)
         finally:
             process.terminate()
             try:
@@ -185,25 +202,28 @@ def load_words(
 def _measure(
     args: argparse.Namespace,
     client: Worker,
-    urls: Mapping[str, str],
+    servers: Mapping[str, Server],
     model: str,
     concurrency: int,
 ) -> list[dict[str, Any]]:
     progress(f"concurrency {concurrency}")
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
-    order = list(urls)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
+    order = list(servers)
     for round_index in range(args.rounds + 1):
         order = order[1:] + order[:1]
         for name in order:
+            server = servers[name]
             words = load_words(
-                args, url=urls[name], model=model, concurrency=concurrency, seed=round_index
+                args, url=server.url, model=model, concurrency=concurrency, seed=round_index
             )
+            begin_s = server.front_cpu_s()
             result = client.ask({"words": words})
+            result["front_cpu_ms"] = 1e3 * (server.front_cpu_s() - begin_s) / args.requests
             if result["completed"] != args.requests:
                 raise CommandError(f"{name} answered {result['completed']} of {args.requests}")
             if round_index:  # the first round warms up
                 results[name].append(result)
-    return [_line(args, name, concurrency, results) for name in urls]
+    return [_line(args, name, concurrency, results) for name in servers]
 
 
 def _line(
@@ -234,6 +254,10 @@ def _line(
         "p99_ms": Spread.of(rounds(name, "p99_e2el_ms")).to_dict(),
         "added_p50_ms": added("p50_e2el_ms", PLAIN),
         "added_p99_ms": added("p99_e2el_ms", PLAIN),
+        "front_cpu_ms": Spread.of(rounds(name, "front_cpu_ms")).to_dict(),
+        "front_cpu_over_plain": Spread.of_ratios(
+            rounds(name, "front_cpu_ms"), rounds(PLAIN, "front_cpu_ms")
+        ).to_dict(),
         "first_token_p50_ms": Spread.of(rounds(name, "p50_ttft_ms")).to_dict(),
         "token_p50_ms": Spread.of(rounds(name, "p50_tpot_ms")).to_dict(),
         "dtype": args.dtype,
@@ -247,7 +271,7 @@ def _line(
 def table(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The cells, heading first."""
     heading = ["server", "clients", "requests/s", "of vllm serve", "of its mixture"]
-    heading += ["p50 ms", "p99 ms", "added p50 ms", "added p99 ms"]
+    heading += ["p50 ms", "p99 ms", "added p50 ms", "added p99 ms", "front CPU ms/request"]
     rows = [
         [
             line["server"],
@@ -259,6 +283,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             f"{line['p99_ms']['median']:.2f}",
             f"{Spread(**line['added_p50_ms']):.2f}",
             f"{Spread(**line['added_p99_ms']):.2f}",
+            f"{Spread(**line['front_cpu_ms']):.2f}",
         ]
         for line in found
     ]

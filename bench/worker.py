@@ -30,8 +30,9 @@ _STDERR_CHARS = 2000
 _END_TIMEOUT_S = 30
 
 
-def environment() -> dict[str, str]:
-    """What vLLM is started with; what is set outside stays as it is."""
+def environment(*, num_threads: int | None = None) -> dict[str, str]:
+    """What vLLM is started with; what is set outside stays as it is, but for `num_threads`."""
+    threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
     python_path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         # The engine computes in the contestant's process: no second one that could lag behind.
@@ -41,6 +42,7 @@ def environment() -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         **os.environ,
+        **threads,
         "PYTHONPATH": os.pathsep.join(python_path),
     }
 
@@ -54,6 +56,7 @@ class Worker:
         Args:
           settings: JSON-ready. `kind` is `module:Class`; the class is made from the settings and
             has a method `answer(request) -> answer`, both JSON-ready dictionaries.
+            `num_threads`, if given, is how many of the process's threads compute.
         """
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the child
         self._process = subprocess.Popen(
@@ -62,7 +65,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env=environment(),
+            env=environment(num_threads=settings.get("num_threads")),
         )
 
     def wait_started(self) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         average=None,
     )
     options = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True}
-    flags = ["--max-num-seqs=4"]
-    return lineup(models, num_policies=NUM_POLICIES, options=options, engine_flags=flags)
+    common = {"options": options, "engine_flags": ["--max-num-seqs=4"]}
+    return lineup(models, num_policies=NUM_POLICIES, common=common)
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ ALL = Models(policies=("a", "b", "c"), base="z", adapters=("x", "y", "w"), avera
 
 
 def contestants(models: Models, num_policies: int = 3) -> dict[str, dict[str, Any]]:
-    return lineup(models, num_policies=num_policies, options=OPTIONS, engine_flags=["--seed=1"])
+    common = {"options": OPTIONS, "engine_flags": ["--seed=1"], "num_threads": 1}
+    return lineup(models, num_policies=num_policies, common=common)
 
 
 def flags(*words: str) -> argparse.Namespace:
@@ -34,6 +35,7 @@ def test_everyone_takes_part_on_the_same_terms() -> None:
     assert len(everyone) == 7
     for settings in everyone.values():
         assert settings["engine_flags"] == ["--seed=1"]
+        assert settings["num_threads"] == 1
         assert settings["options"]["dtype"] == "bfloat16"
     assert everyone[names.FLOOR]["options"] == everyone[names.FULL]["options"] == OPTIONS
     assert everyone[names.SEPARATE]["options"]["enable_prefix_caching"]

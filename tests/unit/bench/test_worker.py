@@ -23,9 +23,10 @@ def test_a_request_that_fails_says_why() -> None:
     assert worker.is_over
 
 
-def test_closing_ends_the_process() -> None:
-    worker = Worker({"kind": "bench.contestants:SeparateEngines", "models": []})
-    worker.wait_started()
+def test_closing_ends_the_process_which_had_the_threads_it_was_given() -> None:
+    settings = {"kind": "bench.contestants:SeparateEngines", "models": [], "num_threads": 1}
+    worker = Worker(settings)
+    assert worker.wait_started()["num_threads"] == 1
     assert not worker.is_over
     worker.close()
     assert worker.is_over
