@@ -60,44 +60,40 @@ def _resources(cubin: bytes) -> str:
     return " ".join(word for word in report.split() if word.startswith(("REG:", "STACK:")))
 
 
+def _jobs(rows: int) -> list[tuple[Any, str, tuple[object, ...]]]:
+    """Module, launcher and arguments of every kernel that `rows` make a difference to."""
+    columns, ones = list(range(NUM_MEMBERS)), [1.0] * NUM_MEMBERS
+    caps = [30.0] + [0.0] * (NUM_MEMBERS - 1)
+    weights, tokens = torch.empty(rows, NUM_MEMBERS), torch.empty(rows, dtype=torch.int64)
+    logits, hidden, heads = (
+        [torch.empty(shape, dtype=torch.bfloat16) for _ in columns]
+        for shape in ((rows, VOCAB), (rows, WIDTH), (VOCAB, WIDTH))
+    )
+    of_heads = (hidden, heads, weights, columns, VOCAB, ones)
+    of_mix = (logits, weights, columns, VOCAB, caps, ones)
+    of_statistics = (logits, weights, tokens, columns, caps, ones)
+    jobs: list[tuple[Any, str, tuple[object, ...]]] = [
+        (mix_lm_head_triton, "mix_lm_head_triton", of_heads)
+    ]
+    if rows == 1:
+        jobs.append((log_linear_mix_triton, "log_linear_mix_triton", of_mix))
+        jobs.append((mixture_statistics_triton, "mixture_statistics_triton", of_statistics))
+    return jobs
+
+
 def main() -> None:
     _compile_only()
     every = sys.argv[1:] == ["--all"]
-    columns, ones = list(range(NUM_MEMBERS)), [1.0] * NUM_MEMBERS
-    caps = [30.0] + [0.0] * (NUM_MEMBERS - 1)
-    with torch.device("meta"):
-        for rows in (1, 256):
-            weights = torch.empty(rows, NUM_MEMBERS)
-            tokens = torch.empty(rows, dtype=torch.int64)
-            logits = [torch.empty(rows, VOCAB, dtype=torch.bfloat16) for _ in columns]
-            hidden = [torch.empty(rows, WIDTH, dtype=torch.bfloat16) for _ in columns]
-            heads = [torch.empty(VOCAB, WIDTH, dtype=torch.bfloat16) for _ in columns]
-            jobs: list[tuple[Any, str, tuple[Any, ...]]] = [
-                (
-                    mix_lm_head_triton,
-                    "mix_lm_head_triton",
-                    (hidden, heads, weights, columns, VOCAB, ones),
-                )
-            ]
-            if rows == 1:
-                jobs += [
-                    (
-                        log_linear_mix_triton,
-                        "log_linear_mix_triton",
-                        (logits, weights, columns, VOCAB, caps, ones),
-                    ),
-                    (
-                        mixture_statistics_triton,
-                        "mixture_statistics_triton",
-                        (logits, weights, tokens, columns, caps, ones),
-                    ),
-                ]
-            for module, name, arguments in jobs:
+    for rows in (1, 256):
+        with torch.device("meta"):
+            jobs = _jobs(rows)
+            for module, launcher, arguments in jobs:
                 configs = module.TUNER.configs
                 for config in configs if every else configs[:1]:
-                    module.TUNER.configs = (config,)
                     print(f"{rows} rows", dict(config), end=" ")
-                    getattr(module, name)(*arguments)
+                    module.TUNER.configs = (config,)
+                    getattr(module, launcher)(*arguments)
+                module.TUNER.configs = configs
 
 
 if __name__ == "__main__":

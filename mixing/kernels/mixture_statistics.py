@@ -135,28 +135,47 @@ def _measure_block(
     outside = ((tokens < 0) | (tokens >= common))[:, None]
     index = tokens.long().clamp(0, common - 1)[:, None]
 
-    bans = [raw == -torch.inf for raw in logits]
-    policies = []
-    for raw, ban, (cap, scale) in zip(logits, bans, caps_and_scales, strict=True):
-        z = soft_capped(raw.float(), cap) * scale
-        policies.append(z.masked_fill_(ban, -torch.inf).log_softmax(dim=-1))
-    product = torch.zeros_like(policies[0])  # log prod_m pi_m^w_m
-    banned = torch.zeros_like(bans[0])
-    for policy, ban, weight in zip(policies, bans, weights, strict=True):
-        product += (policy * weight).masked_fill_(weight == 0, 0.0)
+    policies, mixed, any_bans = [], None, False
+    for raw, weight, (cap, scale) in zip(logits, weights, caps_and_scales, strict=True):
+        z = soft_capped(raw.float(), cap)
+        if cap:
+            z.masked_fill_(raw == -torch.inf, -torch.inf)
+        policy = (z if scale == 1 else z * scale).log_softmax(dim=-1)
+        policies.append(policy)
+        # On a GPU looking would stall the stream: assume that there are bans and zero weights.
+        any_bans |= not raw.is_cpu or not bool((policy.amin(dim=-1) > -torch.inf).all())
+        term = policy * weight
+        if not raw.is_cpu or not weight.all():
+            term.masked_fill_(weight == 0, 0.0)
+        mixed = term if mixed is None else mixed.add_(term)
+    assert mixed is not None
+    bans = [raw == -torch.inf for raw in logits] if any_bans else []
+    banned = torch.zeros_like(mixed, dtype=torch.bool)
+    for ban, weight in zip(bans, weights, strict=bool(bans)):
         banned |= ban & (weight != 0)
-    product.masked_fill_(banned, -torch.inf)
-    normaliser = product.logsumexp(dim=-1, keepdim=True)
-    log_p = product.sub_(normaliser)
+    if bans:
+        mixed.masked_fill_(banned, -torch.inf)
+    normaliser = mixed.logsumexp(dim=-1, keepdim=True)
+    log_p = mixed.sub_(normaliser)
     p = log_p.exp()
-
     log_partition.copy_(normaliser[:, 0])
-    entropy.copy_((p * log_p).masked_fill_(p == 0, 0.0).sum(dim=-1).neg_())
     logprob.copy_(log_p.gather(1, index).masked_fill_(outside, -torch.inf)[:, 0])
-    for policy, ban, column in zip(policies, bans, columns, strict=True):
-        terms = (p * (log_p - policy)).masked_fill_(p == 0, 0.0)
-        terms.masked_fill_(ban & ~banned, torch.inf)
-        kl[:, column] = terms.sum(dim=-1).clamp_(min=0.0)
+
+    impossible = p == 0 if any_bans else None
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        """Under p [n]; 0 * -inf counts as 0."""
+        held = values if impossible is None else values.masked_fill(impossible, 0.0)
+        return torch.linalg.vecdot(p, held)
+
+    mean_log_p = mean(log_p)
+    entropy.copy_(mean_log_p.neg())
+    for position, (policy, column) in enumerate(zip(policies, columns, strict=True)):
+        divergence = (mean_log_p - mean(policy)).clamp_(min=0.0)
+        if bans:
+            infinite = (bans[position] & ~banned).any(dim=-1)
+            divergence.masked_fill_(infinite, torch.inf)
+        kl[:, column] = divergence
         of_token = policy.gather(1, index).masked_fill_(outside, -torch.inf)
         policy_logprobs[:, column] = of_token[:, 0]
         best = policy.amax(dim=-1, keepdim=True)
