@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from conftest import AdaptedBase
 from server_process import ServerProcess, engine_flags, free_port, run_prefmix
 from tiny_policies import build_tokenizer, save_policy
 
@@ -74,13 +75,30 @@ def test_a_signal_during_the_start_ends_everything(
         server.kill()
 
 
-def test_two_api_processes_serve_one_mixture_and_end_together(
-    policies: list[Path], tmp_path: Path
+def adapter_flags(adapted: AdaptedBase) -> list[str]:
+    adapters = [f"--adapter={folder.name}={folder}" for folder in adapted.adapters[:2]]
+    return ["--base", str(adapted.base), *adapters, f"--reference=start={adapted.base}"]
+
+
+def test_a_damaged_adapter_is_refused_in_one_line(adapted: AdaptedBase, tmp_path: Path) -> None:
+    broken = shutil.copytree(adapted.adapters[0], tmp_path / "broken")
+    (broken / "adapter_model.safetensors").write_bytes(b"{}")
+    words = ["--base", str(adapted.base), "--adapter", f"broken={broken}"]
+    message = failure(*words, "--port", str(free_port()), *engine_flags())
+    assert "policy 'broken': the adapter in" in message
+    assert "cannot be read" in message
+
+
+def test_two_api_processes_serve_one_trunk_and_end_together(
+    adapted: AdaptedBase, tmp_path: Path
 ) -> None:
     flags = [*engine_flags(), "--api-server-count", "2"]
-    server = ServerProcess(tmp_path, [*policy_flags(*policies[:2]), "--name", "pair", *flags])
+    server = ServerProcess(tmp_path, [*adapter_flags(adapted), "--name", "pair", *flags])
     try:
         server.wait_ready()
+        with server.client(key=None) as client:
+            assert client.get("/v1/mixture").json()["base"] == str(adapted.base)
+        assert "parameters, shared by all)" in server.stdout
         seen = set()
         for _ in range(24):
             # A new connection each time, so that both processes are asked.
@@ -90,7 +108,7 @@ def test_two_api_processes_serve_one_mixture_and_end_together(
                 assert response.status_code == 200, response.text
                 seen.add(response.headers["x-prefmix-weights"])
                 assert client.post("/invocations", json=body).status_code == 404
-        assert seen == {"one=0.5,two=0.5"}
+        assert seen == {"plain=0.5,rs=0.5,start=0"}
         with server.client(key=None) as client, contextlib.ExitStack() as streams:
             for _ in range(8):  # an end does not wait for answers that can no longer come
                 body = {"prompt": "hi", "max_tokens": 250, "stream": True, "ignore_eos": True}
