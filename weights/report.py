@@ -24,6 +24,12 @@ _SHOWN_ABOVE = frozenset({"fitted", "verdict", "certificate", "deployed"})
 """Parts of a store's provenance that the page shows as text and charts."""
 
 
+_CHARTS = frozenset(
+    {"simplex.png", "kl.png", "trajectory.png", "rounds.png", "ess.png", "m_sweep.png"}
+)
+"""Every chart that some kind of result has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Figure:
     """A chart and what a reader should see in it."""
@@ -40,7 +46,8 @@ def write_report(
 
     Args:
       result: the fit.
-      folder: where to; made if missing, charts of an earlier report are replaced.
+      folder: where to; made if missing; the charts of an earlier report are replaced, those that
+        this one does not have removed.
       title: the page's heading.
       provenance: what the fit was made from; nested mappings become rows with dotted names.
     Returns: the page's path.
@@ -56,6 +63,10 @@ def write_report(
         pictures.append(_picture(figure.caption, light, dark))
     page = folder / PAGE
     _replace(page, _page(result, title, provenance, pictures).encode())
+    written = {figure.file for figure in figures}
+    assert written <= _CHARTS
+    for stale in _CHARTS - written:
+        (folder / stale).unlink(missing_ok=True)
     return page
 
 
