@@ -92,6 +92,14 @@ def _banned(vocab: int) -> Case:
     return replace(case, weights_NM=weights_NM, tokens_N=torch.tensor([0, 3, 5, 3]))
 
 
+def _banned_where_unlikely(vocab: int) -> Case:
+    """A policy without weight bans what the mixture holds possible, below float32's range."""
+    case = make_case(vocab)
+    case.logits[0][:, 3] = case.logits[1][:, 3] = -500.0
+    case.logits[2][:2, 3] = -torch.inf
+    return replace(case, weights_NM=torch.tensor([[0.5, 0.5, 0.0]] * 4))
+
+
 def _negative(vocab: int) -> Case:
     case = make_case(vocab)
     case.logits[1][:, 7] = -torch.inf
@@ -140,6 +148,7 @@ CASES: dict[str, Callable[[int], Case]] = {
     "one-hot weights, the others poisoned": _one_hot,
     "no weight at all": lambda vocab: replace(make_case(vocab), weights_NM=torch.zeros(4, 3)),
     "banned tokens": _banned,
+    "banned where hardly possible": _banned_where_unlikely,
     "negative weights": _negative,
     "ragged vocabularies, tokens outside": _ragged,
     "soft-cap and scale": _capped,

@@ -53,6 +53,8 @@ def log_linear_mix(
     present = present_members(logits, weights_NM, what="logits", soft_cap=soft_cap, scale=scale)
     if vocab_size is None:
         vocab_size = min(tensor.shape[1] for tensor in present.tensors)
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size must be at least 1; got {vocab_size}")
     tensors, columns, soft_caps, scales = present
     return _operator(tensors, weights_NM, columns, vocab_size, soft_caps, scales, signed)
 

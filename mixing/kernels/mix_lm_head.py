@@ -67,13 +67,12 @@ def mix_lm_head(
         _check_head(column, states, head)
     if vocab_size is None:
         vocab_size = min(head.shape[0] for head in own_heads)
-    device = weights_NM.device
-    if fused is None:
-        fused = device.type == "cuda" and weights_NM.shape[0] in FUSED_ROWS.get(
-            torch.cuda.get_device_capability(device), ()
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size must be at least 1; got {vocab_size}")
+    if fused and weights_NM.device.type != "cuda":
+        raise ValueError(
+            f"fused=True needs tensors on a CUDA device; they are on {weights_NM.device}"
         )
-    elif fused and device.type != "cuda":
-        raise ValueError(f"fused=True needs tensors on a CUDA device; they are on {device}")
     return _operator(
         present.tensors, own_heads, weights_NM, present.columns, vocab_size, present.scales, fused
     )
@@ -146,7 +145,7 @@ def _on_cpu(
     columns: list[int],
     vocab_size: int,
     scales: list[float],
-    fused: bool,
+    fused: bool | None,
 ) -> torch.Tensor:
     return mix_lm_head_torch(hidden, heads, weights, columns, vocab_size, scales)
 
@@ -158,8 +157,11 @@ def _on_cuda(
     columns: list[int],
     vocab_size: int,
     scales: list[float],
-    fused: bool,
+    fused: bool | None,
 ) -> torch.Tensor:
+    if fused is None:
+        capability = torch.cuda.get_device_capability(weights.device)
+        fused = weights.shape[0] in FUSED_ROWS.get(capability, ())
     if not fused:
         return mix_lm_head_torch(hidden, heads, weights, columns, vocab_size, scales)
     # Triton is imported with the first tensor that needs it, not with the package.
@@ -175,7 +177,7 @@ def _shape(
     columns: list[int],
     vocab_size: int,
     scales: list[float],
-    fused: bool,
+    fused: bool | None,
 ) -> torch.Tensor:
     return weights.new_empty((weights.shape[0], vocab_size))
 
@@ -183,7 +185,7 @@ def _shape(
 _operator = operator(
     "mix_lm_head",
     "(Tensor[] hidden, Tensor[] heads, Tensor weights, int[] columns, SymInt vocab_size,"
-    " float[] scales, bool fused) -> Tensor",
+    " float[] scales, bool? fused) -> Tensor",
     cpu=_on_cpu,
     cuda=_on_cuda,
     fake=_shape,

@@ -172,7 +172,7 @@ def _mixture_statistics_row_kernel(
         own_total = tl.sum(tl.exp(own_tops - _finite(own_top)) * own_s, 0)
         own_normaliser = own_top + tl.log(own_total)
         log_z -= tl.where(weight != 0, weight * own_normaliser, 0.0)
-        mean_z = tl.sum(tl.where(rescale == 0, 0.0, rescale * b), 0) / total
+        mean_z = tl.sum(rescale * b, 0) / total
         divergence = own_normaliser - mean_z - entropy
         divergence = tl.where(divergence < 0, 0.0, divergence)  # by rounding; NaN stays
         infinite = tl.min(b, 0) == -float("inf")

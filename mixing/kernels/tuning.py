@@ -40,14 +40,17 @@ class Tuner:
           run: launches the kernel; may be called many times, so it must not accumulate.
           key: what the best configuration depends on: dtypes, members, sizes rounded coarsely.
         """
-        config = self.fastest.get(key)
-        if config is None:
-            config = self.configs[0]
-            # Under the interpreter tensors are on the CPU and there is nothing to measure.
-            if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-                config = min(self.configs, key=lambda each: _milliseconds(run, each))
-                self.fastest[key] = config
-        run(config)
+        if device.type != "cuda":  # under the interpreter there is nothing to measure
+            run(self.configs[0])
+            return
+        with torch.cuda.device(device):  # Triton launches on the current one
+            config = self.fastest.get(key)
+            if config is None:
+                config = self.configs[0]
+                if not torch.cuda.is_current_stream_capturing():
+                    config = min(self.configs, key=lambda each: _milliseconds(run, each))
+                    self.fastest[key] = config
+            run(config)
 
 
 def _milliseconds(run: Callable[[Config], object], config: Config) -> float:

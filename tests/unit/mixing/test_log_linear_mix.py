@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from kernel_cases import CASES, Case, check_mixed, make_case
@@ -160,11 +162,12 @@ def test_is_one_operator_to_the_compiler() -> None:
         ([torch.zeros(2, 4, device="meta")], torch.zeros(2, 1), {}, "on meta, weights on cpu"),
         (torch.zeros(2, 4), torch.zeros(2, 1), {}, r"\[N, M, W\]; got \[2, 4\]"),
         (torch.zeros(2, 1, 4), torch.zeros(2, 1), {"scale": [1, 2]}, "scale has 2 entries for 1"),
+        (torch.zeros(2, 1, 4), torch.zeros(2, 1), {"vocab_size": 0}, "vocab_size must be at least"),
         (torch.zeros(2, 1, 4), torch.zeros(2, 1), {"soft_cap": [-1]}, "soft_cap must be positive"),
     ],
 )
 def test_refuses_what_does_not_fit(
-    logits: torch.Tensor, weights_NM: torch.Tensor, options: dict[str, list[float]], message: str
+    logits: torch.Tensor, weights_NM: torch.Tensor, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         log_linear_mix(logits, weights_NM, **options)
