@@ -19,7 +19,7 @@ def start_vllm(settings: Mapping[str, Any]) -> Any:
 
     Args:
       settings: `model`; `options` of `vllm.LLM`; `engine_flags`, the user's own words for vLLM,
-        which win; `mixture`, a spec's dictionary, if there is one.
+        which win; `mixture`, a spec's dictionary, if there is one; `kv_cache_bytes` of a policy.
     """
     from vllm import LLM, EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -27,11 +27,13 @@ def start_vllm(settings: Mapping[str, Any]) -> Any:
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     defaults = vars(parser.parse_args([]))
     given = vars(parser.parse_args(list(settings.get("engine_flags", []))))
+    spec = mixture_of(settings)
+    num_members = 1 if spec is None else spec.num_members
     options = {
+        "kv_cache_memory_bytes": num_members * settings["kv_cache_bytes"],
         **settings.get("options", {}),
         **{name: value for name, value in given.items() if value != defaults[name]},
     }
-    spec = mixture_of(settings)
     if spec is not None:
         options["hf_overrides"] = hf_overrides(spec)
     return LLM(model=settings["model"], **options)

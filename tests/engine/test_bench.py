@@ -36,7 +36,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         average=None,
     )
     options = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True}
-    common = {"options": options, "engine_flags": ["--max-num-seqs=4"]}
+    flags = ["--max-num-seqs=4"]
+    common = {"options": options, "engine_flags": flags, "kv_cache_bytes": 2**24}
     return lineup(models, num_policies=NUM_POLICIES, common=common)
 
 
