@@ -63,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--round-prompts", type=int, default=64, help="prompts a round; default 64")
     add("--steps", type=int, default=600, help="descent steps, reference sampler; default 600")
     add("--batch", type=int, default=64, help="prompts a descent step; default 64")
-    add("--step-size", type=float, help="in units of 1 / curvature; default 4, rounds 3")
+    add(
+        "--step-size",
+        type=float,
+        help="rounds: share of a Newton step, default 0.5; descent: in 1 / curvature, default 4",
+    )
     add("--schedule", choices=("sqrt", "constant"), default="sqrt", help="of descent steps")
     add("--min-weight", type=float, default=0.0, help="floor of every weight; default 0")
     add("--restarts", type=int, default=3, help="runs of the descent; default 3")

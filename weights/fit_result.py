@@ -38,8 +38,8 @@ class FitSettings:
     """Rounds of the mixture sampler."""
     round_prompts: int = 64
     """Prompts a round of the mixture sampler."""
-    round_step_size: float = 3.0
-    """Step of a round, in units of 1 / curvature; constant, as each round's sample is large."""
+    round_step_size: float = 0.5
+    """How much of the way to its target a round of the mixture sampler goes; above 0, at most 1."""
     num_restarts: int = 3
     """Runs of the descent from different starts and seeds (reference sampler)."""
     descent: DescentSettings = field(default_factory=DescentSettings)
@@ -48,6 +48,11 @@ class FitSettings:
     def __post_init__(self) -> None:
         if self.sampler not in ("mixture", "reference"):
             raise FitError(f"sampler is {self.sampler!r}; allowed: mixture, reference")
+        if self.sampler == "mixture" and not 0 < self.round_step_size <= 1:
+            raise FitError(
+                f"the step size is {self.round_step_size}; of the mixture sampler it is the share "
+                "of a whole step, above 0 and at most 1"
+            )
         for name, least in (
             ("num_responses", 2),
             ("max_tokens", 1),

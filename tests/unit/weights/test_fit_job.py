@@ -20,7 +20,7 @@ from weights.summary import summary
 
 
 def job(toy: ToyEngine, cache: Path, **settings: Any) -> FitJob:
-    defaults: dict[str, Any] = {"num_responses": 64, "num_rounds": 20, "round_step_size": 1.5}
+    defaults: dict[str, Any] = {"num_responses": 64, "num_rounds": 20}
     return FitJob(
         spec=toy.spec,
         prompts=toy.prompts,
@@ -143,6 +143,8 @@ def test_reference_sampler_needs_a_reference(tmp_path: Path) -> None:
         ({"sampler": "best"}, "allowed: mixture, reference"),
         ({"num_responses": 1}, "num_responses is 1; it must be at least 2"),
         ({"num_rounds": 1}, "num_rounds is 1"),
+        ({"round_step_size": 3.0}, "the step size is 3.0; .* above 0 and at most 1"),
+        ({"round_step_size": float("nan")}, "the step size is nan"),
     ],
 )
 def test_impossible_settings_are_refused(setting: dict[str, Any], message: str) -> None:
