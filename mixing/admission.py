@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # VerifyAndUpdateConfig's own module is light; vLLM loads it before any model.
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
+WORKER_EXTENSION = "mixing.worker.MixtureWorker"
+"""What the front process may ask of the engine's workers; a user's own extension goes before."""
+
 
 class UnsupportedEngineError(ValueError):
     """An engine option under which per-request weights would be lost or wrong."""
@@ -102,6 +105,8 @@ class MixtureConfig(VerifyAndUpdateConfig):
         processors = list(model_config.logits_processors or [])
         model_config.logits_processors = [*processors, _processor_path(vllm_config, spec)]
         isolate_skipped_policies(vllm_config)
+        if not vllm_config.parallel_config.worker_extension_cls:
+            vllm_config.parallel_config.worker_extension_cls = WORKER_EXTENSION
 
 
 def isolate_skipped_policies(vllm_config: VllmConfig) -> None:

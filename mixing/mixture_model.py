@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from vllm.forward_context import get_forward_context
 from vllm.sequence import IntermediateTensors
 
 from mixing.cpu_seeds import rewind_generators_on_cpu
+from mixing.observer import Observer
 from mixing.request_weights import WeightTable, spec_of, table_of_engine
 from mixing.scheduling import can_skip
 
@@ -42,11 +44,13 @@ class MixtureModel(nn.Module, ABC):
         self.everyone = [True] * self.spec.num_members
         """Who runs where no batch says: in profiling and warm-up passes."""
         self.active = list(self.everyone)
+        self.observer: Observer | None = None
+        """Measures what is served, once it is asked to (mixing.worker)."""
+        self.device: torch.device = vllm_config.device_config.device
         self._table: WeightTable | None = None
         if not vllm_config.use_v2_model_runner:
-            device = vllm_config.device_config.device
-            self._table = table_of_engine(vllm_config, device)
-            if device.type == "cpu":
+            self._table = table_of_engine(vllm_config, self.device)
+            if self.device.type == "cpu":
                 rewind_generators_on_cpu()
 
     @abstractmethod
@@ -58,6 +62,20 @@ class MixtureModel(nn.Module, ABC):
     @abstractmethod
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
         """Mixed logits [N, V] of the members' hidden states [N, D_m]; None on ranks without."""
+
+    @abstractmethod
+    def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        """Logits [N, C] of each member that ran in this step; None for others and on ranks
+        without."""
+
+    @abstractmethod
+    def parameter_bytes(self) -> list[int]:
+        """Bytes of parameters on this rank: by member what only it uses, then what several use."""
+
+    def keep_logits(self, logits: list[torch.Tensor | None]) -> None:
+        """For `mix`: the members' logits were computed, and need not be for the observer."""
+        if self.observer is not None and self.observer.kept is not None:
+            self.observer.kept = (*self.observer.kept[:2], logits)
 
     @staticmethod
     def get_model_state_cls() -> type:
@@ -95,7 +113,8 @@ class MixtureModel(nn.Module, ABC):
         widths = [*self.hidden_sizes, columns.shape[-1]]
         out = torch.empty((num_tokens, sum(widths)), dtype=self.dtype, device=input_ids.device)
         *slots, weight_slot = torch.split(out, widths, dim=-1)
-        self.run_members(input_ids, positions, slots)
+        with self._timed("forward"):
+            self.run_members(input_ids, positions, slots)
         weight_slot.copy_(columns)
         return out
 
@@ -108,6 +127,7 @@ class MixtureModel(nn.Module, ABC):
             uniform_M = torch.tensor(self.spec.uniform_weights, device=device)
             return uniform_M.expand(num_tokens, -1).contiguous()
         self.set_active_members(self._table.active_members())
+        self.begin_step(self._table.measured[: self._table.num_active_rows])
         # Every attention layer's metadata describes the same batch.
         metadata = next(iter(attn_metadata.values()))
         return self._table.token_weights(metadata.query_start_loc, num_tokens)
@@ -121,7 +141,19 @@ class MixtureModel(nn.Module, ABC):
         """
         num_columns = hidden_states.shape[-1] - sum(self.hidden_sizes)
         *hidden, columns = torch.split(hidden_states, [*self.hidden_sizes, num_columns], dim=-1)
-        return self.mix(hidden, columns.contiguous().view(torch.float32))
+        weights_NM = columns.contiguous().view(torch.float32)
+        if self.observer is not None and self.observer.wants_logits:
+            self.observer.kept = (hidden, weights_NM, None)
+        with self._timed("mix"):
+            return self.mix(hidden, weights_NM)
+
+    def begin_step(self, keys: Sequence[str | None]) -> None:
+        """A batch's pass begins. Args: keys: per row, under what to keep its figures, if at all."""
+        if self.observer is not None:
+            self.observer.begin_step(keys)
+
+    def _timed(self, part: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.observer is None else self.observer.timed(part)
 
 
 def members_with_weight(weights_NM: torch.Tensor) -> list[bool]:

@@ -27,6 +27,7 @@ from mixing.loading import (
 )
 from mixing.mixture_model import MixtureModel, members_with_weight
 from mixing.sharing import share_identical_layers
+from mixing.sizes import parameter_bytes
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -51,7 +52,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         self.hidden_sizes = [config.model_config.get_hidden_size() for config in configs]
         # Of all members, not of those that happen to run: a row must not depend on its neighbours.
         self.common_vocab_size = min(config.model_config.get_vocab_size() for config in configs)
-        self.device = vllm_config.device_config.device
+        self._parameter_bytes: list[int] | None = None  # known once loaded, before repacking
         self.secondary_weights = secondary_sources(self.spec)
         # Layers that vLLM knows by name, such as attention, belong to one member each.
         self._named_layers = set(vllm_config.compilation_config.static_forward_context.values())
@@ -94,17 +95,27 @@ class LogLinearMixtureForCausalLM(MixtureModel):
                 vocab_size=self.vocab_size,
                 scale=[head.scale for head in self.plain_heads],
             )
-        logits = [
-            member.compute_logits(hidden_ND.contiguous()) if has_weight else None
-            for member, hidden_ND, has_weight in zip(
-                self._members, hidden, members_with_weight(weights_NM), strict=True
-            )
-        ]
-        if all(member_logits is None for member_logits in logits):
+        logits = self._logits_of(hidden, members_with_weight(weights_NM))
+        if all(each is None for each in logits):
             return None
-        common = [None if each is None else each[:, : self.common_vocab_size] for each in logits]
+        self.keep_logits(logits)
         signed = self.spec.weight_space == "affine"
-        return log_linear_mix(common, weights_NM, vocab_size=self.vocab_size, signed=signed)
+        return log_linear_mix(logits, weights_NM, vocab_size=self.vocab_size, signed=signed)
+
+    def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        return self._logits_of(hidden, self.active)
+
+    def _logits_of(
+        self, hidden: Sequence[torch.Tensor], which: Sequence[bool]
+    ) -> list[torch.Tensor | None]:
+        logits = [
+            member.compute_logits(hidden_ND.contiguous()) if wanted else None
+            for member, hidden_ND, wanted in zip(self._members, hidden, which, strict=True)
+        ]
+        return [None if each is None else each[:, : self.common_vocab_size] for each in logits]
+
+    def parameter_bytes(self) -> list[int]:
+        return self._parameter_bytes or parameter_bytes(self._members)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Hands each member its own checkpoint's tensors, streaming.
@@ -126,4 +137,5 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         if spared_bytes:
             mib = spared_bytes / 2**20
             logger.info("Policies have layers in common: %.1f MiB are stored once.", mib)
+        self._parameter_bytes = parameter_bytes(self._members)
         return loaded

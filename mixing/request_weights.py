@@ -67,18 +67,23 @@ class WeightTable:
         self.host_SM = np.tile(np.asarray(spec.uniform_weights, dtype=np.float32), (num_rows, 1))
         self.device_SM = torch.from_numpy(self.host_SM.copy()).to(device)
         self.num_active_rows = 0
+        self.measured: list[str | None] = [None] * num_rows
+        """Under what each row's figures are to be kept, if at all."""
 
     def write(self, row: int, extra_args: Mapping[str, Any] | None) -> None:
         """Gives `row` the weights of a new request, whatever stood there before."""
         self.host_SM[row] = weights_of_request(extra_args, self.spec)
+        self.measured[row] = wire.measured_as(extra_args)
 
     def copy_row(self, source: int, target: int) -> None:
         """Moves a request's weights to another row."""
         self.host_SM[target] = self.host_SM[source]
+        self.measured[target] = self.measured[source]
 
     def swap_rows(self, row: int, other: int) -> None:
         """Exchanges two requests' weights."""
         self.host_SM[[row, other]] = self.host_SM[[other, row]]
+        self.measured[row], self.measured[other] = self.measured[other], self.measured[row]
 
     def flush(self, num_active_rows: int) -> None:
         """Makes the host's state the device's; rows past `num_active_rows` belong to nobody."""

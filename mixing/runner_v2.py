@@ -16,6 +16,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 
+from mixing import wire
 from mixing.request_weights import active_members, rows_of_tokens, weights_of_request
 
 
@@ -33,6 +34,7 @@ class MixtureModelState(DefaultModelState):
         self.table_SM.gpu.copy_(uniform_M.expand(shape_SM))
         # Profiling and graph capture use slots before any request does: they must see all members.
         self.host_SM = np.ones(shape_SM, dtype=np.float32)
+        self.measured: list[str | None] = [None] * self.max_num_reqs
         # One storage for every step: full CUDA graphs replay with the addresses they captured.
         self.token_weights_TM = uniform_M.expand(self.max_num_tokens, -1).contiguous()
 
@@ -42,6 +44,7 @@ class MixtureModelState(DefaultModelState):
         extra_args = None if sampling_params is None else sampling_params.extra_args
         weights_M = weights_of_request(extra_args, self.spec)
         self.host_SM[req_index] = weights_M
+        self.measured[req_index] = wire.measured_as(extra_args)
         self.table_SM.stage_write(req_index, 0, list(weights_M))
 
     def apply_staged_writes(self) -> None:
@@ -56,9 +59,9 @@ class MixtureModelState(DefaultModelState):
         weights_TM = self.token_weights_TM[:num_tokens]
         slots_T = input_batch.idx_mapping[:num_reqs][rows_T]
         torch.index_select(self.table_SM.gpu, 0, slots_T, out=weights_TM)
-        self.model.set_active_members(
-            active_members(self.host_SM[input_batch.idx_mapping_np[:num_reqs]])
-        )
+        slots = input_batch.idx_mapping_np[:num_reqs]
+        self.model.set_active_members(active_members(self.host_SM[slots]))
+        self.model.begin_step([self.measured[slot] for slot in slots])
         return {**inputs, "token_weights": weights_TM}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from mixing.adapters import Adapter, AdapterError, Factors, read_adapter
 from mixing.kernels.log_linear_mix import log_linear_mix
 from mixing.loading import member_prefix, member_vllm_config
 from mixing.mixture_model import MixtureModel, members_with_weight
+from mixing.sizes import parameter_bytes
 
 
 class Stack:
@@ -80,6 +81,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             if self.spec.weight_space == "affine":
                 self.everyone = [True] * self.spec.num_members
         self.active = list(self.everyone)
+        self._parameter_bytes: list[int] | None = None  # known once loaded, before repacking
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Part of vLLM's model interface; the base embeds its own inputs."""
@@ -99,33 +101,52 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
                 slot.zero_()
 
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
-        present = [
-            (hidden_ND, weight_N1)
-            for hidden_ND, weight_N1, has_weight in zip(
-                hidden,
-                torch.split(weights_NM, 1, dim=-1),
-                members_with_weight(weights_NM),
-                strict=True,
-            )
-            if has_weight
-        ]
+        has_weight = members_with_weight(weights_NM)
         if self.is_head_linear:
             # A member without weight must leave no trace, whatever its cache holds: 0 * inf is NaN.
             terms = [
                 torch.where(weight_N1 == 0, 0.0, weight_N1 * hidden_ND)
-                for hidden_ND, weight_N1 in present
+                for hidden_ND, weight_N1, present in zip(
+                    hidden, torch.split(weights_NM, 1, dim=-1), has_weight, strict=True
+                )
+                if present
             ]
             mixed_ND = torch.stack(terms).sum(0).to(self.dtype)
             return self.trunk.base.compute_logits(mixed_ND)
-        stacked = self.trunk.base.compute_logits(torch.cat([each for each, _ in present]))
-        if stacked is None:
+        logits = self._logits_of(hidden, has_weight)
+        if all(each is None for each in logits):
             return None
-        return log_linear_mix(
-            torch.split(stacked, len(weights_NM)),
-            torch.cat([weight_N1 for _, weight_N1 in present], dim=-1),
-            vocab_size=self.vocab_size,
-            signed=self.spec.weight_space == "affine",
+        self.keep_logits(logits)
+        signed = self.spec.weight_space == "affine"
+        return log_linear_mix(logits, weights_NM, vocab_size=self.vocab_size, signed=signed)
+
+    def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        return self._logits_of(hidden, self.active)
+
+    def _logits_of(
+        self, hidden: Sequence[torch.Tensor], which: Sequence[bool]
+    ) -> list[torch.Tensor | None]:
+        """The shared LM head over the rows of several members at once."""
+        rows = torch.cat([each for each, wanted in zip(hidden, which, strict=True) if wanted])
+        stacked = self.trunk.base.compute_logits(rows)
+        if stacked is None:
+            return [None] * len(hidden)
+        parts = iter(torch.split(stacked, hidden[0].shape[0]))
+        return [next(parts) if wanted else None for wanted in which]
+
+    def parameter_bytes(self) -> list[int]:
+        return self._parameter_bytes or self._sum_parameters()
+
+    def _sum_parameters(self) -> list[int]:
+        total = parameter_bytes([self.trunk.base])[0]
+        one_adapter = sum(
+            factor.untyped_storage().nbytes() // len(self.adapters)
+            for method in self.adapted.values()
+            for factor in (method.layer.adapters_a, method.layer.adapters_b)
         )
+        adapters = [one_adapter] * len(self.adapters)
+        reference = [0] * (self.spec.num_members - len(adapters))
+        return [*adapters, *reference, total - sum(adapters)]
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Loads the base's tensors, then each adapter from its own folder.
@@ -134,11 +155,12 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
           weights: (name, tensor) pairs of the base checkpoint.
         Returns: the names of the parameters that were set.
         """
-        loaded = self.trunk.base.load_weights(weights)
+        loaded: set[str] = self.trunk.base.load_weights(weights)
         for index, adapter in enumerate(self.adapters):
             with adapter.opened() as read:
                 for method in self.adapted.values():
                     method.load(index, read)
+        self._parameter_bytes = self._sum_parameters()
         names = {f"trunk.base.{name}" for name in loaded}
         return names | {
             f"trunk.base.{layer}.{factor}"

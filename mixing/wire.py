@@ -1,4 +1,4 @@
-"""The one name under which a request's weights travel from the front process to the engine.
+"""The names under which a request's weights travel from the front process to the engine.
 
 `SamplingParams.extra_args[WEIGHTS_KEY]` is a list of M floats in member order. Users of plain
 `vllm serve` can send the same through vLLM's own `vllm_xargs` body field.
@@ -11,6 +11,9 @@ from typing import Any
 
 WEIGHTS_KEY = "prefmix_weights"
 
+MEASURE_KEY = "prefmix_measure"
+"""A string: the request's tokens are measured, and the figures kept under it (mixing.observer)."""
+
 
 def to_extra_args(weights_M: Sequence[float]) -> dict[str, Any]:
     """The `extra_args` entry that carries `weights_M`."""
@@ -20,3 +23,9 @@ def to_extra_args(weights_M: Sequence[float]) -> dict[str, Any]:
 def from_extra_args(extra_args: Mapping[str, Any] | None) -> Any | None:
     """What came under the key, unchecked (see `simplex.check_weights`); None if nothing did."""
     return None if extra_args is None else extra_args.get(WEIGHTS_KEY)
+
+
+def measured_as(extra_args: Mapping[str, Any] | None) -> str | None:
+    """Under what a request's figures are to be kept; None if it is not to be measured."""
+    key = None if extra_args is None else extra_args.get(MEASURE_KEY)
+    return key if isinstance(key, str) else None

@@ -36,6 +36,7 @@ VLLM_AT_TOP = {
     "mixing.request_weights",
     "mixing.runner_v2",
     "mixing.scheduling",
+    "mixing.sizes",
     "mixing.trunk",
     # Loaded by vLLM through the endpoint plugin, or by `launch` once it has set vLLM up.
     "server.catalog",

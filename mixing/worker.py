@@ -1,0 +1,79 @@
+"""What the front process may ask of an engine's workers, by vLLM's worker-extension RPC.
+
+Source of the interfaces: parallel_config.worker_extension_cls and collective_rpc (vLLM 0.32). The
+methods become part of vLLM's worker class, so their names begin with `prefmix_`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mixing.observer import Observer
+
+
+class MixtureWorker:
+    """Mixed into vLLM's worker."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    def prefmix_observe(self, every: int) -> None:
+        """Begins to measure: requests that ask for it, and all tokens of every n-th step."""
+        runner, model = self.model_runner, self.model_runner.model
+        if model.observer is None:
+            if self.vllm_config.use_v2_model_runner:
+                runner.sampler = ObservedSampler(runner.sampler, model)
+            else:
+                runner.sampler.register_forward_hook(_after_sampling(runner))
+        model.observer = Observer(model, every=every)
+
+    def prefmix_take_sample(self) -> dict[str, Any] | None:
+        """See Observer.take_sample."""
+        observer = self.model_runner.model.observer
+        return None if observer is None else observer.take_sample()
+
+    def prefmix_take_request(self, key: str) -> dict[str, list[list[float]]]:
+        """See Observer.take_request; of the ranks, only those that gather logits have any."""
+        observer = self.model_runner.model.observer
+        return {} if observer is None else observer.take_request(key)
+
+    def prefmix_sizes(self) -> dict[str, list[int]]:
+        """Bytes on this rank: of parameters by member, those of several members last; of KV cache
+        by member and token."""
+        from mixing.sizes import kv_bytes_per_token
+
+        model = self.model_runner.model
+        return {
+            "parameters": model.parameter_bytes(),
+            "kv_per_token": kv_bytes_per_token(model, self.vllm_config),
+        }
+
+
+def _after_sampling(runner: Any) -> Any:
+    def hook(sampler: Any, args: Any, output: Any) -> None:
+        observer, batch = runner.model.observer, runner.input_batch
+        num_rows = batch.num_reqs
+        is_drawn = ~runner.discard_request_mask.np[:num_rows]
+        observer.tokens_drawn(output.sampled_token_ids, batch.req_ids[:num_rows], is_drawn)
+
+    return hook
+
+
+class ObservedSampler:
+    """V2's sampler, which is no torch module and knows no hooks, with a look at what it draws."""
+
+    def __init__(self, sampler: Any, model: Any) -> None:
+        self._sampler = sampler
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
+
+    def __call__(self, logits: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        output = self._sampler(logits, batch, *args, **kwargs)
+        ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
+        is_drawn: np.ndarray = ends[: batch.num_reqs] >= batch.prefill_len_np[: batch.num_reqs]
+        self._model.observer.tokens_drawn(output.sampled_token_ids, batch.req_ids, is_drawn)
+        return output
