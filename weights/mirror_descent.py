@@ -70,22 +70,6 @@ class Descent:
     """Every iterate, the starting point first, [T + 1, K]."""
 
 
-def mirror_step(weights_K: Floats, gradient_K: Floats, *, step_size: float) -> Floats:
-    """One entropic mirror step; stays on the simplex and keeps zeros at zero.
-
-    Args:
-      weights_K: a point of the simplex.
-      gradient_K: in nats; a common shift of its entries changes nothing.
-      step_size: positive, in 1/nats.
-    """
-    with np.errstate(divide="ignore"):
-        log_weights_K = np.log(weights_K) - step_size * gradient_K
-    # Zeros stay -inf and fall out; the largest is finite because the weights sum to 1.
-    new_weights_K: Floats = np.exp(log_weights_K - log_weights_K.max())
-    new_weights_K /= new_weights_K.sum()
-    return new_weights_K
-
-
 def with_floor(weights_K: Floats, min_weight: float) -> Floats:
     """Moves a point of the simplex into the part where every weight is at least `min_weight`."""
     num_policies = weights_K.shape[-1]
