@@ -1,0 +1,1 @@
+"""What it takes to run prefmix elsewhere; see docs/deploying.md."""

@@ -1,0 +1,238 @@
+"""The mixture board: which weights are in force and used, and what they do to each policy."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders import dashboard as dashboards
+
+from deploy.grafana.panels import SELECTED, SOURCE, board, lines, number, rows, selection, shares
+
+RATE = "[$__rate_interval]"
+OF_POLICY = f'{SELECTED}, policy=~"$policy"'
+VERSION = f"prefmix_weights_version{{{SELECTED}}}"
+
+
+def _mean(total: str, counter: str) -> str:
+    """Sums over measured tokens or steps, divided by their number."""
+    return f"{total} / scalar(sum(rate({counter}{{{SELECTED}}}{RATE})))"
+
+
+def _by_policy(counter: str) -> str:
+    """A policy's sum over measured tokens as a mean a token."""
+    total = f"sum by (policy) (rate({counter}{{{OF_POLICY}}}{RATE}))"
+    return _mean(total, "prefmix_statistics_tokens_total")
+
+
+ENTROPY = _mean(
+    f"sum(rate(prefmix_entropy_nats_total{{{SELECTED}}}{RATE}))", "prefmix_statistics_tokens_total"
+)
+STEP_TIME = _mean(
+    f"sum by (part) (rate(prefmix_step_seconds_total{{{SELECTED}}}{RATE}))",
+    "prefmix_step_samples_total",
+)
+
+
+def mixture() -> dashboards.Dashboard:
+    """Builds the board."""
+    made = board(
+        "prefmix-mixture",
+        "prefmix: mixture",
+        "Weights in force and used, what they do to each policy, and how they change.",
+    )
+    made = made.with_variable(
+        selection("policy", f"label_values(prefmix_profile_weight{{{SELECTED}}}, policy)")
+    ).annotation(
+        dashboards.AnnotationQuery()
+        .name("weights version")
+        .datasource(SOURCE)
+        .enable(True)
+        .icon_color("purple")
+        .expr(
+            f'count_values("version", {VERSION})'
+            f' unless count_values("version", {VERSION} offset 1m)'
+        )
+    )
+    for panel in (
+        number(
+            "Weights version",
+            "Newest version in force at any instance: prefmix_weights_version.",
+            f"max({VERSION})",
+            no_value="?",
+        ),
+        number(
+            "Default profile",
+            "The profile of requests that name nothing: prefmix_default_profile.",
+            f"max by (profile) (prefmix_default_profile{{{SELECTED}}}) == 1",
+            no_value="?",
+            label="profile",
+        ),
+        number(
+            "Last reload",
+            "1: every instance could use its store; 0: one refused it and serves what it had.",
+            f"min(prefmix_weights_last_reload_successful{{{SELECTED}}})",
+            limits=(0.5, 1),
+            low_is_bad=True,
+            no_value="?",
+        ),
+        number(
+            "Since last good reload",
+            "Of the instance where it was longest ago.",
+            f"max(time() - prefmix_weights_last_reload_success_timestamp_seconds{{{SELECTED}}})",
+            unit="s",
+            no_value="?",
+        ),
+        number(
+            "Different weights",
+            "Sets of weights in force; more than 1 for minutes means that replicas disagree.",
+            f"count(count by (sha256) (prefmix_weights_info{{{SELECTED}}} == 1))",
+            limits=(2, 2),
+            no_value="?",
+        ),
+        number(
+            "Refused weights/s",
+            "Requests refused for the weights they named: prefmix_weights_rejected_total.",
+            f"sum(rate(prefmix_weights_rejected_total{{{SELECTED}}}{RATE}))",
+            unit="reqps",
+            limits=(0.1, 1),
+        ),
+        number(
+            "Entropy",
+            "Nats a token: how undecided the mixture is. Near 0 answers hardly vary.",
+            ENTROPY,
+        ),
+        number(
+            "Measured tokens",
+            "Share of generated tokens on which KL, entropy and agreement were measured.",
+            f"sum(rate(prefmix_statistics_tokens_total{{{SELECTED}}}{RATE}))"
+            f" / sum(rate(vllm:generation_tokens_total{{{SELECTED}}}{RATE}))",
+            unit="percentunit",
+        ),
+    ):
+        made = made.with_panel(panel)
+    return (
+        made.with_row(dashboards.Row("Weights"))
+        .with_panel(
+            lines(
+                "Weights in force",
+                "Of each selected profile; a purple line is a new version.",
+                {
+                    "{{profile}}: {{policy}}": "max by (profile, policy) "
+                    f'(prefmix_profile_weight{{{OF_POLICY}, profile=~"$profile"}})'
+                },
+            )
+        )
+        .with_panel(
+            lines(
+                "Weights as used",
+                "Mean over generated tokens, whatever profile or explicit weights they had.",
+                {
+                    "{{policy}}": "sum by (policy) "
+                    f"(rate(prefmix_token_weight_sum{{{OF_POLICY}}}{RATE}))"
+                    f" / sum by (policy) (rate(prefmix_token_weight_count{{{OF_POLICY}}}{RATE}))"
+                },
+                top=1,
+            )
+        )
+        .with_panel(
+            shares(
+                "Weights as used, spread",
+                "Generated tokens by the weight they gave the selected policies: choose one.",
+                f"sum by (le) (increase(prefmix_token_weight_bucket{{{OF_POLICY}}}{RATE}))",
+            )
+        )
+        .with_row(dashboards.Row("What the mixture does"))
+        .with_panel(
+            lines(
+                "Distance of each policy",
+                "KL(mixture || policy), nats a token. Fitted weights make active policies equal.",
+                {"{{policy}}": _by_policy("prefmix_kl_nats_total")},
+            )
+        )
+        .with_panel(
+            lines(
+                "Agreement",
+                "Share of tokens that the policy, alone, would have put first.",
+                {"{{policy}}": _by_policy("prefmix_agreement_tokens_total")},
+                unit="percentunit",
+                top=1,
+            )
+        )
+        .with_panel(
+            lines(
+                "Entropy",
+                "Of the mixture, nats a token.",
+                {"entropy": ENTROPY},
+            )
+        )
+        .with_panel(
+            lines(
+                "Rewards",
+                "What an evaluation has pushed: prefmix_reward; docs/deploying.md shows how.",
+                {
+                    "{{objective}}, {{profile}}": "avg by (objective, profile) "
+                    '(prefmix_reward{profile=~"$profile"})'
+                },
+            )
+        )
+        .with_panel(
+            lines(
+                "Refused weights by reason",
+                "The same reasons as in the clients' error messages.",
+                {
+                    "{{reason}}": "sum by (reason) "
+                    f"(rate(prefmix_weights_rejected_total{{{SELECTED}}}{RATE}))"
+                },
+                unit="reqps",
+                stacked=True,
+            )
+        )
+        .with_panel(
+            lines(
+                "Reloads and changes",
+                "By what they came from (admin, signal, watch) and how they ended, in 10 minutes.",
+                {
+                    "reload by {{trigger}}: {{result}}": "sum by (trigger, result) "
+                    f"(increase(prefmix_weights_reloads_total{{{SELECTED}}}[10m]))",
+                    "change: {{result}}": "sum by (result) "
+                    f"(increase(prefmix_weights_changes_total{{{SELECTED}}}[10m]))",
+                },
+            )
+        )
+        .with_row(dashboards.Row("What it costs"))
+        .with_panel(
+            lines(
+                "Time of a step",
+                "forward: the policies' forward passes; mix: LM heads and mixing. Measured steps.",
+                {"{{part}}": STEP_TIME},
+                unit="s",
+                stacked=True,
+            )
+        )
+        .with_panel(
+            lines(
+                "Memory of parameters",
+                "Bytes that only this policy uses; shared: what several do. One instance.",
+                {"{{policy}}": f"max by (policy) (prefmix_parameter_bytes{{{SELECTED}}})"},
+                unit="bytes",
+                stacked=True,
+                width=6,
+            )
+        )
+        .with_panel(
+            lines(
+                "KV cache a token",
+                "Bytes that one token of context takes in each policy's cache. One instance.",
+                {"{{policy}}": f"max by (policy) (prefmix_kv_bytes_per_token{{{SELECTED}}})"},
+                unit="bytes",
+                stacked=True,
+                width=6,
+            )
+        )
+        .with_panel(
+            rows(
+                "Builds",
+                "Versions of what runs: prefmix_build_info.",
+                f"count by (version, vllm, torch, layout) (prefmix_build_info{{{SELECTED}}})",
+                width=4,
+            )
+        )
+    )
