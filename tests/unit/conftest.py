@@ -1,5 +1,6 @@
 """Warnings are errors here; the engine's tests run code of others that warns."""
 
+import interpreted_kernels  # noqa: F401 - before anything else imports Triton
 import pytest
 
 

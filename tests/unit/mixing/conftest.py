@@ -1,46 +1,19 @@
-"""Kernels run in Triton's interpreter here, where there is no GPU to compile them for."""
+"""Fixtures of the kernels' tests."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-
 import pytest
 import torch
-
-KERNEL_MODULES = (
-    "mixing.kernels.log_linear_mix_triton",
-    "mixing.kernels.mix_lm_head_triton",
-    "mixing.kernels.mixture_statistics_triton",
-)
-
-
-def _why_not_interpreted() -> str | None:
-    """Imports the kernels for the interpreter, which Triton must know when it is first imported."""
-    if torch.cuda.is_available():
-        return "there is a GPU: tests/gpu runs the same cases, compiled"
-    if "triton" in sys.modules:
-        return "Triton was imported before it was told to interpret; run tests/unit by itself"
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
-        for module in KERNEL_MODULES:
-            importlib.import_module(module)
-    finally:
-        del os.environ["TRITON_INTERPRET"]
-    return None
-
-
-_WHY_NOT = _why_not_interpreted()
+from interpreted_kernels import WHY_NOT
 
 
 @pytest.fixture
 def interpreter(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
     """For tests that launch kernels on CPU tensors."""
-    if _WHY_NOT:
+    if WHY_NOT:
         # The engine's tests, if collected too, have imported Triton; unit tests may not.
         others = any("unit" not in argument for argument in pytestconfig.args)
-        (pytest.skip if others or torch.cuda.is_available() else pytest.fail)(_WHY_NOT)
+        (pytest.skip if others or torch.cuda.is_available() else pytest.fail)(WHY_NOT)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
