@@ -169,14 +169,22 @@ class Observer:
         self._reset()
         return sample
 
-    def take_request(self, key: str) -> dict[str, list[list[float]]]:
+    def take_request(self, key: str, sample: int | None = None) -> dict[str, list[list[float]]]:
         """The figures of a request's tokens, and forgets them.
 
+        Args:
+          key: under which they were kept.
+          sample: only this one of the n samples that vLLM draws as requests "0_ID", "1_ID", ...
         Returns: engine's request id -> per token F figures: log Z, entropy, the mixture's log-prob,
           then per member KL, log-prob and agreement. NaN for a member that did not run.
         """
-        requests = self._records.pop(key, {})
-        return {
-            req_id: torch.stack([packed_RF[place] for packed_RF, place in records]).tolist()
-            for req_id, records in requests.items()
-        }
+        requests = self._records.get(key, {})
+        taken = [req_id for req_id in requests if sample is None or req_id.startswith(f"{sample}_")]
+        figures = {}
+        for req_id in taken:
+            records = requests.pop(req_id)
+            rows = [packed_RF[place] for packed_RF, place in records]
+            figures[req_id] = torch.stack(rows).tolist()
+        if not requests:
+            self._records.pop(key, None)
+        return figures

@@ -34,10 +34,12 @@ class MixtureWorker:
         observer = self.model_runner.model.observer
         return None if observer is None else observer.take_sample()
 
-    def prefmix_take_request(self, key: str) -> dict[str, list[list[float]]]:
+    def prefmix_take_request(
+        self, key: str, sample: int | None = None
+    ) -> dict[str, list[list[float]]]:
         """See Observer.take_request; of the ranks, only those that gather logits have any."""
         observer = self.model_runner.model.observer
-        return {} if observer is None else observer.take_request(key)
+        return {} if observer is None else observer.take_request(key, sample)
 
     def prefmix_sizes(self) -> dict[str, list[int]]:
         """Bytes on this rank: of parameters by member, those of several members last; of KV cache

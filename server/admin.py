@@ -246,7 +246,9 @@ async def roll_back(
 async def reload(request: Request, dry_run: DryRun = False) -> ChangeAnswer:
     """Reads the store's file again; a file that is refused changes nothing."""
     live = _state(request).live
-    return _answer(await live.reload(who=request.state.admin_name, dry_run=dry_run), dry_run)
+    return _answer(
+        await live.reload(who=request.state.admin_name, trigger="admin", dry_run=dry_run), dry_run
+    )
 
 
 async def _change(

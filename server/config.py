@@ -15,6 +15,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from mixing.spec import MixtureSpec, Policy, SpecError, WeightSpace
+from server.observing import STATISTICS_EVERY
+from server.request_log import RequestLog
 from server.yaml_file import YamlError, read_yaml
 from weights.profiles import ProfileError, ProfileSet, build_profile_set
 
@@ -74,6 +76,10 @@ class ServeConfig(BaseModel):
     """File of the profiles. If it exists it wins over `profiles`; if not they are its first."""
     admin_port: StrictInt | None = Field(None, ge=1, le=65535)
     """Port of 127.0.0.1 for the admin routes alone; without one they are on `port`."""
+    statistics_every: StrictInt = Field(STATISTICS_EVERY, ge=0)
+    """All tokens of every so many engine steps are measured for the metrics; 0 measures none."""
+    request_log: RequestLog = "off"
+    """off, text or json: one line on stderr for each request, without its text."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Any vLLM engine or server flag, without its dashes."""
 

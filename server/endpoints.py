@@ -21,13 +21,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from mixing.spec import CONFIG_KEY, MixtureSpec
-from server import admin, audit, catalog, routes
+from server import admin, audit, catalog, request_log, routes
 from server.admin_listener import admin_app, listen, serve_admin
 from server.admin_tokens import admin_tokens
+from server.engine_statistics import EngineStatistics
 from server.errors import http_exception
 from server.guard import KeyGuard
 from server.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from server.live_weights import LiveWeights
+from server.metrics import MixtureMetrics
+from server.observing import OBSERVING_ATTRIBUTE, ObservingSettings
 from server.state import STATE_KEY, MixtureState
 from server.store_watch import watch
 from weights.profiles import CurrentProfiles, ProfileSet, build_profile_set
@@ -106,12 +109,20 @@ class PrefmixEndpoints:
         if profiles is None:
             profiles = build_profile_set({}, spec)
         paths = state.openai_serving_models.base_model_paths
+        observing: ObservingSettings = getattr(args, OBSERVING_ATTRIBUTE, ObservingSettings())
+        statistics = EngineStatistics(
+            engine_client, MixtureMetrics(spec), every=observing.statistics_every
+        )
         mixture = MixtureState(
             spec=spec,
             model_names=tuple(path.name for path in paths),
             profiles=CurrentProfiles(profiles),
+            statistics=statistics,
         )
         setattr(state, STATE_KEY, mixture)
+        request_log.set_up(observing.request_log)
+        await statistics.start()
+        self._start(statistics.follow(), "the engine's statistics")
         # vLLM adds routes of its own after attach_router.
         keep_allowed_routes(self._app)
         check_own_routes(self._app)
@@ -139,7 +150,9 @@ class PrefmixEndpoints:
         )
         await live.start()
         if settings.store is not None:
-            reload = functools.partial(live.reload, who="file-watch", is_quiet=True)
+            reload = functools.partial(
+                live.reload, who="file-watch", trigger="watch", is_quiet=True
+            )
             self._start(watch(settings.store, reload), "the watch on the weights store")
         tokens = admin_tokens(api_keys=keys)
         if not tokens:

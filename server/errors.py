@@ -38,9 +38,17 @@ class RequestError(ValueError):
 
     status = HTTPStatus.BAD_REQUEST
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, reason: str | None = None
+    ) -> None:
+        """Args:
+        message: one sentence.
+        param: the field it is about.
+        reason: if it is about the weights: one of server.metrics.REASONS.
+        """
         super().__init__(message)
         self.param = param
+        self.reason = reason
 
     def response(self) -> JSONResponse:
         """The answer to send."""

@@ -35,6 +35,7 @@ from server.environment import (
 from server.exits import CommandError
 from server.hangup import HangupReload
 from server.live_settings import LIVE_ATTRIBUTE, LiveSettings
+from server.observing import OBSERVING_ATTRIBUTE, ObservingSettings
 from server.probe import Address, ProbeError, ReadyProbe
 from server.signals import StartSignals, end_descendants
 from server.startup_log import OWN_PREFIX, StartupLog
@@ -72,6 +73,10 @@ def launch(
         try:
             args = _prepare(config, spec, profiles, passthrough)
             setattr(args, LIVE_ATTRIBUTE, live)
+            observing = ObservingSettings(
+                statistics_every=config.statistics_every, request_log=config.request_log
+            )
+            setattr(args, OBSERVING_ATTRIBUTE, observing)
             with nullcontext() if live.store is None else HangupReload(live.folder):
                 return _serve(args, spec, profiles, log, signals)
         except CommandError:

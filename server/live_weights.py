@@ -15,7 +15,7 @@ from pathlib import Path
 from mixing.spec import MixtureSpec
 from server import audit
 from server.agreement import Agreement, DisagreementError, Message
-from server.weights_metrics import WeightsMetrics
+from server.metrics import WeightsMetrics
 from weights.profiles import CurrentProfiles, ProfileSet
 from weights.store import Change, Edit, WeightsStore
 from weights.store_errors import StoreFormatError
@@ -61,7 +61,7 @@ class LiveWeights:
         self._agreement = Agreement(
             folder, num_processes=num_processes, receive=self._receive, name=name
         )
-        self._metrics = WeightsMetrics(profiles.current)
+        self._metrics = WeightsMetrics(profiles.current, spec.member_names)
         self._prepared: ProfileSet | None = None
         self._sha256_of = {profiles.current.version: profiles.current.sha256}
         self._own_turn = asyncio.Lock()
@@ -109,13 +109,22 @@ class LiveWeights:
             return await asyncio.to_thread(
                 self.store.change, edit, expected=expected, dry_run=True, in_force=self.current
             )
-        return await self._audited(lambda: self._change(edit, expected), who=who, what=what)
+        try:
+            change = await self._audited(lambda: self._change(edit, expected), who=who, what=what)
+        except ValueError:
+            self._metrics.changed("refused")
+            raise
+        self._metrics.changed("unchanged" if change.is_noop else "ok")
+        return change
 
-    async def reload(self, *, who: str, dry_run: bool = False, is_quiet: bool = False) -> Change:
+    async def reload(
+        self, *, who: str, trigger: str, dry_run: bool = False, is_quiet: bool = False
+    ) -> Change:
         """Reads the store again and puts what it holds in force.
 
         Args:
           who: whose wish it is, for the audit log.
+          trigger: what asked for it, one of server.metrics.TRIGGERS.
           dry_run: read and check only.
           is_quiet: do not report that nothing has changed.
         Raises: as `change`; what was in force stays so.
@@ -125,9 +134,9 @@ class LiveWeights:
         try:
             change = await self._audited(self._reload, who=who, what="reload", is_quiet=is_quiet)
         except ValueError:
-            self._metrics.reload_failed()
+            self._metrics.reload_refused(trigger)
             raise
-        self._metrics.reload_succeeded()
+        self._metrics.reloaded(trigger, changed=not change.is_noop)
         return change
 
     async def _audited(
@@ -218,7 +227,7 @@ class LiveWeights:
                 raise ValueError("it was asked to put in force what it has not prepared")
             self._put_in_force(prepared)
         elif kind == "reload":
-            await self.reload(who=str(message.get("who")))
+            await self.reload(who=str(message.get("who")), trigger="signal")
         else:
             raise ValueError(f"it does not know the message {kind!r}")
         return {"version": self.current.version}

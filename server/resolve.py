@@ -121,6 +121,7 @@ def split_model(
             f"The model {short_repr(model)} does not exist: {name} has no profile "
             f"{short_repr(profile)}; its profiles are: {', '.join(profiles.profiles)}",
             param="model",
+            reason="unknown_profile",
         )
     raise UnknownModelError(
         f"The model {short_repr(model)} does not exist; served here: {', '.join(model_names)}, "
@@ -135,6 +136,7 @@ def _at_most_one(fields: list[str]) -> None:
             f"{' and '.join(fields)} were both given; send one of them, as each alone decides "
             "the weights",
             param=next(field for field in fields if not field.startswith("model ")),
+            reason="ambiguous",
         )
 
 
@@ -142,14 +144,18 @@ def _custom_weights(weights: object, spec: MixtureSpec) -> tuple[float, ...]:
     try:
         return weights_from_preferences(weights, spec)
     except WeightsError as error:
-        raise RequestError(f"preference_weights: {error}", param="preference_weights") from None
+        raise RequestError(
+            f"preference_weights: {error}", param="preference_weights", reason=error.reason
+        ) from None
 
 
 def _raw_weights(weights: object, spec: MixtureSpec) -> tuple[float, ...]:
     try:
         return check_weights(weights, num_members=spec.num_members, weight_space=spec.weight_space)
     except WeightsError as error:
-        raise RequestError(f"vllm_xargs.{WEIGHTS_KEY}: {error}", param="vllm_xargs") from None
+        raise RequestError(
+            f"vllm_xargs.{WEIGHTS_KEY}: {error}", param="vllm_xargs", reason=error.reason
+        ) from None
 
 
 def _profile(profile: object, profiles: ProfileSet) -> str:
@@ -162,4 +168,5 @@ def _profile(profile: object, profiles: ProfileSet) -> str:
         f"preference_profile {short_repr(profile)} {wrong}; "
         f"the profiles are: {', '.join(profiles.profiles)}",
         param="preference_profile",
+        reason="unknown_profile",
     )

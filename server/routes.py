@@ -18,6 +18,9 @@ from vllm.entrypoints.serve.tokenize import api_router as vllm_tokenize
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
+from server.accounting import CLIENT_GONE, REQUEST_ID_HEADER, Account
+from server.attribution import Attribution
+from server.errors import RequestError
 from server.resolve import PROFILE_HEADER, VERSION_HEADER, WEIGHTS_HEADER, split_model
 from server.route import OpenAIRoute
 from server.schemas import (
@@ -45,6 +48,10 @@ _ANSWER = {
             "description": "Version of the profiles in force at admission.",
             "schema": {"type": "integer"},
         },
+        REQUEST_ID_HEADER: {
+            "description": "The id that came with the request, or a new one.",
+            "schema": {"type": "string"},
+        },
     },
 }
 _ERROR = {"model": ErrorResponse}
@@ -56,9 +63,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     HTTPStatus.INTERNAL_SERVER_ERROR.value: _ERROR,
 }
 _PLAIN_RESPONSES = {status: _ERROR for status in _RESPONSES if status != HTTPStatus.OK.value}
-
-CLIENT_GONE = 499
-"""Nobody reads this status; it is what proxies log for a client that hung up."""
 
 Handler = Callable[[Any, Request], Awaitable[Response | None]]
 
@@ -99,11 +103,22 @@ async def detokenize(request: DetokenizeRequest, raw_request: Request) -> Respon
 
 async def _generate(handler: Handler, request: PreferenceFields, raw_request: Request) -> Response:
     """Runs one of vLLM's handlers with the request's weights, and reports them."""
-    resolution = mixture_state(raw_request).resolve(request.preferences())
-    request.bind(resolution)
-    response = _answer(await handler(request, raw_request))
-    response.headers.update(resolution.headers())
-    return response
+    state = mixture_state(raw_request)
+    account = Account(raw_request, state.statistics)
+    try:
+        resolution = state.resolve(request.preferences())
+        attribution = Attribution(request.preference_attribution)
+    except RequestError as error:
+        account.refused(error.reason, error.status)
+        raise
+    request.bind(resolution, attribution)
+    account.admitted(resolution, attribution, num_samples=getattr(request, "n", None) or 1)
+    try:
+        response = _answer(await handler(request, raw_request))
+    except Exception:
+        await account.failed()
+        raise
+    return await account.answered(response)
 
 
 def _answer(response: Response | None) -> Response:

@@ -14,7 +14,9 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.sampling_params import SamplingParams
 
-from mixing.wire import to_extra_args
+from mixing.wire import MEASURE_KEY, to_extra_args
+from server.attribution import FIELD as ATTRIBUTION
+from server.attribution import Attribution
 from server.errors import RequestError
 from server.resolve import Preferences, Resolution
 
@@ -24,6 +26,10 @@ _WEIGHTS_SCHEMA = {
         {"type": "null"},
     ],
     "title": "Preference Weights",
+}
+_ATTRIBUTION_SCHEMA = {
+    "anyOf": [{"type": "boolean"}, {"const": "tokens"}, {"type": "null"}],
+    "title": "Preference Attribution",
 }
 _PROFILE_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Preference Profile"}
 
@@ -48,7 +54,16 @@ class PreferenceFields(BaseModel):
         ),
         examples=["default"],
     )
+    preference_attribution: Annotated[Any, WithJsonSchema(_ATTRIBUTION_SCHEMA)] = Field(
+        default=None,
+        description=(
+            "true adds to each choice (when streaming, to its last chunk) which policy carried the "
+            'answer: mean log-probability, KL and agreement by policy; "tokens" adds every token.'
+        ),
+        examples=[True],
+    )
     _resolution: Resolution | None = PrivateAttr(default=None)
+    _attribution: Attribution | None = PrivateAttr(default=None)
 
     def preferences(self) -> Preferences:
         """What this request says about its weights.
@@ -68,17 +83,22 @@ class PreferenceFields(BaseModel):
             extra_args=getattr(self, "vllm_xargs", None),
         )
 
-    def bind(self, resolution: Resolution) -> None:
+    def bind(self, resolution: Resolution, attribution: Attribution) -> None:
         """Gives the request the weights it keeps, and the model name vLLM knows."""
         self._resolution = resolution
+        self._attribution = attribution
         self.model = resolution.model
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         """vLLM's sampling parameters with the weights under `wire.WEIGHTS_KEY`."""
         assert self._resolution is not None, "bind() comes before to_sampling_params()"
+        assert self._attribution is not None
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
-        weights = to_extra_args(self._resolution.weights)
-        params.extra_args = {**(params.extra_args or {}), **weights}
+        extra_args = {**(params.extra_args or {}), **to_extra_args(self._resolution.weights)}
+        extra_args.pop(MEASURE_KEY, None)  # a name under which others' figures could be found
+        if self._attribution.is_wanted:
+            extra_args[MEASURE_KEY] = self._attribution.next_key()
+        params.extra_args = extra_args
         return params
 
 
@@ -92,3 +112,13 @@ class MixtureChatCompletionRequest(PreferenceFields, ChatCompletionRequest):
 
 class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
     """POST /v1/responses"""
+
+    def preferences(self) -> Preferences:
+        """Refuses what this API's answers have no place for, too."""
+        if self.preference_attribution:
+            raise RequestError(
+                f"{ATTRIBUTION} is not served by the Responses API; use /v1/chat/completions or "
+                "/v1/completions",
+                param=ATTRIBUTION,
+            )
+        return super().preferences()

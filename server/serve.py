@@ -40,6 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="port of 127.0.0.1 for the admin routes alone; default: on the main port",
     )
+    add(
+        "--statistics-every",
+        type=int,
+        metavar="STEPS",
+        help="measure the mixture at every so many engine steps; default 100, 0 never",
+    )
+    add(
+        "--request-log",
+        choices=("off", "text", "json"),
+        help="one line on stderr for each request, without its text; default off",
+    )
 
 
 def _port(text: str) -> int:
@@ -74,6 +85,15 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 
 def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration fields that were given as flags."""
-    fields = ("weight_space", "name", "host", "port", "weights_store", "admin_port")
+    fields = (
+        "weight_space",
+        "name",
+        "host",
+        "port",
+        "weights_store",
+        "admin_port",
+        "statistics_every",
+        "request_log",
+    )
     overrides = {field: getattr(args, field) for field in fields} | mixture_overrides(args)
     return {field: value for field, value in overrides.items() if value is not None}

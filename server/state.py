@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from mixing.spec import MixtureSpec
+from server.engine_statistics import EngineStatistics
 from server.resolve import Preferences, Resolution, resolve
 from weights.profiles import CurrentProfiles
 
@@ -22,6 +23,7 @@ class MixtureState:
     model_names: tuple[str, ...]
     """Names the mixture is served under; the first is the default."""
     profiles: CurrentProfiles
+    statistics: EngineStatistics
 
     def resolve(self, preferences: Preferences) -> Resolution:
         """Resolves a request against the profiles in force at this moment."""

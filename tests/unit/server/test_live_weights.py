@@ -115,7 +115,7 @@ def test_a_missing_process_refuses_every_change(tmp_path: Path) -> None:
                 await member.change(put("x"), who="me", what="test")
             WeightsStore(member.store.path).change(put("y"))
             with pytest.raises(DisagreementError, match="1 of 2"):
-                await member.reload(who="me")
+                await member.reload(who="me", trigger="admin")
             assert (member.current.version, member.store.read().version) == (1, 2)
 
     run(work())
@@ -227,7 +227,7 @@ def test_a_hangup_before_the_start_is_reported(
 
 @contextlib.asynccontextmanager
 async def watched(member: LiveWeights, path: Path) -> AsyncIterator[None]:
-    task = asyncio.create_task(watch(path, lambda: member.reload(who="watch", is_quiet=True)))
+    task = asyncio.create_task(watch(path, lambda: member.reload(who="watch", trigger="watch", is_quiet=True)))
     try:
         yield
     finally:

@@ -1,0 +1,170 @@
+"""What is noted of every request for text: how it ended, in a metric and one line of log.
+
+Also where an answer gets the fields that are only known in the end: `preference_attribution`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from server import request_log
+from server.attribution import FIELD, Attribution, describe
+from server.engine_statistics import EngineStatistics
+from server.metrics import NO_PROFILE, REJECTED, REQUESTS
+from server.resolve import Resolution
+
+CLIENT_GONE = 499
+"""Nobody reads this status; it is what proxies log for a client that hung up."""
+
+REQUEST_ID_HEADER = "x-request-id"
+_MAX_ID_CHARS = 128
+
+
+class Account:
+    """One request, from its arrival to its last byte."""
+
+    def __init__(self, raw_request: Request, statistics: EngineStatistics) -> None:
+        self._raw_request = raw_request
+        self._statistics = statistics
+        self._began = time.perf_counter()
+        self._first_byte_s: float | None = None
+        self._own_id = f"request-{uuid.uuid4().hex[:16]}"
+        self._resolution: Resolution | None = None
+        self._attribution: Attribution | None = None
+        self._num_samples = 1
+
+    def admitted(
+        self, resolution: Resolution, attribution: Attribution, *, num_samples: int
+    ) -> None:
+        """The request's weights are known."""
+        self._resolution = resolution
+        self._num_samples = num_samples
+        if attribution.is_wanted:
+            self._attribution = attribution
+
+    def refused(self, reason: str | None, status: int) -> None:
+        """It was refused before it reached the engine. Args: reason: if because of its weights."""
+        if reason is not None:
+            REJECTED.labels(reason).inc()
+        self._close("rejected", status)
+
+    async def answered(self, response: Response) -> Response:
+        """The engine's answer has begun, or is there; the account ends with its last byte."""
+        if self._resolution is not None:
+            response.headers.update(self._resolution.headers())
+        response.headers[REQUEST_ID_HEADER] = self._request_id()
+        if isinstance(response, StreamingResponse):
+            response.body_iterator = self._followed(response.body_iterator)
+            return response
+        if self._attribution is not None and response.status_code == HTTPStatus.OK:
+            response = await self._with_attribution(response)
+        elif self._attribution is not None:
+            await self._drop()
+        self._close(_outcome(response.status_code), response.status_code)
+        return response
+
+    async def failed(self) -> None:
+        """The handler raised."""
+        await self._drop()
+        self._close("error", HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    async def _followed(self, body: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        outcome, status = "cancelled", CLIENT_GONE
+        try:
+            async for chunk in body:
+                if self._first_byte_s is None:
+                    self._first_byte_s = time.perf_counter() - self._began
+                if self._attribution is not None:
+                    chunk = await self._amended(chunk)
+                yield chunk
+            outcome, status = "ok", HTTPStatus.OK
+        except Exception:
+            outcome, status = "error", HTTPStatus.INTERNAL_SERVER_ERROR
+            raise
+        finally:
+            self._close(outcome, status)
+            if outcome != "ok":
+                await self._drop()
+
+    async def _amended(self, chunk: Any) -> Any:
+        """Puts the attribution into the chunks that end a choice."""
+        text = chunk.decode() if isinstance(chunk, bytes) else chunk
+        events = text.split("\n\n")
+        for place, event in enumerate(events):
+            if not event.startswith("data: {"):
+                continue
+            body = json.loads(event.removeprefix("data: "))
+            ended = [each for each in body.get("choices", []) if each.get("finish_reason")]
+            for choice in ended:
+                choice[FIELD] = await self._of_choice(choice["index"])
+            if ended:
+                events[place] = "data: " + json.dumps(body, ensure_ascii=False)
+        return "\n\n".join(events)
+
+    async def _with_attribution(self, response: Response) -> Response:
+        body = json.loads(bytes(response.body))
+        for choice in body["choices"]:
+            choice[FIELD] = await self._of_choice(choice["index"])
+        headers = {
+            name: value
+            for name, value in response.headers.items()
+            if name not in ("content-length", "content-type")
+        }
+        return JSONResponse(body, headers=headers)
+
+    async def _of_choice(self, choice: int) -> dict[str, Any] | None:
+        assert self._attribution is not None
+        assert self._resolution is not None
+        key, sample = self._attribution.place(choice, num_samples=self._num_samples)
+        only = sample if self._num_samples > 1 else None
+        rows = (await self._statistics.take(key, only)).get(sample)
+        if rows is None:  # another engine of a data-parallel group has it
+            return None
+        names = self._resolution.member_names
+        return describe(rows, names, by_token=self._attribution.by_token)
+
+    async def _drop(self) -> None:
+        for key in self._attribution.keys if self._attribution is not None else []:
+            await self._statistics.take(key)
+
+    def _request_id(self) -> str:
+        given = self._raw_request.headers.get(REQUEST_ID_HEADER, "")
+        if given and given.isascii() and given.isprintable():
+            return given[:_MAX_ID_CHARS]
+        metadata = getattr(self._raw_request.state, "request_metadata", None)
+        return str(getattr(metadata, "request_id", "")) or self._own_id
+
+    def _close(self, outcome: str, status: int) -> None:
+        resolution = self._resolution
+        profile = NO_PROFILE if resolution is None else resolution.profile
+        REQUESTS.labels(profile, outcome).inc()
+        metadata = getattr(self._raw_request.state, "request_metadata", None)
+        usage = getattr(metadata, "final_usage_info", None)
+        request_log.write(
+            request_id=self._request_id(),
+            route=self._raw_request.url.path,
+            status=int(status),
+            outcome=outcome,
+            profile=profile,
+            weights_version=None if resolution is None else resolution.version,
+            prompt_tokens=getattr(usage, "prompt_tokens", None),
+            completion_tokens=getattr(usage, "completion_tokens", None),
+            first_byte_s=self._first_byte_s,
+            duration_s=time.perf_counter() - self._began,
+        )
+
+
+def _outcome(status: int) -> str:
+    if status == CLIENT_GONE:
+        return "cancelled"
+    if status < HTTPStatus.BAD_REQUEST:
+        return "ok"
+    return "rejected" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "error"

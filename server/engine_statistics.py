@@ -1,0 +1,60 @@
+"""What the engine's workers measure, brought to this API process by vLLM's RPC.
+
+Under vLLM's data parallelism a call reaches the first engine only, so that only its share is seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from server.attribution import sample_of
+from server.metrics import MixtureMetrics
+
+INTERVAL_S = 5.0
+"""How often the sample is taken from the engine: more often than Prometheus scrapes by default."""
+
+_LOGGER = logging.getLogger(f"vllm.{__name__}")
+
+Figures = dict[int, list[list[float]]]
+
+
+class EngineStatistics:
+    """The engine's measurements, as this process sees them."""
+
+    def __init__(self, engine_client: Any, metrics: MixtureMetrics, *, every: int) -> None:
+        """Args:
+        every: all tokens of each n-th step are measured; 0 only those of requests that ask.
+        """
+        self._client = engine_client
+        self._metrics = metrics
+        self._every = every
+
+    async def start(self) -> None:
+        """Has the workers begin."""
+        await self._call("prefmix_observe", self._every)
+        self._metrics.sizes(await self._call("prefmix_sizes"))
+
+    async def follow(self) -> None:
+        """Takes the sample again and again, as long as the server runs."""
+        while self._every:
+            await asyncio.sleep(INTERVAL_S)
+            sample = await self._call("prefmix_take_sample")
+            if sample is not None:
+                self._metrics.measured(sample)
+
+    async def take(self, key: str, sample: int | None = None) -> Figures:
+        """A request's figures by sample, and forgets them.
+
+        Args:
+          key: under which the engine kept them.
+          sample: only this one of n; None takes all.
+        """
+        found = await self._call("prefmix_take_request", key, sample)
+        return {sample_of(req_id): rows for req_id, rows in (found or {}).items()}
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        answers = await self._client.collective_rpc(method, args=args)
+        # Ranks that do not gather logits have nothing to say.
+        return next((answer for answer in answers if answer), answers[0])

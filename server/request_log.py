@@ -1,0 +1,47 @@
+"""One line on stderr for each request for text, without its text. Off unless asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any, Literal, get_args
+
+RequestLog = Literal["off", "text", "json"]
+FORMATS: tuple[str, ...] = get_args(RequestLog)
+
+_LOGGER = logging.getLogger("prefmix.requests")
+_LOGGER.propagate = False
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        stamp = f"{moment}.{int(record.msecs):03d}Z"
+        fields: dict[str, Any] = record.__dict__["fields"]
+        return json.dumps({"time": stamp, "logger": record.name, **fields}, ensure_ascii=False)
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = record.__dict__["fields"]
+        pairs = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+        return f"{self.formatTime(record)} prefmix request: {pairs}"
+
+
+def set_up(chosen: RequestLog) -> None:
+    """Begins to write in the chosen format."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if chosen == "json" else _Text())
+    _LOGGER.handlers = [handler]
+    _LOGGER.setLevel(logging.CRITICAL + 1 if chosen == "off" else logging.INFO)
+
+
+def write(**fields: Any) -> None:
+    """Writes one request's line; seconds are given to the microsecond."""
+    if _LOGGER.isEnabledFor(logging.INFO) and _LOGGER.handlers:
+        for name, value in fields.items():
+            if isinstance(value, float):
+                fields[name] = round(value, 6)
+        _LOGGER.info("request", extra={"fields": fields})
