@@ -153,13 +153,15 @@ class TransformersLoop(Contestant):
     """K transformers models in one Python loop, as MOD and proxy tuning publish theirs.
 
     A static batch with one KV cache for each model: every step runs all K models on the batch's
-    newest tokens, mixes their logits and draws. Requests that are done stay until the batch is.
+    newest tokens, mixes their logits and draws. Requests that are done stay until the batch is. Not
+    batched, requests are answered one after another.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
+        self._is_batched: bool = settings["is_batched"]
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._models = [
             AutoModelForCausalLM.from_pretrained(
@@ -172,6 +174,11 @@ class TransformersLoop(Contestant):
 
     def draw(self, job: Job) -> list[list[int]]:
         """Prompts of one length only: what is compared has no padding."""
+        if self._is_batched:
+            return self._draw_batch(job)
+        return [row for one in job.split() for row in self._draw_batch(one)]
+
+    def _draw_batch(self, job: Job) -> list[list[int]]:
         import torch
 
         with torch.inference_mode():

@@ -21,6 +21,7 @@ CONTESTANTS = {
     "trunk": names.TRUNK,
     "separate": names.SEPARATE,
     "transformers": names.TRANSFORMERS,
+    "one-by-one": names.ONE_BY_ONE,
     "average": names.AVERAGE,
     "multi-lora": names.MULTI_LORA,
 }
@@ -36,9 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--contestants",
         nargs="+",
         choices=CONTESTANTS,
-        default=list(CONTESTANTS),
+        default=[word for word in CONTESTANTS if word != "one-by-one"],
         metavar="NAME",
-        help=f"beside one policy alone: {', '.join(CONTESTANTS)}; default all that can be built",
+        help=f"beside one policy alone: {', '.join(CONTESTANTS)}; default all that can be built "
+        "but one-by-one, the transformers loop without batches, which is slow",
     )
     add("--vary-lengths", action="store_true", help="requests draw from 1/4 to 7/4 of --tokens")
     add("--top-logprobs", type=int, default=20, help="asked of separate engines; default 20")

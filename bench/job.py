@@ -31,6 +31,14 @@ class Job:
         """The same requests, each ended by its first token."""
         return Job(prompts=self.prompts, lengths=[1] * len(self.lengths), weights=self.weights)
 
+    def split(self) -> list[Job]:
+        """Each request as a job of its own."""
+        rows = zip(self.prompts, self.lengths, self.weights, strict=True)
+        return [
+            Job(prompts=[prompt], lengths=[length], weights=[weights_K])
+            for prompt, length, weights_K in rows
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` is its inverse."""
         return asdict(self)

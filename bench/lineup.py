@@ -22,6 +22,7 @@ FULL = "full checkpoints"
 TRUNK = "shared trunk"
 SEPARATE = "separate engines"
 TRANSFORMERS = "transformers loop"
+ONE_BY_ONE = "transformers, one by one"
 AVERAGE = "parameter average"
 MULTI_LORA = "multi-LoRA"
 
@@ -177,7 +178,8 @@ def lineup(
         settings |= {
             FULL: one("VllmEngine", model=policies[0], mixture=_mixture(policies)),
             SEPARATE: one("SeparateEngines", models=policies, options=cached),
-            TRANSFORMERS: one("TransformersLoop", models=policies),
+            TRANSFORMERS: one("TransformersLoop", models=policies, is_batched=True),
+            ONE_BY_ONE: one("TransformersLoop", models=policies, is_batched=False),
         }
     if len(adapters) == num_policies:
         lora = {"enable_lora": True, "max_loras": num_policies, "max_lora_rank": LORA_RANK}

@@ -79,5 +79,6 @@ def test_memory_is_that_of_the_layout_and_mixtures_agree(
     assert [len(row) for row in drawn] == [5, 3, 5]
     loop = TransformersLoop(settings[names.TRANSFORMERS])
     assert loop.draw(job) == drawn
+    assert TransformersLoop(settings[names.ONE_BY_ONE]).draw(job) == drawn
     swapped = Job(prompts=prompts, lengths=job.lengths, weights=[[0.7, 0.3]] * 3)
     assert loop.draw(swapped) != drawn

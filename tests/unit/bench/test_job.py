@@ -56,3 +56,6 @@ def test_a_job_survives_json_and_can_be_cut_to_one_token() -> None:
     assert one.num_tokens == sum(one.lengths)
     assert one.only_first_token().num_tokens == 8
     assert one.only_first_token().prompts == one.prompts
+    alone = one.split()
+    assert [job.lengths[0] for job in alone] == list(one.lengths)
+    assert [job.prompts[0] for job in alone] == list(one.prompts)

@@ -32,7 +32,7 @@ def flags(*words: str) -> argparse.Namespace:
 def test_everyone_takes_part_on_the_same_terms() -> None:
     everyone = contestants(ALL)
     assert next(iter(everyone)) == names.FLOOR
-    assert len(everyone) == 7
+    assert len(everyone) == 8
     for settings in everyone.values():
         assert settings["engine_flags"] == ["--seed=1"]
         assert settings["num_threads"] == 1
@@ -56,7 +56,7 @@ def test_both_layouts_are_mixtures_of_all_policies() -> None:
     [
         (
             Models(policies=("a", "b", "c"), base=None, adapters=(), average=None),
-            {names.FLOOR, names.FULL, names.SEPARATE, names.TRANSFORMERS},
+            {names.FLOOR, names.FULL, names.SEPARATE, names.TRANSFORMERS, names.ONE_BY_ONE},
         ),
         (
             Models(policies=(), base="z", adapters=("x", "y", "w"), average=None),
