@@ -227,7 +227,9 @@ def test_a_hangup_before_the_start_is_reported(
 
 @contextlib.asynccontextmanager
 async def watched(member: LiveWeights, path: Path) -> AsyncIterator[None]:
-    task = asyncio.create_task(watch(path, lambda: member.reload(who="watch", trigger="watch", is_quiet=True)))
+    task = asyncio.create_task(
+        watch(path, lambda: member.reload(who="watch", trigger="watch", is_quiet=True))
+    )
     try:
         yield
     finally:
