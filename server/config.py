@@ -80,6 +80,10 @@ class ServeConfig(BaseModel):
     """All tokens of every so many engine steps are measured for the metrics; 0 measures none."""
     request_log: RequestLog = "off"
     """off, text or json: one line on stderr for each request, without its text."""
+    console: bool = True
+    """Whether the mixing console is served at /console."""
+    fit_report: str | None = None
+    """A fit's report, or its folder, for the console to link; it may be written later."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Any vLLM engine or server flag, without its dashes."""
 
@@ -144,10 +148,9 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
         data = {key: value for key, value in data.items() if key not in ("base", "adapters")}
     if {"base", "adapters"} & set(overrides) and "policies" not in overrides:
         data.pop("policies", None)
-    if path is not None and isinstance(data.get("weights_store"), str):
-        data["weights_store"] = str(
-            path.resolve().parent / Path(data["weights_store"]).expanduser()
-        )
+    for key in ("weights_store", "fit_report"):
+        if path is not None and isinstance(data.get(key), str):
+            data[key] = str(path.resolve().parent / Path(data[key]).expanduser())
     try:
         config = ServeConfig.model_validate({**data, **overrides})
     except ValidationError as error:

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from mixing.spec import CONFIG_KEY, MixtureSpec
-from server import admin, audit, catalog, request_log, routes
+from server import admin, audit, catalog, console, request_log, routes
 from server.admin_listener import admin_app, listen, serve_admin
 from server.admin_tokens import admin_tokens
 from server.engine_statistics import EngineStatistics
@@ -64,7 +64,7 @@ ALLOWED_PATHS = frozenset(
         "/static",
     }
 )
-"""Every path this server answers, besides its own admin routes if they are on; else 404."""
+"""Every path this server answers, besides its console and admin routes if they are on; else 404."""
 
 OWN_ROUTES = (
     ("POST", "/v1/completions"),
@@ -126,6 +126,7 @@ class PrefmixEndpoints:
         # vLLM adds routes of its own after attach_router.
         keep_allowed_routes(self._app)
         check_own_routes(self._app)
+        console.attach(self._app, getattr(args, console.CONSOLE_ATTRIBUTE, None))
         keys = api_keys(args)
         if keys:
             guard(self._app, keys)

@@ -19,8 +19,9 @@ from server.errors import error_response
 OPEN_PATHS = ("/health", "/ping", "/version", "/metrics", "/load", "/openapi.json")
 """Probes, metrics and the description of the API: nothing that runs or reads a policy."""
 
-OPEN_FOLDERS = ("/docs", "/redoc", "/metrics", "/static", "/admin")
-"""Open with everything below them. The admin routes have tokens of their own and take no key."""
+OPEN_FOLDERS = ("/docs", "/redoc", "/metrics", "/static", "/admin", "/console")
+"""Open with everything below them. The admin routes have tokens of their own and take no key; the
+console's page has no secrets and asks for the key itself."""
 
 
 def is_open(path: str) -> bool:

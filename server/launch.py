@@ -24,6 +24,7 @@ from server import admin_listener
 from server.admin_tokens import AdminTokens, admin_tokens
 from server.banner import ready_table
 from server.config import ServeConfig
+from server.console import CONSOLE_ATTRIBUTE, ConsoleSettings
 from server.environment import (
     check_entry_points,
     log_level,
@@ -77,6 +78,7 @@ def launch(
                 statistics_every=config.statistics_every, request_log=config.request_log
             )
             setattr(args, OBSERVING_ATTRIBUTE, observing)
+            setattr(args, CONSOLE_ATTRIBUTE, _console_settings(config, args))
             with nullcontext() if live.store is None else HangupReload(live.folder):
                 return _serve(args, spec, profiles, log, signals)
         except CommandError:
@@ -253,6 +255,8 @@ def _table(args: Namespace, spec: MixtureSpec, profiles: ProfileSet, address: Ad
         surfaces.append("admin" if port is None else f"admin on {admin_listener.HOST}:{port}")
     if not args.disable_fastapi_docs:
         surfaces.append("docs")
+    if getattr(args, CONSOLE_ATTRIBUTE).is_on:
+        surfaces.append("console")
     return ready_table(
         spec,
         profiles,
@@ -270,6 +274,14 @@ def _keys(args: Namespace) -> list[str]:
 
 def _admin_tokens(args: Namespace) -> AdminTokens:
     return admin_tokens(api_keys=_keys(args))
+
+
+def _console_settings(config: ServeConfig, args: Namespace) -> ConsoleSettings:
+    return ConsoleSettings(
+        is_on=config.console,
+        fit_report=None if config.fit_report is None else Path(config.fit_report).absolute(),
+        has_admin=bool(_admin_tokens(args)) and config.admin_port is None,
+    )
 
 
 def _check_admin(config: ServeConfig, tokens: AdminTokens) -> None:

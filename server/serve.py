@@ -51,6 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("off", "text", "json"),
         help="one line on stderr for each request, without its text; default off",
     )
+    add(
+        "--no-console",
+        dest="console",
+        action="store_false",
+        default=None,
+        help="leave out the mixing console, the page at /console",
+    )
+    add("--fit-report", metavar="PATH", help="a fit's report or its folder, linked in the console")
 
 
 def _port(text: str) -> int:
@@ -94,6 +102,8 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
         "admin_port",
         "statistics_every",
         "request_log",
+        "console",
+        "fit_report",
     )
     overrides = {field: getattr(args, field) for field in fields} | mixture_overrides(args)
     return {field: value for field, value in overrides.items() if value is not None}
