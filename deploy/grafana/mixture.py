@@ -11,23 +11,19 @@ OF_POLICY = f'{SELECTED}, policy=~"$policy"'
 VERSION = f"prefmix_weights_version{{{SELECTED}}}"
 
 
-def _mean(total: str, counter: str) -> str:
-    """Sums over measured tokens or steps, divided by their number."""
-    return f"{total} / scalar(sum(rate({counter}{{{SELECTED}}}{RATE})))"
-
-
 def _by_policy(counter: str) -> str:
-    """A policy's sum over measured tokens as a mean a token."""
-    total = f"sum by (policy) (rate({counter}{{{OF_POLICY}}}{RATE}))"
-    return _mean(total, "prefmix_statistics_tokens_total")
+    """A policy's sum over measured tokens as a mean over those at which it ran."""
+    tokens = f"sum by (policy) (rate(prefmix_policy_tokens_total{{{OF_POLICY}}}{RATE}))"
+    return f"sum by (policy) (rate({counter}{{{OF_POLICY}}}{RATE})) / ({tokens} > 0)"
 
 
-ENTROPY = _mean(
-    f"sum(rate(prefmix_entropy_nats_total{{{SELECTED}}}{RATE}))", "prefmix_statistics_tokens_total"
+ENTROPY = (
+    f"sum(rate(prefmix_entropy_nats_total{{{SELECTED}}}{RATE}))"
+    f" / sum(rate(prefmix_statistics_tokens_total{{{SELECTED}}}{RATE}))"
 )
-STEP_TIME = _mean(
-    f"sum by (part) (rate(prefmix_step_seconds_total{{{SELECTED}}}{RATE}))",
-    "prefmix_step_samples_total",
+STEP_TIME = (
+    f"sum by (part) (rate(prefmix_step_seconds_total{{{SELECTED}}}{RATE}))"
+    f" / scalar(sum(rate(prefmix_step_samples_total{{{SELECTED}}}{RATE})))"
 )
 
 
@@ -123,7 +119,7 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Weights as used",
-                "Mean over generated tokens, whatever profile or explicit weights they had.",
+                "Mean over measured tokens, whatever profile or custom weights their requests had.",
                 {
                     "{{policy}}": "sum by (policy) "
                     f"(rate(prefmix_token_weight_sum{{{OF_POLICY}}}{RATE}))"
@@ -135,7 +131,7 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             shares(
                 "Weights as used, spread",
-                "Generated tokens by the weight they gave the selected policies: choose one.",
+                "Measured tokens by the weight they gave the selected policies: choose one.",
                 f"sum by (le) (increase(prefmix_token_weight_bucket{{{OF_POLICY}}}{RATE}))",
             )
         )
@@ -150,7 +146,7 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Agreement",
-                "Share of tokens that the policy, alone, would have put first.",
+                "Share of measured tokens that were the policy's own first choice.",
                 {"{{policy}}": _by_policy("prefmix_agreement_tokens_total")},
                 unit="percentunit",
                 top=1,
@@ -201,7 +197,7 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Time of a step",
-                "forward: the policies' forward passes; mix: LM heads and mixing. Measured steps.",
+                "forward: the policies' passes (not seen in full CUDA graphs); mix: LM heads, mixing.",
                 {"{{part}}": STEP_TIME},
                 unit="s",
                 stacked=True,

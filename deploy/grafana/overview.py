@@ -6,7 +6,7 @@ from grafana_foundation_sdk.builders import dashboard as dashboards
 
 from deploy.grafana.panels import SELECTED, board, lines, number, quantiles
 
-REQUESTS = f'prefmix_requests_total{{{SELECTED}, profile=~"$profile|none|explicit"}}'
+REQUESTS = f'prefmix_requests_total{{{SELECTED}, profile=~"$profile|none|custom"}}'
 RATE = "[$__rate_interval]"
 
 
@@ -82,7 +82,7 @@ def overview() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Requests by profile",
-                "`explicit`: weights in the request; `none`: no weights could be resolved.",
+                "`custom`: weights in the request; `none`: refused before they were known.",
                 {"{{profile}}": f"sum by (profile) (rate({REQUESTS}{RATE}))"},
                 unit="reqps",
                 stacked=True,
