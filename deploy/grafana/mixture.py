@@ -197,7 +197,7 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Time of a step",
-                "forward: the policies' passes (not seen in full CUDA graphs); mix: LM heads, mixing.",
+                "forward: policies' passes (unseen in full CUDA graphs); mix: LM heads and mixing.",
                 {"{{part}}": STEP_TIME},
                 unit="s",
                 stacked=True,
