@@ -202,7 +202,7 @@ def _report(prometheus: httpx.Client, begun: float) -> list[Query]:
         if not reason:
             missing.append(query)
     answered = len(queries) - len(missing) - excused
-    print(f"{answered} of {len(queries)} expressions have an answer, {excused} are excused")
+    print(f"of {len(queries)} expressions {answered} have an answer and {excused} an excuse")
     return missing
 
 

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +20,8 @@ def program(miss: Callable[[str], None]) -> Callable[[str, str], str]:
     """Where a program is: `program(name, remedy)`."""
 
     def find(name: str, remedy: str) -> str:
-        path = shutil.which(name)
+        folders = (os.environ.get("PATH", ""), str(Path(sys.executable).parent))
+        path = shutil.which(name, path=os.pathsep.join(folders))
         if path is None:
             miss(f"{name} is not installed; {remedy}")
         assert path is not None
