@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("mixing", "weights", "server", "policies", "examples", "bench")
+ROOMS = ("mixing", "weights", "server", "policies", "examples", "bench", "deploy")
 
 MAY_IMPORT = {
     "mixing": {"mixing"},
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "policies": {"policies", "mixing"},
     "examples": {"examples", "policies", "weights", "mixing"},
     "bench": {"bench", "server", "weights", "mixing"},
+    "deploy": {"deploy"},
 }
 PURE_MIXING = {"mixing", "mixing.reference", "mixing.simplex", "mixing.spec", "mixing.wire"}
 """Modules that no engine is needed for."""
