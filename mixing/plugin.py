@@ -24,3 +24,6 @@ def register() -> None:
     if current_platform.is_cpu():
         # vLLM 0.32 writes ahead-of-time artefacts on CPU that it can never load again.
         os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+        from mixing.cpu_waiting import nap_instead_of_spinning
+
+        nap_instead_of_spinning()
