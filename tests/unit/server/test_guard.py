@@ -33,7 +33,7 @@ GUARDED = [
     "/healthy",
     "/metricsx",
 ]
-GUARDED += ["//v1/completions", "/administer", "/health/../v1/models", "/docs2"]
+GUARDED += ["//v1/completions", "/administer", "/health/../v1/models", "/docs2", "/consoles"]
 # The admin routes ask for their own token, see test_admin.py.
 OPEN = [
     "/admin/weights",
@@ -45,6 +45,8 @@ OPEN = [
     "/openapi.json",
     "/docs",
     "/redoc",
+    "/console",
+    "/console/main.js",
 ]
 
 

@@ -1,0 +1,135 @@
+// The server's API. The key and the admin token live in this module's memory and nowhere else.
+
+const BASE = new URL(".", location.href);
+const CHAT = "v1/chat/completions";
+const COMPLETIONS = "v1/completions";
+
+let apiKey = "";
+let adminToken = "";
+let hasChatTemplate = true;
+
+export const setApiKey = (key) => { apiKey = key; };
+export const setAdminToken = (token) => { adminToken = token; };
+export const hasAdminToken = () => adminToken !== "";
+
+/** What the server refused, in its own words; status 0 if it did not answer at all. */
+export class Refusal extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** One request of the inference side; answers the JSON. */
+export const get = async (path) => (await send(path, { secret: apiKey })).json();
+
+/** One request of the admin side; answers the JSON. */
+export async function administer(method, path, { body, version } = {}) {
+  const headers = version === undefined ? {} : { "if-match": String(version) };
+  return (await send(`admin/${path}`, { method, body, headers, secret: adminToken })).json();
+}
+
+/**
+ * Streams one answer: first {version, weights, requestId}, then {text, tokens} pieces, then {attribution}.
+ * A model without a chat template gets the bare prompt.
+ */
+export async function* answer(prompt, options, signal) {
+  const ask = () => {
+    const [path, body] = request(prompt, { ...options, stream: true }, { withTokens: true });
+    return send(path, { method: "POST", body, secret: apiKey, signal });
+  };
+  let response;
+  try {
+    response = await ask();
+  } catch (error) {
+    if (!(hasChatTemplate && error instanceof Refusal && /chat template/i.test(error.message))) throw error;
+    hasChatTemplate = false;
+    response = await ask();
+  }
+  yield {
+    version: Number(response.headers.get("x-prefmix-weights-version")),
+    weights: usedWeights(response.headers.get("x-prefmix-weights") ?? ""),
+    requestId: response.headers.get("x-request-id"),
+  };
+  for await (const data of events(response)) {
+    if (data.error) throw new Refusal(data.error.message, data.error.code);
+    const choice = data.choices?.[0];
+    if (!choice) continue;
+    const tokens = choice.logprobs?.content?.map((each) => each.token) ?? choice.logprobs?.tokens ?? [];
+    yield { text: choice.delta?.content ?? choice.text ?? "", tokens };
+    if (choice.preference_attribution) yield { attribution: choice.preference_attribution };
+  }
+}
+
+/** The same request as a command for a shell. The key is named, never written out. */
+export function asCurl(prompt, options) {
+  const [path, body] = request(prompt, options, { withTokens: false });
+  const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
+  const key = apiKey ? ' \\\n  -H "authorization: Bearer $API_KEY"' : "";
+  return `curl -s ${new URL(path, BASE)} \\\n  -H "content-type: application/json"${key} \\\n  -d '${quoted}'`;
+}
+
+function request(prompt, options, { withTokens }) {
+  const attribution = { preference_attribution: withTokens ? "tokens" : true };
+  if (hasChatTemplate) {
+    const logprobs = withTokens ? { logprobs: true } : {};
+    return [CHAT, { ...options, messages: [{ role: "user", content: prompt }], ...logprobs, ...attribution }];
+  }
+  const logprobs = withTokens ? { logprobs: 0 } : {};
+  return [COMPLETIONS, { ...options, prompt, ...logprobs, ...attribution }];
+}
+
+async function send(path, { method = "GET", body, headers = {}, secret, signal }) {
+  const sent = { ...headers };
+  if (secret) sent.authorization = `Bearer ${secret}`;
+  if (body !== undefined) sent["content-type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(new URL(path, BASE), {
+      method, signal, headers: sent, body: body && JSON.stringify(body), cache: "no-store", credentials: "omit",
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal("The server does not answer. It may have stopped, or the connection is gone.", 0);
+  }
+  if (!response.ok) throw new Refusal(await message(response), response.status);
+  return response;
+}
+
+/** "helpful=0.75,harmless=0.25" as an object. */
+function usedWeights(text) {
+  return Object.fromEntries(text.split(",").map((pair) => [pair.split("=")[0], Number(pair.split("=")[1])]));
+}
+
+async function message(response) {
+  const text = await response.text();
+  try {
+    return JSON.parse(text).error.message;
+  } catch {
+    return `The server answered ${response.status} ${response.statusText}`.trim();
+  }
+}
+
+/** The JSON of each server-sent event. */
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let isWhole = false;
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      const parts = (rest + value).split("\n\n");
+      rest = parts.pop();
+      for (const part of parts) {
+        const data = part.replace(/^data: /, "");
+        if (data === "[DONE]") isWhole = true;
+        else if (data.startsWith("{")) yield JSON.parse(data);
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError" || error instanceof Refusal) throw error;
+    throw new Refusal("The answer broke off: the server or its engine has gone.", 0);
+  }
+  if (!isWhole) throw new Refusal("The answer broke off: the server or its engine has gone.", 0);
+}

@@ -1,0 +1,66 @@
+// Small helpers for building the page. Text only ever becomes text nodes.
+
+const SVG = "http://www.w3.org/2000/svg";
+const ATTRIBUTE = /^(aria-|data-|role$|for$|list$)/;
+
+/** A new element: properties, attributes (aria-*, data-*, role), `on...` listeners, children. */
+export function make(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (ATTRIBUTE.test(name)) node.setAttribute(name, value);
+    else node[name] = value;
+  }
+  node.append(...children);
+  return node;
+}
+
+/** A new SVG element with attributes. */
+export function draw(tag, attributes = {}, ...children) {
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+/** A member's name behind its colour. */
+export function nameTag(member) {
+  const swatch = make("i", { className: "swatch", "data-hue": member.hue, "aria-hidden": "true" });
+  return make("span", { className: "name", title: member.title }, swatch, make("span", {}, member.name));
+}
+
+/** Tells a screen reader. */
+export function announce(text) {
+  document.getElementById("status").textContent = text;
+}
+
+/** Shows a message in a place for errors, or hides the place. */
+export function showError(place, message) {
+  place.textContent = message ?? "";
+  place.hidden = !message;
+}
+
+/** Copies a text and says so on the button that was pressed. */
+export async function copy(text, button) {
+  const before = button.textContent;
+  const done = await toClipboard(text);
+  button.textContent = done ? "Copied" : "Not copied";
+  announce(button.textContent);
+  setTimeout(() => { button.textContent = before; }, 1500);
+}
+
+async function toClipboard(text) {
+  if (navigator.clipboard) {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch { /* not allowed: the old way */ }
+  }
+  // Pages that came over plain HTTP from another machine have no clipboard object.
+  const area = make("textarea", { value: text, className: "hidden" });
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  return done;
+}

@@ -1,0 +1,109 @@
+// One answer as it comes: tokens, then their shades, and a line about the token under the pointer.
+
+import { make } from "./elements.js";
+
+export class Reply {
+  constructor(members, label) {
+    this.members = members;
+    this.text = make("div", { className: "text", tabIndex: 0, role: "group", "aria-label": `Answer of ${label}; arrow keys go through its tokens` });
+    this.token = make("p", { className: "token quiet", "aria-live": "polite" });
+    this.error = make("p", { className: "error", role: "alert", hidden: true });
+    this.text.addEventListener("pointerover", (event) => this.inspect(event.target));
+    this.text.addEventListener("click", (event) => this.inspect(event.target));
+    this.text.addEventListener("pointerleave", () => this.inspect(null));
+    this.text.addEventListener("blur", () => this.inspect(null));
+    this.text.addEventListener("keydown", (event) => this.walk(event));
+    this.clear();
+  }
+
+  clear() {
+    this.spans = [];
+    this.pending = 0;
+    this.tokens = null;
+    this.details = new Map();
+    this.text.replaceChildren();
+    this.text.classList.remove("shaded");
+    this.inspect(null);
+  }
+
+  /** Adds a piece of text and the tokens it came with. A character may take several tokens. */
+  append(text, tokens) {
+    const pieces = tokens.length > 1 && tokens.join("") === text ? tokens.map((token) => [token, 1]) : [[text, tokens.length]];
+    for (const [piece, count] of pieces) {
+      this.pending += count;
+      if (piece === "") continue;
+      // Blanks stay outside, so that a shade neither begins nor ends a line with one.
+      const blanks = piece.match(/^\s*/)[0];
+      const span = make("span", {}, piece.slice(blanks.length));
+      this.text.append(blanks, span);
+      this.spans.push([span, this.pending]);
+      this.pending = 0;
+    }
+  }
+
+  /**
+   * Shades the tokens, once the server has said how much each policy wanted them. `weights` are
+   * those of the answer: a policy that took no part, but ran for a neighbour, claims no token.
+   */
+  shade(tokens, weights) {
+    let place = 0;
+    for (const [span, count] of this.spans) {
+      place += count;
+      const logprobs = tokens[place - 1]?.logprobs ?? {};
+      const voices = this.members.filter(({ name }) => weights[name] > 0 && typeof logprobs[name] === "number");
+      if (voices.length === 0 || span.textContent === "") continue;
+      const { first, lead } = claim(voices, logprobs);
+      this.details.set(span, { voices, logprobs });
+      span.dataset.hue = first.hue;
+      span.style.setProperty("--lead", lead.toFixed(3));
+    }
+    this.text.classList.add("shaded");
+    this.inspect(null);
+  }
+
+  inspect(target) {
+    this.chosen?.classList.remove("chosen");
+    const detail = this.details.get(target);
+    this.chosen = detail ? target : null;
+    if (!detail) {
+      this.token.textContent = this.details.size ? "Point at a token for what each policy gave it" : "";
+      return;
+    }
+    target.classList.add("chosen");
+    const words = detail.voices.map(({ name, hue }) => {
+      const probability = percent(Math.exp(detail.logprobs[name]));
+      return make("span", { className: "fact" }, make("i", { className: "swatch", "data-hue": hue }), `${name} ${probability}`);
+    });
+    this.token.replaceChildren(make("b", {}, target.textContent), ...words);
+  }
+
+  walk(event) {
+    const step = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[event.key];
+    if (step === undefined || this.details.size === 0) return;
+    event.preventDefault();
+    const all = [...this.details.keys()];
+    const at = all.indexOf(this.chosen);
+    this.inspect(all[Math.min(all.length - 1, Math.max(0, at < 0 ? 0 : at + step))]);
+  }
+}
+
+/**
+ * The policy that gave a token most, and its lead: 0 where all gave it the same, 1 where only one
+ * gave it anything; where one policy speaks alone there is nothing to compare, so in between.
+ */
+function claim(voices, logprobs) {
+  const values = voices.map(({ name }) => logprobs[name]);
+  const top = Math.max(...values);
+  const first = voices[values.indexOf(top)];
+  if (voices.length === 1) return { first, lead: 0.4 };
+  const share = 1 / values.reduce((sum, value) => sum + Math.exp(value - top), 0);
+  const even = 1 / voices.length;
+  return { first, lead: (share - even) / (1 - even) };
+}
+
+function percent(share) {
+  const value = 100 * share;
+  if (value < 0.1) return "< 0.1 %";
+  return `${value < 10 ? value.toFixed(1) : Math.round(value)} %`;
+}
+

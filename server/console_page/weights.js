@@ -1,0 +1,60 @@
+// Weights as plain objects {member: number}. Nothing here touches the page.
+
+const DIGITS = 4;
+
+/** Sets one weight on the simplex; the others keep their ratios, those of `ratios` if all are 0. */
+export function withWeight(weights, name, value, ratios) {
+  const others = Object.keys(weights).filter((other) => other !== name);
+  const share = Math.min(1, Math.max(0, value));
+  if (others.length === 0) return { [name]: 1 };
+  let source = [weights, ratios].find((each) => each && total(each, others) > 1e-9);
+  source ??= Object.fromEntries(others.map((other) => [other, 1]));
+  const sum = total(source, others);
+  const result = {};
+  for (const key of Object.keys(weights)) {
+    result[key] = key === name ? share : ((1 - share) * source[key]) / sum;
+  }
+  return result;
+}
+
+/** The sum of some weights. */
+export function total(weights, names) {
+  return names.reduce((sum, name) => sum + (weights[name] ?? 0), 0);
+}
+
+/** Weights as a request carries them: few digits, no zeros. */
+export function brief(weights) {
+  const rounded = Object.entries(weights).map(([name, value]) => [name, Number(value.toFixed(DIGITS))]);
+  return Object.fromEntries(rounded.filter(([, value]) => value !== 0));
+}
+
+/** Whether two weight vectors look the same. */
+export function alike(one, other) {
+  const names = new Set([...Object.keys(one), ...Object.keys(other)]);
+  return [...names].every((name) => Math.abs((one[name] ?? 0) - (other[name] ?? 0)) < 1e-6);
+}
+
+/** The page's state as the part of an address after "#". */
+export function toHash({ prompt, maxTokens, temperature, seed, mixes }) {
+  const words = new URLSearchParams({ p: prompt, n: maxTokens, t: temperature, s: seed });
+  for (const mix of mixes) {
+    const pairs = Object.entries(brief(mix.weights)).map(([name, value]) => `${name}:${value}`);
+    words.append("mix", mix.profile ? `@${mix.profile}` : pairs.join(","));
+  }
+  return words.toString().replace(/%(2C|3A|40)/g, decodeURIComponent);
+}
+
+/** The reverse of toHash. What is missing is undefined; numbers are strings still. */
+export function fromHash(text) {
+  const words = new URLSearchParams(text.replace(/^#/, ""));
+  const mixes = words.getAll("mix").map((word) => {
+    if (word.startsWith("@")) return { profile: word.slice(1) };
+    const pairs = word.split(",").map((pair) => {
+      const at = pair.lastIndexOf(":");
+      return [pair.slice(0, at), Number(pair.slice(at + 1))];
+    });
+    return { weights: Object.fromEntries(pairs.filter(([name, value]) => name && Number.isFinite(value))) };
+  });
+  const get = (name) => words.get(name) ?? undefined;
+  return { prompt: get("p"), maxTokens: get("n"), temperature: get("t"), seed: get("s"), mixes };
+}
