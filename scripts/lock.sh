@@ -18,6 +18,7 @@ HEADER
     # `--all` keeps setuptools (Python 3.12 and later bring none). Intel's libraries exist for x86 only.
     .venv/bin/python -m pip freeze --all --exclude-editable --disable-pip-version-check |
         grep -vE '^(pip|torch|wheel)==' |
+        grep -vxF -f requirements/train.txt |
         sed -E 's/^(intel-.*)$/\1 ; platform_machine == "x86_64"/' |
         LC_ALL=C sort -f
 } >"$lock.new"

@@ -53,6 +53,12 @@ COMMANDS = (
         "look at and change the profiles that are served",
         takes_engine_flags=False,
     ),
+    Command(
+        "train",
+        "server.train",
+        "train a policy for one objective from preference pairs",
+        takes_engine_flags=False,
+    ),
     Command("bench", "bench.command", "measure what mixing costs beside the alternatives"),
 )
 

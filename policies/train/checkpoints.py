@@ -1,0 +1,134 @@
+"""Loading the base, resuming a trainer, writing a policy that `prefmix serve` takes as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from policies.train import TrainError
+from policies.train.settings import TrainSettings
+
+_FILE_MODE = 0o644
+_TRAINER_STATE = "trainer_state.json"
+
+
+def load_tokenizer(base: str) -> Any:
+    """The base's tokenizer, with a padding token.
+
+    Raises: TrainError naming the base.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(base, error) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(base: str) -> Any:
+    """The base's config.
+
+    Raises: TrainError naming the base.
+    """
+    try:
+        return AutoConfig.from_pretrained(base)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(base, error) from None
+
+
+def load_policy(base: str, adapter: Path | None = None) -> Any:
+    """The base in float32, with an adapter to train on if one is given."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(base, error) from None
+    if adapter is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+
+
+def lora_config(settings: TrainSettings, *, task: str = "CAUSAL_LM") -> Any:
+    """PEFT's config of the adapter; None to train all parameters.
+
+    Every linear layer but the LM head, which adapters on a shared trunk leave alone.
+    """
+    if not settings.lora_rank:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type=task,
+    )
+
+
+def train(trainer: Any, checkpoints: Path) -> list[dict[str, float]]:
+    """Trains to the end, from the last complete checkpoint if there is one; returns the losses."""
+    trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def save_policy(model: Any, settings: TrainSettings, folder: Path, *, final: bool) -> None:
+    """Writes adapter or full checkpoint.
+
+    Args:
+      final: in the base's own dtype, merged if that was asked for; else as trained, in float32.
+    """
+    is_adapter = settings.lora_rank > 0
+    if is_adapter and final and settings.merge:
+        model, is_adapter = model.merge_and_unload(), False
+    if is_adapter:
+        # RLOO keeps its reference as a second adapter, which is not ours to ship.
+        model.save_pretrained(folder, selected_adapters=["default"])
+    else:
+        base = load_config(settings.base)
+        if final and base.dtype is not None:
+            model = model.to(base.dtype)
+        # The trainers write their padding token and more into both configs.
+        model.config.pad_token_id = getattr(base, "pad_token_id", None)
+        model.config.use_cache = getattr(base, "use_cache", True)
+        model.generation_config = _generation_config(settings.base, model)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(settings.base).save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    for path in folder.iterdir():
+        path.chmod(_FILE_MODE)
+
+
+def _generation_config(base: str, model: Any) -> Any:
+    try:
+        return GenerationConfig.from_pretrained(base)
+    except OSError:
+        return GenerationConfig.from_model_config(model.config)
+
+
+def _last_complete(checkpoints: Path) -> str | None:
+    """The newest checkpoint whose last file was written; what a kill left half-way is removed."""
+    complete: list[tuple[int, Path]] = []
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            state = json.loads((folder / _TRAINER_STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+        else:
+            complete.append((int(state["global_step"]), folder))
+    return str(max(complete)[1]) if complete else None
+
+
+def _unreadable(base: str, error: Exception) -> TrainError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return TrainError(
+        f"cannot read the base model {base!r} ({reason}); give a folder or hub id in Hugging Face "
+        "layout"
+    )

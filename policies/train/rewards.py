@@ -1,0 +1,157 @@
+"""Rewards of answers: a Python function or a reward model, judged row by row and never trusted."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm.auto import tqdm
+
+from policies.train import TrainError
+from policies.train.pairs import Content
+from policies.train.tokens import render
+
+_BATCH_ROWS = 16
+
+
+class Reward(Protocol):
+    """What scores answers."""
+
+    def score(
+        self, prompts: Sequence[Content], answers: Sequence[Content], names: Sequence[str]
+    ) -> list[float]:
+        """One finite number an answer.
+
+        Args:
+          names: of the rows, for messages.
+        Raises: TrainError naming the row that could not be scored.
+        """
+
+
+class FunctionReward:
+    """A function in TRL's form, `f(prompts=[...], completions=[...]) -> [number, ...]`.
+
+    It is called with one answer at a time, so that a failure has a row.
+    """
+
+    def __init__(self, function: Callable[..., Any], label: str) -> None:
+        self._function = function
+        self._label = label
+
+    def score(
+        self, prompts: Sequence[Content], answers: Sequence[Content], names: Sequence[str]
+    ) -> list[float]:
+        """See `Reward`."""
+        rows = zip(prompts, answers, names, strict=True)
+        return [self._one(*row) for row in _progress(rows, len(names))]
+
+    def _one(self, prompt: Content, answer: Content, name: str) -> float:
+        try:
+            values = self._function(prompts=[prompt], completions=[answer])
+        except Exception as error:  # someone else's code may raise anything
+            raise TrainError(
+                f"{name}: the reward function {self._label} raised {type(error).__name__}: {error}"
+            ) from error
+        try:
+            (value,) = (float(value) for value in values)
+        except (TypeError, ValueError):
+            raise TrainError(
+                f"{name}: the reward function {self._label} returned {values!r}; expected a list "
+                "of one number"
+            ) from None
+        return _finite(value, name, self._label)
+
+
+class ModelReward:
+    """A sequence classifier with one output, such as TRL's RewardTrainer leaves."""
+
+    def __init__(self, folder: str, *, max_length: int) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        try:
+            self._model = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.float32
+            )
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise TrainError(
+                f"cannot load the reward model {folder!r} ({str(error).splitlines()[0]}); "
+                "give a folder, a hub id, or module:function"
+            ) from None
+        if self._model.config.num_labels != 1:
+            raise TrainError(
+                f"the reward model {folder!r} has {self._model.config.num_labels} outputs; "
+                "expected 1"
+            )
+        self._label = folder
+        self._max_length = max_length
+        self._model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def score(
+        self, prompts: Sequence[Content], answers: Sequence[Content], names: Sequence[str]
+    ) -> list[float]:
+        """See `Reward`. Batches are padded, so a score depends on its batch in the last digits."""
+        scores: list[float] = []
+        for start in _progress(range(0, len(names), _BATCH_ROWS), -(-len(names) // _BATCH_ROWS)):
+            batch = slice(start, start + _BATCH_ROWS)
+            scores += self._batch(prompts[batch], answers[batch])
+        return [_finite(s, name, self._label) for s, name in zip(scores, names, strict=True)]
+
+    def _batch(self, prompts: Sequence[Content], answers: Sequence[Content]) -> list[float]:
+        import torch
+
+        texts = [render(self._tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=isinstance(prompts[0], str),  # a chat template writes its own
+            padding=True,
+            truncation=True,
+            max_length=self._max_length,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        ).to(self._model.device)
+        with torch.no_grad():
+            return [float(score) for score in self._model(**encoded).logits[:, 0]]
+
+
+def load_reward(spec: str, *, max_length: int) -> Reward:
+    """Loads `module:function`, or else a reward model's checkpoint.
+
+    Raises: TrainError if there is no such thing.
+    """
+    if ":" in spec and not Path(spec).exists():
+        return FunctionReward(load_function(spec), spec)
+    return ModelReward(spec, max_length=max_length)
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """Imports `module:function`; modules of the working directory are found."""
+    module, _, name = spec.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TrainError(
+            f"cannot import the reward function {spec!r} ({error}); expected module:function"
+        ) from None
+    if not callable(function):
+        raise TrainError(f"the reward {spec!r} is a {type(function).__name__}, no function")
+    return function
+
+
+def _progress(rows: Any, total: int) -> Any:
+    # Online stages score a few answers a step, below their own bar.
+    return tqdm(rows, total=total, desc="rewards", disable=total <= _BATCH_ROWS)
+
+
+def _finite(value: float, name: str, label: str) -> float:
+    if not math.isfinite(value):
+        raise TrainError(f"{name}: the reward of {label} is {value}; expected a finite number")
+    return value

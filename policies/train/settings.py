@@ -1,0 +1,238 @@
+# ruff: noqa: RUF009 - a setting is dataclasses.field with its help
+"""The settings of every method: one frozen class each, whose fields are flags and YAML keys alike.
+
+A field's help text lives in its metadata, because the command line shows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from policies.train import SettingsError
+
+
+def _setting(
+    help_text: str, default: Any = MISSING, *, choices: tuple[str, ...] | None = None
+) -> Any:
+    return field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What all methods share."""
+
+    method: ClassVar[str]
+
+    base: str = _setting("model to start from: a folder or hub id")
+    data: Path = _setting("preference pairs: a JSONL file or a datasets folder")
+    output: Path = _setting("folder to write the policy into; must not exist")
+    seed: int = _setting("of order, initial adapters and sampling", 0)
+    epochs: float = _setting("passes over the pairs", 1.0)
+    steps: int | None = _setting("optimiser steps, instead of --epochs", None)
+    batch_pairs: int = _setting("pairs in one forward pass", 8)
+    accumulate: int = _setting("forward passes in one step", 1)
+    learning_rate: float = _setting("AdamW's highest, falling linearly to 0", 5e-6)
+    warmup_steps: int = _setting("steps that raise the learning rate from 0", 0)
+    max_length: int = _setting("tokens of prompt and answer; what is longer is cut", 1024)
+    lora_rank: int = _setting("rank of a LoRA adapter; 0 trains all parameters", 0)
+    lora_alpha: float | None = _setting(
+        "LoRA's scale times its rank; twice the rank if absent", None
+    )
+    merge: bool = _setting("write a full checkpoint instead of the adapter", False)
+    precision: str = _setting(
+        "of the forward pass; parameters are float32",
+        "float32",
+        choices=("float32", "bfloat16"),
+    )
+    gradient_checkpointing: bool = _setting("less memory, more time", False)
+    save_steps: int = _setting("steps between checkpoints to resume from", 100)
+    log_steps: int = _setting("steps between logged losses", 10)
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        positive = ["batch_pairs", "accumulate", "learning_rate", "max_length", "epochs"]
+        self._check([*positive, "save_steps", "log_steps"], lambda x: x > 0, "positive")
+        self._check(["seed", "warmup_steps", "lora_rank"], lambda x: x >= 0, "0 or more")
+        self._check(["steps", "lora_alpha"], lambda x: x is None or x > 0, "positive")
+        if self.lora_rank == 0 and (self.merge or self.lora_alpha is not None):
+            raise SettingsError("merge and lora_alpha are about an adapter; add lora_rank")
+
+    def _check(self, names: list[str], is_good: Callable[[Any], bool], allowed: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not is_good(value):
+                raise SettingsError(f"{name} is {value}; it must be {allowed}")
+
+    def num_steps(self, num_pairs: int) -> int:
+        """Optimiser steps over so many pairs."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round(self.epochs * num_pairs / (self.batch_pairs * self.accumulate)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        values = dataclasses.asdict(self)
+        return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectSettings(TrainSettings):
+    """Of `dpo`."""
+
+    method = "dpo"
+
+    beta: float = _setting("factor of the log ratios to the base model", 0.1)
+    loss: str = _setting(
+        "sigmoid is DPO's, ipo its squared variant", "sigmoid", choices=("sigmoid", "ipo")
+    )
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        super().__post_init__()
+        self._check(["beta"], lambda x: x > 0, "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaximumSettings(TrainSettings):
+    """Of `maximum-preference`."""
+
+    method = "maximum-preference"
+
+    scale: float = _setting("factor of the log-probability difference in the sigmoid", 0.1)
+    sft_data: Path | None = _setting("answers to stay close to: prompt, completion", None)
+    sft_weight: float = _setting("factor of their log-probability, a nat; 0 for none", 0.02)
+    text_data: Path | None = _setting("pre-training text to remember: text", None)
+    text_weight: float = _setting("factor of its log-probability, a nat", 0.02)
+
+    def __post_init__(self) -> None:
+        """Checks ranges, and that the regulariser was chosen and not forgotten."""
+        super().__post_init__()
+        self._check(["scale"], lambda x: x > 0, "positive")
+        self._check(["sft_weight", "text_weight"], lambda x: x >= 0, "0 or more")
+        if self.sft_data is None and self.sft_weight:
+            raise SettingsError(
+                "maximum-preference needs sft_data, answers of the base model or those it learned "
+                "from, because nothing else keeps the policy near it; sft_weight 0 does without"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedSettings(TrainSettings):
+    """Of `mixed-preference`; what `TrainSettings` says of steps is about the DPO stage."""
+
+    method = "mixed-preference"
+
+    reward: str | None = _setting(
+        "reward model: a checkpoint, or module:function; trained on the pairs if absent", None
+    )
+    reward_epochs: float = _setting("passes over the pairs of the reward model's training", 1.0)
+    reward_learning_rate: float = _setting("of the reward model's training", 1e-5)
+    threshold: float | None = _setting("reward gap from which a pair is easy", None)
+    quantile: float = _setting("without a threshold: share of the pairs that is difficult", 0.5)
+    beta: float = _setting("DPO's factor of the log ratios", 0.1)
+    online_steps: int = _setting("optimiser steps of the online stage", 100)
+    online_learning_rate: float = _setting("of the online stage", 1e-6)
+    online_beta: float = _setting("factor of the KL divergence from the DPO policy", 0.05)
+    online_prompts: int = _setting("prompts a step of the online stage", 4)
+    num_answers: int = _setting("answers drawn for each of them", 4)
+    max_new_tokens: int = _setting("longest answer drawn", 256)
+    temperature: float = _setting("of drawing answers", 1.0)
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        super().__post_init__()
+        positive = ["reward_epochs", "reward_learning_rate", "beta", "online_steps"]
+        positive += ["online_learning_rate", "online_prompts", "max_new_tokens", "temperature"]
+        self._check(positive, lambda x: x > 0, "positive")
+        self._check(["online_beta"], lambda x: x >= 0, "0 or more")
+        self._check(["num_answers"], lambda x: x >= 2, "2 or more: each is judged by the others")
+        self._check(["quantile"], lambda x: 0 < x < 1, "between 0 and 1")
+
+
+METHODS: dict[str, type[TrainSettings]] = {
+    kind.method: kind for kind in (DirectSettings, MaximumSettings, MixedSettings)
+}
+"""Name of the command -> its settings."""
+
+
+def kind_of(setting: dataclasses.Field[Any], cls: type[TrainSettings]) -> type:
+    """int, float, str, bool or Path: the type of a field's values other than None."""
+    hint = typing.get_type_hints(cls)[setting.name]
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    return typing.cast(type, hint)
+
+
+def build(cls: type[TrainSettings], values: Mapping[str, Any]) -> TrainSettings:
+    """Makes settings from what a file and flags say, by field name.
+
+    Raises: SettingsError naming an unknown or missing key, or a value of the wrong kind.
+    """
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise SettingsError(
+                f"unknown setting {name!r}{hint}; {cls.method} has: {', '.join(known)}"
+            )
+    missing = [n for n, item in known.items() if item.default is MISSING and n not in values]
+    if missing:
+        raise SettingsError(f"{cls.method} needs {', '.join(missing)}, as flags or in --config")
+    return cls(**{name: _convert(known[name], value, cls) for name, value in values.items()})
+
+
+def resolve_paths(
+    cls: type[TrainSettings], values: Mapping[Any, Any], folder: Path
+) -> dict[Any, Any]:
+    """The values of a file in `folder`, with paths that do not depend on the working directory.
+
+    `base` and `reward` may also be names, so only what starts with a dot is a path there.
+    """
+    paths = {item.name for item in dataclasses.fields(cls) if kind_of(item, cls) is Path}
+    return {
+        name: str(folder / value)
+        if isinstance(value, str) and (name in paths or value.startswith(("./", "../")))
+        else value
+        for name, value in values.items()
+    }
+
+
+def _convert(item: dataclasses.Field[Any], value: Any, cls: type[TrainSettings]) -> Any:
+    kind = kind_of(item, cls)
+    if value is None and item.default is None:
+        return None
+    # YAML 1.1 reads 1e-6, which has no point, as text.
+    readable = {
+        int: (int,),
+        float: (int, float, str),
+        Path: (str, Path),
+        str: (str,),
+        bool: (bool,),
+    }
+    try:
+        if not isinstance(value, readable[kind]) or (kind is not bool and isinstance(value, bool)):
+            raise ValueError
+        converted = kind(value)
+    except ValueError:
+        raise SettingsError(f"{item.name} is {value!r}; expected {_KIND_NAMES[kind]}") from None
+    choices = item.metadata["choices"]
+    if choices and converted not in choices:
+        raise SettingsError(f"{item.name} is {value!r}; allowed: {', '.join(choices)}")
+    return converted
+
+
+_KIND_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    bool: "true or false",
+}

@@ -1,0 +1,49 @@
+"""Splitting preference pairs into easy and difficult ones by their reward gap.
+
+Source: Gou and Nguyen 2024, Mixed Preference Optimization, arXiv 2403.19443. The rule (a large gap
+is easy, a small one difficult) is the paper's; its threshold and set sizes could not be checked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from policies.train import TrainError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Indices of pairs, ascending; every pair is in exactly one part."""
+
+    easy: tuple[int, ...]
+    difficult: tuple[int, ...]
+    threshold: float
+    """Smallest gap that counts as easy."""
+
+
+def split_pairs(gaps: Sequence[float], *, threshold: float | None, quantile: float) -> Split:
+    """Splits by gap: easy from `threshold` on, difficult below.
+
+    A gap is reward(chosen) - reward(rejected), with its sign: a pair that the reward model orders
+    the other way is difficult however large its gap, because its label may be wrong.
+
+    Args:
+      gaps: one a pair, finite.
+      threshold: if None, chosen so that the share `quantile` of the pairs, rounded up, is
+        difficult; equal gaps at the border are all easy.
+    Raises: TrainError if either part is empty.
+    """
+    if threshold is None:
+        rank = min(math.ceil(quantile * len(gaps)), len(gaps) - 1)
+        threshold = sorted(gaps)[rank]
+    easy = tuple(i for i, gap in enumerate(gaps) if gap >= threshold)
+    difficult = tuple(i for i, gap in enumerate(gaps) if gap < threshold)
+    if not easy or not difficult:
+        which = "difficult" if easy else "easy"
+        raise TrainError(
+            f"no pair is {which}: the reward gaps reach from {min(gaps):.4g} to {max(gaps):.4g} "
+            f"and the threshold is {threshold:.4g}; give another threshold or quantile"
+        )
+    return Split(easy=easy, difficult=difficult, threshold=threshold)

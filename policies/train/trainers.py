@@ -1,0 +1,200 @@
+"""TRL's trainers, and ours, as stages: each trains, saves into a folder and reports its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, TrainingArguments, set_seed
+
+from policies.train.checkpoints import load_policy, lora_config, save_policy, train
+from policies.train.maximum_trainer import MaximumPreferenceTrainer, PlannedExamples, collate
+from policies.train.pairs import Rows
+from policies.train.rewards import Reward
+from policies.train.settings import DirectSettings, MaximumSettings, MixedSettings, TrainSettings
+from policies.train.tokens import encode, encode_text
+
+Facts = dict[str, Any]
+
+
+def train_direct(
+    settings: DirectSettings | MixedSettings,
+    tokenizer: Any,
+    pairs: Rows,
+    folder: Path,
+    checkpoints: Path,
+    *,
+    final: bool,
+) -> Facts:
+    """DPO on the pairs; the base's log-probabilities are computed once, ahead."""
+    from trl import DPOConfig, DPOTrainer
+
+    set_seed(settings.seed)  # a new adapter is random
+    trainer = DPOTrainer(
+        model=load_policy(settings.base),
+        args=DPOConfig(
+            **_arguments(settings, checkpoints, settings.num_steps(len(pairs))),
+            beta=settings.beta,
+            loss_type=["ipo" if getattr(settings, "loss", "") == "ipo" else "sigmoid"],
+            max_length=settings.max_length,
+            precompute_ref_log_probs=True,
+        ),
+        train_dataset=Dataset.from_list(list(pairs.rows)),
+        processing_class=tokenizer,
+        peft_config=lora_config(settings),
+    )
+    losses = train(trainer, checkpoints)
+    save_policy(trainer.model, settings, folder, final=final)
+    return {"pairs": len(pairs), "losses": losses}
+
+
+def train_maximum(
+    settings: MaximumSettings,
+    tokenizer: Any,
+    data: Mapping[str, Rows],
+    folder: Path,
+    checkpoints: Path,
+) -> Facts:
+    """Maximum Preference Optimization on pairs, SFT answers and texts."""
+    length = {"max_length": settings.max_length}
+    streams: dict[str, list[Any]] = {name: [] for name in ("pairs", "sft", "text")}
+    for name, row in zip(data["pairs"].names, data["pairs"].rows, strict=True):
+        answers = (row["chosen"], row["rejected"])
+        streams["pairs"].append(encode(tokenizer, name, row["prompt"], answers, **length))
+    if "sft" in data:
+        for name, row in zip(data["sft"].names, data["sft"].rows, strict=True):
+            streams["sft"] += encode(tokenizer, name, row["prompt"], [row["completion"]], **length)
+    if "text" in data:
+        streams["text"] = [
+            encode_text(tokenizer, str(r["text"]), **length) for r in data["text"].rows
+        ]
+    steps = settings.num_steps(len(data["pairs"]))
+    num_pairs = steps * settings.batch_pairs * settings.accumulate
+
+    set_seed(settings.seed)
+    model = load_policy(settings.base)
+    if settings.lora_rank:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, lora_config(settings))
+    if settings.gradient_checkpointing:
+        model.enable_input_require_grads()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    trainer = MaximumPreferenceTrainer(
+        settings,
+        model=model,
+        args=TrainingArguments(
+            **_arguments(settings, checkpoints, steps), remove_unused_columns=False
+        ),
+        train_dataset=PlannedExamples(streams, num_pairs, seed=settings.seed),
+        data_collator=lambda items: collate(items, pad_id=tokenizer.pad_token_id),
+    )
+    losses = train(trainer, checkpoints)
+    save_policy(trainer.model, settings, folder, final=True)
+    return {"pairs": len(data["pairs"]), "losses": losses}
+
+
+def train_reward_model(
+    settings: MixedSettings, tokenizer: Any, pairs: Rows, folder: Path, checkpoints: Path
+) -> Facts:
+    """TRL's RewardTrainer on all pairs; always a full checkpoint."""
+    from trl import RewardConfig, RewardTrainer
+
+    set_seed(settings.seed)  # its head is random
+    model = AutoModelForSequenceClassification.from_pretrained(
+        settings.base, num_labels=1, dtype=torch.float32
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    per_pass = len(pairs) / (settings.batch_pairs * settings.accumulate)
+    steps = max(1, round(settings.reward_epochs * per_pass))
+    arguments = _arguments(settings, checkpoints, steps)
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(
+            **arguments | {"learning_rate": settings.reward_learning_rate},
+            max_length=settings.max_length,
+        ),
+        train_dataset=Dataset.from_list(list(pairs.rows)),
+        processing_class=tokenizer,
+        peft_config=lora_config(settings, task="SEQ_CLS"),
+    )
+    losses = train(trainer, checkpoints)
+    model = trainer.model.merge_and_unload() if settings.lora_rank else trainer.model
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"pairs": len(pairs), "losses": losses}
+
+
+def train_online(
+    settings: MixedSettings,
+    tokenizer: Any,
+    pairs: Rows,
+    reward: Reward,
+    start: Path,
+    folder: Path,
+    checkpoints: Path,
+) -> Facts:
+    """RLOO on the pairs' prompts, from the policy in `start` and with that policy as reference."""
+    from trl import RLOOConfig, RLOOTrainer
+
+    def rewards(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        names = [f"an answer drawn for the prompt {str(prompt)[:60]!r}" for prompt in prompts]
+        return reward.score(prompts, completions, names)
+
+    prompts = list({str(row["prompt"]): row["prompt"] for row in pairs.rows}.values())
+    set_seed(settings.seed)
+    arguments = _arguments(settings, checkpoints, settings.online_steps) | {
+        "learning_rate": settings.online_learning_rate,
+        "per_device_train_batch_size": settings.online_prompts * settings.num_answers,
+        "gradient_accumulation_steps": 1,
+    }
+    trainer = RLOOTrainer(
+        # RLOO reads its reference from where the policy was loaded, or copies its adapter.
+        model=load_policy(settings.base, start) if settings.lora_rank else load_policy(str(start)),
+        reward_funcs=[rewards],
+        args=RLOOConfig(
+            **arguments,
+            beta=settings.online_beta,
+            num_generations=settings.num_answers,
+            max_completion_length=settings.max_new_tokens,
+            temperature=settings.temperature,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+        processing_class=tokenizer,
+    )
+    losses = train(trainer, checkpoints)
+    save_policy(trainer.model, settings, folder, final=True)
+    return {"prompts": len(prompts), "losses": losses}
+
+
+def _arguments(settings: TrainSettings, checkpoints: Path, steps: int) -> dict[str, Any]:
+    """What every trainer is told; TRL's own defaults differ from transformers' in places."""
+    has_cuda = torch.cuda.is_available()
+    return {
+        "output_dir": str(checkpoints),
+        "max_steps": steps,
+        "per_device_train_batch_size": settings.batch_pairs,
+        "gradient_accumulation_steps": settings.accumulate,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": settings.warmup_steps,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "bf16": settings.precision == "bfloat16",
+        "use_cpu": not has_cuda,
+        "dataloader_pin_memory": has_cuda,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "logging_steps": settings.log_steps,
+        "logging_first_step": True,
+        "save_steps": settings.save_steps,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "disable_tqdm": False,
+    }
