@@ -94,7 +94,7 @@ def test_start_prints_one_table_and_nothing_else(server: ServerProcess) -> None:
         "model": "prefmix (simplex weights)",
         "profiles": "even (default), solo",
         "url": server.url,
-        "open": "inference with API key, metrics, health, docs",
+        "open": "inference with API key, metrics, health, docs, console",
     }
     assert all(line.startswith("prefmix: ") for line in server.stderr.splitlines()), server.stderr
 
@@ -454,7 +454,8 @@ def test_without_the_key_nothing_that_runs_a_policy_answers(
             assert refused(client.post(path, json={}), 401)["type"] == "AuthenticationError"
         for path in ("/v1/models", "/v1/mixture", "/v1/responses/x", "/nowhere"):
             assert refused(client.get(path), 401)["type"] == "AuthenticationError"
-        for path in ("/health", "/ping", "/version", "/metrics", "/openapi.json", "/docs"):
+        pages = ("/docs", "/console")
+        for path in ("/health", "/ping", "/version", "/metrics", "/openapi.json", *pages):
             assert client.get(path).status_code == 200, path
 
 
