@@ -164,8 +164,8 @@ def lines(
         panel = panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
     if top is not None:
         panel = panel.max(top)
-    for legend, expr in queries.items():
-        panel = panel.with_target(_query(expr, legend))
+    for index, (legend, expr) in enumerate(queries.items()):
+        panel = panel.with_target(_query(expr, legend, ref_id="ABCDEFGH"[index]))
     return panel
 
 
@@ -213,8 +213,10 @@ def rows(title: str, description: str, expr: str, *, width: int = 8) -> table.Pa
     )
 
 
-def _query(expr: str, legend: str, *, instant: bool = False) -> prometheus.Dataquery:
-    query = prometheus.Dataquery().datasource(SOURCE).expr(expr)
+def _query(
+    expr: str, legend: str, *, ref_id: str = "A", instant: bool = False
+) -> prometheus.Dataquery:
+    query = prometheus.Dataquery().datasource(SOURCE).expr(expr).ref_id(ref_id)
     if legend:
         query = query.legend_format(legend)
     return query.instant() if instant else query.range()
