@@ -83,6 +83,7 @@ def number(
       low_is_bad: red below the first and green from the second limit on, instead.
       label: a label whose value is shown in place of the number.
     """
+    graph = common_models.BigValueGraphMode
     panel = (
         stat.Panel()
         .title(title)
@@ -92,7 +93,7 @@ def number(
         .no_value(no_value)
         .height(4)
         .span(3)
-        .graph_mode(common_models.BigValueGraphMode.AREA if label is None else NO_GRAPH)
+        .graph_mode(graph.AREA if label is None else graph.NONE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .thresholds(_steps(limits, low_is_bad))
         .with_target(_query(expr, f"{{{{{label}}}}}" if label else "", instant=label is not None))
@@ -100,14 +101,10 @@ def number(
     return panel if label is None else panel.text_mode(common_models.BigValueTextMode.NAME)
 
 
-NO_GRAPH = common_models.BigValueGraphMode.NONE
-
-
 def _steps(limits: tuple[float, float] | None, low_is_bad: bool) -> dashboards.ThresholdsConfig:
     colors = [RED, YELLOW, GREEN] if low_is_bad else [GREEN, YELLOW, RED]
-    values = [None] if limits is None else [None, *limits]
-    if limits is None:
-        colors = [GREEN]
+    values = [None, *(limits or ())]
+    colors = colors if limits else [GREEN]
     return (
         dashboards.ThresholdsConfig()
         .mode(models.ThresholdsMode.ABSOLUTE)
@@ -135,7 +132,7 @@ def lines(
     Args:
       queries: legend to expression; a legend may name labels as `{{profile}}`.
       stacked: as areas on top of each other.
-      top: the upper end of the axis.
+      top: the axis reaches at least up to here; and down to 0.
     """
     panel = (
         timeseries.Panel()
@@ -143,7 +140,7 @@ def lines(
         .description(description)
         .datasource(SOURCE)
         .unit(unit)
-        .min(0)
+        .axis_soft_min(0)
         .height(8)
         .span(width)
         .fill_opacity(25 if stacked else 5)
@@ -163,7 +160,7 @@ def lines(
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
     if top is not None:
-        panel = panel.max(top)
+        panel = panel.axis_soft_max(top)
     for index, (legend, expr) in enumerate(queries.items()):
         panel = panel.with_target(_query(expr, legend, ref_id="ABCDEFGH"[index]))
     return panel
