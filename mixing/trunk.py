@@ -18,6 +18,7 @@ reference, which is the base itself and stands last), D hidden width, R sum of r
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +28,12 @@ from torch import nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.linear import LinearBase, QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    QKVParallelLinear,
+    RowParallelLinear,
+    UnquantizedLinearMethod,
+)
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.model_loader.utils import initialize_model
@@ -44,7 +50,14 @@ class Stack:
 
     def __init__(self, *, num_members: int, num_adapters: int) -> None:
         self.num_adapters = num_adapters
-        self.members = list(range(num_members))
+        self.num_members = num_members
+        self.run(range(num_members))
+
+    def run(self, members: Sequence[int]) -> None:
+        """The next pass runs these members, in this order."""
+        self.members = list(members)
+        self.owners = torch.eye(self.num_members, self.num_adapters, dtype=torch.bool)[self.members]
+        """bool [n, K] on the CPU: whose rows belong to which adapter."""
 
     @property
     def with_adapter(self) -> list[int]:
@@ -90,7 +103,8 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
     def run_members(
         self, input_ids: torch.Tensor, positions: torch.Tensor, slots: Sequence[torch.Tensor]
     ) -> None:
-        self.stack.members = [member for member, active in enumerate(self.active) if active]
+        if self.stack.members != (members := [m for m, active in enumerate(self.active) if active]):
+            self.stack.run(members)
         # One set of members is compiled; any other is rarer and runs layer by layer.
         run = self.trunk if self.active == self.everyone else self.trunk.forward
         hidden = iter(torch.split(run(input_ids, positions), input_ids.shape[0]))
@@ -139,11 +153,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
 
     def _sum_parameters(self) -> list[int]:
         total = parameter_bytes([self.trunk.base])[0]
-        one_adapter = sum(
-            factor.untyped_storage().nbytes() // len(self.adapters)
-            for method in self.adapted.values()
-            for factor in (method.layer.adapters_a, method.layer.adapters_b)
-        )
+        one_adapter = sum(method.bytes_per_adapter for method in self.adapted.values())
         adapters = [one_adapter] * len(self.adapters)
         reference = [0] * (self.spec.num_members - len(adapters))
         return [*adapters, *reference, total - sum(adapters)]
@@ -311,17 +321,23 @@ class AdapterLinearMethod(QuantizeMethodBase):
             layer.register_parameter(
                 name, nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
             )
+        self.bytes_per_adapter = (math.prod(shape_a[1:]) + math.prod(shape_b[1:])) * dtype.itemsize
         self.loaded_ranks = [0] * len(adapters)
         self.adapters = adapters
+        self.joined: JoinedFactors | None = None
 
     def create_weights(self, layer: nn.Module, *args: Any, **kwargs: Any) -> None:
         """Made by the layer's own method before."""
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
+        if isinstance(self.inner, UnquantizedLinearMethod) and layer.weight.is_cpu:
+            self.joined = join_factors(layer, self.inner, self.stack)
         self.inner.process_weights_after_loading(layer)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Args: x: [n * T, in]. Returns: [n * T, out]."""
+        if self.joined is not None:
+            return self.joined.apply(layer, x, bias)
         out: torch.Tensor = self.inner.apply(layer, x, bias)
         running = self.stack.with_adapter
         if not running:
@@ -349,7 +365,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
             if rank is None:
                 continue
             factors = read(part)
-            _check_shapes(self.layer, adapter, part, place, factors)
+            _check_factors(self.layer, adapter, part, place, factors)
             start = self.loaded_ranks[index]
             self.loaded_ranks[index] += rank
             a_RI = factors.lora_a
@@ -362,6 +378,55 @@ class AdapterLinearMethod(QuantizeMethodBase):
                 self.layer.adapters_b.data[
                     index, start : start + rank, target : target + size
                 ].copy_(b_RO[:, source : source + size])
+
+
+class JoinedFactors:
+    """The CPU's way: every lora_A is part of the layer's own matrix, every lora_B of one more.
+
+    Small batched products cost their call on a CPU. One product with [W; A_1 ... A_K] gives each
+    row the layer's output and every adapter's low-rank input; the foreign ones are cleared before
+    one product with [B_1 ... B_K] adds the row's own update.
+    """
+
+    def __init__(
+        self, inner: UnquantizedLinearMethod, up: nn.Module, stack: Stack, *, rank: int
+    ) -> None:
+        """Args:
+        inner: multiplies by a module's `weight`, which it has repacked.
+        up: has the [out, K * R] weight of all lora_B.
+        rank: R.
+        """
+        self._inner = inner
+        self._up = up
+        self._stack = stack
+        self._rank = rank
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """As AdapterLinearMethod.apply."""
+        num_low = self._stack.num_adapters * self._rank
+        joined: torch.Tensor = self._inner.apply(layer, x, None)
+        out, low = joined.split([joined.shape[-1] - num_low, num_low], dim=-1)  # type: ignore[no-untyped-call]
+        places = (len(self._stack.members), -1, self._stack.num_adapters, self._rank)
+        own = self._stack.owners[:, None, :, None]
+        low = torch.where(own, low.reshape(places), 0.0).reshape(low.shape)
+        out = out + self._inner.apply(self._up, low, None)
+        return out if bias is None else out + bias.to(out.dtype)
+
+
+def join_factors(layer: Any, inner: UnquantizedLinearMethod, stack: Stack) -> JoinedFactors | None:
+    """Moves a loaded layer's adapters into its own matrix; None where they would outgrow it."""
+    a_KIR, b_KRO = layer.adapters_a.data, layer.adapters_b.data
+    num_low = a_KIR.shape[0] * a_KIR.shape[2]
+    if num_low > min(layer.weight.shape):
+        return None
+    down = a_KIR.transpose(1, 2).reshape(num_low, -1)
+    layer.weight = nn.Parameter(torch.cat([layer.weight.data, down]), requires_grad=False)
+    up = nn.Module()
+    up.weight = nn.Parameter(b_KRO.reshape(num_low, -1).T.contiguous(), requires_grad=False)
+    inner.process_weights_after_loading(up)
+    for name in ("adapters_a", "adapters_b"):
+        delattr(layer, name)
+    return JoinedFactors(inner, up, stack, rank=a_KIR.shape[2])
 
 
 def adapt_linears(
@@ -440,7 +505,7 @@ def _shard(layer: LinearBase, index: int) -> tuple[int, int]:
     return layer.tp_rank // replicas, layer.tp_size // replicas
 
 
-def _check_shapes(
+def _check_factors(
     layer: LinearBase, adapter: Adapter, part: str, place: int | None, factors: Factors
 ) -> None:
     outputs = sum(
@@ -454,4 +519,9 @@ def _check_shapes(
             f"policy {adapter.name!r}: its adapter of {part!r} is for a layer of {came[1]} inputs "
             f"and {came[0]} outputs, but the base's has {layer.input_size} and {outputs}; it was "
             "trained on another model"
+        )
+    if not (factors.lora_a.isfinite().all() and factors.lora_b.isfinite().all()):
+        raise AdapterError(
+            f"policy {adapter.name!r}: its adapter of {part!r} holds NaN or infinite numbers; "
+            "train or save it again"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_adapters import save_adapter, save_merged
 from tiny_policies import VOCAB_SIZE, save_policy
 
+from mixing.adapters import AdapterError
 from mixing.spec import MixtureSpec, Policy
 
 
@@ -93,6 +95,33 @@ def test_compiled_trunk_is_exact_for_every_set_of_members(
     for weights in ((0.2, 0.3, 0.5, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)):
         alone = [Job(prompt=(9, 8, 7), weights=weights)]
         assert oracle.worst_error(alone, generate(llm, alone)) < TOLERANCE_NATS
+
+
+def test_batched_products_are_exact(
+    engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of GPUs and quantised layers, and of adapters too wide to join a layer's matrix."""
+    monkeypatch.setattr("mixing.trunk.join_factors", lambda *arguments: None)
+    llm = engine(adapted.spec(reference=adapted.reference()))
+    batch = jobs(12, num_members=4, seed=11)
+    oracle = Oracle([*adapted.merged, adapted.base])
+    assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+    alone = [Job(prompt=(9, 8, 7), weights=(0.0, 0.5, 0.0, 0.5))]
+    assert oracle.worst_error(alone, generate(llm, alone)) < TOLERANCE_NATS
+
+
+def test_an_adapter_with_nan_is_refused(
+    engine: EngineFactory, adapted: AdaptedBase, tmp_path: Path
+) -> None:
+    tensors = load_file(adapted.adapters[0] / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    save_file(tensors, broken / "adapter_model.safetensors")
+    shutil.copy(adapted.adapters[0] / "adapter_config.json", broken)
+    spec = MixtureSpec(policies=(Policy(name="x", model=str(broken)),), base=str(adapted.base))
+    with pytest.raises(AdapterError, match=r"policy 'x'.*holds NaN or infinite numbers"):
+        engine(spec)
 
 
 def test_a_one_hot_batch_runs_one_member(
