@@ -30,7 +30,7 @@ export async function administer(method, path, { body, version } = {}) {
 }
 
 /**
- * Streams one answer: first {version, weights, requestId}, then {text, tokens} pieces, then {attribution}.
+ * Streams one answer: first {used}, then {text, tokens} pieces, then {attribution}.
  * A model without a chat template gets the bare prompt.
  */
 export async function* answer(prompt, options, signal) {
@@ -38,18 +38,22 @@ export async function* answer(prompt, options, signal) {
     const [path, body] = request(prompt, { ...options, stream: true }, { withTokens: true });
     return send(path, { method: "POST", body, secret: apiKey, signal });
   };
+  const isChat = hasChatTemplate;
   let response;
   try {
     response = await ask();
   } catch (error) {
-    if (!(hasChatTemplate && error instanceof Refusal && /chat template/i.test(error.message))) throw error;
+    if (!(isChat && error instanceof Refusal && /chat template/i.test(error.message))) throw error;
     hasChatTemplate = false;
     response = await ask();
   }
+  const header = (name) => response.headers.get(name) ?? "";
   yield {
-    version: Number(response.headers.get("x-prefmix-weights-version")),
-    weights: usedWeights(response.headers.get("x-prefmix-weights") ?? ""),
-    requestId: response.headers.get("x-request-id"),
+    used: {
+      version: Number(header("x-prefmix-weights-version")),
+      weights: weightsOf(header("x-prefmix-weights")),
+      requestId: header("x-request-id"),
+    },
   };
   for await (const data of events(response)) {
     if (data.error) throw new Refusal(data.error.message, data.error.code);
@@ -97,7 +101,7 @@ async function send(path, { method = "GET", body, headers = {}, secret, signal }
 }
 
 /** "helpful=0.75,harmless=0.25" as an object. */
-function usedWeights(text) {
+function weightsOf(text) {
   return Object.fromEntries(text.split(",").map((pair) => [pair.split("=")[0], Number(pair.split("=")[1])]));
 }
 

@@ -100,7 +100,7 @@ export class Mix {
     this.setRunning(true);
     try {
       for await (const part of answer(prompt, { ...options, ...this.preferences() }, run.signal)) {
-        if (part.requestId) this.noteHeaders(part);
+        if (part.used) this.noteHeaders(part.used);
         else if (part.attribution) this.attribution = part.attribution;
         else this.reply.append(part.text, part.tokens);
       }

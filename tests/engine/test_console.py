@@ -1,0 +1,468 @@
+"""The mixing console in a real browser against the demo policies: what a person does with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Response,
+    Route,
+    expect,
+    sync_playwright,
+)
+from server_process import ServerProcess
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "policies" / "demo" / "serve.yaml"
+POLICIES = ("positive", "concise", "polite", "reference")
+TOKEN = "admin-token-of-the-test"
+KEY = "inference-key-of-the-test"
+CHAT = "/v1/chat/completions"
+MAX_PAGE_BYTES = 100_000
+PHONE = {"width": 390, "height": 844}
+NAMELESS = re.compile(
+    r"- (?:button|link|textbox|slider|spinbutton|combobox|checkbox)(?:$| \[|:)", re.MULTILINE
+)
+"""A control in Playwright's accessibility tree that has no name."""
+
+
+def browser_path() -> str | None:
+    """The system's browser, by PREFMIX_BROWSER or one of its usual names."""
+    given = os.environ.get("PREFMIX_BROWSER")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return given or next((path for name in names if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One headless browser that can reach loopback and nothing else."""
+    path = browser_path()
+    if path is None:
+        reason = "no Chromium found: apt-get install chromium, or set PREFMIX_BROWSER to one"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    flags = ["--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    if os.geteuid() == 0:  # Chromium's own sandbox refuses root
+        flags.append("--no-sandbox")
+    expect.set_options(timeout=20_000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[ServerProcess]:
+    """One server for every check: API key, admin token, a store and a fit's report."""
+    folder = tmp_path_factory.mktemp("console")
+    (folder / "report.html").write_text("<!doctype html><title>A fit</title><h1>A fit</h1>")
+    words = ["--weights-store", str(folder / "weights.json"), "--fit-report", str(folder)]
+    server = ServerProcess(
+        folder, [str(CONFIG), *words], PREFMIX_ADMIN_TOKEN=TOKEN, VLLM_API_KEY=KEY
+    )
+    try:
+        yield server.wait_ready()
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
+    """A fresh tab; no request of it may leave the server and no script of it may fail."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(20_000)
+    requests: list[str] = []
+    problems: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        # The browser also logs every refused request, which these tests provoke on purpose.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            problems.append(message.text)
+
+    context.on("request", lambda request: requests.append(request.url))
+    page = context.new_page()
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", note)
+    yield page
+    context.close()
+    assert not problems
+    assert [url for url in requests if not url.startswith((f"{server.url}/", "about:"))] == []
+
+
+def open_console(page: Page, server: ServerProcess, *, state: str = "") -> None:
+    """Opens the console and gives it the API key."""
+    page.goto(f"{server.url}/console{state}")
+    page.get_by_label("API key").fill(KEY)
+    page.get_by_role("button", name="Open").click()
+    expect(page.locator(".mix").first).to_be_visible()
+
+
+def mix(page: Page, letter: str) -> Locator:
+    return page.get_by_role("region", name=f"Mix {letter}", exact=True)
+
+
+def run_all(page: Page) -> None:
+    """Presses Run and waits until every answer has ended and is shaded."""
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.locator(".text.shaded")).to_have_count(page.locator(".mix").count())
+
+
+def is_generation(response: Response) -> bool:
+    return response.request.method == "POST" and "/v1/" in response.url
+
+
+def choices(response: Response) -> list[dict[str, Any]]:
+    """The choices of a stream's chunks."""
+    lines = [line.removeprefix("data: ") for line in response.text().splitlines() if line]
+    assert lines[-1] == "[DONE]"
+    return [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
+
+
+def used_weights(response: Response) -> dict[str, float]:
+    """The weights the server says it used."""
+    pairs = (pair.split("=") for pair in response.headers["x-prefmix-weights"].split(","))
+    return {name: float(value) for name, value in pairs}
+
+
+def admin(server: ServerProcess, method: str, path: str, body: Any = None) -> Any:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    answer = httpx.request(method, f"{server.url}/admin{path}", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_it_asks_for_the_key_and_keeps_it_in_memory_only(page: Page, server: ServerProcess) -> None:
+    page.goto(f"{server.url}/console")
+    page.get_by_label("API key").fill("wrong")
+    page.get_by_role("button", name="Open").click()
+    expect(page.get_by_role("alert").first).to_contain_text("this server needs its API key")
+    page.get_by_label("API key").fill(KEY)
+    page.keyboard.press("Enter")
+    expect(page.locator(".mix")).to_have_count(3)
+    expect(page.get_by_label("API key")).to_be_hidden()
+    page.get_by_role("button", name="Copy link").click()
+    assert KEY not in page.url
+    kept = page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")
+    assert kept == [0, 0, ""]
+    page.reload()
+    expect(page.get_by_label("API key")).to_have_value("")
+
+
+def test_the_page_is_light(page: Page, server: ServerProcess) -> None:
+    """All that is loaded until the first answer has come, without the report."""
+    sizes = dict[str, int]()
+    page.on(
+        "response",
+        lambda answer: sizes.update({answer.url: int(answer.headers.get("content-length", 0))}),
+    )
+    open_console(page, server)
+    run_all(page)
+    files = {url: size for url, size in sizes.items() if "/console" in url}
+    assert len(files) > 8
+    assert all(files.values())
+    assert sum(files.values()) < MAX_PAGE_BYTES
+
+
+def test_answers_stream_side_by_side_and_every_token_is_shaded(
+    page: Page, server: ServerProcess
+) -> None:
+    """What is shown is what the server measured, computed here a second time."""
+    open_console(page, server, state="#p=Review+the+Park+Hotel.&n=120&t=1&s=5")
+    answers: list[Response] = []
+    page.on("response", lambda answer: answers.append(answer) if is_generation(answer) else None)
+    page.evaluate(
+        """() => {
+            window.lengths = [];
+            const text = document.querySelector(".text");
+            new MutationObserver(() => lengths.push(text.textContent.length))
+                .observe(text, {childList: true});
+        }"""
+    )
+    run_all(page)
+    growing = page.evaluate("window.lengths")
+    assert len(set(growing)) > 5, "the text came in pieces"
+    assert all(before <= after for before, after in pairwise(growing[1:]))
+    assert len(answers) == 3
+    scale = 0.1
+    for letter, profile in zip(
+        "ABC", ("balanced", "short-and-kind", "glowing-letter"), strict=True
+    ):
+        (answer,) = (a for a in answers if a.headers["x-prefmix-profile"] == profile)
+        weights, parts = used_weights(answer), choices(answer)
+        attribution = parts[-1]["preference_attribution"]
+        column = mix(page, letter)
+        text = "".join(part["delta"].get("content", "") for part in parts)
+        assert column.locator(".text").text_content() == text
+        expected = [
+            str(max((n for n in POLICIES if weights[n] > 0), key=lambda n: token["logprobs"][n]))
+            for token in attribution["tokens"][: column.locator(".text span").count()]
+        ]
+        hues = column.locator(".text span").evaluate_all("all => all.map(s => s.dataset.hue)")
+        assert hues == [str(POLICIES.index(name)) for name in expected]
+        shown = column.locator("tbody tr").evaluate_all("r => r.map(x => x.cells[2].textContent)")
+        kls = [attribution["policies"][name]["mean_kl"] for name in POLICIES]
+        assert shown == ["not run" if kl is None else f"{kl:.2f}" for kl in kls]
+        scale = max(scale, *(kl for kl in kls if kl is not None))
+    bars = page.locator(".bar i").evaluate_all("all => all.map(i => parseFloat(i.style.width))")
+    assert math.isclose(max(bars), 100), "the largest KL of all columns fills its bar"
+
+
+def test_a_token_says_what_each_policy_gave_it(page: Page, server: ServerProcess) -> None:
+    open_console(page, server)
+    run_all(page)
+    column = mix(page, "A")
+    token = column.locator(".text span").nth(2)
+    token.hover()
+    expect(column.locator(".token b")).to_have_text(token.text_content() or "")
+    expect(column.locator(".token .fact")).to_have_count(3)
+    column.locator(".text").focus()
+    page.keyboard.press("End")
+    expect(column.locator(".token b")).to_have_text(
+        column.locator(".text span").last.text_content() or ""
+    )
+
+
+def test_sliders_and_the_triangle_change_the_weights_of_the_next_request(
+    page: Page, server: ServerProcess
+) -> None:
+    open_console(page, server)
+    run_all(page)
+    column = mix(page, "A")
+    with page.expect_response(is_generation) as moved:
+        column.get_by_role("slider", name="positive").fill("0.4")
+    body = moved.value.request.post_data_json
+    assert body["preference_weights"] == {"positive": 0.4, "concise": 0.3, "polite": 0.3}
+    assert "preference_profile" not in body
+    assert used_weights(moved.value)["positive"] == pytest.approx(0.4)
+    assert moved.value.headers["x-prefmix-profile"] == "custom"
+    expect(column.get_by_label("Profile of mix A")).to_have_value("")
+
+    with page.expect_response(is_generation) as cornered:
+        column.get_by_role("slider", name="polite").press("End")
+    assert cornered.value.request.post_data_json["preference_weights"] == {"polite": 1}
+
+    triangle = column.locator(".triangle")
+    box = triangle.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] - 40, box["y"] + box["height"] + 40, steps=4)
+    with page.expect_response(is_generation) as dragged:
+        page.mouse.up()
+    assert dragged.value.request.post_data_json["preference_weights"] == {"concise": 1}
+    with page.expect_response(is_generation) as pressed:
+        triangle.press("ArrowRight")
+    weights = pressed.value.request.post_data_json["preference_weights"]
+    assert weights == {"concise": pytest.approx(0.98), "polite": pytest.approx(0.02)}
+    with page.expect_response(is_generation) as chosen:
+        column.get_by_label("Profile of mix A").select_option("glowing-letter")
+    assert chosen.value.headers["x-prefmix-profile"] == "glowing-letter"
+    expect(column.get_by_label("concise, as a number")).to_have_value("0.00")
+
+
+def test_a_refused_weight_is_shown_in_its_column(page: Page, server: ServerProcess) -> None:
+    """The page is told that weights may be negative; the server, which knows better, says no."""
+
+    def as_affine(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "weight_space": "affine"})
+
+    page.route("**/v1/mixture", as_affine)
+    open_console(page, server)
+    expect(page.locator(".triangle")).to_have_count(0)
+    field = mix(page, "A").get_by_label("positive", exact=True)
+    field.fill("-0.5")
+    field.press("Tab")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(mix(page, "A").get_by_role("alert")).to_contain_text(
+        "the weight of 'positive' is -0.5, negative"
+    )
+    expect(mix(page, "B").locator(".text.shaded")).to_be_visible()
+    expect(mix(page, "B").get_by_role("alert")).to_be_hidden()
+
+
+def test_an_unknown_profile_of_a_link_is_refused_in_place(
+    page: Page, server: ServerProcess
+) -> None:
+    open_console(page, server, state="#p=Hello&mix=@nowhere")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(mix(page, "A").get_by_role("alert")).to_contain_text(
+        "preference_profile 'nowhere' does not exist; the profiles are: balanced"
+    )
+
+
+def test_a_server_that_is_gone_is_said_in_place(page: Page, server: ServerProcess) -> None:
+    open_console(page, server)
+    page.route(f"**{CHAT}", lambda route: route.abort())
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(mix(page, "A").get_by_role("alert")).to_contain_text("The server does not answer")
+    page.unroute(f"**{CHAT}")
+    first = json.dumps({"choices": [{"index": 0, "delta": {"content": "Half an"}}]})
+    page.route(
+        f"**{CHAT}",
+        lambda route: route.fulfill(body=f"data: {first}\n\n", content_type="text/event-stream"),
+    )
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(mix(page, "A").get_by_role("alert")).to_contain_text("The answer broke off")
+    expect(mix(page, "A").locator(".text")).to_have_text("Half an")
+
+
+def test_without_a_chat_template_the_prompt_is_completed(page: Page, server: ServerProcess) -> None:
+    open_console(page, server)
+    error = {"message": "default chat template is no longer allowed, so you must provide a chat"}
+    page.route(f"**{CHAT}", lambda route: route.fulfill(status=400, json={"error": error}))
+    with page.expect_response("**/v1/completions") as completed:
+        run_all(page)
+    body = completed.value.request.post_data_json
+    assert (body["prompt"], body["logprobs"]) == ("Review the Park Hotel.", 0)
+
+
+def test_publish_see_the_history_and_roll_back(page: Page, server: ServerProcess) -> None:
+    before = admin(server, "GET", "/weights")["version"]
+    open_console(page, server, state="#p=Hello&n=8&mix=concise:0.75,polite:0.25")
+    mix(page, "A").get_by_role("button", name="Publish").click()
+    dialog = page.get_by_role("dialog", name="Profiles")
+    dialog.get_by_label("Admin token").fill(KEY)
+    dialog.get_by_role("button", name="Open").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("the admin routes need an admin token")
+    dialog.get_by_label("Admin token").fill(TOKEN)
+    page.keyboard.press("Enter")
+
+    dialog.get_by_label("as", exact=True).fill("not a name")
+    dialog.get_by_role("button", name="Publish").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("'not a name'")
+    dialog.get_by_label("as", exact=True).fill("terse")
+    dialog.get_by_role("button", name="Publish").click()
+    expect(dialog.get_by_role("status")).to_contain_text("terse is published")
+    stored = admin(server, "GET", "/weights")
+    assert stored["version"] == before + 1
+    assert stored["profiles"]["terse"]["weights"]["concise"] == 0.75
+    expect(dialog.get_by_role("listitem").first).to_contain_text("terse added")
+
+    # Another changes the profiles meanwhile: nothing is overwritten unseen.
+    admin(server, "PUT", "/profiles/other", {"weights": {"polite": 1}})
+    dialog.get_by_label("as", exact=True).fill("late")
+    dialog.get_by_role("button", name="Publish").click()
+    expect(dialog.get_by_role("alert")).to_be_visible()
+    assert "late" not in admin(server, "GET", "/weights")["profiles"]
+    expect(dialog.get_by_role("listitem").first).to_contain_text("other added")
+
+    page.keyboard.press("Escape")
+    expect(mix(page, "A").get_by_label("Profile of mix A")).to_have_value("terse")
+    with page.expect_response(is_generation) as served:
+        page.get_by_role("button", name="Run", exact=True).click()
+    assert served.value.headers["x-prefmix-profile"] == "terse"
+
+    page.get_by_role("button", name="Profiles").click()
+    dialog.get_by_role("button", name=f"Roll back to version {before}", exact=True).click()
+    expect(dialog.get_by_role("status")).to_contain_text(f"holds what version {before} held")
+    stored = admin(server, "GET", "/weights")
+    assert (stored["version"], "terse" in stored["profiles"]) == (before + 3, False)
+    assert TOKEN not in page.url
+    assert page.evaluate("localStorage.length + sessionStorage.length") == 0
+
+
+def test_a_link_brings_the_whole_page_back(page: Page, server: ServerProcess) -> None:
+    open_console(page, server)
+    page.get_by_label("Prompt").fill("Tell me about 50 % & #1?")
+    page.get_by_label("Seed").fill("42")
+    mix(page, "B").get_by_role("button", name="Remove mix B").click()
+    mix(page, "C").get_by_role("slider", name="concise").fill("0.2")
+    page.get_by_role("button", name="Add a mix").click()
+    expect(page.locator(".mix")).to_have_count(3)
+    page.get_by_role("button", name="Copy link").click()
+    link = page.url
+
+    page.goto("about:blank")
+    open_console(page, server, state=link.removeprefix(f"{server.url}/console"))
+    expect(page.get_by_label("Prompt")).to_have_value("Tell me about 50 % & #1?")
+    expect(page.get_by_label("Seed")).to_have_value("42")
+    profiles = page.locator(".mix select").evaluate_all("all => all.map(s => s.value)")
+    assert profiles == ["balanced", "", ""]
+    numbers = mix(page, "B").get_by_role("spinbutton").evaluate_all("a => a.map(i => i.value)")
+    assert numbers == ["0.40", "0.20", "0.40", "0.00"]
+
+
+def test_the_copied_command_asks_for_the_same(page: Page, server: ServerProcess) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    open_console(page, server, state="#p=It's+fine&n=8&s=3&mix=concise:0.75,polite:0.25")
+    mix(page, "A").get_by_role("button", name="Copy as curl").click()
+    expect(mix(page, "A").get_by_role("button", name="Copied")).to_be_visible()
+    command = page.evaluate("navigator.clipboard.readText()")
+    assert KEY not in command
+    words = shlex.split(command.replace("$API_KEY", KEY))
+    headers = dict(words[at + 1].split(": ") for at, word in enumerate(words) if word == "-H")
+    body = words[words.index("-d") + 1]
+    assert json.loads(body)["messages"][0]["content"] == "It's fine"
+    url = next(word for word in words if word.startswith("http"))
+    answer = httpx.post(url, content=body, headers=headers, timeout=60)
+    assert answer.headers["x-prefmix-weights"] == "positive=0,concise=0.75,polite=0.25,reference=0"
+    assert answer.json()["choices"][0]["preference_attribution"]["num_tokens"] > 0
+
+
+def test_the_report_is_linked_and_runs_no_script(page: Page, server: ServerProcess) -> None:
+    open_console(page, server)
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="Fit report").click()
+    expect(opened.value.get_by_role("heading", name="A fit")).to_be_visible()
+    assert opened.value.url == f"{server.url}/console/report/"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_follows_the_readers_colours(
+    page: Page, server: ServerProcess, scheme: Any
+) -> None:
+    page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+    page.emulate_media(color_scheme=scheme)
+    open_console(page, server, state="#s=5")
+    run_all(page)
+    width = "document.documentElement.scrollWidth"
+    assert page.evaluate(width) == PHONE["width"]
+    page.get_by_role("button", name="Profiles").click()
+    page.get_by_label("Admin token").fill(TOKEN)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("list").last).to_be_visible()
+    assert page.evaluate(width) == PHONE["width"]
+    sizes = page.get_by_role("dialog").evaluate("d => [d.scrollWidth, d.clientWidth]")
+    assert sizes[0] == sizes[1]
+    colours = page.locator("body").evaluate(
+        "b => ['color', 'backgroundColor'].map(name => getComputedStyle(b)[name])"
+    )
+    ink, back = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+    assert (ink < back) == (scheme == "light")
+
+
+def test_every_control_has_a_name_and_shows_its_focus(page: Page, server: ServerProcess) -> None:
+    open_console(page, server)
+    tree = page.locator("body").aria_snapshot()
+    assert "slider" in tree
+    assert NAMELESS.findall(tree) == []
+    seen = set[str]()
+    for _ in range(16):
+        page.keyboard.press("Tab")
+        focus = page.evaluate(
+            """() => {
+                const element = document.activeElement, style = getComputedStyle(element);
+                const name = element.id || element.getAttribute("class");
+                return [name, style.outlineStyle];
+            }"""
+        )
+        assert focus[1] == "solid", focus
+        seen.add(str(focus[0]))
+    assert {"prompt", "run", "triangle"} <= seen
