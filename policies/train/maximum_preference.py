@@ -13,10 +13,10 @@ so there is no reference model, and as p needs no reward model either, the polic
 memory.
 
 A pair's gradient is s p (1 - p) times that of the log-probability difference; DPO's is
-beta (1 - p), with p taken relative to the reference. Both let go of a pair once it is won. This one also lets go
-of a pair that is lost by far, so a flipped label pulls less the more the policy disagrees. The same
-property stops it: at s = 1 most pairs of long answers start saturated and the policy hardly moves.
-A scale near 1 / (spread of the differences) is what learns.
+beta (1 - p), with p taken relative to the reference. Both let go of a pair once it is won. This one
+also lets go of a pair that is lost by far, so a flipped label pulls less the more the policy
+disagrees. The same property stops it: at s = 1 most pairs of long answers start saturated and the
+policy hardly moves. A scale near 1 / (spread of the differences) is what learns.
 
 Source: Jiang, Huang and Wei 2023, Preference as Reward, Maximum Preference Optimization with
 Importance Sampling, arXiv 2312.16430. What could be read is its abstract: preference as reward,

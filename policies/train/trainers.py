@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from policies.train.settings import DirectSettings, MaximumSettings, MixedSettin
 from policies.train.tokens import encode, encode_text
 
 Facts = dict[str, Any]
+
+# Its door to vLLM, which is not used here.
+warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
 
 
 def train_direct(

@@ -1,0 +1,42 @@
+"""Known splits, and that a split is a partition."""
+
+import random
+
+import pytest
+
+from policies.train import TrainError
+from policies.train.splitter import split_pairs
+
+
+def test_threshold_is_the_smallest_easy_gap() -> None:
+    split = split_pairs([0.5, -2.0, 1.0, 0.49], threshold=0.5, quantile=0.5)
+    assert (split.easy, split.difficult, split.threshold) == ((0, 2), (1, 3), 0.5)
+
+
+def test_wrongly_ordered_pair_is_difficult_however_large_its_gap() -> None:
+    split = split_pairs([-9.0, 1.0, 2.0, 3.0], threshold=None, quantile=0.25)
+    assert split.difficult == (0,)
+
+
+@pytest.mark.parametrize(("quantile", "num_difficult"), [(0.5, 5), (0.25, 3), (0.99, 9)])
+def test_quantile_is_the_difficult_share(quantile: float, num_difficult: int) -> None:
+    gaps = [float(i) for i in range(10)]
+    random.Random(0).shuffle(gaps)
+    split = split_pairs(gaps, threshold=None, quantile=quantile)
+    assert len(split.difficult) == num_difficult
+    assert sorted(split.easy + split.difficult) == list(range(10))
+    assert max(gaps[i] for i in split.difficult) < min(gaps[i] for i in split.easy)
+
+
+def test_equal_gaps_at_the_border_are_all_easy() -> None:
+    split = split_pairs([1.0, 2.0, 2.0, 2.0], threshold=None, quantile=0.5)
+    assert split.easy == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "threshold", "which"),
+    [([1.0, 1.0], None, "difficult"), ([1.0, 2.0], 0.5, "difficult"), ([1.0, 2.0], 3.0, "easy")],
+)
+def test_empty_part_is_refused(gaps: list[float], threshold: float | None, which: str) -> None:
+    with pytest.raises(TrainError, match=f"no pair is {which}: the reward gaps reach from"):
+        split_pairs(gaps, threshold=threshold, quantile=0.5)
