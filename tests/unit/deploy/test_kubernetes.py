@@ -118,6 +118,15 @@ def test_pods_run_without_root_on_a_read_only_root() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_requests_under_way_may_end_before_a_pod_is_killed(overlay: str) -> None:
+    pod = _base("Deployment")["spec"]["template"]["spec"]
+    pause = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    config = yaml.safe_load((KUBERNETES / "overlays" / overlay / "serve.yaml").read_text())
+    limit = config["engine"]["shutdown_timeout"]
+    assert pause + limit + 15 <= pod["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_weights_of_overlays_fit_their_configuration(overlay: str) -> None:
     folder = KUBERNETES / "overlays" / overlay
     config = yaml.safe_load((folder / "serve.yaml").read_text())
