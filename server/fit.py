@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ def _fit(
     from weights.fit import FitJob, fit_table
     from weights.prompts import hash_of_prompts, read_prompts
 
-    has_policies = args.config is not None or args.policy
+    has_policies = args.config is not None or args.policy or args.base
     config, spec = _spec(args) if has_policies else (None, None)
     if args.scores is not None:
         names = None if spec is None else spec.policy_names
@@ -210,8 +211,14 @@ def _engine(
             exit_code=2,
         )
     from mixing.compatibility import check_members
+    from weights.engine import set_environment
     from weights.fingerprint import fingerprints
+    from weights.quiet import held_back_stderr
 
+    set_environment()
+    if spec.base is not None:  # adapters are read by vLLM, whose import is not silent
+        with held_back_stderr():
+            importlib.import_module("vllm.lora.peft_helper")
     check_members(spec)
     return lambda: _local_engine(config, spec, passthrough), spec, fingerprints(spec)
 
