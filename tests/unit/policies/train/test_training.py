@@ -104,9 +104,10 @@ def _killed_at(num_steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             raise KeyboardInterrupt
         return training_step(self, *args, **kwargs)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "training_step", step)
-        yield
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def length(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
