@@ -229,3 +229,5 @@ include=$($VENV/bin/python -c 'import sysconfig; print(sysconfig.get_path("inclu
 if [ ! -e "$include/Python.h" ] || ! command -v c++ >/dev/null; then
     echo "note: running compiled (enforce_eager: false) also needs: apt-get install g++ python3-dev"
 fi
+command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null ||
+    echo "note: testing the console also needs a browser: apt-get install chromium"

@@ -26,10 +26,9 @@ export class Reply {
     this.inspect(null);
   }
 
-  /** Adds a piece of text and the tokens it came with. A character may take several tokens. */
+  /** Adds a piece of text and the tokens it came with. */
   append(text, tokens) {
-    const pieces = tokens.length > 1 && tokens.join("") === text ? tokens.map((token) => [token, 1]) : [[text, tokens.length]];
-    for (const [piece, count] of pieces) {
+    for (const [piece, count] of split(text, tokens)) {
       this.pending += count;
       if (piece === "") continue;
       // Blanks stay outside, so that a shade neither begins nor ends a line with one.
@@ -85,6 +84,23 @@ export class Reply {
     const at = all.indexOf(this.chosen);
     this.inspect(all[Math.min(all.length - 1, Math.max(0, at < 0 ? 0 : at + step))]);
   }
+}
+
+/**
+ * A text by its tokens, as [part, number of tokens] pairs. A character may take several tokens, and
+ * the token that ends an answer has no text: what does not fit stays together.
+ */
+function split(text, tokens) {
+  const parts = [];
+  let rest = text;
+  let place = 0;
+  while (place < tokens.length && tokens[place] !== "" && rest.startsWith(tokens[place])) {
+    parts.push([tokens[place], 1]);
+    rest = rest.slice(tokens[place].length);
+    place += 1;
+  }
+  if (rest !== "" || place < tokens.length) parts.push([rest, tokens.length - place]);
+  return parts;
 }
 
 /**

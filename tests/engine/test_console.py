@@ -223,6 +223,41 @@ def test_answers_stream_side_by_side_and_every_token_is_shaded(
     assert math.isclose(max(bars), 100), "the largest KL of all columns fills its bar"
 
 
+def test_text_and_tokens_are_matched_however_they_come(page: Page, server: ServerProcess) -> None:
+    """Several tokens in one chunk, a character of two tokens, an end without text."""
+    chunks = [("H", ["H"]), ("", ["\ufffd"]), ("é", ["\ufffd"]), (" a b", [" a", " b", "</s>"])]
+    wanted = ["positive", "positive", "concise", "polite", "positive", "concise"]
+    tokens = [
+        {"logprobs": {name: -0.1 if name == winner else -3.0 for name in POLICIES[:3]}}
+        for winner in wanted
+    ]
+    events = [
+        {"delta": {"content": text}, "logprobs": {"content": [{"token": each} for each in given]}}
+        for text, given in chunks
+    ]
+    measured = {name: {"mean_kl": 0.5, "agreement": None} for name in POLICIES}
+    events[-1]["preference_attribution"] = {
+        "num_tokens": len(wanted),
+        "policies": measured,
+        "tokens": tokens,
+    }
+    lines = [f"data: {json.dumps({'choices': [event]})}\n\n" for event in events]
+    page.route(
+        f"**{CHAT}",
+        lambda route: route.fulfill(
+            body="".join([*lines, "data: [DONE]\n\n"]),
+            content_type="text/event-stream",
+            headers={"x-prefmix-weights": "positive=0.3,concise=0.3,polite=0.4,reference=0"},
+        ),
+    )
+    open_console(page, server)
+    run_all(page)
+    text = mix(page, "A").locator(".text")
+    assert text.text_content() == "Hé a b"
+    spans = text.locator("span").evaluate_all("all => all.map(s => [s.textContent, s.dataset.hue])")
+    assert spans == [["H", "0"], ["é", "1"], ["a", "2"], ["b", "0"]]
+
+
 def test_a_token_says_what_each_policy_gave_it(page: Page, server: ServerProcess) -> None:
     open_console(page, server)
     run_all(page)
