@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import EngineFactory, spec_of_folders
+from conftest import AdaptedBase, EngineFactory, spec_of_folders
 from exactness import Oracle
 from server_process import ServerProcess, run_prefmix
 
@@ -75,6 +75,15 @@ def check_engine(engine: Any, policies: list[Path]) -> None:
     for row in np.eye(3):
         truth = [true_logprob(prompt, tokens, row) for prompt, tokens in pairs]
         assert engine.score(pairs, tuple(row)) == pytest.approx(truth, abs=1e-3)
+
+
+def test_local_engine_of_a_trunk_samples_and_scores_exactly(
+    engine: EngineFactory, adapted: AdaptedBase
+) -> None:
+    spec = MixtureSpec(
+        policies=adapted.spec().policies[:2], base=str(adapted.base), reference=adapted.reference()
+    )
+    check_engine(LocalEngine(engine(spec)), [*adapted.merged[:2], adapted.base])
 
 
 def test_local_engine_samples_and_scores_exactly(local: LocalEngine, policies: list[Path]) -> None:
