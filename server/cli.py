@@ -59,6 +59,12 @@ COMMANDS = (
         "train a policy for one objective from preference pairs",
         takes_engine_flags=False,
     ),
+    Command(
+        "eval",
+        "server.evaluate",
+        "measure what policies, profiles and mixtures of a server earn",
+        takes_engine_flags=False,
+    ),
     Command("bench", "bench.command", "measure what mixing costs beside the alternatives"),
 )
 

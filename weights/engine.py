@@ -29,6 +29,8 @@ class Response:
     """Its tokens, the end-of-text token included if it was drawn."""
     logprob: float
     """Log-probability of the whole response under the weights it was drawn with, in nats."""
+    text: str = ""
+    """What it says, from engines that detokenise."""
 
 
 class Engine(Protocol):

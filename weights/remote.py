@@ -44,6 +44,14 @@ class RemoteEngine:
         self._mixture = self._json("GET", "/v1/mixture")
         self.spec = _spec(self._mixture)
 
+    @property
+    def profiles(self) -> dict[str, tuple[float, ...]]:
+        """Weights of the members, in their order, by profile."""
+        return {
+            name: tuple(profile["weights"].get(member, 0.0) for member in self.spec.member_names)
+            for name, profile in self._mixture["profiles"].items()
+        }
+
     def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
         """Prompt tokens, chat template applied by the server."""
 
@@ -84,6 +92,7 @@ class RemoteEngine:
                 Response(
                     tokens=tuple(choice["token_ids"]),
                     logprob=sum(choice["logprobs"]["token_logprobs"]),
+                    text=choice["text"],
                 )
                 for choice in answer["choices"]
             ]

@@ -147,8 +147,8 @@ def load_function(spec: str) -> Callable[..., Any]:
 
 
 def _progress(rows: Any, total: int) -> Any:
-    # Online stages score a few answers a step, below their own bar.
-    return tqdm(rows, total=total, desc="rewards", disable=total <= _BATCH_ROWS)
+    # Only for what takes long: others score a few answers at a time, below a bar of their own.
+    return tqdm(rows, total=total, desc="rewards", delay=2.0)
 
 
 def _finite(value: float, name: str, label: str) -> float:
