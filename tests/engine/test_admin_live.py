@@ -349,7 +349,8 @@ def test_a_frozen_process_stops_every_change(pair: Live) -> None:
 
 
 def test_without_a_token_there_are_no_admin_routes(tmp_path: Path) -> None:
-    for live in served(tmp_path / "off", PREFMIX_ADMIN_TOKEN="", VLLM_API_KEY=""):
+    environ = {"PREFMIX_ADMIN_TOKEN": "", "VLLM_API_KEY": ""}
+    for live in served(tmp_path / "off", "--no-console", **environ):
         for method, path in (
             ("GET", "/weights"),
             ("PUT", "/profiles/x"),
@@ -358,6 +359,9 @@ def test_without_a_token_there_are_no_admin_routes(tmp_path: Path) -> None:
             refused = live.change(method, path)
             assert (refused.status_code, refused.json()["error"]["code"]) == (404, 404)
         assert "admin" not in live.server.stdout
+        # This server is also the one without a console.
+        assert httpx.get(f"{live.server.url}/console", verify=PLAIN).status_code == 404
+        assert "console" not in live.server.stdout
         assert live.complete().headers["x-prefmix-weights-version"] == "1"
 
 

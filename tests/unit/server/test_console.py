@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import tomllib
 from html.parser import HTMLParser
@@ -12,7 +13,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from server import console
+from server.config import load_config
 from server.console import FOLDER, ConsoleSettings, page_files
+from server.serve import add_arguments, overrides_from_flags
 
 ROOT = Path(__file__).resolve().parents[3]
 MAX_PAGE_BYTES = 100_000
@@ -155,6 +158,22 @@ def test_a_report_is_linked_from_when_it_is_written(tmp_path: Path, name: str) -
 def test_the_page_learns_whether_it_can_publish(has_admin: bool) -> None:
     with client(has_admin=has_admin) as http:
         assert http.get("/console/settings").json() == {"admin": has_admin, "fit_report": None}
+
+
+def test_flags_and_file_say_whether_and_with_which_report(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert overrides_from_flags(parser.parse_args([])) == {}
+    given = overrides_from_flags(parser.parse_args(["--no-console", "--fit-report", "fit"]))
+    assert given == {"console": False, "fit_report": "fit"}
+
+    path = tmp_path / "mixture.yaml"
+    path.write_text("policies: {a: org/a}")
+    config = load_config(path, {})
+    assert (config.console, config.fit_report) == (True, None)
+    path.write_text("{policies: {a: org/a}, console: false, fit_report: fits/last}")
+    config = load_config(path, {})
+    assert (config.console, config.fit_report) == (False, str(tmp_path / "fits" / "last"))
 
 
 def test_a_request_changes_nothing() -> None:
