@@ -25,7 +25,6 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
 from bench.lineup import add_model_flags, prepare_models
-
 from mixing import wire
 from mixing.spec import MixtureSpec, Policy, hf_overrides
 
