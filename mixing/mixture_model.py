@@ -23,6 +23,7 @@ from vllm.forward_context import get_forward_context
 from vllm.sequence import IntermediateTensors
 
 from mixing.cpu_seeds import rewind_generators_on_cpu
+from mixing.kernels.log_linear_mix import log_linear_mix
 from mixing.observer import Observer
 from mixing.request_weights import WeightTable, spec_of, table_of_engine
 from mixing.scheduling import can_skip
@@ -72,10 +73,16 @@ class MixtureModel(nn.Module, ABC):
     def parameter_bytes(self) -> list[int]:
         """Bytes of parameters on this rank: by member what only it uses, then what several use."""
 
-    def keep_logits(self, logits: list[torch.Tensor | None]) -> None:
-        """For `mix`: the members' logits were computed, and need not be for the observer."""
+    def mix_logits(
+        self, logits: list[torch.Tensor | None], weights_NM: torch.Tensor
+    ) -> torch.Tensor | None:
+        """For `mix`: mixes the logits of members with weight, None for the others."""
+        if all(each is None for each in logits):
+            return None
         if self.observer is not None and self.observer.kept is not None:
-            self.observer.kept = (*self.observer.kept[:2], logits)
+            self.observer.kept = (*self.observer.kept[:2], logits)  # it need not compute them again
+        signed = self.spec.weight_space == "affine"
+        return log_linear_mix(logits, weights_NM, vocab_size=self.vocab_size, signed=signed)
 
     @staticmethod
     def get_model_state_cls() -> type:

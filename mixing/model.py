@@ -17,7 +17,6 @@ from vllm.logger import init_logger
 from vllm.model_executor.model_loader.utils import initialize_model
 
 from mixing.heads import PlainHead, plain_head
-from mixing.kernels.log_linear_mix import log_linear_mix
 from mixing.kernels.mix_lm_head import mix_lm_head
 from mixing.loading import (
     member_prefix,
@@ -95,12 +94,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
                 vocab_size=self.vocab_size,
                 scale=[head.scale for head in self.plain_heads],
             )
-        logits = self._logits_of(hidden, members_with_weight(weights_NM))
-        if all(each is None for each in logits):
-            return None
-        self.keep_logits(logits)
-        signed = self.spec.weight_space == "affine"
-        return log_linear_mix(logits, weights_NM, vocab_size=self.vocab_size, signed=signed)
+        return self.mix_logits(self._logits_of(hidden, members_with_weight(weights_NM)), weights_NM)
 
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         return self._logits_of(hidden, self.active)

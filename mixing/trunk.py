@@ -39,7 +39,6 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm.model_executor.model_loader.utils import initialize_model
 
 from mixing.adapters import Adapter, AdapterError, Factors, read_adapter
-from mixing.kernels.log_linear_mix import log_linear_mix
 from mixing.loading import member_prefix, member_vllm_config
 from mixing.mixture_model import MixtureModel, members_with_weight
 from mixing.sizes import parameter_bytes
@@ -127,12 +126,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             ]
             mixed_ND = torch.stack(terms).sum(0).to(self.dtype)
             return self.trunk.base.compute_logits(mixed_ND)
-        logits = self._logits_of(hidden, has_weight)
-        if all(each is None for each in logits):
-            return None
-        self.keep_logits(logits)
-        signed = self.spec.weight_space == "affine"
-        return log_linear_mix(logits, weights_NM, vocab_size=self.vocab_size, signed=signed)
+        return self.mix_logits(self._logits_of(hidden, has_weight), weights_NM)
 
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         return self._logits_of(hidden, self.active)

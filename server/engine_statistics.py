@@ -6,7 +6,6 @@ Under vLLM's data parallelism a call reaches the first engine only, so that only
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
 from server.attribution import sample_of
@@ -15,9 +14,14 @@ from server.metrics import MixtureMetrics
 INTERVAL_S = 5.0
 """How often the sample is taken from the engine: more often than Prometheus scrapes by default."""
 
-_LOGGER = logging.getLogger(f"vllm.{__name__}")
+_STOPPING = "Server shutting down"
+"""What vLLM's engine core answers to a call while it finishes its last requests (vLLM 0.32)."""
 
 Figures = dict[int, list[list[float]]]
+
+
+class EngineStoppingError(Exception):
+    """The engine takes no more calls: the server is ending in order."""
 
 
 class EngineStatistics:
@@ -40,7 +44,10 @@ class EngineStatistics:
         """Takes the sample again and again, as long as the server runs."""
         while self._every:
             await asyncio.sleep(INTERVAL_S)
-            sample = await self._call("prefmix_take_sample")
+            try:
+                sample = await self._call("prefmix_take_sample")
+            except EngineStoppingError:
+                return
             if sample is not None:
                 self._metrics.measured(sample)
 
@@ -51,10 +58,18 @@ class EngineStatistics:
           key: under which the engine kept them.
           sample: only this one of n; None takes all.
         """
-        found = await self._call("prefmix_take_request", key, sample)
+        try:
+            found = await self._call("prefmix_take_request", key, sample)
+        except EngineStoppingError:  # the answer is there; only its attribution is lost
+            return {}
         return {sample_of(req_id): rows for req_id, rows in (found or {}).items()}
 
     async def _call(self, method: str, *args: Any) -> Any:
-        answers = await self._client.collective_rpc(method, args=args)
+        try:
+            answers = await self._client.collective_rpc(method, args=args)
+        except Exception as error:
+            if _STOPPING in str(error):
+                raise EngineStoppingError from error
+            raise
         # Ranks that do not gather logits have nothing to say.
         return next((answer for answer in answers if answer), answers[0])

@@ -42,7 +42,7 @@ def build(*, dtype: torch.dtype = torch.float32) -> Any:
     model.spec = MixtureSpec(policies=tuple(Policy(name=name, model=name) for name in "ab"))
     model.hidden_sizes, model.dtype, model.vocab_size = list(WIDTHS), dtype, 3
     model.common_vocab_size = 3
-    model._active, model._can_skip = [True, True], True
+    model.active, model.can_skip, model.observer = [True, True], True, None
     return model
 
 
@@ -83,7 +83,7 @@ def test_a_member_without_weight_does_not_run_and_leaves_no_trace() -> None:
 
 def test_where_cache_blocks_are_not_kept_apart_every_member_runs() -> None:
     model = build()
-    model._can_skip = False
+    model.can_skip = False
     model.set_active_members([True, False])
     step(model, torch.tensor([[1.0, 0.0]]))
     assert model.members["p1"].runs == 1
