@@ -42,6 +42,7 @@ def build(*, dtype: torch.dtype = torch.float32) -> Any:
     model.spec = MixtureSpec(policies=tuple(Policy(name=name, model=name) for name in "ab"))
     model.hidden_sizes, model.dtype, model.vocab_size = list(WIDTHS), dtype, 3
     model.common_vocab_size = 3
+    model.device = torch.device("cpu")
     model.active, model.can_skip, model.observer = [True, True], True, None
     return model
 
