@@ -37,7 +37,6 @@ _SHARED_HEADERS = {
     "Cache-Control": "no-cache",
 }
 _PAGE_HEADERS = _SHARED_HEADERS | {
-    "Cross-Origin-Opener-Policy": "same-origin",
     # Trusted types: not even this page's own scripts can turn text into HTML.
     "Content-Security-Policy": (
         "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "

@@ -99,6 +99,7 @@ function showFacts() {
   if (mixture.weight_space === "affine") parts.push("affine weights");
   parts.push(`weights version ${mixture.version}`);
   at("facts").textContent = parts.join(" · ");
+  document.title = `${mixture.model} · mixing console`;
 }
 
 /** The mixes to begin with: up to three profiles, or a profile and a policy alone. */
@@ -169,7 +170,7 @@ at("composer").addEventListener("change", remember);
 fields.prompt.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  at("composer").requestSubmit();
+  run(...page.mixes);
 });
 at("reseed").addEventListener("click", () => {
   fields.seed.value = Number(fields.seed.value || 0) + 1;

@@ -132,11 +132,11 @@ export class Mix {
   }
 
   finish(seconds) {
-    const tokens = this.attribution?.num_tokens;
-    if (this.attribution?.tokens) this.reply.shade(this.attribution.tokens, this.usedWeights);
-    if (tokens === undefined) return;
-    this.facts.textContent = `${tokens} tokens, ${seconds.toFixed(1)} s`;
-    announce(`Mix ${this.letter} has answered with ${tokens} tokens`);
+    // An engine of a data-parallel group may not have measured what another one drew.
+    if (this.attribution) this.reply.shade(this.attribution.tokens, this.usedWeights);
+    const what = this.attribution ? `${this.attribution.num_tokens} tokens` : "Not attributed";
+    this.facts.textContent = `${what}, ${seconds.toFixed(1)} s`;
+    announce(`Mix ${this.letter} has answered. ${this.facts.textContent}`);
   }
 
   showMeasures(scale) {

@@ -56,7 +56,12 @@ async function change(page, mix, work) {
     message = error.message;
     isError = true;
   }
-  await page.reload();
+  try {
+    await page.reload();
+  } catch (error) {
+    message = error.message;
+    isError = true;
+  }
   await showPanel(page, mix, message, isError);
 }
 
