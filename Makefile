@@ -12,7 +12,7 @@ export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
 
-.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 lint demo-policies setup-train test-train lock clean
+.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 lint demo-policies setup-train test-train eval-training lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -53,6 +53,9 @@ setup-train: ready ## add what `prefmix train` needs (TRL, PEFT) to .venv
 
 test-train: setup-train ## tests that train tiny models for a few steps
 	@$(BIN)/python -m pytest -m train tests/unit/policies
+
+eval-training: setup-train ## compare the ways to train, on the demo's reference (about ten minutes)
+	@$(BIN)/python -m examples.training_comparison
 
 lint: ready ## ruff and mypy
 	@$(BIN)/ruff check .
