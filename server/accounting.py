@@ -128,8 +128,8 @@ class Account:
         rows = (await self._statistics.take(key, only)).get(sample)
         if rows is None:  # another engine of a data-parallel group has it
             return None
-        names = self._resolution.member_names
-        return describe(rows, names, by_token=self._attribution.by_token)
+        weights = dict(zip(self._resolution.member_names, self._resolution.weights, strict=True))
+        return describe(rows, weights, by_token=self._attribution.by_token)
 
     async def _drop(self) -> None:
         for key in self._attribution.keys if self._attribution is not None else []:

@@ -10,7 +10,8 @@ the answer (when streaming, its last chunk) then has
 in nats. `mean_kl` is KL(mixture || policy), `agreement` the share of tokens that were the policy's
 own first choice, `log_partition` the sum of log Z over the tokens: the log importance weight from
 the served, token-level mixture to the sequence-level product. `wanted_by` is the policy that gave
-the token most. null stands for what a policy that did not run cannot say.
+the token most. A policy with weight 0 has null everywhere: it takes no part, and whether it runs
+for the sake of other requests must not show in this one's answer.
 """
 
 from __future__ import annotations
@@ -68,18 +69,21 @@ def sample_of(req_id: str) -> int:
 
 
 def describe(
-    rows: Sequence[Sequence[float]], member_names: Sequence[str], *, by_token: bool
+    rows: Sequence[Sequence[float]], weights: Mapping[str, float], *, by_token: bool
 ) -> dict[str, Any]:
     """The field of one choice.
 
     Args:
       rows: per token as Observer.take_request answers.
-      member_names: in weight order.
+      weights: the request's, by member, in weight order.
       by_token: whether to describe each token as well.
     """
-    count = len(member_names)
+    count = len(weights)
     by_name: dict[str, Any] = {}
-    for index, name in enumerate(member_names):
+    for index, (name, weight) in enumerate(weights.items()):
+        if weight == 0:
+            by_name[name] = dict.fromkeys(("mean_logprob", "mean_kl", "agreement"))
+            continue
         by_name[name] = {
             "mean_logprob": _mean(row[3 + count + index] for row in rows),
             "mean_kl": _mean(row[3 + index] for row in rows),
@@ -96,17 +100,21 @@ def describe(
     }
     if by_token:
         described["tokens"] = [
-            _token(dict(zip(member_names, row[3 + count : 3 + 2 * count], strict=True)))
+            _token(dict(zip(weights, row[3 + count : 3 + 2 * count], strict=True)), weights)
             for row in rows
         ]
     return described
 
 
-def _token(logprobs: Mapping[str, float]) -> dict[str, Any]:
-    known = {name: value for name, value in logprobs.items() if not math.isnan(value)}
+def _token(logprobs: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, Any]:
+    known = {
+        name: value
+        for name, value in logprobs.items()
+        if weights[name] != 0 and not math.isnan(value)
+    }
     return {
         "wanted_by": max(known, key=lambda name: known[name]) if known else None,
-        "logprobs": {name: _number(value) for name, value in logprobs.items()},
+        "logprobs": {name: _number(known.get(name, math.nan)) for name in logprobs},
     }
 
 

@@ -11,7 +11,7 @@ from server.attribution import Attribution, describe, sample_of
 from server.errors import RequestError
 
 NAN, INF = math.nan, math.inf
-NAMES = ("a", "b")
+BOTH = {"a": 0.3, "b": 0.7}
 # log Z, entropy, mixture's log-prob; KL, log-prob, agreement of a and b
 ROWS = [
     [-0.1, 1.0, -0.5, 0.2, 0.4, -0.3, -0.9, 1.0, 0.0],
@@ -20,7 +20,7 @@ ROWS = [
 
 
 def test_means_are_over_tokens_and_log_partitions_add_up() -> None:
-    assert describe(ROWS, NAMES, by_token=False) == {
+    assert describe(ROWS, BOTH, by_token=False) == {
         "num_tokens": 2,
         "mean_logprob": -1.0,
         "mean_entropy": 1.5,
@@ -33,7 +33,7 @@ def test_means_are_over_tokens_and_log_partitions_add_up() -> None:
 
 
 def test_each_token_names_who_wanted_it_most() -> None:
-    tokens = describe(ROWS, NAMES, by_token=True)["tokens"]
+    tokens = describe(ROWS, BOTH, by_token=True)["tokens"]
     assert [token["wanted_by"] for token in tokens] == ["a", "b"]
     assert tokens[0]["logprobs"] == {"a": -0.3, "b": -0.9}
 
@@ -43,9 +43,9 @@ def test_who_did_not_run_says_nothing_and_json_has_no_infinity() -> None:
         [0.0, 1.0, -0.5, NAN, 0.4, NAN, -0.9, 0.0, 1.0],
         [0.0, 1.0, -0.5, INF, 0.4, -INF, -0.9, 0.0, 1.0],
     ]
-    described = describe(rows, NAMES, by_token=True)
+    described = describe(rows, BOTH, by_token=True)
     json.dumps(described, allow_nan=False)
-    only_first = describe(rows[:1], NAMES, by_token=True)
+    only_first = describe(rows[:1], BOTH, by_token=True)
     assert only_first["policies"]["a"] == {
         "mean_logprob": None,
         "mean_kl": None,
@@ -55,8 +55,16 @@ def test_who_did_not_run_says_nothing_and_json_has_no_infinity() -> None:
     assert described["policies"]["a"]["mean_kl"] is None
 
 
+def test_a_policy_without_weight_says_nothing_even_if_it_ran() -> None:
+    described = describe(ROWS, {"a": 0.0, "b": 1.0}, by_token=True)
+    assert set(described["policies"]["a"].values()) == {None}
+    assert [token["wanted_by"] for token in described["tokens"]] == ["b", "b"]
+    assert [token["logprobs"]["a"] for token in described["tokens"]] == [None, None]
+    assert described["policies"]["b"]["mean_kl"] == 0.2
+
+
 def test_no_token_has_no_mean() -> None:
-    described = describe([], NAMES, by_token=True)
+    described = describe([], BOTH, by_token=True)
     assert (described["num_tokens"], described["mean_logprob"]) == (0, None)
     assert described["tokens"] == []
 
