@@ -69,7 +69,7 @@ def _add_settings(parser: argparse.ArgumentParser, settings: type[TrainSettings]
 
     for item in fields(settings):
         options: dict[str, Any] = {"help": item.metadata["help"], "dest": item.name}
-        if item.default is not MISSING and item.default not in (None, False):
+        if not any(item.default is none for none in (MISSING, None, False)):  # 0 is a default
             options["help"] += f"; default {item.default}"
         kind = kind_of(item, settings)
         if kind is bool:

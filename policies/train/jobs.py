@@ -28,7 +28,8 @@ def run(settings: TrainSettings) -> Path:
     data = _read(settings)
     tokenizer = load_tokenizer(settings.base)
     _check(settings, tokenizer, data)
-    job = _Job(tokenizer, data, Stages(settings.output, about(settings, data)))
+    reward = _given_reward(settings)
+    job = _Job(tokenizer, data, reward, Stages(settings.output, about(settings, data)))
     match settings:
         case DirectSettings():
             job.direct(settings)
@@ -59,10 +60,18 @@ def _check(settings: TrainSettings, tokenizer: Any, data: Mapping[str, Rows]) ->
         encode(tokenizer, name, row["prompt"], answers, max_length=settings.max_length)
 
 
+def _given_reward(settings: TrainSettings) -> Reward | None:
+    if not isinstance(settings, MixedSettings) or settings.reward is None:
+        return None
+    return load_reward(settings.reward, max_length=settings.max_length)
+
+
 @dataclass(frozen=True)
 class _Job:
     tokenizer: Any
     data: dict[str, Rows]
+    reward: Reward | None
+    """None to train one where it is needed."""
     stages: Stages
 
     def direct(self, settings: DirectSettings) -> None:
@@ -86,7 +95,7 @@ class _Job:
 
     def mixed(self, settings: MixedSettings) -> None:
         pairs = self.data["pairs"]
-        reward = self._reward(settings)
+        reward = self.reward or self._trained_reward(settings)
         folder = self.stages.run("split", lambda folder, _: _split(settings, pairs, reward, folder))
         split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
         easy, difficult = pairs.take(split["easy"]), pairs.take(split["difficult"])
@@ -104,15 +113,12 @@ class _Job:
         self.stages.run("policy", make)
         self.stages.publish("policy", keep=True)
 
-    def _reward(self, settings: MixedSettings) -> Reward:
-        spec = settings.reward
-        if spec is None:
-            folder = self.stages.run(
-                "reward-model",
-                lambda *to: train_reward_model(settings, self.tokenizer, self.data["pairs"], *to),
-            )
-            spec = str(folder)
-        return load_reward(spec, max_length=settings.max_length)
+    def _trained_reward(self, settings: MixedSettings) -> Reward:
+        folder = self.stages.run(
+            "reward-model",
+            lambda *to: train_reward_model(settings, self.tokenizer, self.data["pairs"], *to),
+        )
+        return load_reward(str(folder), max_length=settings.max_length)
 
 
 def _split(settings: MixedSettings, pairs: Rows, reward: Reward, folder: Path) -> dict[str, Any]:

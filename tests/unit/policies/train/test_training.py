@@ -242,7 +242,18 @@ def test_datasets_folder_is_read_like_a_file(run: Run, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("bad-policy*"))
 
 
-def test_base_that_cannot_be_read_is_named(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match="cannot read the base model"):
-        run("dpo", "out", base=str(tmp_path))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base": "no/such/folder"}, "cannot read the base model"),
+        ({"data": Path("absent.jsonl")}, "no file or folder absent.jsonl"),
+        ({"reward": "math:absent"}, "cannot import the reward function"),
+        ({"max_length": 2}, "pairs.jsonl line 1: the prompt has"),
+    ],
+)
+def test_bad_start_is_named_and_leaves_nothing(
+    run: Run, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TrainError, match=message):
+        run("mixed-preference", "out", **settings)
     assert not list(tmp_path.glob("out*"))
