@@ -56,6 +56,8 @@ class MixtureWorker:
 def _after_sampling(runner: Any) -> Any:
     def hook(sampler: Any, args: Any, output: Any) -> None:
         observer, batch = runner.model.observer, runner.input_batch
+        if observer.kept is None:  # nobody wants to know about this step
+            return
         num_rows = batch.num_reqs
         is_drawn = ~runner.discard_request_mask.np[:num_rows]
         observer.tokens_drawn(output.sampled_token_ids, batch.req_ids[:num_rows], is_drawn)
@@ -75,6 +77,8 @@ class ObservedSampler:
 
     def __call__(self, logits: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         output = self._sampler(logits, batch, *args, **kwargs)
+        if self._model.observer.kept is None:
+            return output
         ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
         is_drawn: np.ndarray = ends[: batch.num_reqs] >= batch.prefill_len_np[: batch.num_reqs]
         self._model.observer.tokens_drawn(output.sampled_token_ids, batch.req_ids, is_drawn)
