@@ -101,7 +101,7 @@ def test_batched_products_are_exact(
     engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of GPUs and quantised layers, and of adapters too wide to join a layer's matrix."""
-    monkeypatch.setattr("mixing.trunk.join_factors", lambda *arguments: None)
+    monkeypatch.setattr("mixing.adapted_linears.join_factors", lambda *arguments: None)
     llm = engine(adapted.spec(reference=adapted.reference()))
     batch = jobs(12, num_members=4, seed=11)
     oracle = Oracle([*adapted.merged, adapted.base])

@@ -32,6 +32,7 @@ OPEN_MIXING = PURE_MIXING | {"mixing.compatibility"}
 """All that the other rooms may import of `mixing`."""
 
 VLLM_AT_TOP = {
+    "mixing.adapted_linears",
     "mixing.admission",
     "mixing.heads",
     "mixing.loading",
@@ -41,6 +42,7 @@ VLLM_AT_TOP = {
     "mixing.runner_v2",
     "mixing.scheduling",
     "mixing.sizes",
+    "mixing.stacked_attention",
     "mixing.trunk",
     # Loaded by vLLM through the endpoint plugin, or by `launch` once it has set vLLM up.
     "server.catalog",
