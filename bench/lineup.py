@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixing.spec import MixtureSpec, Policy
 from server.exits import CommandError
+from server.mixture_flags import add_policy_flags, mixture_overrides
 
 if TYPE_CHECKING:
     from bench.random_models import Shape
@@ -71,9 +72,7 @@ def add_model_flags(parser: argparse.ArgumentParser, *, size: str) -> None:
     add("--layers", type=int, help="override the size's number of layers")
     add("--hidden", type=int, help="override its width; heads of 64, inner width 8/3 of it")
     add("--vocab", type=int, help="override its vocabulary")
-    add("--policy", action="append", metavar="NAME=MODEL", help="your own full checkpoints")
-    add("--base", metavar="MODEL", help="your own base model, with --adapter")
-    add("--adapter", action="append", metavar="NAME=PATH", help="your own LoRA adapters of --base")
+    add_policy_flags(group)
 
 
 def shape_of_flags(args: argparse.Namespace) -> Shape:
@@ -130,19 +129,18 @@ def prepare_models(args: argparse.Namespace, folder: Path, *, num_policies: int)
 
 
 def _given_models(args: argparse.Namespace, num_policies: int) -> Models:
-    from server.config import ConfigError, policies_from_flags
+    from server.config import ConfigError
 
     try:
-        policies = policies_from_flags("--policy", args.policy or [])
-        adapters = policies_from_flags("--adapter", args.adapter or [])
+        given = mixture_overrides(args)
     except ConfigError as error:
         raise CommandError(str(error), exit_code=2) from None
-    if bool(args.base) != bool(adapters):
+    if ("base" in given) != ("adapters" in given):
         raise CommandError("--base and --adapter go together; give both or neither", exit_code=2)
     models = Models(
-        policies=tuple(entry["model"] for entry in policies.values()),
-        base=args.base,
-        adapters=tuple(entry["model"] for entry in adapters.values()),
+        policies=tuple(entry["model"] for entry in given.get("policies", {}).values()),
+        base=given["base"]["model"] if "base" in given else None,
+        adapters=tuple(entry["model"] for entry in given.get("adapters", {}).values()),
         average=None,
     )
     if models.most_policies < num_policies:

@@ -9,12 +9,22 @@ from typing import Any
 
 def add_mixture_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --policy, --base, --adapter and --reference."""
+    add_policy_flags(parser)
+    parser.add_argument(
+        "--reference",
+        metavar="NAME=MODEL",
+        help="the policy the others were aligned from; with --base, the base itself",
+    )
+
+
+def add_policy_flags(parser: argparse._ActionsContainer) -> None:
+    """Adds --policy, --base and --adapter to a parser or a group of one."""
     add = parser.add_argument
     add(
         "--policy",
         action="append",
         metavar="NAME=MODEL",
-        help="a policy; repeat for each. Replaces the file's policies",
+        help="a policy as a full checkpoint; repeat for each",
     )
     add("--base", metavar="MODEL", help="one model that all policies are LoRA adapters of")
     add(
@@ -23,15 +33,10 @@ def add_mixture_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH",
         help="a policy as an adapter of --base (PEFT format); repeat for each",
     )
-    add(
-        "--reference",
-        metavar="NAME=MODEL",
-        help="the policy the others were aligned from; with --base, the base itself",
-    )
 
 
 def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of ServeConfig that these flags give.
+    """The fields of ServeConfig that the flags of `add_mixture_flags` or `add_policy_flags` give.
 
     Raises: ConfigError for a malformed flag or a missing folder.
     """
@@ -44,6 +49,6 @@ def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
         overrides["base"] = {"model": resolve_model(args.base, folder=Path.cwd(), where="--base")}
     if args.adapter is not None:
         overrides["adapters"] = policies_from_flags("--adapter", args.adapter)
-    if args.reference is not None:
+    if getattr(args, "reference", None) is not None:
         overrides["reference"] = policies_from_flags("--reference", [args.reference])
     return overrides
