@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--schedule", choices=("sqrt", "constant"), default="sqrt", help="of descent steps")
     add("--min-weight", type=float, default=0.0, help="floor of every weight; default 0")
-    add("--restarts", type=int, default=3, help="runs of the descent; default 3")
+    add("--restarts", type=int, default=8, help="runs of the descent; default 8")
     add("--seed", type=int, default=0, help="of sampling and batches; default 0")
     add("--cache", type=Path, default=Path(".prefmix/fit"), help="where draws are kept")
     add("--report", type=Path, help="folder for the HTML report; default beside --output")

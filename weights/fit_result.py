@@ -40,7 +40,7 @@ class FitSettings:
     """Prompts a round of the mixture sampler."""
     round_step_size: float = 0.5
     """How much of the way to its target a round of the mixture sampler goes; above 0, at most 1."""
-    num_restarts: int = 3
+    num_restarts: int = 8
     """Runs of the descent from different starts and seeds (reference sampler)."""
     descent: DescentSettings = field(default_factory=DescentSettings)
     """Steps, batches and schedule of the reference sampler; floor and seed of both."""

@@ -3,7 +3,7 @@
     w_k <- w_k exp(-eta_t g_k) / Z        on a batch of prompts; the answer is the mean iterate.
 
 Shapes: P prompts, J most responses of any prompt, K policies, T steps, R runs, B prompts a batch,
-C batches an epoch.
+W batches a window.
 Source: Wang et al. 2025 (arXiv 2502.18699), Algorithm 2; Nemirovski et al. 2009, Robust Stochastic
   Approximation Approach to Stochastic Programming, for step sizes and averaging.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weights.objective import Floats, Responses, gradient, tilt
 
@@ -24,8 +25,10 @@ Advance = Callable[[int], None]
 
 _REPORT_STEPS = 100
 """Steps between two reports of progress."""
-_BLOCK_PROMPTS = 1024
-"""Prompts that are looked at together where all are, so that it stays in a processor's cache."""
+_YARDSTICK_PROMPTS = 2048
+"""Prompts that the unit of step sizes is measured on; it only has to be about right."""
+_WINDOW_PROMPTS = 2048
+"""Prompts that are laid out together; at the default sizes they stay in a processor's cache."""
 _EXP_REACH = 500.0
 """exp() of a score this far from 0 neither overflows nor vanishes, nor do sums of them."""
 
@@ -86,22 +89,21 @@ def curvature(responses: Responses, weights_K: Floats) -> float:
     """How fast the gradient turns, in nats per unit of weight: the yardstick of step sizes.
 
     The Hessian of F is the covariance of the log ratios under the mixture; this is its largest
-    diagonal entry, centred over policies.
+    diagonal entry, centred over policies. Many prompts are represented by some, drawn at random.
     """
-    variance_K = np.zeros(responses.num_policies)
-    for begin in range(0, responses.num_prompts, _BLOCK_PROMPTS):
-        block = slice(begin, begin + _BLOCK_PROMPTS)
-        ratios_PJK = responses.log_ratios_PJK[block]
-        part = Responses(log_ratios_PJK=ratios_PJK, log_mass_PJ=responses.log_mass_PJ[block])
-        probability_JP = tilt(part, weights_K)[1].T
-        # Policies first: sums over responses then run over whole vectors.
-        ratios_KJP = np.ascontiguousarray(ratios_PJK.transpose(2, 1, 0))
-        ratios_KJP -= ratios_KJP.mean(axis=0)
-        weighted_KJP = probability_JP * ratios_KJP
-        mean_KP = weighted_KJP.sum(axis=1)
-        weighted_KJP *= ratios_KJP
-        variance_K += (weighted_KJP.sum(axis=1) - mean_KP**2).sum(axis=1)
-    return float(variance_K.max() / responses.num_prompts)
+    part = responses
+    if responses.num_prompts > _YARDSTICK_PROMPTS:
+        rng = np.random.default_rng(0)
+        part = responses.take(rng.integers(responses.num_prompts, size=_YARDSTICK_PROMPTS))
+    probability_JP = tilt(part, weights_K)[1].T
+    # Policies first: sums over responses then run over whole vectors.
+    ratios_KJP = np.ascontiguousarray(part.log_ratios_PJK.transpose(2, 1, 0))
+    ratios_KJP -= ratios_KJP.mean(axis=0)
+    weighted_KJP = probability_JP * ratios_KJP
+    mean_KP = weighted_KJP.sum(axis=1)
+    weighted_KJP *= ratios_KJP
+    variance_KP = weighted_KJP.sum(axis=1) - mean_KP**2
+    return float(variance_KP.mean(axis=1).max())
 
 
 def descend(
@@ -173,12 +175,15 @@ def descend_together(
     with np.errstate(divide="ignore"):
         log_free_RK = np.log(start_RK)
     free_RK = np.empty_like(log_free_RK)
+    weights_RK = path_TRK[0]
     for step, step_size in enumerate(step_size_T.tolist()):
-        log_free_RK -= step_size * gradients.at(step, path_TRK[step])
+        log_free_RK -= gradients.at(step, weights_RK, scale=step_size)
         log_free_RK -= np.maximum.reduce(log_free_RK, axis=1, keepdims=True)
         np.exp(log_free_RK, out=free_RK)
-        free_RK *= slope / np.add.reduce(free_RK, axis=1, keepdims=True)
-        np.add(free_RK, settings.min_weight, out=path_TRK[step + 1])
+        weights_RK = path_TRK[step + 1]
+        np.divide(free_RK, np.add.reduce(free_RK, axis=1, keepdims=True), out=weights_RK)
+        if settings.min_weight:
+            weights_RK[:] = with_floor(weights_RK, settings.min_weight)
         if advance is not None and (step + 1) % _REPORT_STEPS == 0:
             advance(_REPORT_STEPS)
     return _finished(path_TRK)
@@ -192,65 +197,81 @@ def _finished(path_TRK: Floats) -> list[Descent]:
     ]
 
 
+def run_stride(responses: Responses, settings: DescentSettings, num_runs: int) -> int:
+    """By how many batches one run is ahead of the run before it; runs times as many are a window:
+    drawn in the order of the epoch, each taken once by every run."""
+    size = min(settings.batch_prompts, responses.num_prompts)
+    return max(1, min(_WINDOW_PROMPTS, responses.num_prompts) // size // num_runs)
+
+
 class _BatchGradients:
     """Gradients of all runs, each on a batch of its own, step after step.
 
-    Batches are cut from a shuffled epoch; run r starts at its r-th part, so that runs see different
-    ones. A step is a handful of calls into buffers that are there already: at the default sizes
-    calls and new memory would cost more than the arithmetic.
+    A shuffled epoch is laid out a window of batches at a time, in the order in which products want
+    it. Every run takes each batch of a window once; runs stand equally far apart in it, so that a
+    step's batches are one strided view, and nothing is copied for the sake of one run. A step is a
+    handful of calls: at the default sizes calls would cost more than the arithmetic.
     """
 
     def __init__(self, responses: Responses, settings: DescentSettings, num_runs: int) -> None:
         ratios_PJK = responses.log_ratios_PJK
         num_prompts, longest, num_policies = ratios_PJK.shape
         size = min(settings.batch_prompts, num_prompts)
-        num_batches = num_prompts // size
+        self._num_batches = num_prompts // size
+        self._stride = run_stride(responses, settings, num_runs)
+        self._window = self._stride * num_runs
         self._responses = responses
         self._is_ragged = not np.isfinite(responses.log_mass_PJ).all()
         # Scores are means of log ratios; near 0 they need no maximum taken out before exp().
         self._is_wide = max(ratios_PJK.max(), -ratios_PJK.min()) > _EXP_REACH
         self._rng = np.random.default_rng(settings.seed)
-        offset_R = np.arange(num_runs) * num_batches // num_runs
-        self._batch_of_CR = (np.arange(num_batches)[:, None] + offset_R) % num_batches
-        self._epoch_CRB = np.empty((num_batches, num_runs, size), dtype=np.intp)
-        self._taken_RBJK = np.empty((num_runs, size, longest, num_policies))
+        self._order_P = np.empty(0, dtype=np.intp)
+        self._size = size
+        # Twice the window, so that the run in front may go past its end: W first, then W again.
         # Prompts last: sums over responses then run over whole vectors.
-        self._ratios_RKJB = np.empty((num_runs, num_policies, longest, size))
+        self._ratios_WKJB = np.empty((2 * self._window, num_policies, longest, size))
+        self._mass_WJB = np.empty((2 * self._window if self._is_ragged else 0, longest, size))
         self._score_RJB = np.empty((num_runs, longest, size))
         self._share_R1B = np.empty((num_runs, 1, size))
-        # The same buffers, seen as products and copies want them.
-        self._taken_RKJB = self._taken_RBJK.transpose(0, 3, 2, 1)
-        self._ratios_RKN = self._ratios_RKJB.reshape(num_runs, num_policies, -1)
+        self._ones_1J = np.ones((1, longest))
+        # The same buffers, seen as products want them.
+        self._ratios_WKN = self._ratios_WKJB.reshape(2 * self._window, num_policies, -1)
         self._score_R1N = self._score_RJB.reshape(num_runs, 1, -1)
-        self._score_RN1 = self._score_RJB.reshape(num_runs, -1, 1)
 
-    def at(self, step: int, weights_RK: Floats) -> Floats:
-        """The gradient at each run's weights on its batch of this step, [R, K].
+    def at(self, step: int, weights_RK: Floats, *, scale: float) -> Floats:
+        """`scale` times the gradient at each run's weights on its batch of this step, [R, K].
 
         Steps are asked for in order.
         """
-        batch = step % len(self._epoch_CRB)
-        if batch == 0:
-            self._shuffle()
-        prompts_RB = self._epoch_CRB[batch]
-        # "clip": with its default mode, take would first fill a buffer of its own.
-        ratios_PJK = self._responses.log_ratios_PJK
-        ratios_PJK.take(prompts_RB, axis=0, out=self._taken_RBJK, mode="clip")
-        np.copyto(self._ratios_RKJB, self._taken_RKJB)
+        first = step % self._window
+        if first == 0:
+            self._fill_window()
+        batches = slice(first, first + self._window, self._stride)
+        ratios_RKN = self._ratios_WKN[batches]
         score_RJB, share_R1B = self._score_RJB, self._share_R1B
-        np.matmul(weights_RK[:, None, :], self._ratios_RKN, out=self._score_R1N)
+        np.matmul(weights_RK[:, None, :], ratios_RKN, out=self._score_R1N)
         if self._is_ragged:
-            score_RJB += self._responses.log_mass_PJ[prompts_RB].transpose(0, 2, 1)
+            score_RJB += self._mass_WJB[batches]
         if self._is_wide:
             score_RJB -= score_RJB.max(axis=1, keepdims=True)
         np.exp(score_RJB, out=score_RJB)
-        np.add.reduce(score_RJB, axis=1, keepdims=True, out=share_R1B)
-        np.divide(1 / share_R1B.shape[2], share_R1B, out=share_R1B)
+        np.matmul(self._ones_1J, score_RJB, out=share_R1B)
+        np.divide(scale / self._size, share_R1B, out=share_R1B)
         score_RJB *= share_R1B
-        gradient_RK: Floats = np.matmul(self._ratios_RKN, self._score_RN1)[:, :, 0]
+        gradient_RK: Floats = np.vecdot(ratios_RKN, self._score_R1N)
         return gradient_RK
 
-    def _shuffle(self) -> None:
-        num_batches, _, size = self._epoch_CRB.shape
-        order = self._rng.permutation(self._responses.num_prompts)[: num_batches * size]
-        self._epoch_CRB[:] = order.reshape(num_batches, size)[self._batch_of_CR]
+    def _fill_window(self) -> None:
+        for batch in range(self._window):
+            prompts_B = self._next_batch()
+            ratios_BJK = self._responses.log_ratios_PJK[prompts_B]
+            self._ratios_WKJB[batch :: self._window] = ratios_BJK.transpose(2, 1, 0)
+            if self._is_ragged:
+                self._mass_WJB[batch :: self._window] = self._responses.log_mass_PJ[prompts_B].T
+
+    def _next_batch(self) -> NDArray[np.intp]:
+        if len(self._order_P) < self._size:
+            order_P = self._rng.permutation(self._responses.num_prompts)
+            self._order_P = order_P[: self._num_batches * self._size]
+        prompts_B, self._order_P = self._order_P[: self._size], self._order_P[self._size :]
+        return prompts_B

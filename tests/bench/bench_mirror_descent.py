@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from weights.fit_result import FitSettings
-from weights.mirror_descent import DescentSettings, curvature, restarts
+from weights.mirror_descent import DescentSettings, curvature, restarts, run_stride
 from weights.objective import Responses
 
 
@@ -62,12 +62,20 @@ def _one_with_autograd(
     rng = np.random.default_rng(settings.seed)
     size = settings.batch_prompts
     num_batches = data.num_prompts // size
+    stride = run_stride(data, settings, num_restarts)
+    window = stride * num_restarts
+    order, batches = torch.empty(0, dtype=torch.int64), []
     path = []
     for step in range(settings.num_steps):
-        if step % num_batches == 0:
-            order = torch.from_numpy(rng.permutation(data.num_prompts))
-        batch = (step + index * num_batches // num_restarts) % num_batches
-        chosen = order[batch * size : (batch + 1) * size]
+        if step % window == 0:
+            batches = []
+            for _ in range(window):
+                if not len(order):
+                    order = torch.from_numpy(rng.permutation(data.num_prompts))
+                    order = order[: num_batches * size]
+                batches.append(order[:size])
+                order = order[size:]
+        chosen = batches[(step + index * stride) % window]
         weights = torch.softmax(log_weights, 0).requires_grad_()
         scores = log_ratios[chosen] @ weights + log_mass[chosen]
         torch.logsumexp(scores, dim=1).mean().backward()
