@@ -12,7 +12,7 @@ export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
 
-.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 lint demo-policies setup-train test-train eval-training lock clean
+.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 test-resilience lint demo-policies setup-train test-train eval-training lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -47,6 +47,10 @@ test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is onl
 test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (ten minutes)
 	@PREFMIX_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/engine/test_exactness.py \
 	    tests/engine/test_layouts.py
+
+test-resilience: ready ## load, faults, hostile input, kills and an hour of soak (PREFMIX_RESILIENCE=short: three minutes)
+	@PREFMIX_RESILIENCE=$${PREFMIX_RESILIENCE:-full} $(BIN)/python -m pytest -m resilience \
+	    --timeout 0 --disable-warnings tests/resilience
 
 setup-train: ready ## add what `prefmix train` needs (TRL, PEFT) to .venv
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/train.txt

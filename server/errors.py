@@ -64,6 +64,8 @@ class UnknownModelError(RequestError):
 def error_body(message: str, *, status: HTTPStatus, param: str | None = None) -> dict[str, Any]:
     """The JSON body of a refusal."""
     kind = _TYPES.get(status, status.phrase)
+    param = None if param is None else _in_utf8(param)
+    message = _in_utf8(message)
     return {"error": {"message": message, "type": kind, "param": param, "code": status.value}}
 
 
@@ -159,6 +161,11 @@ def _expectation(error: dict[str, Any]) -> str:
 
 def _plain_message(error: Exception) -> str:
     return str(error.args[0]) if error.args else str(error)
+
+
+def _in_utf8(text: str) -> str:
+    # JSON can name half a surrogate pair, which no UTF-8 can carry back.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def one_line(text: str) -> str:

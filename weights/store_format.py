@@ -192,10 +192,11 @@ def check_provenance(provenance: object, *, where: str) -> None:
     if not isinstance(provenance, dict):
         raise StoreFormatError(f"{where} is {provenance!r:.80}, expected an object")
     try:
-        json.dumps(provenance, allow_nan=False)
-    except (TypeError, ValueError):
+        json.dumps(provenance, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
         raise StoreFormatError(
-            f"{where} holds NaN, Infinity or another value that JSON cannot carry"
+            f"{where} holds NaN, Infinity, half a surrogate pair, too many levels or another value "
+            "that JSON in UTF-8 cannot carry"
         ) from None
 
 

@@ -1,0 +1,13 @@
+"""How much the suite does: `PREFMIX_RESILIENCE=short` (the default) or `full`."""
+
+from __future__ import annotations
+
+import os
+
+VARIABLE = "PREFMIX_RESILIENCE"
+IS_FULL = os.environ.get(VARIABLE, "short") == "full"
+
+
+def scaled(*, short: int, full: int) -> int:
+    """The number for the form that runs."""
+    return full if IS_FULL else short

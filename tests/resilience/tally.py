@@ -1,0 +1,22 @@
+"""What a run of the suite has thrown at prefmix, counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+HOSTILE: Counter[str] = Counter()
+"""Inputs by where they went."""
+
+REPORTS: list[str] = []
+"""Tables to show when the run ends."""
+
+
+def hostile(where: str, count: int = 1) -> None:
+    """Counts inputs that were made to do harm."""
+    HOSTILE[where] += count
+
+
+def table() -> list[str]:
+    """One line a place and the sum."""
+    rows = [*sorted(HOSTILE.items()), ("together", HOSTILE.total())]
+    return [f"{where:<40}{count:>8,}" for where, count in rows]
