@@ -22,6 +22,7 @@ from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.sequence import IntermediateTensors
 
+from mixing.broken_rows import culprits
 from mixing.cpu_seeds import rewind_generators_on_cpu
 from mixing.kernels.log_linear_mix import log_linear_mix
 from mixing.observer import Observer
@@ -47,6 +48,12 @@ class MixtureModel(nn.Module, ABC):
         self.active = list(self.everyone)
         self.observer: Observer | None = None
         """Measures what is served, once it is asked to (mixing.worker)."""
+        self.checks_rows = False
+        """Whether somebody ends the requests whose rows are broken (mixing.worker)."""
+        self.broken_rows_N: torch.Tensor | None = None
+        """Codes of the rows that the step draws tokens from (mixing.broken_rows); None: sound."""
+        self._is_checked = False
+        self._logits: list[torch.Tensor | None] | None = None
         self.device: torch.device = vllm_config.device_config.device
         self._table: WeightTable | None = None
         if not vllm_config.use_v2_model_runner:
@@ -79,6 +86,7 @@ class MixtureModel(nn.Module, ABC):
         """For `mix`: mixes the logits of members with weight, None for the others."""
         if all(each is None for each in logits):
             return None
+        self._logits = logits
         if self.observer is not None and self.observer.kept is not None:
             self.observer.kept = (*self.observer.kept[:2], logits)  # it need not compute them again
         signed = self.spec.weight_space == "affine"
@@ -152,10 +160,16 @@ class MixtureModel(nn.Module, ABC):
         if self.observer is not None and self.observer.wants_logits:
             self.observer.kept = (hidden, weights_NM, None)
         with self._timed("mix"):
-            return self.mix(hidden, weights_NM)
+            mixed_NV = self.mix(hidden, weights_NM)
+            if mixed_NV is not None and self.checks_rows and not self._is_checked:
+                self.broken_rows_N = culprits(mixed_NV, hidden, weights_NM, self._logits)
+        self._is_checked = True  # the step's other calls are for prompt logprobs
+        self._logits = None
+        return mixed_NV
 
     def begin_step(self, keys: Sequence[str | None]) -> None:
         """A batch's pass begins. Args: keys: per row, under what to keep its figures, if at all."""
+        self._is_checked, self.broken_rows_N = False, None
         if self.observer is not None:
             self.observer.begin_step(keys)
 

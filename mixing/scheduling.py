@@ -1,25 +1,33 @@
-"""Keeps prefix-cache blocks apart that were filled by different sets of policies.
+"""The scheduler's part in a mixture: whose cache blocks may be shared, which requests must end.
 
-A policy without weight in a whole step does not run (mixing.model), so its part of that step's KV
-blocks is never written. Were such a block found again by a request that needs the policy, its
-answer would be silently wrong. Requests therefore only share blocks with requests that give weight
-to the same members: the set becomes part of the cache salt, which vLLM mixes into the hash of a
-prompt's first block and so into all that follow.
+Prefix-cache blocks that were filled by different sets of policies are kept apart. A policy without
+weight in a whole step does not run (mixing.model), so its part of that step's KV blocks is never
+written. Were such a block found again by a request that needs the policy, its answer would be
+silently wrong. Requests therefore only share blocks with requests that give weight to the same
+members: the set becomes part of the cache salt, which vLLM mixes into the hash of a prompt's first
+block and so into all that follow. It is done here, where every request enters the engine, and not
+in the front process, because not every route or client would have to know about it.
 
-It is done here, where every request enters the engine, and not in the front process, because not
-every route or client would have to know about it.
+A request from whose row no token can be drawn (mixing.broken_rows) ends with an error; the others
+go on. Nothing it has cached is found again, in case the numbers were spoiled in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
 
+from mixing import wire
+from mixing.broken_rows import names_of
 from mixing.request_weights import spec_of, weights_of_request
 from mixing.spec import MixtureSpec
 
@@ -45,33 +53,79 @@ def salt_for(spec: MixtureSpec, weights_M: tuple[float, ...], user_salt: str | N
     return f"{mask:x}/{user_salt or ''}"
 
 
-class ActiveSetSalt(Scheduler):
-    """Salts each request when it enters the engine."""
+class MixtureScheduler(Scheduler):
+    """Salts each request when it enters the engine, and ends those whose rows are broken."""
 
     def __init__(self, *, vllm_config: VllmConfig, **kwargs: Any) -> None:
         super().__init__(vllm_config=vllm_config, **kwargs)
         self.mixture = spec_of(vllm_config)
 
     def add_request(self, request: Request) -> None:
-        sampling_params = request.sampling_params
-        extra_args = None if sampling_params is None else sampling_params.extra_args
-        weights_M = weights_of_request(extra_args, self.mixture)
-        salt = salt_for(self.mixture, weights_M, request.cache_salt)
+        salt = salt_for(self.mixture, self._weights_of(request), request.cache_salt)
         if salt != request.cache_salt:
             request.cache_salt = salt
             request.block_hashes.clear()
             request.update_block_hashes()
         super().add_request(request)
 
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        codes = model_runner_output.num_nans_in_logits
+        if not codes or not any(codes.values()):
+            return super().update_from_output(scheduler_output, model_runner_output)
+        broken = self._without_tokens(codes, model_runner_output)
+        model_runner_output.num_nans_in_logits = None
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        self._end(broken, outputs)
+        return outputs
 
-class AsyncActiveSetSalt(ActiveSetSalt, AsyncScheduler):
+    def _without_tokens(
+        self, codes: Mapping[str, int], output: ModelRunnerOutput
+    ) -> dict[str, int]:
+        """The codes of requests whose broken row was to give a token, and takes that token away."""
+        broken = {}
+        for req_id, code in codes.items():
+            tokens = output.sampled_token_ids[output.req_id_to_index[req_id]]
+            if code and tokens:  # a part of a prompt draws none
+                broken[req_id] = code
+                tokens.clear()
+        return broken
+
+    def _end(self, broken: Mapping[str, int], outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Ends requests with an error that names the policy, and forgets what they have cached."""
+        for req_id in broken:
+            if req_id in self.requests:
+                blocks = self.kv_cache_manager.get_block_ids(req_id)
+                self.kv_cache_manager.evict_blocks({block for group in blocks for block in group})
+        for request in self.finish_requests(broken, RequestStatus.FINISHED_ERROR):
+            weights_M, names = self._weights_of(request), self.mixture.member_names
+            policies = names_of(broken[request.request_id], weights_M, names)
+            outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
+                EngineCoreOutput(
+                    request_id=request.request_id,
+                    new_token_ids=[],
+                    finish_reason=request.get_finished_reason(),
+                    stop_reason=wire.to_stop_reason(policies),
+                    events=request.take_events(),
+                    trace_headers=request.trace_headers,
+                )
+            )
+
+    def _weights_of(self, request: Request) -> tuple[float, ...]:
+        sampling_params = request.sampling_params
+        extra_args = None if sampling_params is None else sampling_params.extra_args
+        return weights_of_request(extra_args, self.mixture)
+
+
+class AsyncMixtureScheduler(MixtureScheduler, AsyncScheduler):
     """The same for engines that schedule a step ahead."""
 
 
 def mixture_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Scheduler:
     """Builds the variant that the engine's mode asks for, which is only settled by now."""
     is_async = vllm_config.scheduler_config.async_scheduling
-    scheduler_class = AsyncActiveSetSalt if is_async else ActiveSetSalt
+    scheduler_class = AsyncMixtureScheduler if is_async else MixtureScheduler
     return scheduler_class(vllm_config=vllm_config, **kwargs)
 
 

@@ -15,6 +15,10 @@ MEASURE_KEY = "prefmix_measure"
 """A string: the request's tokens are measured, and the figures kept under it (mixing.observer)."""
 
 
+FAILED_PREFIX = "prefmix_failed:"
+"""How the stop reason of a request begins that policies have failed; their names follow."""
+
+
 def to_extra_args(weights_M: Sequence[float]) -> dict[str, Any]:
     """The `extra_args` entry that carries `weights_M`."""
     return {WEIGHTS_KEY: list(weights_M)}
@@ -29,3 +33,15 @@ def measured_as(extra_args: Mapping[str, Any] | None) -> str | None:
     """Under what a request's figures are to be kept; None if it is not to be measured."""
     key = None if extra_args is None else extra_args.get(MEASURE_KEY)
     return key if isinstance(key, str) else None
+
+
+def to_stop_reason(policies: Sequence[str]) -> str:
+    """What the engine gives as stop reason of a request that `policies` have failed."""
+    return FAILED_PREFIX + ",".join(policies)
+
+
+def failed_policies(stop_reason: object) -> tuple[str, ...]:
+    """The policies that a stop reason names; none if it is any other."""
+    if not isinstance(stop_reason, str) or not stop_reason.startswith(FAILED_PREFIX):
+        return ()
+    return tuple(stop_reason.removeprefix(FAILED_PREFIX).split(","))

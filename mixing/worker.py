@@ -24,10 +24,21 @@ class MixtureWorker:
         runner, model = self.model_runner, self.model_runner.model
         if model.observer is None:
             if self.vllm_config.use_v2_model_runner:
-                runner.sampler = ObservedSampler(runner.sampler, model)
+                runner.sampler = WatchedSampler.of(runner)
             else:
                 runner.sampler.register_forward_hook(_after_sampling(runner))
         model.observer = Observer(model, every=every)
+
+    def prefmix_check_rows(self) -> None:
+        """Begins to report the rows that no token can be drawn from (mixing.broken_rows)."""
+        runner, model = self.model_runner, self.model_runner.model
+        if model.checks_rows or not model.can_skip:  # another scheduler would not end the requests
+            return
+        if self.vllm_config.use_v2_model_runner:
+            runner.sampler = WatchedSampler.of(runner)
+        else:
+            runner.sample_tokens = _with_broken_rows(runner)
+        model.checks_rows = True
 
     def prefmix_take_sample(self) -> dict[str, Any] | None:
         """See Observer.take_sample."""
@@ -65,8 +76,28 @@ def _after_sampling(runner: Any) -> Any:
     return hook
 
 
-class ObservedSampler:
+def _with_broken_rows(runner: Any) -> Any:
+    """V1's `sample_tokens`; vLLM's own count of NaNs is the field that carries the codes."""
+    sample_tokens = runner.sample_tokens
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        output = sample_tokens(*args, **kwargs)
+        codes_N = runner.model.broken_rows_N
+        if codes_N is not None:
+            output.num_nans_in_logits = dict(zip(output.req_ids, codes_N.tolist(), strict=True))
+        return output
+
+    return wrapped
+
+
+class WatchedSampler:
     """V2's sampler, which is no torch module and knows no hooks, with a look at what it draws."""
+
+    @classmethod
+    def of(cls, runner: Any) -> WatchedSampler:
+        """The runner's sampler, wrapped once."""
+        sampler = runner.sampler
+        return sampler if isinstance(sampler, cls) else cls(sampler, runner.model)
 
     def __init__(self, sampler: Any, model: Any) -> None:
         self._sampler = sampler
@@ -77,9 +108,12 @@ class ObservedSampler:
 
     def __call__(self, logits: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         output = self._sampler(logits, batch, *args, **kwargs)
-        if self._model.observer.kept is None:
+        if self._model.broken_rows_N is not None:
+            output.num_nans = self._model.broken_rows_N  # goes to the host with the tokens
+        observer = self._model.observer
+        if observer is None or observer.kept is None:
             return output
         ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
         is_drawn: np.ndarray = ends[: batch.num_reqs] >= batch.prefill_len_np[: batch.num_reqs]
-        self._model.observer.tokens_drawn(output.sampled_token_ids, batch.req_ids, is_drawn)
+        observer.tokens_drawn(output.sampled_token_ids, batch.req_ids, is_drawn)
         return output

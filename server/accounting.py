@@ -26,6 +26,8 @@ CLIENT_GONE = 499
 
 REQUEST_ID_HEADER = "x-request-id"
 _MAX_ID_CHARS = 128
+_ERROR_EVENT = 'data: {"error"'
+"""How vLLM tells a client in the middle of a stream that the answer has failed."""
 
 
 class Account:
@@ -77,15 +79,16 @@ class Account:
         self._close("error", HTTPStatus.INTERNAL_SERVER_ERROR)
 
     async def _followed(self, body: AsyncIterable[Any]) -> AsyncIterator[Any]:
-        outcome, status = "cancelled", CLIENT_GONE
+        outcome, status, has_failed = "cancelled", int(CLIENT_GONE), False
         try:
             async for chunk in body:
+                has_failed = has_failed or _is_error(chunk)
                 if self._first_byte_s is None:
                     self._first_byte_s = time.perf_counter() - self._began
                 if self._attribution is not None:
                     chunk = await self._amended(chunk)
                 yield chunk
-            outcome, status = "ok", HTTPStatus.OK
+            outcome, status = ("error" if has_failed else "ok"), HTTPStatus.OK
         except Exception:
             outcome, status = "error", HTTPStatus.INTERNAL_SERVER_ERROR
             raise
@@ -160,6 +163,10 @@ class Account:
             first_byte_s=self._first_byte_s,
             duration_s=time.perf_counter() - self._began,
         )
+
+
+def _is_error(chunk: Any) -> bool:
+    return chunk.startswith(_ERROR_EVENT if isinstance(chunk, str) else _ERROR_EVENT.encode())
 
 
 def _outcome(status: int) -> str:

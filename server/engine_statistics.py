@@ -37,6 +37,7 @@ class EngineStatistics:
 
     async def start(self) -> None:
         """Has the workers begin."""
+        await self._call_all("prefmix_check_rows")
         await self._call("prefmix_observe", self._every)
         self._metrics.sizes(await self._call("prefmix_sizes"))
 
@@ -63,6 +64,11 @@ class EngineStatistics:
         except EngineStoppingError:  # the answer is there; only its attribution is lost
             return {}
         return {sample_of(req_id): rows for req_id, rows in (found or {}).items()}
+
+    async def _call_all(self, method: str) -> None:
+        """Calls all engines of a data-parallel group; vLLM's own call reaches the first."""
+        core = self._client.engine_core
+        await core.call_utility_all_async("collective_rpc", method, None, (), {})
 
     async def _call(self, method: str, *args: Any) -> Any:
         try:

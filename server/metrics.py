@@ -54,6 +54,16 @@ REQUESTS = Counter(
 REJECTED = Counter(
     "prefmix_weights_rejected", "Requests refused because of their weights, by reason.", ["reason"]
 )
+POLICY_FAILURES = Counter(
+    "prefmix_policy_failures",
+    "Requests that ended with an error because the policy computed NaN or infinity.",
+    ["policy"],
+)
+AUTH_FAILURES = Counter(
+    "prefmix_auth_failures",
+    "Requests refused for want of a valid credential: key is the API key, admin the admin token.",
+    ["surface"],
+)
 _PROFILE_WEIGHT = _gauge(
     "prefmix_profile_weight",
     "Weight of each policy in each profile in force.",
@@ -194,7 +204,7 @@ class MixtureMetrics:
             REJECTED.labels(reason)
         _expect_requests((CUSTOM_PROFILE, NO_PROFILE))
         for name in self._names:
-            for each in (_POLICY_TOKENS, _KL, _AGREEMENT, _TOKEN_WEIGHT):
+            for each in (_POLICY_TOKENS, _KL, _AGREEMENT, _TOKEN_WEIGHT, POLICY_FAILURES):
                 each.labels(name)
         for part in ("forward", "mix"):
             _STEP_SECONDS.labels(part)
