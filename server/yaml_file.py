@@ -16,6 +16,15 @@ class YamlError(ValueError):
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            # What PyYAML raises for a value that its tag, or its look, does not allow: 2020-13-45.
+            raise yaml.constructor.ConstructorError(
+                None, None, f"no value can be made of this: {error}", node.start_mark
+            ) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
@@ -48,11 +57,15 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         raise YamlError(f"cannot read {path}: {error.strerror}") from None
     try:
         data = yaml.load(text, Loader=_UniqueKeyLoader)
+    except RecursionError:
+        raise YamlError(f"{path}: mappings and lists are nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f" line {mark.line + 1}" if mark is not None else ""
         raise YamlError(f"{path}{line}: {error.problem}") from None
     except yaml.YAMLError as error:
+        raise YamlError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # what PyYAML's scanner raises for a broken %YAML line
         raise YamlError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if data is None:
         return {}

@@ -63,7 +63,7 @@ def hash_of_prompts(prompts: Sequence[Prompt]) -> str:
 def _prompt(line: str, *, where: str, number: int) -> Prompt:
     try:
         data = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise PromptsError(f"{where}: no JSON ({error})") from None
     if not isinstance(data, dict) or ("prompt" in data) == ("messages" in data):
         raise PromptsError(
