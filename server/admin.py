@@ -18,11 +18,12 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.admin_tokens import AdminTokens
+from server import failed_logins
 from server.agreement import DisagreementError
 from server.errors import error_response
 from server.live_weights import LiveWeights, NoStoreError
 from server.route import OpenAIRoute
+from server.tokens import Tokens
 from weights import changes
 from weights.profiles import ProfileError, ProfileSet
 from weights.store import Change, Edit, Rollback
@@ -57,7 +58,7 @@ _STATUS: tuple[tuple[type[ValueError], HTTPStatus], ...] = (
 class AdminState:
     """What the routes need; one per API process."""
 
-    tokens: AdminTokens
+    tokens: Tokens
     live: LiveWeights
 
 
@@ -72,6 +73,7 @@ class AdminRoute(OpenAIRoute):
         async def handle(request: Request) -> Response:
             holder = _state(request).tokens.holder(request.headers.get("authorization", ""))
             if holder is None:
+                failed_logins.note("admin", request.scope)
                 response = error_response(
                     "the admin routes need an admin token; send it as 'Authorization: Bearer "
                     "TOKEN' (the API key is another)",

@@ -12,18 +12,29 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from server import admin
+from server.access import check_levels
 from server.environment import KEEP_ALIVE_S
 from server.errors import http_exception
+from server.guard import Guard
+from server.tokens import Tokens
 
 HOST = "127.0.0.1"
 
 
 def admin_app(state: admin.AdminState) -> FastAPI:
     """An application with the admin routes and their description, and nothing else."""
-    app = FastAPI(title="prefmix admin", version=importlib.metadata.version("prefmix"))
+    app = FastAPI(
+        title="prefmix admin",
+        version=importlib.metadata.version("prefmix"),
+        # Pages with scripts from another host, into which people would type the token.
+        docs_url=None,
+        redoc_url=None,
+    )
     app.include_router(admin.router)
     app.add_exception_handler(HTTPException, http_exception)
     setattr(app.state, admin.ADMIN_KEY, state)
+    check_levels(app.router.routes, admin_route=admin.AdminRoute)
+    app.add_middleware(Guard, keys=Tokens([]))
     return app
 
 

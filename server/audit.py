@@ -35,5 +35,16 @@ def refused(who: str, what: str, reason: str) -> None:
     _LOGGER.warning("by=%s did=%s refused: %s", who, what, json.dumps(reason, ensure_ascii=False))
 
 
+def login_failed(surface: str, client: str, num_since_last: int) -> None:
+    """Reports requests without a valid key or token; none of what they sent is shown."""
+    what = "API key" if surface == "key" else "admin token"
+    _LOGGER.warning(
+        "refused %d since the last such line for want of a valid %s, now from %s",
+        num_since_last,
+        what,
+        client,
+    )
+
+
 def _version(profiles: ProfileSet) -> str:
     return f"{profiles.version}:{profiles.sha256[:12]}"

@@ -14,19 +14,21 @@ from argparse import Namespace
 from collections.abc import Coroutine
 from typing import Any
 
-import vllm.envs as vllm_envs
 from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from mixing.spec import CONFIG_KEY, MixtureSpec
-from server import admin, audit, catalog, console, request_log, routes
+from server import admin, audit, catalog, console, failed_logins, request_log, routes
+from server.access import LEVELS, check_levels, path_of
 from server.admin_listener import admin_app, listen, serve_admin
 from server.admin_tokens import admin_tokens
+from server.api_keys import api_keys, as_tokens
 from server.engine_statistics import EngineStatistics
 from server.errors import http_exception
-from server.guard import KeyGuard
+from server.failed_policies import FailedPolicies
+from server.guard import Guard
 from server.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from server.live_weights import LiveWeights
 from server.metrics import MixtureMetrics
@@ -40,31 +42,6 @@ PROFILES_ATTRIBUTE = "prefmix_profiles"
 
 LAST_ANSWERS_S = 2
 """How long answers may take to go out once the engine has stopped."""
-
-ALLOWED_PATHS = frozenset(
-    {
-        "/v1/completions",
-        "/v1/chat/completions",
-        "/v1/responses",
-        "/v1/responses/{response_id}",
-        "/v1/responses/{response_id}/cancel",
-        "/v1/models",
-        "/v1/mixture",
-        "/tokenize",
-        "/detokenize",
-        "/health",
-        "/ping",
-        "/load",
-        "/version",
-        "/metrics",
-        "/openapi.json",
-        "/docs",
-        "/docs/oauth2-redirect",
-        "/redoc",
-        "/static",
-    }
-)
-"""Every path this server answers, besides its console and admin routes if they are on; else 404."""
 
 OWN_ROUTES = (
     ("POST", "/v1/completions"),
@@ -121,17 +98,20 @@ class PrefmixEndpoints:
         )
         setattr(state, STATE_KEY, mixture)
         request_log.set_up(observing.request_log)
+        audit.set_up()
+        failed_logins.set_up()
         await statistics.start()
+        engine_client.generate = FailedPolicies(engine_client.generate).generate
         self._start(statistics.follow(), "the engine's statistics")
         # vLLM adds routes of its own after attach_router.
         keep_allowed_routes(self._app)
         check_own_routes(self._app)
         console.attach(self._app, getattr(args, console.CONSOLE_ATTRIBUTE, None))
-        keys = api_keys(args)
-        if keys:
-            guard(self._app, keys)
+        keys = api_keys(args.api_key)
         self._start(bound_shutdown(state), "the bound on the shutdown")
         await self._open_admin(mixture, state, args, keys)
+        check_levels(self._app.router.routes, admin_route=admin.AdminRoute)
+        guard(self._app, keys)
 
     async def _open_admin(
         self, mixture: MixtureState, state: State, args: Namespace, keys: list[str]
@@ -141,7 +121,6 @@ class PrefmixEndpoints:
         settings: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
         if settings is None:  # vLLM's own `serve` with this plugin: the profiles stay as they are
             return
-        audit.set_up()
         live = LiveWeights(
             spec=mixture.spec,
             profiles=mixture.profiles,
@@ -200,22 +179,18 @@ def mixture_spec(engine_client: Any) -> MixtureSpec:
     return MixtureSpec.from_dict(data)
 
 
-def api_keys(args: Namespace) -> list[str]:
-    """The inference keys, by vLLM's own rule: --api-key, else VLLM_API_KEY."""
-    return [key for key in (args.api_key or [vllm_envs.VLLM_API_KEY]) if key]
-
-
 def guard(app: FastAPI, keys: list[str]) -> None:
     """Puts the key check around everything else, vLLM's own check included.
 
     vLLM has built the middleware stack by now, so `app.add_middleware` would be refused.
     """
-    app.middleware_stack = KeyGuard(app.middleware_stack or app.build_middleware_stack(), keys=keys)
+    inner = app.middleware_stack or app.build_middleware_stack()
+    app.middleware_stack = Guard(inner, keys=as_tokens(keys))
 
 
 def keep_allowed_routes(app: FastAPI) -> None:
-    """Removes every route whose path is not allowed."""
-    app.router.routes[:] = [route for route in app.router.routes if _path(route) in ALLOWED_PATHS]
+    """Removes every route that server/access.py does not list."""
+    app.router.routes[:] = [route for route in app.router.routes if path_of(route) in LEVELS]
     app.openapi_schema = None
 
 
@@ -229,10 +204,6 @@ def check_own_routes(app: FastAPI) -> None:
                 f"{method} {path} is answered by {module or 'nothing'}, not by prefmix; "
                 "another plugin has taken it, remove that one from VLLM_PLUGINS"
             )
-
-
-def _path(route: BaseRoute) -> str:
-    return str(getattr(route, "path", ""))
 
 
 def _matching_route(app: FastAPI, method: str, path: str) -> BaseRoute | None:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from mixing.spec import MixtureSpec
 from server import admin_listener
-from server.admin_tokens import AdminTokens, admin_tokens
+from server.admin_tokens import admin_tokens
+from server.api_keys import api_keys
 from server.banner import ready_table
 from server.config import ServeConfig
 from server.console import CONSOLE_ATTRIBUTE, ConsoleSettings
@@ -40,6 +41,7 @@ from server.observing import OBSERVING_ATTRIBUTE, ObservingSettings
 from server.probe import Address, ProbeError, ReadyProbe
 from server.signals import StartSignals, end_descendants
 from server.startup_log import OWN_PREFIX, StartupLog
+from server.tokens import Tokens
 from weights.profiles import ProfileSet
 
 _MAX_CAUSE_CHARS = 1000
@@ -267,12 +269,10 @@ def _table(args: Namespace, spec: MixtureSpec, profiles: ProfileSet, address: Ad
 
 
 def _keys(args: Namespace) -> list[str]:
-    from server.endpoints import api_keys
-
-    return api_keys(args)
+    return api_keys(args.api_key)
 
 
-def _admin_tokens(args: Namespace) -> AdminTokens:
+def _admin_tokens(args: Namespace) -> Tokens:
     return admin_tokens(api_keys=_keys(args))
 
 
@@ -284,7 +284,7 @@ def _console_settings(config: ServeConfig, args: Namespace) -> ConsoleSettings:
     )
 
 
-def _check_admin(config: ServeConfig, tokens: AdminTokens) -> None:
+def _check_admin(config: ServeConfig, tokens: Tokens) -> None:
     if config.admin_port is not None and not tokens:
         raise CommandError(
             "--admin-port is given but no admin token; set PREFMIX_ADMIN_TOKEN, or leave the port "

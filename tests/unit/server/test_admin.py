@@ -19,8 +19,8 @@ from mixing.spec import MixtureSpec, Policy
 from server import audit
 from server.admin import AdminRoute, AdminState, router
 from server.admin_listener import admin_app
-from server.admin_tokens import AdminToken, AdminTokens
 from server.live_weights import LiveWeights
+from server.tokens import Token, Tokens
 from weights.profiles import CurrentProfiles, build_profile_set
 from weights.store import WeightsStore
 
@@ -28,7 +28,7 @@ SPEC = MixtureSpec(
     policies=(Policy(name="a", model="x"), Policy(name="b", model="y")),
     reference=Policy(name="base", model="z"),
 )
-TOKENS = AdminTokens([AdminToken.of("ops", "ops-secret"), AdminToken.of("ci", "ci-secret")])
+TOKENS = Tokens([Token.of("ops", "ops-secret"), Token.of("ci", "ci-secret")])
 ROUTES = [
     (method, route.path)
     for route in router.routes

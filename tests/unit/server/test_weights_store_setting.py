@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from server import serve
-from server.admin_tokens import AdminToken, AdminTokens
 from server.cli import main
 from server.config import ConfigError, ServeConfig, load_config
 from server.exits import CommandError
 from server.launch import _check_admin
+from server.tokens import Token, Tokens
 from weights.profiles import ProfileSet
 from weights.store import WeightsStore
 
@@ -110,10 +110,10 @@ def test_an_impossible_admin_port_is_refused(folder: Path, port: Any) -> None:
 
 def test_an_admin_port_needs_a_token_and_to_be_another_port() -> None:
     policies: Any = {"a": {"model": "org/a"}}
-    tokens = AdminTokens([AdminToken.of("admin", "secret")])
-    _check_admin(ServeConfig(policies=policies), AdminTokens([]))
+    tokens = Tokens([Token.of("admin", "secret")])
+    _check_admin(ServeConfig(policies=policies), Tokens([]))
     _check_admin(ServeConfig(policies=policies, admin_port=9001), tokens)
     with pytest.raises(CommandError, match="no admin token; set PREFMIX_ADMIN_TOKEN"):
-        _check_admin(ServeConfig(policies=policies, admin_port=9001), AdminTokens([]))
+        _check_admin(ServeConfig(policies=policies, admin_port=9001), Tokens([]))
     with pytest.raises(CommandError, match="are both 8000"):
         _check_admin(ServeConfig(policies=policies, admin_port=8000), tokens)
