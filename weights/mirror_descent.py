@@ -3,7 +3,7 @@
     w_k <- w_k exp(-eta_t g_k) / Z        on a batch of prompts; the answer is the mean iterate.
 
 Shapes: P prompts, J most responses of any prompt, K policies, T steps, R runs, B prompts a batch,
-W batches a window.
+M = J B responses of a batch, W batches a window, N = W B prompts of a window.
 Source: Wang et al. 2025 (arXiv 2502.18699), Algorithm 2; Nemirovski et al. 2009, Robust Stochastic
   Approximation Approach to Stochastic Programming, for step sizes and averaging.
 """
@@ -217,7 +217,6 @@ class _BatchGradients:
         ratios_PJK = responses.log_ratios_PJK
         num_prompts, longest, num_policies = ratios_PJK.shape
         size = min(settings.batch_prompts, num_prompts)
-        self._num_batches = num_prompts // size
         self._stride = run_stride(responses, settings, num_runs)
         self._window = self._stride * num_runs
         self._responses = responses
@@ -225,8 +224,9 @@ class _BatchGradients:
         # Scores are means of log ratios; near 0 they need no maximum taken out before exp().
         self._is_wide = max(ratios_PJK.max(), -ratios_PJK.min()) > _EXP_REACH
         self._rng = np.random.default_rng(settings.seed)
-        self._order_P = np.empty(0, dtype=np.intp)
+        self._order_N = np.empty(0, dtype=np.intp)
         self._size = size
+        self._taken_NJK = np.empty((self._window * size, longest, num_policies))
         # Twice the window, so that the run in front may go past its end: W first, then W again.
         # Prompts last: sums over responses then run over whole vectors.
         self._ratios_WKJB = np.empty((2 * self._window, num_policies, longest, size))
@@ -235,8 +235,8 @@ class _BatchGradients:
         self._share_R1B = np.empty((num_runs, 1, size))
         self._ones_1J = np.ones((1, longest))
         # The same buffers, seen as products want them.
-        self._ratios_WKN = self._ratios_WKJB.reshape(2 * self._window, num_policies, -1)
-        self._score_R1N = self._score_RJB.reshape(num_runs, 1, -1)
+        self._ratios_WKM = self._ratios_WKJB.reshape(2 * self._window, num_policies, -1)
+        self._score_R1M = self._score_RJB.reshape(num_runs, 1, -1)
 
     def at(self, step: int, weights_RK: Floats, *, scale: float) -> Floats:
         """`scale` times the gradient at each run's weights on its batch of this step, [R, K].
@@ -247,9 +247,9 @@ class _BatchGradients:
         if first == 0:
             self._fill_window()
         batches = slice(first, first + self._window, self._stride)
-        ratios_RKN = self._ratios_WKN[batches]
+        ratios_RKM = self._ratios_WKM[batches]
         score_RJB, share_R1B = self._score_RJB, self._share_R1B
-        np.matmul(weights_RK[:, None, :], ratios_RKN, out=self._score_R1N)
+        np.matmul(weights_RK[:, None, :], ratios_RKM, out=self._score_R1M)
         if self._is_ragged:
             score_RJB += self._mass_WJB[batches]
         if self._is_wide:
@@ -258,20 +258,28 @@ class _BatchGradients:
         np.matmul(self._ones_1J, score_RJB, out=share_R1B)
         np.divide(scale / self._size, share_R1B, out=share_R1B)
         score_RJB *= share_R1B
-        gradient_RK: Floats = np.vecdot(ratios_RKN, self._score_R1N)
+        gradient_RK: Floats = np.vecdot(ratios_RKM, self._score_R1M)
         return gradient_RK
 
     def _fill_window(self) -> None:
-        for batch in range(self._window):
-            prompts_B = self._next_batch()
-            ratios_BJK = self._responses.log_ratios_PJK[prompts_B]
-            self._ratios_WKJB[batch :: self._window] = ratios_BJK.transpose(2, 1, 0)
-            if self._is_ragged:
-                self._mass_WJB[batch :: self._window] = self._responses.log_mass_PJ[prompts_B].T
+        prompts_N = self._next_prompts()
+        # "clip": with its default mode, take would first fill a buffer of its own.
+        self._responses.log_ratios_PJK.take(prompts_N, axis=0, out=self._taken_NJK, mode="clip")
+        taken_WBJK = self._taken_NJK.reshape(self._window, self._size, *self._taken_NJK.shape[1:])
+        self._ratios_WKJB[: self._window] = taken_WBJK.transpose(0, 3, 2, 1)
+        self._ratios_WKJB[self._window :] = self._ratios_WKJB[: self._window]
+        if self._is_ragged:
+            mass_NJ = self._responses.log_mass_PJ[prompts_N]
+            mass_WBJ = mass_NJ.reshape(self._window, self._size, -1)
+            self._mass_WJB[: self._window] = mass_WBJ.transpose(0, 2, 1)
+            self._mass_WJB[self._window :] = self._mass_WJB[: self._window]
 
-    def _next_batch(self) -> NDArray[np.intp]:
-        if len(self._order_P) < self._size:
-            order_P = self._rng.permutation(self._responses.num_prompts)
-            self._order_P = order_P[: self._num_batches * self._size]
-        prompts_B, self._order_P = self._order_P[: self._size], self._order_P[self._size :]
-        return prompts_B
+    def _next_prompts(self) -> NDArray[np.intp]:
+        """A window's prompts, drawn without replacement epoch by epoch."""
+        while len(self._order_N) < self._window * self._size:
+            epoch = self._rng.permutation(self._responses.num_prompts)
+            whole = epoch[: len(epoch) // self._size * self._size]
+            self._order_N = np.concatenate([self._order_N, whole])
+        count = self._window * self._size
+        prompts_N, self._order_N = self._order_N[:count], self._order_N[count:]
+        return prompts_N
