@@ -7,6 +7,8 @@ graph buffers), so `compute_logits` always finds the weights next to what they m
 
     row of the output: | h_1 (D_1) | ... | h_M (D_M) | w_1 ... w_M as raw float32 bits |
 
+A single member has weight 1 in every row: it needs no weights and no mixing.
+
 Shapes: T tokens, N logits rows, M members, V vocabulary, D_m hidden width of member m.
 """
 
@@ -43,6 +45,7 @@ class MixtureModel(nn.Module, ABC):
         self.vocab_size: int = model_config.get_vocab_size()
         self.dtype: torch.dtype = model_config.dtype
         self.can_skip = can_skip(vllm_config)
+        self.is_single = self.spec.num_members == 1
         self.everyone = [True] * self.spec.num_members
         """Who runs where no batch says: in profiling and warm-up passes."""
         self.active = list(self.everyone)
@@ -134,15 +137,19 @@ class MixtureModel(nn.Module, ABC):
         return out
 
     def _token_weights_v1(self, num_tokens: int, device: torch.device) -> torch.Tensor:
-        """float32 [T, M] from the batch's rows; uniform where there is no batch (profiling)."""
+        """float32 [T, M] from the batch's rows, [T, 0] for a single member; uniform where there is
+        no batch (profiling)."""
         assert self._table is not None
         attn_metadata = get_forward_context().attn_metadata
+        if attn_metadata:
+            self.begin_step(self._table.measured[: self._table.num_active_rows])
+        if self.is_single:
+            return torch.empty((num_tokens, 0), device=device)
         if not attn_metadata:
             self.set_active_members(self.everyone)
             uniform_M = torch.tensor(self.spec.uniform_weights, device=device)
             return uniform_M.expand(num_tokens, -1).contiguous()
         self.set_active_members(self._table.active_members())
-        self.begin_step(self._table.measured[: self._table.num_active_rows])
         # Every attention layer's metadata describes the same batch.
         metadata = next(iter(attn_metadata.values()))
         return self._table.token_weights(metadata.query_start_loc, num_tokens)
@@ -156,16 +163,25 @@ class MixtureModel(nn.Module, ABC):
         """
         num_columns = hidden_states.shape[-1] - sum(self.hidden_sizes)
         *hidden, columns = torch.split(hidden_states, [*self.hidden_sizes, num_columns], dim=-1)
-        weights_NM = columns.contiguous().view(torch.float32)
+        if self.is_single:
+            weights_NM = torch.ones((len(hidden_states), 1), device=hidden_states.device)
+        else:
+            weights_NM = columns.contiguous().view(torch.float32)
         if self.observer is not None and self.observer.wants_logits:
             self.observer.kept = (hidden, weights_NM, None)
         with self._timed("mix"):
-            mixed_NV = self.mix(hidden, weights_NM)
+            mixed_NV = (
+                self._single_logits(hidden) if self.is_single else self.mix(hidden, weights_NM)
+            )
             if mixed_NV is not None and self.checks_rows and not self._is_checked:
                 self.broken_rows_N = culprits(mixed_NV, hidden, weights_NM, self._logits)
         self._is_checked = True  # the step's other calls are for prompt logprobs
         self._logits = None
         return mixed_NV
+
+    def _single_logits(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        self._logits = self.member_logits(hidden)
+        return self._logits[0]
 
     def begin_step(self, keys: Sequence[str | None]) -> None:
         """A batch's pass begins. Args: keys: per row, under what to keep its figures, if at all."""
