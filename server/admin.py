@@ -32,7 +32,9 @@ from weights.store_errors import (
     StoreBusyError,
     StoreError,
     StoreFileError,
+    StoreFullError,
     StoreMissingError,
+    StoreReadOnlyError,
     UnknownEntryError,
 )
 from weights.store_format import document, from_document
@@ -47,7 +49,9 @@ _STATUS: tuple[tuple[type[ValueError], HTTPStatus], ...] = (
     (DisagreementError, HTTPStatus.SERVICE_UNAVAILABLE),
     (StoreMissingError, HTTPStatus.CONFLICT),
     (NoStoreError, HTTPStatus.CONFLICT),
-    (StoreFileError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (StoreFullError, HTTPStatus.INSUFFICIENT_STORAGE),
+    (StoreReadOnlyError, HTTPStatus.CONFLICT),
+    (StoreFileError, HTTPStatus.SERVICE_UNAVAILABLE),
     (StoreError, HTTPStatus.BAD_REQUEST),
     (ProfileError, HTTPStatus.BAD_REQUEST),
 )

@@ -27,6 +27,7 @@ _TYPES = {
     HTTPStatus.PRECONDITION_FAILED: "PreconditionFailedError",
     HTTPStatus.INTERNAL_SERVER_ERROR: "InternalServerError",
     HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableError",
+    HTTPStatus.INSUFFICIENT_STORAGE: "InsufficientStorageError",
 }
 
 _MAX_VALUE_CHARS = 80

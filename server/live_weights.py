@@ -18,7 +18,7 @@ from server.agreement import Agreement, DisagreementError, Message
 from server.metrics import WeightsMetrics
 from weights.profiles import CurrentProfiles, ProfileSet
 from weights.store import Change, Edit, WeightsStore
-from weights.store_errors import StoreFormatError
+from weights.store_errors import StoreFormatError, StoreMissingError
 from weights.store_format import document, for_mixture, from_document
 
 
@@ -181,7 +181,11 @@ class LiveWeights:
 
     def _read(self) -> ProfileSet:
         """What the file holds. One version number means one content, now and earlier."""
-        found = self.store.read()
+        try:
+            found = self.store.read()
+        except (StoreFormatError, StoreMissingError) as error:
+            hint = "put a good file in place, or 'prefmix weights rollback' writes what is in force"
+            raise type(error)(f"{error}; {hint}") from None
         known = self._sha256_of.get(found.version)
         if known is None and found.version in self.store.versions():
             known = self.store.read_version(found.version).sha256

@@ -7,6 +7,7 @@ POSIX only, as vLLM is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -52,13 +53,16 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_regular_file(path: Path) -> bytes:
-    """A file's content; pipes and devices, which could block for ever, are refused as OSError."""
+def read_regular_file(path: Path, *, most: int = -1) -> bytes:
+    """A file's content; pipes and devices, which could block for ever, are refused as OSError.
+
+    Args: most: bytes to read; -1 reads all.
+    """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(0, "it is not a regular file")
-        return file.read()
+            raise IsADirectoryError(errno.EISDIR, "it is not a regular file")
+        return file.read(most)
 
 
 @contextlib.contextmanager

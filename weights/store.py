@@ -12,6 +12,7 @@ it points to is replaced.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +37,9 @@ from weights.store_errors import (
     StoreFormatError,
     StoreMissingError,
     UnknownEntryError,
+    file_error,
 )
-from weights.store_format import dump, for_mixture, parse
+from weights.store_format import MAX_BYTES, dump, for_mixture, parse
 
 HISTORY_LIMIT = 50
 """Earlier versions that are kept."""
@@ -68,8 +70,8 @@ class Change:
 class Rollback:
     """The edit that makes an earlier version's content the newest version.
 
-    The only one that a file that cannot be read does not stop: it returns to the last version that
-    can, or to the one named, and the broken file is kept beside the store.
+    The only one that no file, or one that cannot be read, does not stop: it returns to the last
+    version that can, or to the one named, and a broken file is kept beside the store.
     """
 
     store: WeightsStore
@@ -209,7 +211,7 @@ class WeightsStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise StoreFileError(f"cannot list {folder}: {error.strerror}") from None
+            raise file_error(f"cannot list {folder}", error) from None
         stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
@@ -249,22 +251,21 @@ class WeightsStore:
     @staticmethod
     def _content(path: Path) -> bytes:
         try:
-            return read_regular_file(path)
+            return read_regular_file(path, most=MAX_BYTES + 1)
         except FileNotFoundError:
             raise StoreMissingError(f"the weights store {path} does not exist") from None
         except OSError as error:
-            raise StoreFileError(
-                f"cannot read the weights store {path}: {error.strerror}"
-            ) from None
+            raise file_error(f"cannot read the weights store {path}", error) from None
 
     def _edited(self, edit: Edit, expected: str | None, in_force: ProfileSet | None) -> Change:
         try:
             before = self.read()
-        except StoreFormatError as broken:
+        except (StoreFormatError, StoreMissingError) as broken:
             if isinstance(edit, Rollback):
                 return self._repaired(edit, expected, in_force, broken)
             hint = "; 'prefmix weights rollback' returns to the last version kept"
-            raise StoreFormatError(f"{broken}{hint if self.versions() else ''}") from None
+            has_one = in_force is not None or self.versions()
+            raise type(broken)(f"{broken}{hint if has_one else ''}") from None
         check_expected(before, expected)
         after = replace(edit(before), version=before.version + 1)
         if after.sha256 == before.sha256:
@@ -281,14 +282,14 @@ class WeightsStore:
         rollback: Rollback,
         expected: str | None,
         in_force: ProfileSet | None,
-        broken: StoreFormatError,
+        broken: StoreError,
     ) -> Change:
-        """The change that puts a good version in the place of a file that cannot be read."""
+        """The change that puts a good version in the place of no file, or of a broken one."""
         good = {entry.version: entry for entry in self._earlier()}
         if in_force is not None:
             good[in_force.version] = in_force
         if not good:
-            raise StoreFormatError(f"{broken}; there is no earlier version to return to")
+            raise type(broken)(f"{broken}; there is no earlier version to return to")
         last = good[max(good)]
         check_expected(last, expected)
         wanted = last.version if rollback.version is None else rollback.version
@@ -296,8 +297,10 @@ class WeightsStore:
             raise rollback.not_kept(wanted, sorted(good))
         # The broken file has had a number too, most likely the next; a number means one content.
         highest = max([*self.versions(), last.version]) + 1
-        after = replace(good[wanted], version=max(highest, self._claimed_version()) + 1)
         target = self._target
+        if isinstance(broken, StoreMissingError):
+            return Change(last, replace(good[wanted], version=highest))
+        after = replace(good[wanted], version=max(highest, self._claimed_version()) + 1)
         return Change(last, after, target.with_name(f"{target.name}.broken.{after.version}"))
 
     def _claimed_version(self) -> int:
@@ -307,11 +310,10 @@ class WeightsStore:
 
     def _copy(self, aside: Path) -> None:
         try:
-            replace_file(aside, self._content(self._target))
+            replace_file(aside, read_regular_file(self._target))
         except OSError as error:
-            raise StoreFileError(
-                f"cannot keep the broken file as {aside}: {error.strerror}; nothing was changed"
-            ) from None
+            what = f"cannot keep the broken file as {aside}"
+            raise file_error(what, error, kept="nothing was changed") from None
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -326,9 +328,8 @@ class WeightsStore:
                 "end that process"
             ) from None
         except OSError as error:
-            raise StoreFileError(
-                f"cannot change the weights store {target}: {lock.name}: {error.strerror}"
-            ) from None
+            what = f"cannot change the weights store {target}: {lock.name}"
+            raise file_error(what, error) from None
         try:
             yield
         finally:
@@ -341,7 +342,7 @@ class WeightsStore:
                 folder.mkdir(exist_ok=True)
                 sync_folder(folder.parent)
         except OSError as error:
-            raise StoreFileError(f"cannot make {folder}: {error.strerror}; {kept}") from None
+            raise file_error(f"cannot make {folder}", error, kept=kept) from None
         self._write(folder / f"{profiles.version}.json", profiles, kept=kept)
 
     def _write(self, path: Path, profiles: ProfileSet, *, kept: str) -> None:
@@ -353,12 +354,13 @@ class WeightsStore:
                 f"{error.strerror}; a power cut may bring the one before back"
             ) from None
         except OSError as error:
-            raise StoreFileError(f"cannot write {path}: {error.strerror}; {kept}") from None
+            raise file_error(f"cannot write {path}", error, kept=kept) from None
 
     def _prune(self) -> None:
         folder = self._history_of(self._target)
-        for version in self.versions()[: -self._history_limit]:
-            (folder / f"{version}.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the change is made: a version too many harms nobody
+            for version in self.versions()[: -self._history_limit]:
+                (folder / f"{version}.json").unlink(missing_ok=True)
 
 
 def check_expected(profiles: ProfileSet, expected: str | None) -> None:

@@ -3,7 +3,9 @@
   StoreError                 a store that cannot be read or changed
   ├── StoreFormatError       what the file holds is not a store, or not one for these policies
   ├── StoreMissingError      there is no file
-  ├── StoreFileError         the operating system refused: rights, room, a folder in its place
+  ├── StoreFileError         the operating system refused: a folder in its place, a broken disk
+  │   ├── StoreFullError     it has no room
+  │   └── StoreReadOnlyError it gives no right to write
   ├── StoreBusyError         another process has kept the lock for too long
   ├── StaleVersionError      the store is no longer what the caller expected
   └── UnknownEntryError      a profile or version that does not exist
@@ -12,6 +14,8 @@ Every message is one sentence. After any of them the store is what it was before
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class StoreError(ValueError):
@@ -30,6 +34,14 @@ class StoreFileError(StoreError):
     """The operating system refused to read or write."""
 
 
+class StoreFullError(StoreFileError):
+    """There is no room to write."""
+
+
+class StoreReadOnlyError(StoreFileError):
+    """There is no right to write."""
+
+
 class StoreBusyError(StoreError):
     """The lock could not be had in time."""
 
@@ -40,3 +52,35 @@ class StaleVersionError(StoreError):
 
 class UnknownEntryError(StoreError):
     """A profile or an earlier version that does not exist."""
+
+
+def file_error(what: str, error: OSError, *, kept: str = "") -> StoreFileError:
+    """What the operating system refused, and what to do about it.
+
+    Args:
+      what: what could not be done, with the file's name.
+      kept: what is still there.
+    """
+    kind, remedy = _REMEDIES.get(error.errno or 0, (StoreFileError, ""))
+    return kind("; ".join(part for part in (f"{what}: {error.strerror}", kept, remedy) if part))
+
+
+_NO_ROOM = (StoreFullError, "make room there and repeat the change")
+_NO_RIGHT = (
+    StoreReadOnlyError,
+    "give the server the right to write there, or change the file where it comes from",
+)
+_NO_FILE = (StoreFileError, "put a regular file in its place")
+_REMEDIES: dict[int, tuple[type[StoreFileError], str]] = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: _NO_ROOM,
+    errno.EROFS: _NO_RIGHT,
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EISDIR: _NO_FILE,
+    errno.ELOOP: _NO_FILE,
+    errno.ENOTDIR: _NO_FILE,
+    errno.ENXIO: _NO_FILE,
+    errno.EIO: (StoreFileError, "the disk fails: see the kernel's log"),
+}

@@ -25,6 +25,9 @@ from weights.store_errors import StoreFormatError
 FORMAT = 1
 """The number under `format`."""
 
+MAX_BYTES = 16 * 2**20
+"""Of a store's text; thousands of profiles fit."""
+
 _KEYS = ("format", "version", "policies", "default_profile", "profiles")
 _OPTIONAL_KEYS = ("weight_space",)
 
@@ -56,6 +59,10 @@ def parse(text: str | bytes, *, source: str) -> ProfileSet:
       source: the file's name, for messages.
     Raises: StoreFormatError naming source, field and value; for broken JSON line and column.
     """
+    if len(text) > MAX_BYTES:
+        raise StoreFormatError(
+            f"{source}: more than {MAX_BYTES // 2**20} MiB, which no set of profiles needs"
+        )
     return from_document(_load(text, source), source=source)
 
 
