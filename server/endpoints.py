@@ -20,14 +20,22 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from mixing.spec import CONFIG_KEY, MixtureSpec
-from server import admin, audit, catalog, console, failed_logins, request_log, routes
+from server import (
+    admin,
+    audit,
+    catalog,
+    console,
+    failed_logins,
+    failed_policies,
+    request_log,
+    routes,
+)
 from server.access import LEVELS, check_levels, path_of
 from server.admin_listener import admin_app, listen, serve_admin
 from server.admin_tokens import admin_tokens
 from server.api_keys import api_keys, as_tokens
 from server.engine_statistics import EngineStatistics
 from server.errors import http_exception
-from server.failed_policies import FailedPolicies
 from server.guard import Guard
 from server.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from server.live_weights import LiveWeights
@@ -101,7 +109,9 @@ class PrefmixEndpoints:
         audit.set_up()
         failed_logins.set_up()
         await statistics.start()
-        engine_client.generate = FailedPolicies(engine_client.generate).generate
+        failed_policies.set_up()
+        watched = failed_policies.FailedPolicies(engine_client.generate)
+        engine_client.generate = watched.generate
         self._start(statistics.follow(), "the engine's statistics")
         # vLLM adds routes of its own after attach_router.
         keep_allowed_routes(self._app)

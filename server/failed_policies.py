@@ -7,6 +7,7 @@ the client, a metric, and one line of log a minute for each policy.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,6 +18,17 @@ from server.metrics import POLICY_FAILURES
 
 LOG_INTERVAL_S = 60.0
 """A policy that fails every request is reported this often."""
+
+_LOGGER = logging.getLogger("prefmix.faults")
+
+
+def set_up() -> None:
+    """Sends the lines to stderr, whatever vLLM's log level is."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s prefmix: %(message)s"))
+    _LOGGER.handlers = [handler]
+    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.propagate = False
 
 
 class FailedPolicies:
@@ -57,7 +69,7 @@ class FailedPolicies:
             self._said_at[name] = now
             more = self._num_silent.pop(name, 0)
             since = f" ({more} more requests since this was last said)" if more else ""
-            print(f"prefmix: {describe(policies)}{since}", file=sys.stderr, flush=True)
+            _LOGGER.error("%s%s", describe(policies), since)
 
 
 def describe(policies: Sequence[str]) -> str:

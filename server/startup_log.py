@@ -137,7 +137,9 @@ class StartupLog:
         with os.fdopen(read_end, "rb") as stream, contextlib.suppress(OSError):
             for line in stream:
                 if self._shows(line.decode(errors="replace")):
-                    os.write(self._stderr, line)
+                    # A log that takes no more must not stop those who write to it.
+                    with contextlib.suppress(OSError):
+                        os.write(self._stderr, line)
 
 
 def _silence_stderr() -> None:

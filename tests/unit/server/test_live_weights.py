@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -324,5 +325,34 @@ def test_the_watch_tries_again_when_a_process_was_missing(
                 await late.start()
                 await until(lambda: versions([member, late]) == [2, 2])
                 late.close()
+
+    run(work())
+
+
+def test_a_folder_that_is_removed_and_made_again_is_watched_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.store_watch.LOOK_INTERVAL_S", 0.1)
+
+    async def work() -> None:
+        source = new_store(tmp_path)
+        folder = tmp_path / "mount"
+        shutil.copytree(tmp_path, folder)
+        member = LiveWeights(
+            spec=SPEC,
+            profiles=CurrentProfiles(source.read()),
+            store=folder / "w.json",
+            folder=tmp_path,
+            num_processes=1,
+        )
+        async with watched(member, folder / "w.json"):
+            await asyncio.sleep(0.1)
+            shutil.rmtree(folder)
+            await asyncio.sleep(0.3)
+            assert member.current.version == 1
+            source.change(put("x"))
+            folder.mkdir()
+            shutil.copy(source.path, folder / "w.json")
+            await until(lambda: member.current.version == 2)
 
     run(work())

@@ -152,3 +152,21 @@ def test_a_process_and_its_children_are_filtered_until_release(release: bool) ->
     assert run.returncode == 0
     news = ["Traceback (most recent call last):", "  x", "OSError: child"] if release else []
     assert run.stderr.splitlines() == ["mine", "low level", *news, "cause: OSError: child"]
+
+
+def test_a_log_on_a_full_disk_does_not_stop_its_writers() -> None:
+    """More than a pipe holds: if nobody read on, the server would stand still."""
+    script = """
+import os
+from server.startup_log import StartupLog
+with StartupLog(enabled=True) as log:
+    log.release()
+    for _ in range(5000):
+        os.write(2, b"x" * 99 + b"\\n")
+os.write(1, b"went on")
+"""
+    with open("/dev/full", "wb") as full:
+        run = subprocess.run(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, timeout=30
+        )
+    assert run.stdout == b"went on"
