@@ -165,7 +165,10 @@ class TransformersLoop(Contestant):
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._models = [
             AutoModelForCausalLM.from_pretrained(
-                model, dtype=getattr(torch, settings["options"]["dtype"])
+                model,
+                dtype=getattr(torch, settings["options"]["dtype"]),
+                use_safetensors=settings["options"].get("load_format") == "safetensors" or None,
+                trust_remote_code=False,
             )
             .to(self._device)
             .eval()

@@ -82,6 +82,7 @@ def common_settings(args: argparse.Namespace, passthrough: Sequence[str]) -> dic
         "dtype": args.dtype,
         "max_model_len": args.max_model_len,
         "enable_prefix_caching": False,
+        "load_format": "auto" if args.allow_unsafe_weights else "safetensors",
     }
     return {
         "options": options,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixing.checkpoint_files import UnsafeCheckpointError, check_safe_models
 from mixing.spec import MixtureSpec, Policy
 from server.exits import CommandError
 from server.mixture_flags import add_policy_flags, mixture_overrides
@@ -143,6 +144,14 @@ def _given_models(args: argparse.Namespace, num_policies: int) -> Models:
         adapters=tuple(entry["model"] for entry in given.get("adapters", {}).values()),
         average=None,
     )
+    if "allow_unsafe_weights" not in given:
+        full = [*given.get("policies", {}).items(), *[("base", given.get("base"))]]
+        try:
+            check_safe_models(
+                Policy(name=name, model=entry["model"]) for name, entry in full if entry
+            )
+        except UnsafeCheckpointError as error:
+            raise CommandError(str(error)) from None
     if models.most_policies < num_policies:
         raise CommandError(
             f"--policies asks for {num_policies}, but {models.most_policies} are given; "

@@ -92,11 +92,13 @@ def commands(
         f"--dtype={args.dtype}",
         f"--max-model-len={args.max_model_len}",
         f"--kv-cache-memory-bytes={int(args.kv_cache_gib * 2**30)}",
+        *([] if args.allow_unsafe_weights else ["--load-format=safetensors"]),
         *passthrough,
     ]
     plain = [sys.executable, "-m", "bench.plain_server", "--model", model, "--host", HOST]
     plain += ["--served-model-name", NAME, "--uvicorn-log-level=warning", *engine]
     ours = [str(PREFMIX_COMMAND), "serve", "--policy", f"one={model}"]
+    ours += ["--allow-unsafe-weights"] if args.allow_unsafe_weights else []
     return {
         PLAIN: plain,
         MIXTURE: [*plain, f"--hf-overrides={json.dumps(hf_overrides(spec))}"],

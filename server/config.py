@@ -84,6 +84,8 @@ class ServeConfig(BaseModel):
     """Whether the mixing console is served at /console."""
     fit_report: str | None = None
     """A fit's report, or its folder, for the console to link; it may be written later."""
+    allow_unsafe_weights: bool = False
+    """Whether checkpoints may be other than safetensors files: formats that can run code."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Any vLLM engine or server flag, without its dashes."""
 

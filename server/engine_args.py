@@ -18,6 +18,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from mixing.spec import MixtureSpec, hf_overrides
 from server.config import ServeConfig
 from server.exits import CommandError
+from server.safety import check_cross_origin, safe_load_format
 
 _OWNED = {
     "model_tag": "the policies are given with --policy NAME=MODEL or policies: in the file",
@@ -104,6 +105,10 @@ def build_arguments(
         validate_parsed_serve_args(args)
     except (TypeError, ValueError) as error:
         raise CommandError(f"vLLM's flags: {error}", exit_code=2) from None
+    args.enable_offline_docs &= not args.disable_fastapi_docs
+    check_cross_origin(args)
+    if not config.allow_unsafe_weights:
+        args.load_format = safe_load_format(args.load_format)
     return args
 
 
@@ -112,6 +117,8 @@ def _parse(words: list[str]) -> Namespace:
     make_arg_parser(parser)
     # Progress bars, uvicorn's start-up lines and its access log are for those who ask for them.
     parser.set_defaults(uvicorn_log_level="warning", use_tqdm_on_load=False)
+    # The scripts of /docs from this server, not from a public host.
+    parser.set_defaults(enable_offline_docs=True)
     defaults = {name: parser.get_default(name) for name in _OWNED}
     if any(word == "--config" or word.startswith("--config=") for word in words):
         raise CommandError(f"vLLM's flag --config: {_OWNED['config']}", exit_code=2)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.api_keys import client_key
 from server.exits import CommandError
 
 if TYPE_CHECKING:
@@ -28,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add = parser.add_argument
-    add("--server", metavar="URL", required=True, help="a prefmix server; VLLM_API_KEY is its key")
+    add(
+        "--server",
+        metavar="URL",
+        required=True,
+        help="a prefmix server; its key in PREFMIX_API_KEY or _FILE",
+    )
     add("--prompts", type=Path, required=True, help="JSONL file of prompts")
     add(
         "--reward",
@@ -36,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="NAME=REWARD",
         help="module:function in TRL's form, or a reward model's checkpoint; once an objective",
+    )
+    add(
+        "--allow-unsafe-weights",
+        action="store_true",
+        help="also load .bin and .pt reward models, which can run any code",
     )
     add("--grid", type=_positive, metavar="N", help="also mixtures in steps of 1 / N")
     add("--responses", type=_positive, default=8, help="answers a prompt and row; default 8")
@@ -54,9 +64,9 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     if passthrough:
         raise CommandError("'prefmix eval' takes nothing after '--'", exit_code=2)
     try:
-        rewards = _rewards(args.reward)
+        rewards = _rewards(args.reward, allow_unsafe_weights=args.allow_unsafe_weights)
         prompts = read_prompts(args.prompts)
-        engine = RemoteEngine(args.server, api_key=os.environ.get("VLLM_API_KEY"))
+        engine = RemoteEngine(args.server, api_key=client_key())
         found = evaluate(
             engine,
             prompts,
@@ -94,7 +104,7 @@ def _rows(engine: RemoteEngine, grid: int | None) -> list[Weighting]:
     return list(found.values())
 
 
-def _rewards(items: Sequence[str]) -> dict[str, Reward]:
+def _rewards(items: Sequence[str], *, allow_unsafe_weights: bool) -> dict[str, Reward]:
     rewards: dict[str, Reward] = {}
     for item in items:
         name, _, spec = item.partition("=")
@@ -105,16 +115,18 @@ def _rewards(items: Sequence[str]) -> dict[str, Reward]:
             )
         if name in rewards:
             raise CommandError(f"--reward names {name!r} twice; an objective has one", exit_code=2)
-        rewards[name] = _judge(spec)
+        rewards[name] = _judge(spec, allow_unsafe_weights=allow_unsafe_weights)
     return rewards
 
 
-def _judge(spec: str) -> Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]:
+def _judge(
+    spec: str, *, allow_unsafe_weights: bool
+) -> Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]:
     """A reward of the training room, asked in a fit's words."""
     from policies.train.pairs import Content
     from policies.train.rewards import load_reward
 
-    reward = load_reward(spec, max_length=4096)
+    reward = load_reward(spec, max_length=4096, allow_unsafe_weights=allow_unsafe_weights)
 
     def judge(prompts: Sequence[Prompt], answers: Sequence[str]) -> Sequence[float]:
         asked: list[Content] = []

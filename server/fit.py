@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from server.api_keys import client_key
 from server.exits import CommandError
 from server.mixture_flags import add_mixture_flags, mixture_overrides
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--server",
         metavar="URL",
-        help="draw and score with this running prefmix server; its API key in VLLM_API_KEY",
+        help="draw and score with this running prefmix server; its key: PREFMIX_API_KEY, or _FILE",
     )
     add("--profile", default="fitted", help="name of the fitted profile; default fitted")
     add("--output", type=Path, required=True, help="store file to write, such as weights.json")
@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Fits, prints the summary and writes store file and report."""
+    from mixing.checkpoint_files import UnsafeCheckpointError
     from mixing.compatibility import CompatibilityError
     from mixing.spec import SpecError, check_name
     from server.config import ConfigError
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
         check_name(args.profile, what="profile")
         settings = _settings(args)
         result, spec, provenance = _fit(args, settings, passthrough)
-    except (ConfigError, SpecError, CompatibilityError) as error:
+    except (ConfigError, SpecError, CompatibilityError, UnsafeCheckpointError) as error:
         raise CommandError(str(error), exit_code=2) from None
     except (FitError, PromptsError, RemoteError, ScoreTableError) as error:
         raise CommandError(str(error)) from None
@@ -201,7 +202,7 @@ def _engine(
     if args.server is not None:
         from weights.remote import RemoteEngine
 
-        remote = RemoteEngine(args.server, api_key=os.environ.get("VLLM_API_KEY"))
+        remote = RemoteEngine(args.server, api_key=client_key())
         models = {member.name: f"{args.server} {member.model}" for member in remote.spec.members}
         return lambda: remote, remote.spec, models
     if config is None or spec is None:
@@ -210,6 +211,7 @@ def _engine(
             "--server URL",
             exit_code=2,
         )
+    from mixing.checkpoint_files import check_safe_files
     from mixing.compatibility import check_members
     from weights.engine import set_environment
     from weights.fingerprint import fingerprints
@@ -219,6 +221,8 @@ def _engine(
     if spec.base is not None:  # adapters are read by vLLM, whose import is not silent
         with held_back_stderr():
             importlib.import_module("vllm.lora.peft_helper")
+    if not config.allow_unsafe_weights:
+        check_safe_files(spec)
     check_members(spec)
     return lambda: _local_engine(config, spec, passthrough), spec, fingerprints(spec)
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from mixing.spec import MixtureSpec
-from server import admin_listener
+from server import admin_listener, safety
 from server.admin_tokens import admin_tokens
 from server.api_keys import api_keys
 from server.banner import ready_table
@@ -61,6 +61,7 @@ def launch(
     Raises: CommandError if the server cannot start.
     """
     quiet = log_level() == "warning"
+    safety.check_environment()
     if not any(word.startswith("--uds") for word in passthrough) and "uds" not in config.engine:
         check_port(config.host, config.port)
     if config.admin_port is not None:
@@ -161,23 +162,35 @@ def _prepare(
     args = build_arguments(config, spec, passthrough)
     configure_logging_from_args(args)
     setattr(args, PROFILES_ATTRIBUTE, profiles)
+    args.api_key = api_keys(args.api_key) or None
+    for warning in safety.warnings(args, passthrough):
+        _say(f"warning: {warning}")
     _check_front_end()
     _check_admin(config, _admin_tokens(args))
     if current_platform.is_cpu():
         for line in set_cpu_defaults(os.environ, kv_cache_bytes=args.kv_cache_memory_bytes):
             _say(line)
-    _check_members(spec, trust_remote_code=args.trust_remote_code)
+    _check_members(
+        spec,
+        trust_remote_code=args.trust_remote_code,
+        allow_unsafe_weights=config.allow_unsafe_weights,
+    )
     _say(f"starting the engine with {', '.join(spec.member_names)}")
     return args
 
 
-def _check_members(spec: MixtureSpec, *, trust_remote_code: bool) -> None:
+def _check_members(
+    spec: MixtureSpec, *, trust_remote_code: bool, allow_unsafe_weights: bool
+) -> None:
+    from mixing.checkpoint_files import UnsafeCheckpointError, check_safe_files
     from mixing.compatibility import CompatibilityError, check_members
 
     try:
+        if not allow_unsafe_weights:
+            check_safe_files(spec)
         for warning in check_members(spec, trust_remote_code=trust_remote_code):
             _say(f"warning: {warning}")
-    except CompatibilityError as error:
+    except (CompatibilityError, UnsafeCheckpointError) as error:
         raise CommandError(str(error)) from None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def add_mixture_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --policy, --base, --adapter and --reference."""
+    """Adds the flags of `add_policy_flags`, and --reference."""
     add_policy_flags(parser)
     parser.add_argument(
         "--reference",
@@ -18,7 +18,7 @@ def add_mixture_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_policy_flags(parser: argparse._ActionsContainer) -> None:
-    """Adds --policy, --base and --adapter to a parser or a group of one."""
+    """Adds --policy, --base, --adapter and --allow-unsafe-weights to a parser or a group."""
     add = parser.add_argument
     add(
         "--policy",
@@ -32,6 +32,12 @@ def add_policy_flags(parser: argparse._ActionsContainer) -> None:
         action="append",
         metavar="NAME=PATH",
         help="a policy as an adapter of --base (PEFT format); repeat for each",
+    )
+    add(
+        "--allow-unsafe-weights",
+        action="store_true",
+        default=None,
+        help="also load .bin and .pt checkpoints, which can run any code",
     )
 
 
@@ -51,4 +57,6 @@ def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
         overrides["adapters"] = policies_from_flags("--adapter", args.adapter)
     if getattr(args, "reference", None) is not None:
         overrides["reference"] = policies_from_flags("--reference", [args.reference])
+    if args.allow_unsafe_weights is not None:
+        overrides["allow_unsafe_weights"] = args.allow_unsafe_weights
     return overrides

@@ -14,7 +14,8 @@ from server.mixture_flags import add_mixture_flags, mixture_overrides
 EPILOG = """\
 MODEL is a local folder in Hugging Face layout (beginning with /, ./, ../ or ~, or the name of a
 folder that exists) or a hub id. Flags override the file. Everything after -- goes to vLLM, for
-example: prefmix serve mixture.yaml -- --max-model-len 4096 --api-key SECRET"""
+example: prefmix serve mixture.yaml -- --max-model-len 4096. API keys come from PREFMIX_API_KEY or
+the file PREFMIX_API_KEY_FILE names, admin tokens from PREFMIX_ADMIN_TOKEN or _FILE."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policies.train import TrainError
+from policies.train.safe_files import loading
 from policies.train.settings import TrainSettings
 
 _FILE_MODE = 0o644
@@ -23,7 +24,7 @@ def load_tokenizer(base: str) -> Any:
     Raises: TrainError naming the base.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(base, error) from None
     if tokenizer.pad_token is None:
@@ -37,15 +38,19 @@ def load_config(base: str) -> Any:
     Raises: TrainError naming the base.
     """
     try:
-        return AutoConfig.from_pretrained(base)
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(base, error) from None
 
 
-def load_policy(base: str, adapter: Path | None = None) -> Any:
+def load_policy(
+    base: str, adapter: Path | None = None, *, allow_unsafe_weights: bool = False
+) -> Any:
     """The base in float32, with an adapter to train on if one is given."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, **loading(allow_unsafe_weights)
+        )
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(base, error) from None
     if adapter is None:

@@ -12,6 +12,7 @@ from policies.train.cards import about, write_cards
 from policies.train.checkpoints import load_config, load_tokenizer
 from policies.train.pairs import ANSWER_FIELDS, PAIR_FIELDS, TEXT_FIELDS, Rows, read_rows
 from policies.train.rewards import Reward, load_reward
+from policies.train.safe_files import check_safe
 from policies.train.settings import DirectSettings, MaximumSettings, MixedSettings, TrainSettings
 from policies.train.splitter import split_pairs
 from policies.train.stages import Stages
@@ -26,6 +27,7 @@ def run(settings: TrainSettings) -> Path:
       then.
     """
     data = _read(settings)
+    check_safe(settings.base, "base model", allow_unsafe_weights=settings.allow_unsafe_weights)
     tokenizer = load_tokenizer(settings.base)
     _check(settings, tokenizer, data)
     reward = _given_reward(settings)
@@ -63,7 +65,11 @@ def _check(settings: TrainSettings, tokenizer: Any, data: Mapping[str, Rows]) ->
 def _given_reward(settings: TrainSettings) -> Reward | None:
     if not isinstance(settings, MixedSettings) or settings.reward is None:
         return None
-    return load_reward(settings.reward, max_length=settings.max_length)
+    return load_reward(
+        settings.reward,
+        max_length=settings.max_length,
+        allow_unsafe_weights=settings.allow_unsafe_weights,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from policies.train import TrainError
 from policies.train.pairs import Content
+from policies.train.safe_files import check_safe, loading
 from policies.train.tokens import render
 
 _BATCH_ROWS = 16
@@ -70,15 +71,16 @@ class FunctionReward:
 class ModelReward:
     """A sequence classifier with one output, such as TRL's RewardTrainer leaves."""
 
-    def __init__(self, folder: str, *, max_length: int) -> None:
+    def __init__(self, folder: str, *, max_length: int, allow_unsafe_weights: bool = False) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        check_safe(folder, "reward model", allow_unsafe_weights=allow_unsafe_weights)
         try:
             self._model = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32
+                folder, dtype=torch.float32, **loading(allow_unsafe_weights)
             )
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise TrainError(
                 f"cannot load the reward model {folder!r} ({str(error).splitlines()[0]}); "
@@ -120,14 +122,18 @@ class ModelReward:
             return [float(score) for score in self._model(**encoded).logits[:, 0]]
 
 
-def load_reward(spec: str, *, max_length: int) -> Reward:
+def load_reward(spec: str, *, max_length: int, allow_unsafe_weights: bool = False) -> Reward:
     """Loads `module:function`, or else a reward model's checkpoint.
 
+    Args:
+      spec: which one.
+      max_length: tokens of prompt and answer that a model reads.
+      allow_unsafe_weights: whether a checkpoint may be other than safetensors files.
     Raises: TrainError if there is no such thing.
     """
     if ":" in spec and not Path(spec).exists():
         return FunctionReward(load_function(spec), spec)
-    return ModelReward(spec, max_length=max_length)
+    return ModelReward(spec, max_length=max_length, allow_unsafe_weights=allow_unsafe_weights)
 
 
 def load_function(spec: str) -> Callable[..., Any]:

@@ -54,6 +54,9 @@ class TrainSettings:
     gradient_checkpointing: bool = _setting("less memory, more time", False)
     save_steps: int = _setting("steps between checkpoints to resume from", 100)
     log_steps: int = _setting("steps between logged losses", 10)
+    allow_unsafe_weights: bool = _setting(
+        "also load .bin and .pt checkpoints, which can run any code", False
+    )
 
     def __post_init__(self) -> None:
         """Checks ranges."""

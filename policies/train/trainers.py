@@ -15,6 +15,7 @@ from policies.train.checkpoints import load_policy, lora_config, save_policy, tr
 from policies.train.maximum_trainer import MaximumPreferenceTrainer, PlannedExamples, collate
 from policies.train.pairs import Rows
 from policies.train.rewards import Reward
+from policies.train.safe_files import loading
 from policies.train.settings import DirectSettings, MaximumSettings, MixedSettings, TrainSettings
 from policies.train.tokens import encode, encode_text
 
@@ -38,7 +39,7 @@ def train_direct(
 
     set_seed(settings.seed)  # a new adapter is random
     trainer = DPOTrainer(
-        model=load_policy(settings.base),
+        model=load_policy(settings.base, allow_unsafe_weights=settings.allow_unsafe_weights),
         args=DPOConfig(
             **_arguments(settings, checkpoints, settings.num_steps(len(pairs))),
             beta=settings.beta,
@@ -79,7 +80,7 @@ def train_maximum(
     num_pairs = steps * settings.batch_pairs * settings.accumulate
 
     set_seed(settings.seed)
-    model = load_policy(settings.base)
+    model = load_policy(settings.base, allow_unsafe_weights=settings.allow_unsafe_weights)
     if settings.lora_rank:
         from peft import get_peft_model
 
@@ -111,7 +112,10 @@ def train_reward_model(
 
     set_seed(settings.seed)  # its head is random
     model = AutoModelForSequenceClassification.from_pretrained(
-        settings.base, num_labels=1, dtype=torch.float32
+        settings.base,
+        num_labels=1,
+        dtype=torch.float32,
+        **loading(settings.allow_unsafe_weights),
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     per_pass = len(pairs) / (settings.batch_pairs * settings.accumulate)
@@ -159,7 +163,9 @@ def train_online(
     }
     trainer = RLOOTrainer(
         # RLOO reads its reference from where the policy was loaded, or copies its adapter.
-        model=load_policy(settings.base, start) if settings.lora_rank else load_policy(str(start)),
+        model=load_policy(settings.base, start, allow_unsafe_weights=settings.allow_unsafe_weights)
+        if settings.lora_rank
+        else load_policy(str(start)),
         reward_funcs=[rewards],
         args=RLOOConfig(
             **arguments,

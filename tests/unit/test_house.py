@@ -28,7 +28,7 @@ PURE_MIXING = {"mixing", "mixing.reference", "mixing.simplex", "mixing.spec", "m
 TRAIN_ENTRIES = {"server.evaluate", "server.train"}
 """The modules of `server` that may import `policies.train`, in functions."""
 
-OPEN_MIXING = PURE_MIXING | {"mixing.compatibility"}
+OPEN_MIXING = PURE_MIXING | {"mixing.checkpoint_files", "mixing.compatibility"}
 """All that the other rooms may import of `mixing`."""
 
 VLLM_AT_TOP = {

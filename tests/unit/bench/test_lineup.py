@@ -94,6 +94,17 @@ def test_flags_override_the_size() -> None:
     assert (shape.hidden, shape.heads, shape.layers, shape.vocab) == (128, 2, 3, 600)
 
 
+def test_pickled_checkpoints_need_the_flag(tmp_path: Path) -> None:
+    model = tmp_path / "pickled"
+    model.mkdir()
+    (model / "pytorch_model.bin").write_bytes(b"")
+    for words in (["--policy", f"a={model}"], ["--base", str(model), "--adapter", "a=x/y"]):
+        with pytest.raises(CommandError, match=r"pytorch_model\.bin.*--allow-unsafe-weights"):
+            prepare_models(flags(*words), tmp_path, num_policies=1)
+        args = flags(*words, "--allow-unsafe-weights")
+        assert prepare_models(args, tmp_path, num_policies=1).one == str(model)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,19 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CompatibilityError, match="policy 'empty': cannot read the config"):
         check(tmp_path / "empty")
+
+
+def test_a_models_own_code_is_not_run_unasked(tmp_path: Path) -> None:
+    folder = save(tmp_path / "coded")
+    ran = tmp_path / "ran"
+    (folder / "code.py").write_text(
+        f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n"
+        "from transformers import LlamaConfig\n\nclass Config(LlamaConfig):\n    pass\n"
+    )
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"model_type": "of-its-own", "auto_map": {"AutoConfig": "code.Config"}}
+    path.write_text(json.dumps(config))
+    with pytest.raises(CompatibilityError, match="policy 'coded': cannot read the config"):
+        check(folder)
+    assert not ran.exists()

@@ -61,7 +61,8 @@ def test_judges_see_messages_where_prompts_are_messages(
     monkeypatch.syspath_prepend(str(tmp_path))
     chat = {"role": "user", "content": "hello"}
     prompts = [Prompt(id="1", text="hello"), Prompt(id="2", messages=(chat,))]
-    assert list(_judge("echo_reward:f")(prompts, ["hi", "hi"])) == [1.0, 1.0]
+    judge = _judge("echo_reward:f", allow_unsafe_weights=False)
+    assert list(judge(prompts, ["hi", "hi"])) == [1.0, 1.0]
     import echo_reward
 
     answer = [{"role": "assistant", "content": "hi"}]

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from policies.train import TrainError
 from policies.train.rewards import FunctionReward, load_function, load_reward
+from policies.train.safe_files import check_safe, loading
 
 PROMPTS = ["p", "p", "p"]
 ANSWERS = ["one", "two", "three"]
@@ -57,3 +60,37 @@ def test_function_that_is_not_there_is_refused(spec: str) -> None:
 def test_folder_that_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="cannot load the reward model"):
         load_reward(str(tmp_path), max_length=8)
+
+
+class _Payload:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self._path,))
+
+
+def test_a_pickled_reward_model_is_refused_and_not_opened(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    model = tmp_path / "model"
+    LlamaConfig(num_labels=1, num_hidden_layers=1, vocab_size=16).save_pretrained(model)
+    torch.save(_Payload(ran), model / "pytorch_model.bin")
+    with pytest.raises(TrainError, match=r"pytorch_model\.bin.*--allow-unsafe-weights"):
+        load_reward(str(model), max_length=8)
+    # What loads it would refuse it too, had the file come in between.
+    with pytest.raises(OSError, match="safetensors"):
+        AutoModelForSequenceClassification.from_pretrained(model, **loading(False))
+    assert not ran.exists()
+    torch.load(model / "pytorch_model.bin", weights_only=False)
+    assert ran.exists(), "the payload does nothing, so the test shows nothing"
+
+
+def test_a_pickled_base_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(TrainError, match=r"base model .* pytorch_model\.bin"):
+        check_safe(str(base), "base model", allow_unsafe_weights=False)
+    check_safe(str(base), "base model", allow_unsafe_weights=True)
