@@ -18,9 +18,10 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
-from server import failed_logins
+from server.access import Level
 from server.agreement import DisagreementError
 from server.errors import error_response
+from server.guard import unauthorized
 from server.live_weights import LiveWeights, NoStoreError
 from server.route import OpenAIRoute
 from server.tokens import Tokens
@@ -67,7 +68,7 @@ class AdminState:
 
 
 class AdminRoute(OpenAIRoute):
-    """Checks the token before anything of the request is read; turns refusals into answers."""
+    """Asks for the token's name, behind the guard; turns refusals into answers."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wraps OpenAIRoute's handler."""
@@ -77,14 +78,7 @@ class AdminRoute(OpenAIRoute):
         async def handle(request: Request) -> Response:
             holder = _state(request).tokens.holder(request.headers.get("authorization", ""))
             if holder is None:
-                failed_logins.note("admin", request.scope)
-                response = error_response(
-                    "the admin routes need an admin token; send it as 'Authorization: Bearer "
-                    "TOKEN' (the API key is another)",
-                    status=HTTPStatus.UNAUTHORIZED,
-                )
-                response.headers["WWW-Authenticate"] = "Bearer"
-                return response
+                return unauthorized(Level.ADMIN)
             request.state.admin_name = holder
             try:
                 return await handler(request)

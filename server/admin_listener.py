@@ -34,7 +34,7 @@ def admin_app(state: admin.AdminState) -> FastAPI:
     app.add_exception_handler(HTTPException, http_exception)
     setattr(app.state, admin.ADMIN_KEY, state)
     check_levels(app.router.routes, admin_route=admin.AdminRoute)
-    app.add_middleware(Guard, keys=Tokens([]))
+    app.add_middleware(Guard, keys=Tokens([]), admin=state.tokens)
     return app
 
 

@@ -43,6 +43,7 @@ from server.metrics import MixtureMetrics
 from server.observing import OBSERVING_ATTRIBUTE, ObservingSettings
 from server.state import STATE_KEY, MixtureState
 from server.store_watch import watch
+from server.tokens import Tokens
 from weights.profiles import CurrentProfiles, ProfileSet, build_profile_set
 
 PROFILES_ATTRIBUTE = "prefmix_profiles"
@@ -119,18 +120,21 @@ class PrefmixEndpoints:
         console.attach(self._app, getattr(args, console.CONSOLE_ATTRIBUTE, None))
         keys = api_keys(args.api_key)
         self._start(bound_shutdown(state), "the bound on the shutdown")
-        await self._open_admin(mixture, state, args, keys)
+        tokens = await self._open_admin(mixture, state, args, keys)
         check_levels(self._app.router.routes, admin_route=admin.AdminRoute)
-        guard(self._app, keys)
+        guard(self._app, keys, tokens)
 
     async def _open_admin(
         self, mixture: MixtureState, state: State, args: Namespace, keys: list[str]
-    ) -> None:
-        """Starts what may change the profiles: the admin routes, the watch on the store."""
+    ) -> Tokens:
+        """Starts what may change the profiles: the admin routes, the watch on the store.
+
+        Returns: what opens the admin routes of the main port; nothing if it has none.
+        """
         assert self._app is not None
         settings: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
         if settings is None:  # vLLM's own `serve` with this plugin: the profiles stay as they are
-            return
+            return Tokens([])
         live = LiveWeights(
             spec=mixture.spec,
             profiles=mixture.profiles,
@@ -146,15 +150,16 @@ class PrefmixEndpoints:
             self._start(watch(settings.store, reload), "the watch on the weights store")
         tokens = admin_tokens(api_keys=keys)
         if not tokens:
-            return
+            return tokens
         admin_state = admin.AdminState(tokens=tokens, live=live)
         if settings.admin_port is not None:
             listener = listen(settings.admin_port)
             self._start(serve_admin(admin_app(admin_state), listener), "the admin port")
-            return
+            return Tokens([])
         setattr(state, admin.ADMIN_KEY, admin_state)
         self._app.include_router(admin.router)
         self._app.openapi_schema = None
+        return tokens
 
     def _start(self, work: Coroutine[Any, Any, None], what: str) -> None:
         """Runs `work` as long as the server; says so if it breaks off."""
@@ -189,13 +194,13 @@ def mixture_spec(engine_client: Any) -> MixtureSpec:
     return MixtureSpec.from_dict(data)
 
 
-def guard(app: FastAPI, keys: list[str]) -> None:
-    """Puts the key check around everything else, vLLM's own check included.
+def guard(app: FastAPI, keys: list[str], tokens: Tokens) -> None:
+    """Puts the check of keys and tokens around everything else, vLLM's own check included.
 
     vLLM has built the middleware stack by now, so `app.add_middleware` would be refused.
     """
     inner = app.middleware_stack or app.build_middleware_stack()
-    app.middleware_stack = Guard(inner, keys=as_tokens(keys))
+    app.middleware_stack = Guard(inner, keys=as_tokens(keys), admin=tokens)
 
 
 def keep_allowed_routes(app: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""The API key, on every route that is not listed as anything else.
+"""The API key and the admin token, asked for before anything of a request is read.
 
 vLLM guards path prefixes (/v1 and a few more) and leaves what lies outside them open, /tokenize
 included. Here it is the other way round: a path that server/access.py does not list needs the key.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
+from fastapi.responses import JSONResponse
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,19 +26,26 @@ _ALWAYS = {
 _HEADERS = {Level.OPEN: _ALWAYS, Level.ADMIN: _ALWAYS | {"Cache-Control": "no-store"}}
 """For browsers, where an answer does not say otherwise itself."""
 
+_SURFACES: dict[Level, failed_logins.Surface] = {Level.KEY: "key", Level.ADMIN: "admin"}
+_MESSAGES = {
+    Level.KEY: "this server needs its API key; send it as 'Authorization: Bearer KEY'",
+    Level.ADMIN: (
+        "the admin routes need an admin token; send it as 'Authorization: Bearer TOKEN' (the API "
+        "key is another)"
+    ),
+}
+
 
 class Guard:
-    """ASGI middleware: 401 unless the request carries a key, where the path's level asks for one.
+    """ASGI middleware: 401 unless the request carries what its path's level asks for."""
 
-    Admin routes check their token themselves (server/admin.py), and take no key.
-    """
-
-    def __init__(self, app: ASGIApp, *, keys: Tokens) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Tokens, admin: Tokens) -> None:
         """Args:
         keys: the API keys; with none the routes of level KEY are open.
+        admin: the admin tokens; with none there must be no admin routes.
         """
         self.app = app
-        self._keys = keys
+        self._secrets = {Level.KEY: keys, Level.ADMIN: admin}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401."""
@@ -46,26 +54,28 @@ class Guard:
             return
         # What the router will look at: another reading of the path would be a way around.
         level = level_of(get_route_path(scope))
-        if level is not Level.KEY:
-            await self.app(scope, receive, _with_headers(send, _HEADERS[level]))
-        elif self._may_pass(scope):
+        if level in _HEADERS:
+            send = _with_headers(send, _HEADERS[level])
+        if self._may_pass(level, scope):
             await self.app(scope, receive, send)
-        else:
-            failed_logins.note("key", scope)
-            response = error_response(
-                "this server needs its API key; send it as 'Authorization: Bearer KEY'",
-                status=HTTPStatus.UNAUTHORIZED,
-            )
-            response.headers["WWW-Authenticate"] = "Bearer"
-            await response(scope, receive, send)
+            return
+        failed_logins.note(_SURFACES[level], scope)
+        await unauthorized(level)(scope, receive, send)
 
-    def _may_pass(self, scope: Scope) -> bool:
-        if not self._keys:
+    def _may_pass(self, level: Level, scope: Scope) -> bool:
+        known = self._secrets.get(level)
+        if not known:
             return True
         headers = Headers(scope=scope)
-        return self._keys.holder(headers.get("authorization", "")) is not None or _is_preflight(
-            scope, headers
-        )
+        is_known = known.holder(headers.get("authorization", "")) is not None
+        return is_known or _is_preflight(scope, headers)
+
+
+def unauthorized(level: Level) -> JSONResponse:
+    """The answer to a request without a valid key or token."""
+    response = error_response(_MESSAGES[level], status=HTTPStatus.UNAUTHORIZED)
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def _is_preflight(scope: Scope, headers: Headers) -> bool:

@@ -18,7 +18,7 @@ from server import failed_logins
 from server.api_keys import as_tokens
 from server.guard import Guard
 from server.metrics import AUTH_FAILURES
-from server.tokens import Tokens
+from server.tokens import Token, Tokens
 
 KEYS = ["first-key", "schlüssel"]
 
@@ -32,12 +32,18 @@ async def converse(websocket: WebSocket) -> None:
     await websocket.close()
 
 
-def client(*, root_path: str = "", keys: Tokens | None = None) -> TestClient:
+def client(
+    *, root_path: str = "", keys: Tokens | None = None, admin: Tokens | None = None
+) -> TestClient:
     routes = [
         Route("/{path:path}", answer, methods=["GET", "HEAD", "POST", "OPTIONS"]),
         WebSocketRoute("/{path:path}", converse),
     ]
-    guarded: Any = Guard(Starlette(routes=routes), keys=as_tokens(KEYS) if keys is None else keys)
+    guarded: Any = Guard(
+        Starlette(routes=routes),
+        keys=as_tokens(KEYS) if keys is None else keys,
+        admin=Tokens([]) if admin is None else admin,
+    )
     return TestClient(guarded, root_path=root_path)
 
 
@@ -66,7 +72,7 @@ GUARDED = [
     "/metrics/../v1/models",
     "/console/%2e%2e/%2e%2e/v1/models",
 ]
-# The admin routes ask for their own token, see test_admin.py.
+# Where there are no admin tokens: the admin paths lead nowhere.
 OPEN = [
     "/admin/weights",
     "/admin/profiles/x",
@@ -109,7 +115,8 @@ def test_dots_that_arrive_are_no_way_around(path: str) -> None:
 
     async def run() -> None:
         scope = {"type": "http", "method": "GET", "path": path, "headers": [], "root_path": ""}
-        await Guard(Starlette(), keys=as_tokens(KEYS))(scope, None, send)  # type: ignore[arg-type]
+        guard = Guard(Starlette(), keys=as_tokens(KEYS), admin=Tokens([]))
+        await guard(scope, None, send)  # type: ignore[arg-type]
 
     asyncio.run(run())
     assert sent[0]["status"] == 401
@@ -123,6 +130,35 @@ def test_open_paths_need_none(path: str) -> None:
     assert answer.headers["x-frame-options"] == "DENY"
     kept_out = answer.headers.get("cache-control") == "no-store"
     assert kept_out == path.startswith("/admin/")
+
+
+def test_key_and_token_open_their_own_side_only() -> None:
+    http = client(admin=Tokens([Token.of("ops", "admin-token")]))
+    for path in ("/admin/weights", "/admin/profiles/x", "/admin/weights/reload"):
+        for headers in ({}, {"Authorization": "Bearer first-key"}, {"Authorization": "Bearer x"}):
+            refused = http.put(path, headers=headers)
+            assert refused.status_code == 401
+            assert "admin token" in refused.json()["error"]["message"]
+            assert refused.headers["cache-control"] == "no-store"
+        assert http.put(path, headers={"Authorization": "Bearer admin-token"}).status_code == 405
+    as_admin = {"Authorization": "Bearer admin-token"}
+    assert http.get("/v1/models", headers=as_admin).status_code == 401
+
+
+def test_nothing_of_a_refused_request_is_read() -> None:
+    async def receive() -> Any:
+        raise AssertionError("the body was asked for")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    tokens = Tokens([Token.of("ops", "admin-token")])
+    for path in ("/v1/completions", "/admin/weights/apply"):
+        sent: list[Any] = []
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "root_path": ""}
+        guard = Guard(Starlette(), keys=as_tokens(KEYS), admin=tokens)
+        asyncio.run(guard(scope, receive, send))
+        assert sent[0]["status"] == 401
 
 
 def test_without_keys_nothing_needs_one() -> None:
