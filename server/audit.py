@@ -27,12 +27,19 @@ def changed(who: str, what: str, change: Change) -> None:
     result = "unchanged" if change.is_noop else "applied"
     if change.set_aside is not None:
         result += f", broken file kept as {change.set_aside.name}"
-    _LOGGER.info("by=%s did=%s old=%s new=%s %s", who, what, before, _version(change.after), result)
+    after = _version(change.after)
+    _LOGGER.info("by=%s did=%s old=%s new=%s %s", who, one_word(what), before, after, result)
 
 
 def refused(who: str, what: str, reason: str) -> None:
     """Reports a change that was asked for and refused."""
-    _LOGGER.warning("by=%s did=%s refused: %s", who, what, json.dumps(reason, ensure_ascii=False))
+    _LOGGER.warning("by=%s did=%s refused: %s", who, one_word(what), json.dumps(reason))
+
+
+def one_word(text: str) -> str:
+    """`text` so that it cannot pass for more than one value of a line, or for another line."""
+    is_plain = text.isascii() and text.isprintable() and not set(text) & set(' "=')
+    return text if text and is_plain else json.dumps(text)
 
 
 def login_failed(surface: str, client: str, num_since_last: int) -> None:

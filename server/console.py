@@ -123,9 +123,12 @@ def _settings(request: Request) -> ConsoleSettings:
 
 
 def _report(settings: ConsoleSettings) -> Path | None:
-    """The report's file, if there is one now."""
+    """The report's file, if there is one now; in a folder, no link that leads out of it."""
     if settings.fit_report is None:
         return None
-    path = settings.fit_report
-    path = path / REPORT if path.is_dir() else path
+    path = settings.fit_report.resolve()
+    if path.is_dir():
+        folder, path = path, (path / REPORT).resolve()
+        if not path.is_relative_to(folder):
+            return None
     return path if path.is_file() else None

@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any, Literal, get_args
 
+from server.audit import one_word
+
 RequestLog = Literal["off", "text", "json"]
 FORMATS: tuple[str, ...] = get_args(RequestLog)
 
@@ -20,13 +22,15 @@ class _Json(logging.Formatter):
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         stamp = f"{moment}.{int(record.msecs):03d}Z"
         fields: dict[str, Any] = record.__dict__["fields"]
-        return json.dumps({"time": stamp, "logger": record.name, **fields}, ensure_ascii=False)
+        return json.dumps({"time": stamp, "logger": record.name, **fields})
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = record.__dict__["fields"]
-        pairs = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+        pairs = " ".join(
+            f"{name}={one_word(str(value))}" for name, value in fields.items() if value is not None
+        )
         return f"{self.formatTime(record)} prefmix request: {pairs}"
 
 

@@ -154,6 +154,22 @@ def test_a_report_is_linked_from_when_it_is_written(tmp_path: Path, name: str) -
     assert "sandbox" in rules
 
 
+def test_a_report_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    folder = tmp_path / "fit"
+    (folder / "..data").mkdir(parents=True)
+    page = folder / "report.html"
+    page.symlink_to(tmp_path / "secret")
+    with client(report=folder) as http:
+        assert http.get("/console/report/").status_code == 404
+        assert http.get("/console/settings").json()["fit_report"] is None
+        page.unlink()
+        # As Kubernetes mounts a ConfigMap.
+        (folder / "..data" / "report.html").write_text("a fit")
+        page.symlink_to("..data/report.html")
+        assert http.get("/console/report/").text == "a fit"
+
+
 @pytest.mark.parametrize("has_admin", [True, False])
 def test_the_page_learns_whether_it_can_publish(has_admin: bool) -> None:
     with client(has_admin=has_admin) as http:
