@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -30,6 +31,21 @@ from mixing.kernels.log_linear_mix import log_linear_mix
 from mixing.observer import Observer
 from mixing.request_weights import WeightTable, spec_of, table_of_engine
 from mixing.scheduling import can_skip
+
+
+@dataclass(slots=True)
+class Step:
+    """What is known of the step under way. Apart from the model, for a torch module takes several
+    microseconds to set an attribute."""
+
+    active: list[bool]
+    """Which members run."""
+    broken_rows_N: torch.Tensor | None = None
+    """Codes of the rows that the step draws tokens from (mixing.broken_rows); None: sound."""
+    is_checked: bool = False
+    """Whether these rows have been looked at."""
+    logits: list[torch.Tensor | None] | None = None
+    """Each member's, if the rows that are being mixed needed them."""
 
 
 class MixtureModel(nn.Module, ABC):
@@ -48,15 +64,11 @@ class MixtureModel(nn.Module, ABC):
         self.is_single = self.spec.num_members == 1
         self.everyone = [True] * self.spec.num_members
         """Who runs where no batch says: in profiling and warm-up passes."""
-        self.active = list(self.everyone)
+        self.step = Step(active=list(self.everyone))
         self.observer: Observer | None = None
         """Measures what is served, once it is asked to (mixing.worker)."""
         self.checks_rows = False
         """Whether somebody ends the requests whose rows are broken (mixing.worker)."""
-        self.broken_rows_N: torch.Tensor | None = None
-        """Codes of the rows that the step draws tokens from (mixing.broken_rows); None: sound."""
-        self._is_checked = False
-        self._logits: list[torch.Tensor | None] | None = None
         self.device: torch.device = vllm_config.device_config.device
         self._table: WeightTable | None = None
         if not vllm_config.use_v2_model_runner:
@@ -89,7 +101,7 @@ class MixtureModel(nn.Module, ABC):
         """For `mix`: mixes the logits of members with weight, None for the others."""
         if all(each is None for each in logits):
             return None
-        self._logits = logits
+        self.step.logits = logits
         if self.observer is not None and self.observer.kept is not None:
             self.observer.kept = (*self.observer.kept[:2], logits)  # it need not compute them again
         signed = self.spec.weight_space == "affine"
@@ -105,7 +117,7 @@ class MixtureModel(nn.Module, ABC):
     def set_active_members(self, active_M: Sequence[bool]) -> None:
         """Says which members the next forward pass has to run; the rest may be skipped."""
         if self.can_skip:
-            self.active = list(active_M)
+            self.step.active = list(active_M)
 
     def forward(
         self,
@@ -122,9 +134,18 @@ class MixtureModel(nn.Module, ABC):
           intermediate_tensors, inputs_embeds: always None; pipeline parallelism and prompt
             embeddings are refused at start.
           token_weights: float32 [T, M] from the V2 model state; None under V1.
-        Returns: [T, sum(D_m) + weight columns] in the model's dtype, laid out as above.
+        Returns: [T, sum(D_m) + weight columns] in the model's dtype, laid out as above; of a single
+          member [T, D].
         """
         num_tokens = input_ids.shape[0]
+        if self._table is not None:
+            self._begin_step_v1(self._table)
+        if self.is_single:
+            shape = (num_tokens, self.hidden_sizes[0])
+            out = torch.empty(shape, dtype=self.dtype, device=input_ids.device)
+            with self._timed("forward"):
+                self.run_members(input_ids, positions, [out])
+            return out
         if token_weights is None:
             token_weights = self._token_weights_v1(num_tokens, input_ids.device)
         columns = token_weights.view(self.dtype)
@@ -136,20 +157,23 @@ class MixtureModel(nn.Module, ABC):
         weight_slot.copy_(columns)
         return out
 
+    def _begin_step_v1(self, table: WeightTable) -> None:
+        """Learns from the batch's rows who has to run; all do where there is no batch, as in
+        profiling."""
+        if not get_forward_context().attn_metadata:
+            self.set_active_members(self.everyone)
+            return
+        if not self.is_single:
+            self.set_active_members(table.active_members())
+        self.begin_step(table.measured[: table.num_active_rows])
+
     def _token_weights_v1(self, num_tokens: int, device: torch.device) -> torch.Tensor:
-        """float32 [T, M] from the batch's rows, [T, 0] for a single member; uniform where there is
-        no batch (profiling)."""
+        """float32 [T, M] from the batch's rows; uniform where there is no batch."""
         assert self._table is not None
         attn_metadata = get_forward_context().attn_metadata
-        if attn_metadata:
-            self.begin_step(self._table.measured[: self._table.num_active_rows])
-        if self.is_single:
-            return torch.empty((num_tokens, 0), device=device)
         if not attn_metadata:
-            self.set_active_members(self.everyone)
             uniform_M = torch.tensor(self.spec.uniform_weights, device=device)
             return uniform_M.expand(num_tokens, -1).contiguous()
-        self.set_active_members(self._table.active_members())
         # Every attention layer's metadata describes the same batch.
         metadata = next(iter(attn_metadata.values()))
         return self._table.token_weights(metadata.query_start_loc, num_tokens)
@@ -161,11 +185,12 @@ class MixtureModel(nn.Module, ABC):
           hidden_states: rows of `forward`'s output, [N, width].
         Returns: [N, V]; None on tensor-parallel ranks that do not gather logits.
         """
-        num_columns = hidden_states.shape[-1] - sum(self.hidden_sizes)
-        *hidden, columns = torch.split(hidden_states, [*self.hidden_sizes, num_columns], dim=-1)
         if self.is_single:
-            weights_NM = torch.ones((len(hidden_states), 1), device=hidden_states.device)
+            hidden: Sequence[torch.Tensor] = [hidden_states]
+            weights_NM = hidden_states.new_ones((len(hidden_states), 1), dtype=torch.float32)
         else:
+            num_columns = hidden_states.shape[-1] - sum(self.hidden_sizes)
+            *hidden, columns = torch.split(hidden_states, [*self.hidden_sizes, num_columns], dim=-1)
             weights_NM = columns.contiguous().view(torch.float32)
         if self.observer is not None and self.observer.wants_logits:
             self.observer.kept = (hidden, weights_NM, None)
@@ -173,19 +198,19 @@ class MixtureModel(nn.Module, ABC):
             mixed_NV = (
                 self._single_logits(hidden) if self.is_single else self.mix(hidden, weights_NM)
             )
-            if mixed_NV is not None and self.checks_rows and not self._is_checked:
-                self.broken_rows_N = culprits(mixed_NV, hidden, weights_NM, self._logits)
-        self._is_checked = True  # the step's other calls are for prompt logprobs
-        self._logits = None
+            if mixed_NV is not None and self.checks_rows and not self.step.is_checked:
+                self.step.broken_rows_N = culprits(mixed_NV, hidden, weights_NM, self.step.logits)
+        self.step.is_checked = True  # the step's other calls are for prompt logprobs
+        self.step.logits = None
         return mixed_NV
 
     def _single_logits(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        self._logits = self.member_logits(hidden)
-        return self._logits[0]
+        self.step.logits = self.member_logits(hidden)
+        return self.step.logits[0]
 
     def begin_step(self, keys: Sequence[str | None]) -> None:
         """A batch's pass begins. Args: keys: per row, under what to keep its figures, if at all."""
-        self._is_checked, self.broken_rows_N = False, None
+        self.step.is_checked, self.step.broken_rows_N = False, None
         if self.observer is not None:
             self.observer.begin_step(keys)
 

@@ -67,7 +67,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
     def run_members(
         self, input_ids: torch.Tensor, positions: torch.Tensor, slots: Sequence[torch.Tensor]
     ) -> None:
-        for slot, member, active in zip(slots, self._members, self.active, strict=True):
+        for slot, member, active in zip(slots, self._members, self.step.active, strict=True):
             # Copied at once: with CUDA graphs the next member may reuse this one's output memory.
             if active:
                 slot.copy_(member(input_ids, positions))
@@ -97,7 +97,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         return self.mix_logits(self._logits_of(hidden, members_with_weight(weights_NM)), weights_NM)
 
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        return self._logits_of(hidden, self.active)
+        return self._logits_of(hidden, self.step.active)
 
     def _logits_of(
         self, hidden: Sequence[torch.Tensor], which: Sequence[bool]

@@ -64,7 +64,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             self.everyone = [weight != 0 for weight in self.spec.uniform_weights]
             if self.spec.weight_space == "affine":
                 self.everyone = [True] * self.spec.num_members
-        self.active = list(self.everyone)
+        self.step.active = list(self.everyone)
         self._parameter_bytes: list[int] | None = None  # known once loaded, before repacking
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -74,12 +74,15 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
     def run_members(
         self, input_ids: torch.Tensor, positions: torch.Tensor, slots: Sequence[torch.Tensor]
     ) -> None:
-        if self.stack.members != (members := [m for m, active in enumerate(self.active) if active]):
+        members = [member for member, active in enumerate(self.step.active) if active]
+        if self.stack.members != members:
+            members := [m for m, active in enumerate(self.step.active) if active]
+        ):
             self.stack.run(members)
         # One set of members is compiled; any other is rarer and runs layer by layer.
-        run = self.trunk if self.active == self.everyone else self.trunk.forward
+        run = self.trunk if self.step.active == self.everyone else self.trunk.forward
         hidden = iter(torch.split(run(input_ids, positions), input_ids.shape[0]))
-        for slot, active in zip(slots, self.active, strict=True):
+        for slot, active in zip(slots, self.step.active, strict=True):
             if active:
                 slot.copy_(next(hidden))
             else:
@@ -101,7 +104,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         return self.mix_logits(self._logits_of(hidden, has_weight), weights_NM)
 
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        return self._logits_of(hidden, self.active)
+        return self._logits_of(hidden, self.step.active)
 
     def _logits_of(
         self, hidden: Sequence[torch.Tensor], which: Sequence[bool]

@@ -82,7 +82,7 @@ def _with_broken_rows(runner: Any) -> Any:
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         output = sample_tokens(*args, **kwargs)
-        codes_N = runner.model.broken_rows_N
+        codes_N = runner.model.step.broken_rows_N
         if codes_N is not None:
             output.num_nans_in_logits = dict(zip(output.req_ids, codes_N.tolist(), strict=True))
         return output
@@ -108,8 +108,8 @@ class WatchedSampler:
 
     def __call__(self, logits: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         output = self._sampler(logits, batch, *args, **kwargs)
-        if self._model.broken_rows_N is not None:
-            output.num_nans = self._model.broken_rows_N  # goes to the host with the tokens
+        if self._model.step.broken_rows_N is not None:
+            output.num_nans = self._model.step.broken_rows_N  # goes to the host with the tokens
         observer = self._model.observer
         if observer is None or observer.kept is None:
             return output

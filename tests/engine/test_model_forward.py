@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from mixing.mixture_model import Step
 from mixing.model import LogLinearMixtureForCausalLM
 from mixing.spec import MixtureSpec, Policy
 
@@ -43,7 +44,8 @@ def build(*, dtype: torch.dtype = torch.float32) -> Any:
     model.hidden_sizes, model.dtype, model.vocab_size = list(WIDTHS), dtype, 3
     model.common_vocab_size = 3
     model.device = torch.device("cpu")
-    model.active, model.can_skip, model.observer = [True, True], True, None
+    model.step, model.can_skip, model.observer = Step([True, True]), True, None
+    model.is_single, model.checks_rows, model._table = False, False, None
     return model
 
 
