@@ -177,6 +177,21 @@ def test_nothing_is_named_by_the_ambiguous_acronym() -> None:
     assert acronym not in {name.lower() for name in (*targets, *project["scripts"])}
 
 
+def test_only_what_is_shown_reads_the_wall_clock() -> None:
+    """A clock that jumps must end no wait early or late: durations come from monotonic clocks."""
+    clock = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|utcnow|today)\(")
+    reading = {
+        str(path)
+        for path, _ in _trees(*ROOMS)
+        if clock.search((ROOT / path).read_text(encoding="utf-8"))
+    }
+    assert reading == {
+        "server/metrics.py",  # when the last reload was
+        "bench/report.py",  # when a benchmark was
+        "deploy/check_live.py",  # which span Prometheus is asked about
+    }
+
+
 def test_lock_holds_plain_pins_and_the_gpu_tools_agree() -> None:
     """No addresses, no ranges; the tools of both set-ups are the same."""
     pin = re.compile(r"([A-Za-z0-9._-]+)==([^ @/:;]+)( ; .+)?")
