@@ -97,6 +97,25 @@ def test_admin_routes_are_added_on_the_loopback_only(tmp_path: Path) -> None:
     ]
 
 
+def test_an_api_key_comes_as_a_file_that_only_the_pods_group_reads(tmp_path: Path) -> None:
+    copy = shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    (copy / "components" / "api-key" / "api-key").write_text("secret\n")
+    (copy / "components" / "admin" / "admin-token").write_text("another\n")
+    overlay = copy / "overlays" / "cpu" / "kustomization.yaml"
+    both = "components: [../../components/api-key, ../../components/admin]\n"
+    overlay.write_text(overlay.read_text() + both)
+    deployment = next(each for each in _build(overlay.parent) if each["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    files = {entry["name"]: entry["value"] for entry in container["env"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    for variable in ("PREFMIX_API_KEY_FILE", "PREFMIX_ADMIN_TOKEN_FILE"):
+        name = mounts[str(Path(files[variable]).parent)]
+        (volume,) = (each for each in pod["volumes"] if each["name"] == name)
+        assert volume["secret"]["defaultMode"] == 0o440
+    assert not any("secret" in word or "another" in word for word in container["args"])
+
+
 def test_monitoring_brings_the_rules_and_both_dashboards() -> None:
     kinds = {each["kind"]: each for each in _build(KUBERNETES / "monitoring")}
     assert set(kinds) == {"ServiceMonitor", "PrometheusRule", "ConfigMap"}
