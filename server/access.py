@@ -37,6 +37,7 @@ LEVELS: Mapping[str, Level] = {
     "/tokenize": Level.KEY,
     "/detokenize": Level.KEY,
     "/health": Level.OPEN,
+    "/ready": Level.OPEN,
     "/ping": Level.OPEN,
     "/load": Level.OPEN,
     "/version": Level.OPEN,

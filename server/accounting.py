@@ -18,6 +18,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from server import request_log
 from server.attribution import FIELD, Attribution, describe
 from server.engine_statistics import EngineStatistics
+from server.exchange import SCOPE_KEY, Exchange
+from server.load_metrics import count_refused
 from server.metrics import NO_PROFILE, REJECTED, REQUESTS
 from server.resolve import Resolution
 
@@ -56,7 +58,10 @@ class Account:
         """It was refused before it reached the engine. Args: reason: if because of its weights."""
         if reason is not None:
             REJECTED.labels(reason).inc()
-        self._close("rejected", status)
+        is_overload = status == HTTPStatus.SERVICE_UNAVAILABLE
+        if is_overload:
+            count_refused("overloaded")
+        self._close("refused" if is_overload else "rejected", status)
 
     async def answered(self, response: Response) -> Response:
         """The engine's answer has begun, or is there; the account ends with its last byte."""
@@ -147,6 +152,9 @@ class Account:
 
     def _close(self, outcome: str, status: int) -> None:
         resolution = self._resolution
+        exchange: Exchange | None = self._raw_request.scope.get(SCOPE_KEY)
+        if exchange is not None and exchange.cut is not None:
+            outcome, status = exchange.cut.outcome, exchange.cut.status
         profile = NO_PROFILE if resolution is None else resolution.profile
         REQUESTS.labels(profile, outcome).inc()
         metadata = getattr(self._raw_request.state, "request_metadata", None)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from mixing.spec import MixtureSpec, Policy, SpecError, WeightSpace
+from server.limits import DRAIN_TIMEOUT_S, MAX_BODY_BYTES, Limits
 from server.observing import STATISTICS_EVERY
 from server.request_log import RequestLog
 from server.yaml_file import YamlError, read_yaml
@@ -86,6 +87,15 @@ class ServeConfig(BaseModel):
     """A fit's report, or its folder, for the console to link; it may be written later."""
     allow_unsafe_weights: bool = False
     """Whether checkpoints may be other than safetensors files: formats that can run code."""
+    max_waiting: StrictInt | None = Field(None, ge=0)
+    """How many requests may wait for the engine, beyond which they are refused with 503. None:
+    half of what it can run at once. 0: none, a request is taken only if it can run at once."""
+    request_timeout: float | None = Field(None, gt=0)
+    """Seconds a request for text may take before it is ended with 504; None has no bound."""
+    max_body_bytes: StrictInt = Field(MAX_BODY_BYTES, ge=1024)
+    """Bytes a request's body may have, beyond which it is refused with 413."""
+    drain_timeout: float = Field(DRAIN_TIMEOUT_S, ge=0)
+    """Seconds that requests under way have to end once the server is asked to."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Any vLLM engine or server flag, without its dashes."""
 
@@ -108,6 +118,15 @@ class ServeConfig(BaseModel):
             )
         except SpecError as error:
             raise ConfigError(str(error)) from None
+
+    def limits(self) -> Limits:
+        """How much work the server takes on."""
+        return Limits(
+            max_waiting=self.max_waiting,
+            request_timeout=self.request_timeout,
+            max_body_bytes=self.max_body_bytes,
+            drain_timeout=self.drain_timeout,
+        )
 
     def _adapters_of_base(self) -> PolicyTable:
         if self.base is None:

@@ -27,6 +27,7 @@ from server import (
     console,
     failed_logins,
     failed_policies,
+    readiness,
     request_log,
     routes,
 )
@@ -34,9 +35,11 @@ from server.access import LEVELS, check_levels, path_of
 from server.admin_listener import admin_app, listen, serve_admin
 from server.admin_tokens import admin_tokens
 from server.api_keys import api_keys, as_tokens
+from server.bounds import Bounds
 from server.engine_statistics import EngineStatistics
 from server.errors import http_exception
 from server.guard import Guard
+from server.limits import LIMITS_ATTRIBUTE, Limits
 from server.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from server.live_weights import LiveWeights
 from server.metrics import MixtureMetrics
@@ -48,9 +51,6 @@ from weights.profiles import CurrentProfiles, ProfileSet, build_profile_set
 
 PROFILES_ATTRIBUTE = "prefmix_profiles"
 """Where `prefmix serve` leaves the ProfileSet on vLLM's parsed arguments."""
-
-LAST_ANSWERS_S = 2
-"""How long answers may take to go out once the engine has stopped."""
 
 OWN_ROUTES = (
     ("POST", "/v1/completions"),
@@ -81,6 +81,7 @@ class PrefmixEndpoints:
         keep_allowed_routes(app)
         app.include_router(routes.router)
         app.include_router(catalog.router)
+        app.include_router(readiness.router)
         app.add_exception_handler(HTTPException, http_exception)
         self._app = app
 
@@ -95,6 +96,13 @@ class PrefmixEndpoints:
         if profiles is None:
             profiles = build_profile_set({}, spec)
         paths = state.openai_serving_models.base_model_paths
+        live: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
+        bounds = Bounds(
+            engine_client,
+            getattr(args, LIMITS_ATTRIBUTE, Limits()),
+            folder=None if live is None else live.folder,
+            num_processes=args.api_server_count or 1,
+        )
         observing: ObservingSettings = getattr(args, OBSERVING_ATTRIBUTE, ObservingSettings())
         statistics = EngineStatistics(
             engine_client, MixtureMetrics(spec), every=observing.statistics_every
@@ -104,6 +112,7 @@ class PrefmixEndpoints:
             model_names=tuple(path.name for path in paths),
             profiles=CurrentProfiles(profiles),
             statistics=statistics,
+            admission=bounds.admission,
         )
         setattr(state, STATE_KEY, mixture)
         request_log.set_up(observing.request_log)
@@ -119,9 +128,11 @@ class PrefmixEndpoints:
         check_own_routes(self._app)
         console.attach(self._app, getattr(args, console.CONSOLE_ATTRIBUTE, None))
         keys = api_keys(args.api_key)
-        self._start(bound_shutdown(state), "the bound on the shutdown")
+        self._start(bounds.bound_server(state), "the bound on the connections")
+        self._start(bounds.readiness.follow(), "the watch on the engine")
         tokens = await self._open_admin(mixture, state, args, keys)
         check_levels(self._app.router.routes, admin_route=admin.AdminRoute)
+        bounds.surround(self._app)
         guard(self._app, keys, tokens)
 
     async def _open_admin(
@@ -171,16 +182,6 @@ class PrefmixEndpoints:
         task = asyncio.create_task(work)
         task.add_done_callback(report)
         self._tasks.append(task)
-
-
-async def bound_shutdown(state: State) -> None:
-    """Has the HTTP server, once it exists, give up on answers that can no longer come.
-
-    vLLM stops the engine first; an answer that it loses on the way would be awaited for ever.
-    """
-    while getattr(state, "server", None) is None:
-        await asyncio.sleep(0.05)
-    state.server.config.timeout_graceful_shutdown = LAST_ANSWERS_S
 
 
 def mixture_spec(engine_client: Any) -> MixtureSpec:

@@ -27,6 +27,8 @@ _OWNED = {
     "served_model_name": "use --name before '--', or name: in the file",
     "host": "use --host before '--', or host: in the file",
     "port": "use --port before '--', or port: in the file",
+    "shutdown_timeout": "use --drain-timeout before '--', or drain_timeout: in the file",
+    "max_num_queued_reqs": "use --max-waiting before '--', or max_waiting: in the file",
     "config": "put vLLM's flags under engine: in the prefmix file",
 }
 _REFUSED = {
@@ -99,6 +101,7 @@ def build_arguments(
     args.served_model_name = [config.name]
     args.host = config.host
     args.port = config.port
+    args.shutdown_timeout = config.limits().shutdown_timeout
     args.config = None
     args.hf_overrides = _hf_overrides(args.hf_overrides, spec)
     try:

@@ -7,16 +7,14 @@ last. vLLM's console script is not used: its CPU wheel ships one that cannot run
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import signal
 import socket
 import sys
-import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from mixing.spec import MixtureSpec
@@ -36,7 +34,8 @@ from server.environment import (
 )
 from server.exits import CommandError
 from server.hangup import HangupReload
-from server.live_settings import LIVE_ATTRIBUTE, LiveSettings
+from server.limits import LIMITS_ATTRIBUTE
+from server.live_settings import LIVE_ATTRIBUTE, LiveSettings, live_settings
 from server.observing import OBSERVING_ATTRIBUTE, ObservingSettings
 from server.probe import Address, ProbeError, ReadyProbe
 from server.signals import StartSignals, end_descendants
@@ -70,7 +69,7 @@ def launch(
     set_keep_alive()
     set_plugins()
     with (
-        _live_settings(config) as live,
+        live_settings(config.weights_store, config.admin_port) as live,
         StartupLog(enabled=quiet) as log,
         _signals(log, live) as signals,
     ):
@@ -81,6 +80,7 @@ def launch(
                 statistics_every=config.statistics_every, request_log=config.request_log
             )
             setattr(args, OBSERVING_ATTRIBUTE, observing)
+            setattr(args, LIMITS_ATTRIBUTE, config.limits())
             setattr(args, CONSOLE_ATTRIBUTE, _console_settings(config, args))
             with nullcontext() if live.store is None else HangupReload(live.folder):
                 return _serve(args, spec, profiles, log, signals)
@@ -94,28 +94,6 @@ def launch(
             raise CommandError(f"{what}: {cause or describe(error)}") from error
         finally:
             end_descendants()
-
-
-@contextmanager
-def _live_settings(config: ServeConfig) -> Iterator[LiveSettings]:
-    """The settings of changing weights, with a folder that exists as long as the server."""
-    with (
-        tempfile.TemporaryDirectory(prefix="prefmix-", ignore_cleanup_errors=True) as folder,
-        _held(folder),
-    ):
-        store = None if config.weights_store is None else Path(config.weights_store).absolute()
-        yield LiveSettings(folder=Path(folder), store=store, admin_port=config.admin_port)
-
-
-@contextmanager
-def _held(folder: str) -> Iterator[None]:
-    """Locks a folder, which tells those who tidy /tmp up to leave it alone."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(handle)
 
 
 def check_port(host: str, port: int, *, flag: str = "--port") -> None:

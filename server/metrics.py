@@ -20,7 +20,7 @@ from weights.profiles import CUSTOM_PROFILE, ProfileSet
 NO_PROFILE = "none"
 """The profile label of a request that was refused before its weights were known."""
 
-OUTCOMES = ("ok", "rejected", "error", "cancelled")
+OUTCOMES = ("ok", "rejected", "error", "cancelled", "refused", "timeout", "drained")
 REASONS = (
     "all_zero",
     "ambiguous",
@@ -41,14 +41,16 @@ SHARED = "shared"
 """The policy label of parameters that several policies use."""
 
 
-def _gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+    """A gauge of which the newest value of any API process counts."""
     return Gauge(name, text, labels, multiprocess_mode="mostrecent")
 
 
 REQUESTS = Counter(
     "prefmix_requests",
     "Requests for text by profile and how they ended: ok, rejected (4xx), error (5xx), cancelled "
-    "by the client. Profile custom is weights in the request, none a request refused before.",
+    "by the client, refused (503: overloaded or ending), timeout (504), drained (cut by the end of "
+    "the server). Profile custom is weights in the request, none a request refused before.",
     ["profile", "outcome"],
 )
 REJECTED = Counter(
@@ -64,23 +66,23 @@ AUTH_FAILURES = Counter(
     "Requests refused for want of a valid credential: key is the API key, admin the admin token.",
     ["surface"],
 )
-_PROFILE_WEIGHT = _gauge(
+_PROFILE_WEIGHT = gauge(
     "prefmix_profile_weight",
     "Weight of each policy in each profile in force.",
     ["profile", "policy"],
 )
-_DEFAULT_PROFILE = _gauge(
+_DEFAULT_PROFILE = gauge(
     "prefmix_default_profile", "1 for the profile of requests that name none.", ["profile"]
 )
-_VERSION = _gauge("prefmix_weights_version", "Version of the profiles in force.")
-_INFO = _gauge(
+_VERSION = gauge("prefmix_weights_version", "Version of the profiles in force.")
+_INFO = gauge(
     "prefmix_weights_info", "1 for the content hash of the profiles in force.", ["sha256"]
 )
-_SUCCESSFUL = _gauge(
+_SUCCESSFUL = gauge(
     "prefmix_weights_last_reload_successful",
     "1 if the last reload of the weights store was successful, 0 if it was refused.",
 )
-_SUCCESS_TIME = _gauge(
+_SUCCESS_TIME = gauge(
     "prefmix_weights_last_reload_success_timestamp_seconds",
     "When the last successful reload of the weights store was, in Unix time.",
 )
@@ -127,15 +129,15 @@ _STEP_SECONDS = Counter(
     ["part"],
 )
 _STEPS = Counter("prefmix_step_samples", "Engine steps that were measured.")
-_PARAMETER_BYTES = _gauge(
+_PARAMETER_BYTES = gauge(
     "prefmix_parameter_bytes",
     "Bytes of parameters on one rank that only this policy uses; shared: that several use.",
     ["policy"],
 )
-_KV_BYTES = _gauge(
+_KV_BYTES = gauge(
     "prefmix_kv_bytes_per_token", "Bytes of KV cache on one rank a token and policy.", ["policy"]
 )
-_BUILD = _gauge(
+_BUILD = gauge(
     "prefmix_build_info",
     "1; which software serves, and how.",
     ["version", "vllm", "torch", "layout"],

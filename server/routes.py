@@ -21,6 +21,7 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from server.accounting import CLIENT_GONE, REQUEST_ID_HEADER, Account
 from server.attribution import Attribution
 from server.errors import RequestError
+from server.exchange import SCOPE_KEY, Exchange
 from server.resolve import PROFILE_HEADER, VERSION_HEADER, WEIGHTS_HEADER, split_model
 from server.route import OpenAIRoute
 from server.schemas import (
@@ -61,6 +62,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     HTTPStatus.UNAUTHORIZED.value: _ERROR,
     HTTPStatus.NOT_FOUND.value: _ERROR,
     HTTPStatus.INTERNAL_SERVER_ERROR.value: _ERROR,
+    HTTPStatus.SERVICE_UNAVAILABLE.value: _ERROR,
+    HTTPStatus.GATEWAY_TIMEOUT.value: _ERROR,
 }
 _PLAIN_RESPONSES = {status: _ERROR for status in _RESPONSES if status != HTTPStatus.OK.value}
 
@@ -108,11 +111,14 @@ async def _generate(handler: Handler, request: PreferenceFields, raw_request: Re
     try:
         resolution = state.resolve(request.preferences())
         attribution = Attribution(request.preference_attribution)
+        ticket = state.admission.take(request.num_prompts * request.num_samples)
     except RequestError as error:
         account.refused(error.reason, error.status)
         raise
-    request.bind(resolution, attribution)
-    account.admitted(resolution, attribution, num_samples=getattr(request, "n", None) or 1)
+    request.bind(resolution, attribution, ticket)
+    exchange: Exchange = raw_request.scope[SCOPE_KEY]
+    exchange.at_end(ticket.release)
+    account.admitted(resolution, attribution, num_samples=request.num_samples)
     try:
         response = _answer(await handler(request, raw_request))
     except Exception:

@@ -18,6 +18,7 @@ from mixing.wire import MEASURE_KEY, to_extra_args
 from server.attribution import FIELD as ATTRIBUTION
 from server.attribution import Attribution
 from server.errors import RequestError
+from server.overload import Ticket
 from server.resolve import Preferences, Resolution
 
 _WEIGHTS_SCHEMA = {
@@ -64,6 +65,7 @@ class PreferenceFields(BaseModel):
     )
     _resolution: Resolution | None = PrivateAttr(default=None)
     _attribution: Attribution | None = PrivateAttr(default=None)
+    _ticket: Ticket | None = PrivateAttr(default=None)
 
     def preferences(self) -> Preferences:
         """What this request says about its weights.
@@ -83,16 +85,29 @@ class PreferenceFields(BaseModel):
             extra_args=getattr(self, "vllm_xargs", None),
         )
 
-    def bind(self, resolution: Resolution, attribution: Attribution) -> None:
-        """Gives the request the weights it keeps, and the model name vLLM knows."""
+    @property
+    def num_samples(self) -> int:
+        """How many answers each prompt gets."""
+        return max(getattr(self, "n", None) or 1, 1)
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts this request has."""
+        return 1
+
+    def bind(self, resolution: Resolution, attribution: Attribution, ticket: Ticket) -> None:
+        """Gives the request the weights and the place it keeps, and the model name vLLM knows."""
         self._resolution = resolution
         self._attribution = attribution
+        self._ticket = ticket
         self.model = resolution.model
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         """vLLM's sampling parameters with the weights under `wire.WEIGHTS_KEY`."""
         assert self._resolution is not None, "bind() comes before to_sampling_params()"
         assert self._attribution is not None
+        assert self._ticket is not None
+        self._ticket.handed_over(self.num_samples)  # vLLM adds each prompt after asking for these
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
         extra_args = {**(params.extra_args or {}), **to_extra_args(self._resolution.weights)}
         extra_args.pop(MEASURE_KEY, None)  # a name under which others' figures could be found
@@ -104,6 +119,14 @@ class PreferenceFields(BaseModel):
 
 class MixtureCompletionRequest(PreferenceFields, CompletionRequest):
     """POST /v1/completions"""
+
+    @property
+    def num_prompts(self) -> int:
+        """A list holds several prompts, unless it holds the tokens of one."""
+        prompt = self.prompt
+        if not isinstance(prompt, list) or not prompt or isinstance(prompt[0], int):
+            return 1
+        return len(prompt)
 
 
 class MixtureChatCompletionRequest(PreferenceFields, ChatCompletionRequest):

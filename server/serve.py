@@ -59,6 +59,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="leave out the mixing console, the page at /console",
     )
+    add(
+        "--max-waiting",
+        type=int,
+        metavar="N",
+        help="requests that may wait for the engine, further ones get 503; default: half as many "
+        "as it can run at once; 0 lets none wait",
+    )
+    add(
+        "--request-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="end a request for text with 504 after so long; default: no bound",
+    )
+    add(
+        "--max-body-bytes",
+        type=int,
+        metavar="BYTES",
+        help="refuse longer request bodies with 413; default 4 MiB",
+    )
+    add(
+        "--drain-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="time for requests under way when asked to end; default 30",
+    )
     add("--fit-report", metavar="PATH", help="a fit's report or its folder, linked in the console")
 
 
@@ -105,6 +130,10 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
         "request_log",
         "console",
         "fit_report",
+        "max_waiting",
+        "request_timeout",
+        "max_body_bytes",
+        "drain_timeout",
     )
     overrides = {field: getattr(args, field) for field in fields} | mixture_overrides(args)
     return {field: value for field, value in overrides.items() if value is not None}

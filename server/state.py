@@ -8,6 +8,7 @@ from fastapi import Request
 
 from mixing.spec import MixtureSpec
 from server.engine_statistics import EngineStatistics
+from server.overload import Admission
 from server.resolve import Preferences, Resolution, resolve
 from weights.profiles import CurrentProfiles
 
@@ -24,6 +25,7 @@ class MixtureState:
     """Names the mixture is served under; the first is the default."""
     profiles: CurrentProfiles
     statistics: EngineStatistics
+    admission: Admission
 
     def resolve(self, preferences: Preferences) -> Resolution:
         """Resolves a request against the profiles in force at this moment."""

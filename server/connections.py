@@ -1,0 +1,78 @@
+"""Bounds on connections that do not get on: uvicorn has one only between two requests.
+
+A client that does not finish the head of its request, or the rest of a body that has been refused,
+holds a connection; one that does not read its answer holds what has been generated for it as well.
+Both are cut off. (The body of a request that is served has a bound of its own.)
+"""
+
+from __future__ import annotations
+
+from asyncio import Transport
+from asyncio.events import TimerHandle
+from typing import Any
+
+HEAD_TIMEOUT_S = 10.0
+"""From the first byte of a request to the last of its head."""
+
+STALL_TIMEOUT_S = 60.0
+"""How long a client may let its answer wait, once 64 KiB of it do."""
+
+
+def bound(config: Any) -> None:
+    """Has a uvicorn server bound its connections from now on. Args: config: uvicorn.Config."""
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class BoundedProtocol(HttpToolsProtocol):
+        """uvicorn's protocol with two timers."""
+
+        _head_timer: TimerHandle | None = None
+        _stall_timer: TimerHandle | None = None
+
+        def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            # As long as between two requests: who opens connections ahead is welcome.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head_came()
+            self._unstalled()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            is_between = self.cycle is None or self.cycle.response_complete
+            if is_between and not self.transport.is_closing():
+                self._await_head()
+
+        def on_headers_complete(self) -> None:
+            self._head_came()
+            super().on_headers_complete()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._stall_timer is None:
+                self._stall_timer = self.loop.call_later(STALL_TIMEOUT_S, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._unstalled()
+            super().resume_writing()
+
+        def _unstalled(self) -> None:
+            if self._stall_timer is not None:
+                self._stall_timer.cancel()
+                self._stall_timer = None
+
+        def _head_came(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _await_head(self) -> None:
+            # Not begun anew by every byte: a trickle has to end as well.
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
+    if config.http_protocol_class is HttpToolsProtocol:
+        config.http_protocol_class = BoundedProtocol

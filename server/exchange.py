@@ -1,0 +1,108 @@
+"""One request for text on its way through the application, which can be ended from outside.
+
+To the application an end looks like a client that hangs up: that way is taken often and well
+tested, it frees the engine's slots, and it works in the middle of a stream. The client is told the
+truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
+
+from server.errors import error_body, error_response
+
+SCOPE_KEY = "prefmix.exchange"
+"""Where an application finds the exchange it works on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """Why a request is ended before its answer is complete."""
+
+    outcome: str
+    """One of server.metrics.OUTCOMES."""
+    status: HTTPStatus
+    message: str
+    retry_after_s: int | None = None
+
+
+class Exchange:
+    """Stands between the HTTP server and the application."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._path: str = scope["path"]
+        self._receive = receive
+        self._send = send
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_started = False
+        self._is_stream = False
+        self._is_finished = False
+        self._at_end: list[Callable[[], None]] = []
+        self.cut: Cut | None = None
+        """Why it was ended; None if it was not."""
+        scope[SCOPE_KEY] = self
+
+    def at_end(self, action: Callable[[], None]) -> None:
+        """Has something done once the application has let go of the request."""
+        self._at_end.append(action)
+
+    def end(self, cut: Cut) -> None:
+        """Ends it, unless its answer is on its way already."""
+        is_too_late = self._is_finished or (self._is_started and not self._is_stream)
+        if self.cut is None and not is_too_late:
+            self.cut = cut
+            self._over.set_result(None)
+
+    async def receive(self) -> Message:
+        """For the application: what comes from the client, or that it is over."""
+        if self.cut is not None:
+            return {"type": "http.disconnect"}
+        message = asyncio.ensure_future(self._receive())
+        try:
+            await asyncio.wait((message, self._over), return_when=asyncio.FIRST_COMPLETED)
+            return message.result() if message.done() else {"type": "http.disconnect"}
+        finally:
+            message.cancel()
+
+    async def send(self, message: Message) -> None:
+        """For the application; what it says after the end is not sent."""
+        if self.cut is not None:
+            return
+        if message["type"] == "http.response.start":
+            self._is_started = True
+            kind = Headers(raw=list(message.get("headers", []))).get("content-type", "")
+            self._is_stream = kind.startswith("text/event-stream")
+        elif not message.get("more_body", False):
+            self._is_finished = True
+        await self._send(message)
+
+    async def close(self) -> None:
+        """Once the application has let go: tells the client if it was ended."""
+        for action in self._at_end:
+            action()
+        if self.cut is None or self._is_finished:
+            return
+        self._is_finished = True
+        if not self._is_started:
+            response = error_response(self.cut.message, status=self.cut.status)
+            if self.cut.retry_after_s is not None:
+                response.headers["Retry-After"] = str(self.cut.retry_after_s)
+            await response({"type": "http", "method": "POST"}, self._receive, self._send)
+            return
+        last = {"type": "http.response.body", "body": self._last_event(), "more_body": False}
+        await self._send(last)
+
+    def _last_event(self) -> bytes:
+        assert self.cut is not None
+        body = error_body(self.cut.message, status=self.cut.status)
+        if self._path.endswith("/responses"):
+            event = {"type": "error", **body["error"]}
+            return f"event: error\ndata: {json.dumps(event)}\n\n".encode()
+        return f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n".encode()
