@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT / "tests" / "engine") not in sys.path:  # as a script, not under pytest
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "engine")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "engine")]
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 from server_process import ServerProcess  # noqa: E402
