@@ -16,7 +16,9 @@ def register() -> None:
     from vllm.platforms import current_platform
 
     from mixing.admission import MixtureConfig
+    from mixing.orphans import end_with_parent
 
+    end_with_parent()
     for architecture, module in _MODULES.items():
         MODELS_CONFIG_MAP[architecture] = MixtureConfig
         if architecture not in ModelRegistry.get_supported_archs():
