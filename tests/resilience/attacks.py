@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
 import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import hostile_json
 from demo_server import KEY, TOKEN
+from hostile_json import GOOD_BODY, noise
 
 PATHS = (
     "/v1/completions",
@@ -29,7 +29,6 @@ PATHS = (
     "/admin/profiles/x",
     "/invocations",
 )
-GOOD_BODY = json.dumps({"model": "demo", "prompt": "Hi.", "max_tokens": 1}).encode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +48,6 @@ class Attack:
 def draw(rng: random.Random) -> Attack:
     """One attack of any kind."""
     return rng.choice(KINDS)(rng)
-
-
-def _noise(rng: random.Random, longest: int = 60) -> bytes:
-    return bytes(rng.randrange(256) for _ in range(rng.randint(0, longest)))
 
 
 def _request(
@@ -80,7 +75,7 @@ def _request(
 def _request_lines(rng: random.Random) -> Attack:
     good = _request(rng, body=GOOD_BODY)
     lines = [
-        _noise(rng),
+        noise(rng),
         b"\r\n" * rng.randint(1, 500) + good,
         b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
@@ -123,7 +118,7 @@ def _request_lines(rng: random.Random) -> Attack:
             path=b"/console/" + rng.choice([b"..%2fconsole.py", b"%2e%2e/admin.py", b"\0"]),
             method=b"GET",
         ),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9) + _noise(rng),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9) + noise(rng),
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + os.urandom(64),
     ]
     return Attack(kind="request line", pieces=[rng.choice(lines)])
@@ -157,7 +152,7 @@ def _headers(rng: random.Random) -> Attack:
                 rng.choice(
                     [
                         b"Bearer",
-                        b"Basic " + _noise(rng).hex().encode(),
+                        b"Basic " + noise(rng).hex().encode(),
                         b"Bearer \xff\xfe",
                         b"Bearer " + b"a" * 9000,
                     ]
@@ -192,48 +187,6 @@ def _headers(rng: random.Random) -> Attack:
     return Attack(kind="headers", pieces=[data], half_closes=rng.random() < 0.3)
 
 
-def _json_texts(rng: random.Random) -> bytes:
-    depth = rng.choice([50, 500, 5_000, 100_000])
-    texts = [
-        b"[" * depth + b"]" * depth,
-        b'{"prompt":' * depth + b"1" + b"}" * depth,
-        b'{"prompt": "Hi.", "preference_weights": ' + b'{"a":' * depth + b"1" + b"}" * depth + b"}",
-        b'{"prompt": "Hi.", "temperature": '
-        + rng.choice([b"NaN", b"Infinity", b"-Infinity"])
-        + b"}",
-        b'{"prompt": "Hi.", "max_tokens": ' + b"9" * rng.choice([20, 400, 5000]) + b"}",
-        b'{"prompt": "Hi.", "seed": -' + b"9" * rng.choice([18, 19, 20, 400]) + b"}",
-        b'{"prompt": "\\ud800", "max_tokens": 1}',
-        b'{"prompt": "a", "stop": ["\\udfff"], "max_tokens": 1}',
-        b'{"prompt": "Hi.", "preference_profile": "\\ud800"}',
-        b'{"prompt": "Hi.", "preference_weights": {"\\ud800": 1}}',
-        b'{"prompt": "Hi.", "model": "demo@\\ud83d"}',
-        b'{"\\ud800": 1, "prompt": "Hi.", "max_tokens": 1}',
-        b'{"prompt": "\xff\xfe", "max_tokens": 1}',
-        '{"prompt": "Hi.", "max_tokens": 1}'.encode("utf-16"),
-        b"\xef\xbb\xbf" + GOOD_BODY,
-        gzip.compress(GOOD_BODY),
-        b'{"prompt": "a", "prompt": "b", "max_tokens": 1}',
-        json.dumps({f"k{number}": number for number in range(20_000)}).encode(),
-        b'{"prompt": "' + b"a" * rng.choice([10_000, 1_000_000]) + b'"}',
-        b'{"prompt": ' + json.dumps(["a"] * 3000).encode() + b', "max_tokens": 1}',
-        b'{"prompt": [[]], "max_tokens": 1}',
-        b'{"prompt": [-1, 99999999], "max_tokens": 1}',
-        b'{"prompt": "Hi.", "max_tokens": 1}\0',
-        b"null",
-        b"0",
-        b'""',
-        b"[]",
-        b"{",
-        b"",
-        b"\0",
-        b"//",
-        b"{'a': 1}",
-        _noise(rng),
-    ]
-    return rng.choice(texts)
-
-
 def _bodies(rng: random.Random) -> Attack:
     path = rng.choice(
         [
@@ -250,7 +203,7 @@ def _bodies(rng: random.Random) -> Attack:
     )
     method = b"PUT" if path in (b"/admin/profiles/x", b"/admin/default") else b"POST"
     return Attack(
-        kind="bodies", pieces=[_request(rng, method=method, path=path, body=_json_texts(rng))]
+        kind="bodies", pieces=[_request(rng, method=method, path=path, body=hostile_json.draw(rng))]
     )
 
 
@@ -271,7 +224,7 @@ def _framing(rng: random.Random) -> Attack:
             b"5;" + b"a" * 9000 + b"\r\nhello\r\n0\r\n\r\n",
             b"%x\r\n" % len(GOOD_BODY) + GOOD_BODY + b"\r\n0\r\nX-Trailer: a\r\n\r\n",
             b"1\r\n{\r\n" * rng.randint(1, 3000) + b"0\r\n\r\n",
-            _noise(rng),
+            noise(rng),
         ]
     )
     headers = [(b"Transfer-Encoding", b"chunked")]
@@ -326,7 +279,7 @@ def _upgrades(rng: random.Random) -> Attack:
         ]
     )
     data = _request(rng, method=b"GET", path=path, headers=headers, framed=False)
-    return Attack(kind="upgrades", pieces=[data, b"\x81\x85" + _noise(rng)], pause_s=0.01)
+    return Attack(kind="upgrades", pieces=[data, b"\x81\x85" + noise(rng)], pause_s=0.01)
 
 
 KINDS: tuple[Callable[[random.Random], Attack], ...] = (

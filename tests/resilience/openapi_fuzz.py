@@ -1,0 +1,82 @@
+"""schemathesis against a server's own description of itself.
+
+    .venv/bin/python tests/resilience/openapi_fuzz.py [--seconds 300] [--record]
+
+Inference routes are called with the API key, admin routes with the admin token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from demo_server import KEY, TOKEN, DemoServer, running
+from report import publish, table
+
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "unsupported_method",
+)
+
+
+def run_schemathesis(
+    demo: DemoServer, folder: Path, *, seconds: int, seed: int = 0
+) -> dict[str, Any]:
+    """Runs it on both sides of the server. Returns: the figures. Raises: AssertionError."""
+    figures: dict[str, Any] = {"cases": 0}
+    for side, token, selection in (
+        ("inference", KEY, ("--exclude-path-regex", "^/admin")),
+        ("admin", TOKEN, ("--include-path-regex", "^/admin")),
+    ):
+        report = folder / f"{side}.json"
+        words = [
+            *("run", f"{demo.url}/openapi.json", "--checks", ",".join(CHECKS)),
+            *("--header", f"Authorization: Bearer {token}", *selection),
+            *("--max-time", str(seconds // 2), "--seed", str(seed), "--workers", "2"),
+            *("--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-shrink"),
+            *("--request-timeout", "60", "--suppress-health-check", "all", "--warnings", "off"),
+            *("--generation-database", "none"),
+            *("--report", "json", "--report-json-path", str(report), "--no-color"),
+        ]
+        run = subprocess.run(
+            [str(SCHEMATHESIS), *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=seconds * 4 + 120,
+        )
+        assert run.returncode == 0, f"{side}:\n{run.stdout[-12_000:]}{run.stderr[-2000:]}"
+        found = json.loads(report.read_text())
+        figures[f"{side}_cases"] = found["cases"]
+        figures["cases"] += found["cases"]
+    demo.settle()
+    demo.assert_sound()
+    return figures
+
+
+def main() -> int:
+    """Runs the command; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--seconds", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="add the line to results/")
+    args = parser.parse_args()
+    with running() as demo, tempfile.TemporaryDirectory() as folder:
+        figures = run_schemathesis(demo, Path(folder), seconds=args.seconds, seed=args.seed)
+    publish("openapi_fuzz", table([("schemathesis", ""), *figures.items()]), figures,
+            record=args.record)  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""One server on the demo policies under all of it; `PREFMIX_RESILIENCE=full` is the long form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fuzz
+import interleaving
+import kills
+import mixed_run
+import pytest
+import soak
+import tally
+from demo_server import DemoServer
+from openapi_fuzz import run_schemathesis
+from scale import scaled
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
+    """Ended by one signal, which is a test too: code 0, nothing left, nothing reported."""
+    running = DemoServer(tmp_path_factory.mktemp("demo"))
+    try:
+        yield running.start()
+        running.assert_sound()
+        assert (running.stop(), running.server.survivors()) == (0, [])
+        assert "Traceback" not in running.server.stderr
+    finally:
+        running.kill()
+
+
+def test_requests_of_every_shape_while_weights_change(demo: DemoServer) -> None:
+    """Every request ends in one way, and all accounts agree."""
+    text, figures = mixed_run.run(
+        demo,
+        num_requests=scaled(short=300, full=10_000),
+        num_changes=scaled(short=20, full=500),
+    )
+    tally.REPORTS.append(text)
+    assert figures["ended_answered"] > figures["requests"] / 2
+    assert figures["ended_by_client"] > 0
+
+
+def test_promises_hold_after_every_step_of_an_interleaving(demo: DemoServer) -> None:
+    """Two writers, streams, broken files, signals, kills: in an order drawn by a seed."""
+    for seed in range(scaled(short=1, full=3)):
+        text, _ = interleaving.run(
+            demo,
+            num_steps=scaled(short=60, full=400),
+            num_restarts=scaled(short=0, full=2),
+            seed=seed,
+        )
+    tally.REPORTS.append(text)
+
+
+def test_hostile_bytes_do_no_harm(demo: DemoServer) -> None:
+    """No 5xx, no traceback, the right answer afterwards."""
+    text, figures = fuzz.run(demo, num_inputs=scaled(short=600, full=4000))
+    tally.hostile("raw HTTP and fields", figures["inputs"])
+    tally.REPORTS.append(text)
+
+
+def test_the_server_keeps_to_its_own_description(demo: DemoServer, tmp_path: Path) -> None:
+    """schemathesis against /openapi.json: no 5xx, no answer that the description lacks."""
+    figures = run_schemathesis(demo, tmp_path, seconds=scaled(short=30, full=300))
+    tally.hostile("schemathesis", figures["cases"])
+
+
+def test_memory_stays_flat(demo: DemoServer) -> None:
+    text, figures = soak.run(
+        demo, seconds=scaled(short=45, full=3600), warm_up_s=scaled(short=15, full=300)
+    )
+    tally.REPORTS.append(text)
+    # A minute cannot tell one MiB per 10,000 requests from noise, only a gross leak.
+    assert figures["rss_mib_per_10k"] < scaled(short=60, full=int(soak.LIMIT_MIB_PER_10K))
+
+
+def test_kills_lose_nothing(demo: DemoServer, tmp_path: Path) -> None:
+    figures = kills.kill_writers(tmp_path, times=scaled(short=10, full=150), seed=0)
+    figures |= kills.kill_fits(tmp_path, times=scaled(short=2, full=40), seed=0)
+    figures |= kills.kill_servers(demo, times=scaled(short=1, full=10), seed=0)
+    tally.REPORTS.append("\n".join(f"{name:<28}{value:>10}" for name, value in figures.items()))
