@@ -12,7 +12,7 @@ export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
 
-.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 test-resilience lint demo-policies setup-train test-train eval-training lock clean
+.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 test-resilience lint audit demo-policies setup-train test-train eval-training lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -65,6 +65,10 @@ lint: ready ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+audit: ready ## licences of all packages, and their known vulnerabilities
+	@$(BIN)/python scripts/licences.py
+	@$(BIN)/python scripts/audit.py
 
 demo-policies: ready ## train the demo policies again from their seed
 	@$(BIN)/python -m policies.demo.build --output policies/demo/checkpoints --seed 0
