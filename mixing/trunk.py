@@ -76,8 +76,6 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
     ) -> None:
         members = [member for member, active in enumerate(self.step.active) if active]
         if self.stack.members != members:
-            members := [m for m, active in enumerate(self.step.active) if active]
-        ):
             self.stack.run(members)
         # One set of members is compiled; any other is rarer and runs layer by layer.
         run = self.trunk if self.step.active == self.everyone else self.trunk.forward
