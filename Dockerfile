@@ -36,7 +36,7 @@ WORKDIR /tmp
 VOLUME ["/cache", "/var/lib/prefmix"]
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
 ENTRYPOINT ["prefmix"]
 CMD ["serve", "/demo/serve.yaml", "--host", "0.0.0.0"]
 

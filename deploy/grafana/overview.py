@@ -91,7 +91,8 @@ def overview() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Requests by outcome",
-                "rejected: the client's fault; error: the server's; cancelled: the client left.",
+                "rejected: the client's fault; error: the server's; cancelled: the client left; "
+                "refused: too many, or the server is ending.",
                 {"{{outcome}}": f"sum by (outcome) (rate({REQUESTS}{RATE}))"},
                 unit="reqps",
                 stacked=True,
@@ -168,6 +169,28 @@ def overview() -> dashboards.Dashboard:
                     state: f"sum(vllm:num_requests_{state}{{{SELECTED}}})"
                     for state in ("running", "waiting")
                 },
+            )
+        )
+        .with_panel(
+            lines(
+                "Waiting, and how many may",
+                "At the bound further requests are refused with 503: prefmix_max_waiting.",
+                {
+                    "{{instance}} waiting": f"prefmix_requests_waiting{{{SELECTED}}}",
+                    "{{instance}} bound": f"prefmix_max_waiting{{{SELECTED}}}",
+                },
+            )
+        )
+        .with_panel(
+            lines(
+                "Not taken on",
+                "503 when overloaded or draining, 413 and 408 for bodies: prefmix_refused_total.",
+                {
+                    "{{reason}}": "sum by (reason) "
+                    f"(rate(prefmix_refused_total{{{SELECTED}}}{RATE}))"
+                },
+                unit="reqps",
+                stacked=True,
             )
         )
         .with_panel(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from mixing.spec import MixtureSpec, Policy
+from server.limits import Limits
 from weights.store_format import for_mixture, from_document
 
 KUBERNETES = Path(__file__).resolve().parents[3] / "deploy" / "kubernetes"
@@ -141,8 +142,16 @@ def test_requests_under_way_may_end_before_a_pod_is_killed(overlay: str) -> None
     pod = _base("Deployment")["spec"]["template"]["spec"]
     pause = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
     config = yaml.safe_load((KUBERNETES / "overlays" / overlay / "serve.yaml").read_text())
-    limit = config["engine"]["shutdown_timeout"]
-    assert pause + limit + 15 <= pod["terminationGracePeriodSeconds"]
+    limits = Limits(drain_timeout=config["drain_timeout"])
+    assert pause + limits.shutdown_timeout + 5 <= pod["terminationGracePeriodSeconds"]
+
+
+def test_a_pod_that_is_not_ready_is_not_restarted() -> None:
+    (container,) = _base("Deployment")["spec"]["template"]["spec"]["containers"]
+    paths = {
+        name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("liveness", "readiness")
+    }
+    assert paths == {"liveness": "/health", "readiness": "/ready"}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
