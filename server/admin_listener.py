@@ -16,9 +16,13 @@ from server.access import check_levels
 from server.environment import KEEP_ALIVE_S
 from server.errors import http_exception
 from server.guard import Guard
+from server.intake import BodyLimit
 from server.tokens import Tokens
 
 HOST = "127.0.0.1"
+
+MAX_BODY_BYTES = 4 * 2**20
+"""A store's document with thousands of profiles fits."""
 
 
 def admin_app(state: admin.AdminState) -> FastAPI:
@@ -34,6 +38,7 @@ def admin_app(state: admin.AdminState) -> FastAPI:
     app.add_exception_handler(HTTPException, http_exception)
     setattr(app.state, admin.ADMIN_KEY, state)
     check_levels(app.router.routes, admin_route=admin.AdminRoute)
+    app.add_middleware(BodyLimit, max_body_bytes=MAX_BODY_BYTES)
     app.add_middleware(Guard, keys=Tokens([]), admin=state.tokens)
     return app
 

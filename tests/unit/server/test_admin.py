@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from mixing.spec import MixtureSpec, Policy
 from server import audit
 from server.admin import AdminRoute, AdminState, router
-from server.admin_listener import admin_app
+from server.admin_listener import MAX_BODY_BYTES, admin_app
 from server.live_weights import LiveWeights
 from server.tokens import Token, Tokens
 from weights.profiles import CurrentProfiles, build_profile_set
@@ -436,3 +436,35 @@ def test_the_audit_log_is_on_stderr_alone(capfd: pytest.CaptureFixture[str]) -> 
     out, err = capfd.readouterr()
     assert out == ""
     assert err.endswith('prefmix audit: by=ops did=put:x refused: "two\\nlines"\n')
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_kept(admin: Admin) -> None:
+    body = b'{"weights": {"a": 1}, "provenance": {"x": "' + b"y" * MAX_BODY_BYTES + b'"}}'
+    headers = {"Authorization": "Bearer ops-secret", "Content-Type": "application/json"}
+    response = admin.client.put("/admin/profiles/x", content=body, headers=headers)
+    admin.refused(response, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(MAX_BODY_BYTES))
+
+
+@pytest.mark.parametrize(
+    "name", ["..%2f..%2fetc%2fpasswd", "%2e%2e", "a%0ab", "a%00b", "a%20b", "%c3%a9", "a" * 65]
+)
+def test_names_are_names_and_no_paths(
+    admin: Admin, log: pytest.LogCaptureFixture, name: str
+) -> None:
+    response = admin.ask("PUT", f"/profiles/{name}", {"weights": {"a": 1}})
+    assert response.status_code in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND), response.text
+    assert admin.live.current.version == 1
+    assert all("\n" not in record.getMessage() for record in log.records)
+
+
+def test_answers_are_not_kept_by_browsers_or_framed(admin: Admin) -> None:
+    for token in ("ops-secret", "wrong"):
+        headers = admin.ask("GET", "/weights", token=token).headers
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+
+
+def test_the_admin_port_has_no_page_with_scripts_from_elsewhere(admin: Admin) -> None:
+    for path in ("/docs", "/redoc", "/", "/console", "/health", "/v1/models"):
+        assert admin.client.get(path).status_code == HTTPStatus.NOT_FOUND
