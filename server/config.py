@@ -90,11 +90,11 @@ class ServeConfig(BaseModel):
     max_waiting: StrictInt | None = Field(None, ge=0)
     """How many requests may wait for the engine, beyond which they are refused with 503. None:
     half of what it can run at once. 0: none, a request is taken only if it can run at once."""
-    request_timeout: float | None = Field(None, gt=0)
+    request_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Seconds a request for text may take before it is ended with 504; None has no bound."""
     max_body_bytes: StrictInt = Field(MAX_BODY_BYTES, ge=1024)
     """Bytes a request's body may have, beyond which it is refused with 413."""
-    drain_timeout: float = Field(DRAIN_TIMEOUT_S, ge=0)
+    drain_timeout: float = Field(DRAIN_TIMEOUT_S, ge=0, allow_inf_nan=False)
     """Seconds that requests under way have to end once the server is asked to."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Any vLLM engine or server flag, without its dashes."""

@@ -61,6 +61,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     HTTPStatus.BAD_REQUEST.value: _ERROR,
     HTTPStatus.UNAUTHORIZED.value: _ERROR,
     HTTPStatus.NOT_FOUND.value: _ERROR,
+    HTTPStatus.REQUEST_TIMEOUT.value: _ERROR,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE.value: _ERROR,
     HTTPStatus.INTERNAL_SERVER_ERROR.value: _ERROR,
     HTTPStatus.SERVICE_UNAVAILABLE.value: _ERROR,
     HTTPStatus.GATEWAY_TIMEOUT.value: _ERROR,

@@ -44,6 +44,11 @@ def test_the_mixture_is_put_in() -> None:
     assert spec.policies[1].revision == "v2"
 
 
+def test_vllm_waits_longer_than_the_drain() -> None:
+    assert build().shutdown_timeout == 40
+    assert build(drain_timeout=0.5).shutdown_timeout == 10
+
+
 def test_the_first_policys_revision_is_the_engines() -> None:
     assert build(policies={"a": {"model": "org/a", "revision": "v3"}}).revision == "v3"
 
@@ -82,6 +87,8 @@ def test_other_overrides_of_the_config_are_merged() -> None:
         (["--host", "x"], ["--host", "before '--'"]),
         (["--port", "5"], ["--port", "before '--'"]),
         (["--port", "8000"], ["--port", "before '--'"]),
+        (["--shutdown-timeout", "5"], ["--shutdown-timeout", "--drain-timeout before '--'"]),
+        (["--max-num-queued-reqs", "5"], ["--max-num-queued-reqs", "--max-waiting before '--'"]),
         (["--revision", "x"], ["--revision"]),
         (["--config", "x.yaml"], ["--config", "engine:"]),
         (["--grpc"], ["--grpc", "weights"]),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from server.config import ConfigError, ServeConfig, load_config, policies_from_flags, resolve_model
+from server.limits import Limits
 
 
 @pytest.fixture
@@ -77,6 +78,15 @@ def test_every_key_is_read(folder: Path) -> None:
     assert config.engine == {"max_model_len": 64, "enforce-eager": True}
 
 
+def test_bounds_on_load_are_read_and_have_defaults(folder: Path) -> None:
+    path = write(folder, "{policies: {a: org/a}, max_waiting: 0, drain_timeout: 45}")
+    limits = load_config(path, {"request_timeout": 2.5, "max_body_bytes": 2048}).limits()
+    assert (limits.max_waiting, limits.request_timeout) == (0, 2.5)
+    assert (limits.max_body_bytes, limits.drain_timeout) == (2048, 45)
+    assert limits.shutdown_timeout == 55, "vLLM kills what has not ended by then"
+    assert load_config(write(folder, "policies: {a: org/a}"), {}).limits() == Limits()
+
+
 def test_flags_override_the_file(folder: Path) -> None:
     path = write(folder, "{policies: {a: ./missing}, port: 1234, name: file}")
     config = load_config(path, {"policies": {"b": {"model": "org/b"}}, "port": 4321})
@@ -107,6 +117,10 @@ def test_flags_alone_are_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         ("policies: [a, b]", ["policies", "['a', 'b']", "mapping"]),
         ("policies: {1: org/a}", ["policies", "1", "string"]),
         ("policies: {no: org/a}", ["policies", "False", "string"]),
+        ("{policies: {a: org/a}, max_waiting: -1}", ["max_waiting", "-1", "greater than or equal"]),
+        ("{policies: {a: org/a}, request_timeout: 0}", ["request_timeout", "0", "greater than 0"]),
+        ("{policies: {a: org/a}, drain_timeout: .inf}", ["drain_timeout", "inf", "finite"]),
+        ("{policies: {a: org/a}, max_body_bytes: 10}", ["max_body_bytes", "10", "1024"]),
         ("policies: {}", ["at least one policy"]),
         ("port: 8000", ["at least one policy", "--policy"]),
         ("policies: {a b: org/a}", ["'a b'", "letters"]),
