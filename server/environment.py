@@ -49,6 +49,12 @@ def set_keep_alive(environ: MutableMapping[str, str] = os.environ) -> None:
     environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEP_ALIVE_S))
 
 
+def set_no_telemetry(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Keeps vLLM and the hub's client from reporting to their makers what is run here."""
+    environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
 def set_plugins(environ: MutableMapping[str, str] = os.environ) -> None:
     """Names this package in VLLM_PLUGINS, without switching off what would load otherwise.
 

@@ -30,6 +30,7 @@ from server.environment import (
     set_cpu_defaults,
     set_keep_alive,
     set_logging,
+    set_no_telemetry,
     set_plugins,
 )
 from server.exits import CommandError
@@ -67,6 +68,7 @@ def launch(
         check_port(admin_listener.HOST, config.admin_port, flag="--admin-port")
     set_logging()
     set_keep_alive()
+    set_no_telemetry()
     set_plugins()
     with (
         live_settings(config.weights_store, config.admin_port) as live,

@@ -11,6 +11,7 @@ from server.environment import (
     set_cpu_defaults,
     set_keep_alive,
     set_logging,
+    set_no_telemetry,
     set_plugins,
 )
 from server.exits import CommandError
@@ -80,3 +81,12 @@ def test_connections_outlive_those_of_proxies_unless_the_user_says_otherwise() -
     chosen = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "5"}
     set_keep_alive(chosen)
     assert chosen["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] == "5"
+
+
+def test_nothing_is_reported_to_others_unless_asked_for() -> None:
+    environ = {"VLLM_NO_USAGE_STATS": "0"}
+    set_no_telemetry(environ)
+    assert environ == {"VLLM_NO_USAGE_STATS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    unset: dict[str, str] = {}
+    set_no_telemetry(unset)
+    assert unset["VLLM_NO_USAGE_STATS"] == "1"
