@@ -60,6 +60,7 @@ def set_environment() -> None:
     """How vLLM should run in a batch job; call before it is imported. Leaves what is set alone."""
     for name, value in {
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
         # One process less to start, and an interrupted fit leaves none behind.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # On CPU: GiB. Without it vLLM wants 92 % of the machine's memory.
