@@ -99,7 +99,8 @@ class Admission:
         self.max_waiting = max_waiting
         self._counts = counts
         self._max_running = max_running
-        self._most = max_running * num_engines + max_waiting
+        self.most = max_running * num_engines + max_waiting
+        """How many answers one request may ask for."""
         self._rate = Rate()
 
     @property
@@ -130,10 +131,10 @@ class Admission:
 
         Raises: OverloadedError, or RequestError if it could never be let in.
         """
-        if cost > self._most:
+        if cost > self.most:
             raise RequestError(
                 f"the request asks for {cost} answers (n for each prompt); this server takes at "
-                f"most {self._most} at once: send fewer prompts in one request, or a smaller n",
+                f"most {self.most} at once: send fewer prompts in one request, or a smaller n",
                 param=param,
             )
         self.check(cost)

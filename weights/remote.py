@@ -6,6 +6,7 @@ other users notice nothing but load.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ CONCURRENCY = 16
 """Requests in flight; each carries several prompts."""
 BATCH = 16
 """Prompts a request."""
+PATIENCE_S = 600.0
+"""How long a server may go on saying that it is busy."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,6 +46,11 @@ class RemoteEngine:
         self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
         self._mixture = self._json("GET", "/v1/mixture")
         self.spec = _spec(self._mixture)
+        self._at_once: int = self._mixture.get("answers_at_once", CONCURRENCY * BATCH)
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._client.close()
 
     @property
     def profiles(self) -> dict[str, tuple[float, ...]]:
@@ -76,16 +84,18 @@ class RemoteEngine:
     ) -> list[list[Response]]:
         """`num_responses` responses to each prompt at temperature 1."""
 
-        def one(item: tuple[int, Tokens]) -> list[Response]:
-            index, prompt = item
+        size = min(num_responses, self._share)
+
+        def some(item: tuple[Tokens, int, int]) -> list[Response]:
+            prompt, first_seed, count = item
             answer = self._complete(
                 [prompt],
                 weights_M,
-                n=num_responses,
+                n=count,
                 max_tokens=max_tokens,
                 temperature=1.0,
                 logprobs=0,
-                seed=seed + index * num_responses,
+                seed=first_seed,  # vLLM's sample i of n has this seed plus i
                 return_token_ids=True,
             )
             return [
@@ -97,7 +107,16 @@ class RemoteEngine:
                 for choice in answer["choices"]
             ]
 
-        return _concurrently(one, list(enumerate(prompts)))
+        pieces = [
+            (prompt, seed + index * num_responses + begin, min(size, num_responses - begin))
+            for index, prompt in enumerate(prompts)
+            for begin in range(0, num_responses, size)
+        ]
+        responses = [
+            response for piece in self._concurrently(some, pieces, cost=size) for response in piece
+        ]
+        starts = range(0, len(responses), num_responses)
+        return [responses[start : start + num_responses] for start in starts]
 
     def score(
         self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
@@ -118,8 +137,22 @@ class RemoteEngine:
                 for (prompt, response), choice in zip(batch, choices, strict=True)
             ]
 
-        batches = [pairs[begin : begin + BATCH] for begin in range(0, len(pairs), BATCH)]
-        return [score for scores in _concurrently(some, batches) for score in scores]
+        size = min(BATCH, self._share)
+        batches = [pairs[begin : begin + size] for begin in range(0, len(pairs), size)]
+        found = self._concurrently(some, batches, cost=size)
+        return [score for scores in found for score in scores]
+
+    @property
+    def _share(self) -> int:
+        """How many answers one request may ask for, to leave room for others."""
+        return max(1, self._at_once // 4)
+
+    def _concurrently(
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, cost: int
+    ) -> list[Result]:
+        """With as many requests in flight as the server takes. Args: cost: answers of one."""
+        at_once = self._at_once // 2 // cost
+        return _concurrently(function, items, num_threads=min(CONCURRENCY, max(1, at_once)))
 
     def _complete(
         self, prompts: Sequence[Tokens], weights_M: Sequence[float], **body: Any
@@ -135,12 +168,19 @@ class RemoteEngine:
         return self._json("POST", "/v1/completions", request)
 
     def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        try:
-            answer = self._client.request(method, path, json=body)
-        except httpx.HTTPError as error:
-            raise RemoteError(
-                f"{self.url}{path} does not answer ({error}); is the server running?"
-            ) from None
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                answer = self._client.request(method, path, json=body)
+            except httpx.HTTPError as error:
+                raise RemoteError(
+                    f"{self.url}{path} does not answer ({error}); is the server running?"
+                ) from None
+            is_busy = answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
+            wait_s = answer.headers.get("retry-after", "")
+            if not (is_busy and wait_s.isdigit() and time.monotonic() + int(wait_s) < until):
+                break
+            time.sleep(int(wait_s))
         if answer.is_success:
             found: dict[str, Any] = answer.json()
             return found
@@ -161,7 +201,9 @@ def _spec(mixture: dict[str, Any]) -> MixtureSpec:
     )
 
 
-def _concurrently(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def _concurrently(
+    function: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int = CONCURRENCY
+) -> list[Result]:
     """Maps over items with several requests in flight, in order; the first error ends it."""
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:
         return list(pool.map(function, items))
