@@ -96,6 +96,9 @@ def test_scores_come_back_in_order() -> None:
 
 def test_a_server_that_stays_busy_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weights.remote.PATIENCE_S", 0.5)
-    with serving(Server(retry_after="1")) as running, connected(running) as engine:
-        with pytest.raises(RemoteError, match="answered 503"):
-            engine.sample([(5,)] * 9, [1.0], num_responses=1, max_tokens=3, seed=0)
+    with (
+        serving(Server(retry_after="1")) as running,
+        connected(running) as engine,
+        pytest.raises(RemoteError, match="answered 503"),
+    ):
+        engine.sample([(5,)] * 9, [1.0], num_responses=1, max_tokens=3, seed=0)
