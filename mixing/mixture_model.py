@@ -102,8 +102,8 @@ class MixtureModel(nn.Module, ABC):
         if all(each is None for each in logits):
             return None
         self.step.logits = logits
-        if self.observer is not None and self.observer.kept is not None:
-            self.observer.kept = (*self.observer.kept[:2], logits)  # it need not compute them again
+        if self.observer is not None:
+            self.observer.keep_logits(logits)
         signed = self.spec.weight_space == "affine"
         return log_linear_mix(logits, weights_NM, vocab_size=self.vocab_size, signed=signed)
 

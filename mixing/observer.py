@@ -43,6 +43,8 @@ class Observer:
         """Whether the step under way is one of the sample."""
         self.wants_logits = False
         """Whether the step under way will need the members' logits."""
+        self.wants_all_logits = False
+        """Whether it will need those of every row."""
         self.kept: tuple[Sequence[torch.Tensor], torch.Tensor, list[Any] | None] | None = None
         """The step's members' hidden states, weights and, where they were computed, logits."""
         self._records: OrderedDict[str, dict[str, list[tuple[torch.Tensor, int]]]] = OrderedDict()
@@ -62,8 +64,15 @@ class Observer:
         self._step += 1
         self.is_sampled = self._every > 0 and self._step % self._every == 0
         self.wants_logits = self.is_sampled or any(keys)
+        self.wants_all_logits = self.is_sampled or (self.wants_logits and all(keys))
         self._keys = list(keys)
         self.kept = None
+
+    def keep_logits(self, logits: list[torch.Tensor | None]) -> None:
+        """The members' logits [N, C] of the rows that are being mixed: they need not be computed
+        again."""
+        if self.kept is not None:
+            self.kept = (*self.kept[:2], logits)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:

@@ -32,6 +32,7 @@ from mixing.adapted_linears import adapt_linears
 from mixing.adapters import read_adapter
 from mixing.loading import member_vllm_config
 from mixing.mixture_model import MixtureModel, members_with_weight
+from mixing.observer import Observer
 from mixing.sizes import parameter_bytes
 from mixing.stacked_attention import Stack, attention_per_member, stack_attention
 
@@ -98,8 +99,19 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
                 if present
             ]
             mixed_ND = torch.stack(terms).sum(0).to(self.dtype)
+            if self.observer is not None and self.observer.wants_all_logits:
+                return self._mix_and_keep(mixed_ND, hidden, self.observer)
             return self.trunk.base.compute_logits(mixed_ND)
         return self.mix_logits(self._logits_of(hidden, has_weight), weights_NM)
+
+    def _mix_and_keep(
+        self, mixed_ND: torch.Tensor, hidden: Sequence[torch.Tensor], observer: Observer
+    ) -> torch.Tensor | None:
+        """The mixture's logits, and in the same pass over the head's matrix those of the members,
+        which the observer is going to ask for."""
+        mixed_NV, *logits = self._logits_of([mixed_ND, *hidden], [True, *self.step.active])
+        observer.keep_logits(logits)
+        return mixed_NV
 
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         return self._logits_of(hidden, self.step.active)
