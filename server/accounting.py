@@ -78,10 +78,10 @@ class Account:
         self._close(_outcome(response.status_code), response.status_code)
         return response
 
-    async def failed(self) -> None:
-        """The handler raised."""
+    async def failed(self, status: int) -> None:
+        """The handler raised, which is answered with `status`."""
         await self._drop()
-        self._close("error", HTTPStatus.INTERNAL_SERVER_ERROR)
+        self._close(_outcome(status), status)
 
     async def _followed(self, body: AsyncIterable[Any]) -> AsyncIterator[Any]:
         outcome, status, has_failed = "cancelled", int(CLIENT_GONE), False

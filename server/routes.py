@@ -14,6 +14,7 @@ from vllm.entrypoints.openai.chat_completion import api_router as vllm_chat
 from vllm.entrypoints.openai.completion import api_router as vllm_completion
 from vllm.entrypoints.openai.responses import api_router as vllm_responses
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.tokenize import api_router as vllm_tokenize
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
@@ -123,8 +124,9 @@ async def _generate(handler: Handler, request: PreferenceFields, raw_request: Re
     account.admitted(resolution, attribution, num_samples=request.num_samples)
     try:
         response = _answer(await handler(request, raw_request))
-    except Exception:
-        await account.failed()
+    except Exception as error:
+        # vLLM answers many a wrong parameter by an exception that it turns into a 400 later.
+        await account.failed(create_error_response(error).error.code)
         raise
     return await account.answered(response)
 
