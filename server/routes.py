@@ -21,7 +21,7 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from server.accounting import CLIENT_GONE, REQUEST_ID_HEADER, Account
 from server.attribution import Attribution
-from server.errors import RequestError
+from server.errors import RequestError, error_response
 from server.exchange import SCOPE_KEY, Exchange
 from server.resolve import PROFILE_HEADER, VERSION_HEADER, WEIGHTS_HEADER, split_model
 from server.route import OpenAIRoute
@@ -126,8 +126,12 @@ async def _generate(handler: Handler, request: PreferenceFields, raw_request: Re
         response = _answer(await handler(request, raw_request))
     except Exception as error:
         # vLLM answers many a wrong parameter by an exception that it turns into a 400 later.
-        await account.failed(create_error_response(error).error.code)
-        raise
+        refusal = create_error_response(error).error
+        status = HTTPStatus(refusal.code)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            await account.failed(status)
+            raise
+        response = error_response(refusal.message, status=status, param=refusal.param)
     return await account.answered(response)
 
 
