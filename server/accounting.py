@@ -144,11 +144,13 @@ class Account:
             await self._statistics.take(key)
 
     def _request_id(self) -> str:
-        given = self._raw_request.headers.get(REQUEST_ID_HEADER, "")
-        if given and given.isascii() and given.isprintable():
-            return given[:_MAX_ID_CHARS]
         metadata = getattr(self._raw_request.state, "request_metadata", None)
-        return str(getattr(metadata, "request_id", "")) or self._own_id
+        given = self._raw_request.headers.get(REQUEST_ID_HEADER, "")
+        # vLLM makes its id of the given one, whatever that holds.
+        for name in (given, str(getattr(metadata, "request_id", ""))):
+            if name and name.isascii() and name.isprintable():
+                return name[:_MAX_ID_CHARS]
+        return self._own_id
 
     def _close(self, outcome: str, status: int) -> None:
         resolution = self._resolution

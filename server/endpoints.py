@@ -25,6 +25,7 @@ from server import (
     audit,
     catalog,
     console,
+    docs_page,
     failed_logins,
     failed_policies,
     readiness,
@@ -126,6 +127,7 @@ class PrefmixEndpoints:
         # vLLM adds routes of its own after attach_router.
         keep_allowed_routes(self._app)
         check_own_routes(self._app)
+        docs_page.attach(self._app)
         console.attach(self._app, getattr(args, console.CONSOLE_ATTRIBUTE, None))
         keys = api_keys(args.api_key)
         self._start(bounds.bound_server(state), "the bound on the connections")
