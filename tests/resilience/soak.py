@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import csv
+import dataclasses
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from demo_server import DemoServer, running
@@ -35,8 +38,11 @@ def run(
     warm_up_s: float,
     num_clients: int = 16,
     seed: int = 0,
+    samples_csv: Path | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Runs the load. Returns: a table, and the figures; `rss_mib_per_10k` is of all processes.
+
+    Args: samples_csv: where to write every sample; the others are those of the command.
 
     Raises: AssertionError if a request ends wrong, or files, sockets or threads are left over.
     """
@@ -71,6 +77,8 @@ def run(
         "rss_mib_per_10k": round(sum(slopes.values()), 3),
         **left,
     }
+    if samples_csv is not None:
+        write_samples(samples_csv, sampler.samples)
     lines: list[tuple[object, ...]] = [*rows]
     for name, samples in sampler.samples.items():
         lines.append(_row(name, samples, slopes[name]))
@@ -108,6 +116,15 @@ class Changing:
             self._failure = error
 
 
+def write_samples(path: Path, samples: dict[str, list[Sample]]) -> None:
+    """Writes every sample of every process as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("process", *(field.name for field in dataclasses.fields(Sample))))
+        for name, rows in samples.items():
+            writer.writerows((name, *dataclasses.astuple(row)) for row in rows)
+
+
 def _row(name: str, samples: list[Sample], slope: float) -> tuple[object, ...]:
     first, last = samples[0], samples[-1]
     moved = (
@@ -125,6 +142,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=LIMIT_MIB_PER_10K)
+    parser.add_argument("--samples", type=Path, metavar="CSV", help="write every sample there")
     parser.add_argument("--record", action="store_true", help="add the line to results/")
     args = parser.parse_args()
     with running() as demo:
@@ -134,6 +152,7 @@ def main() -> int:
             warm_up_s=args.warm_up,
             num_clients=args.clients,
             seed=args.seed,
+            samples_csv=args.samples,
         )
     publish("soak", text, figures, record=args.record)
     return int(figures["rss_mib_per_10k"] > args.limit)
