@@ -102,15 +102,17 @@ class AdapterLinearMethod(QuantizeMethodBase):
             if rank is None:
                 continue
             factors = read(part)
-            _check_factors(self.layer, adapter, part, place, factors)
+            _check_shape(self.layer, adapter, part, place, factors)
             start = self.loaded_ranks[index]
             self.loaded_ranks[index] += rank
-            a_RI = factors.lora_a
+            dtype = self.layer.adapters_b.dtype
+            a_RI = factors.lora_a.to(dtype)
+            b_RO = (factors.lora_b.float() * factors.scaling).T.to(dtype)
+            _check_finite(adapter, part, a_RI, b_RO)
             if isinstance(self.layer, RowParallelLinear):
                 share = _input_size(self.layer)
                 a_RI = a_RI.narrow(1, self.layer.tp_rank * share, share)
             self.layer.adapters_a.data[index, :, start : start + rank].copy_(a_RI.T)
-            b_RO = (factors.lora_b.float() * factors.scaling).T
             for target, source, size in _output_shares(self.layer, place):
                 self.layer.adapters_b.data[
                     index, start : start + rank, target : target + size
@@ -242,7 +244,7 @@ def _shard(layer: LinearBase, index: int) -> tuple[int, int]:
     return layer.tp_rank // replicas, layer.tp_size // replicas
 
 
-def _check_factors(
+def _check_shape(
     layer: LinearBase, adapter: Adapter, part: str, place: int | None, factors: Factors
 ) -> None:
     outputs = sum(
@@ -257,8 +259,12 @@ def _check_factors(
             f"and {came[0]} outputs, but the base's has {layer.input_size} and {outputs}; it was "
             "trained on another model"
         )
-    if not (factors.lora_a.isfinite().all() and factors.lora_b.isfinite().all()):
+
+
+def _check_finite(adapter: Adapter, part: str, a_RI: torch.Tensor, b_RO: torch.Tensor) -> None:
+    """All rows are multiplied by all adapters, foreign ones by zeros: 0 times infinity is NaN."""
+    if not (a_RI.isfinite().all() and b_RO.isfinite().all()):
         raise AdapterError(
-            f"policy {adapter.name!r}: its adapter of {part!r} holds NaN or infinite numbers; "
-            "train or save it again"
+            f"policy {adapter.name!r}: its adapter of {part!r} holds NaN or infinite numbers, or "
+            f"some too large for {b_RO.dtype}; train or save it again"
         )

@@ -26,6 +26,7 @@ from vllm.forward_context import get_forward_context
 from vllm.sequence import IntermediateTensors
 
 from mixing.broken_rows import culprits
+from mixing.clean_blocks import begin_blocks_clean
 from mixing.cpu_seeds import rewind_generators_on_cpu
 from mixing.kernels.log_linear_mix import log_linear_mix
 from mixing.observer import Observer
@@ -56,6 +57,7 @@ class MixtureModel(nn.Module, ABC):
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         super().__init__()
+        begin_blocks_clean()
         self.spec = spec_of(vllm_config)
         model_config = vllm_config.model_config
         self.vocab_size: int = model_config.get_vocab_size()

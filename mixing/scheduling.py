@@ -28,6 +28,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from mixing import wire
 from mixing.broken_rows import names_of
+from mixing.clean_blocks import begin_blocks_clean
 from mixing.request_weights import spec_of, weights_of_request
 from mixing.spec import MixtureSpec
 
@@ -57,6 +58,7 @@ class MixtureScheduler(Scheduler):
     """Salts each request when it enters the engine, and ends those whose rows are broken."""
 
     def __init__(self, *, vllm_config: VllmConfig, **kwargs: Any) -> None:
+        begin_blocks_clean()
         super().__init__(vllm_config=vllm_config, **kwargs)
         self.mixture = spec_of(vllm_config)
 

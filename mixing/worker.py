@@ -6,10 +6,12 @@ methods become part of vLLM's worker class, so their names begin with `prefmix_`
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import numpy as np
 
+from mixing.clean_blocks import cpu_cleaner
 from mixing.observer import Observer
 
 
@@ -18,6 +20,11 @@ class MixtureWorker:
 
     model_runner: Any
     vllm_config: Any
+
+    def prefmix_ignore_interrupts(self) -> None:
+        """Leaves Ctrl-C, which a terminal sends to every process, to the front process: that ends
+        this one by SIGTERM, once the requests under way have ended."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def prefmix_observe(self, every: int) -> None:
         """Begins to measure: requests that ask for it, and all tokens of every n-th step."""
@@ -38,6 +45,7 @@ class MixtureWorker:
             runner.sampler = WatchedSampler.of(runner)
         else:
             runner.sample_tokens = _with_broken_rows(runner)
+            runner._zero_block_ids = cpu_cleaner(runner)
         model.checks_rows = True
 
     def prefmix_take_sample(self) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from mixing import wire
 from mixing.spec import MixtureSpec, hf_overrides
+from weights.fit_result import FitError
 from weights.prompts import Prompt
 
 Tokens = tuple[int, ...]
@@ -77,6 +78,7 @@ class LocalEngine:
         llm: a `vllm.LLM` that runs the mixture.
         """
         self._llm = llm
+        llm.collective_rpc("prefmix_check_rows")
 
     @classmethod
     def start(cls, spec: MixtureSpec, **options: Any) -> LocalEngine:
@@ -137,7 +139,7 @@ class LocalEngine:
             )
             for index in range(len(prompts))
         ]
-        outputs = self._llm.generate(_prompts(prompts), params, use_tqdm=False)
+        outputs = self._generate(prompts, params)
         return [
             [
                 Response(tokens=tuple(answer.token_ids), logprob=answer.cumulative_logprob)
@@ -159,7 +161,7 @@ class LocalEngine:
             extra_args=wire.to_extra_args(weights_M),
         )
         whole = [prompt + response for prompt, response in pairs]
-        outputs = self._llm.generate(_prompts(whole), params, use_tqdm=False)
+        outputs = self._generate(whole, params)
         return [
             sum(
                 step[token].logprob
@@ -168,6 +170,14 @@ class LocalEngine:
             for (prompt, response), output in zip(pairs, outputs, strict=True)
         ]
 
-
-def _prompts(tokens: Sequence[Tokens]) -> list[Any]:
-    return [{"prompt_token_ids": list(prompt)} for prompt in tokens]
+    def _generate(self, prompts: Sequence[Tokens], params: Any) -> Any:
+        tokens = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self._llm.generate(tokens, params, use_tqdm=False)
+        for output in outputs:
+            for answer in output.outputs:
+                if failed := wire.failed_policies(answer.stop_reason):
+                    raise FitError(
+                        f"{' or '.join(failed)} computed NaN or infinity where the logits of a "
+                        "token should be; check that policy's checkpoint, or leave it out"
+                    )
+        return outputs

@@ -1,4 +1,5 @@
-"""What measuring the mixture costs: nothing, the default sample of steps, every request attributed.
+"""What watching the mixture costs: nothing, checking each row for NaN, the default sample of steps,
+every request attributed.
 
     .venv/bin/python tests/bench/bench_observing.py [--layout full|trunk] [--batch 8] [--rounds 9]
 
@@ -28,7 +29,12 @@ from bench.lineup import add_model_flags, prepare_models
 from mixing import wire
 from mixing.spec import MixtureSpec, Policy, hf_overrides
 
-WAYS = {"off": (0, False), "every 100th step": (100, False), "every request": (0, True)}
+WAYS = {
+    "off": (0, False, False),
+    "rows checked": (0, False, True),
+    "every 100th step": (100, False, False),
+    "every request": (0, True, False),
+}
 
 
 def main() -> None:
@@ -88,10 +94,18 @@ def engine(args: argparse.Namespace, folder: Path) -> Any:
     )
 
 
-def tokens_per_second(llm: Any, args: argparse.Namespace, every: int, attributed: bool) -> float:
+def check_rows(worker: Any, checked: bool) -> None:
+    worker.prefmix_check_rows()
+    worker.model_runner.model.checks_rows = checked
+
+
+def tokens_per_second(
+    llm: Any, args: argparse.Namespace, every: int, attributed: bool, checked: bool
+) -> float:
     from vllm import SamplingParams
 
     llm.collective_rpc("prefmix_observe", args=(every,))
+    llm.collective_rpc(check_rows, args=(checked,))
     params = []
     for index in range(args.batch):
         extra = wire.to_extra_args((0.2, 0.3, 0.5))

@@ -1,0 +1,117 @@
+"""A policy that computes NaN: its requests end with an error that names it, and no other's do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import AdaptedBase, EngineFactory, metric, spec_of_folders
+from tiny_faults import with_nan_logit, with_nan_token, with_overflow
+
+from mixing import wire
+from mixing.spec import MixtureSpec, Policy
+from weights.engine import LocalEngine
+from weights.fit_result import FitError
+
+BAD_TOKEN = 77
+SOUND = [(5, 6, 7), tuple(range(100, 140)), (9,) * 20, (200, 201)]
+SPOILED = (5, 6, BAD_TOKEN, 7)
+
+
+def generate(
+    llm: Any, prompts: Sequence[tuple[int, ...]], weights: Sequence[Sequence[float]], **more: Any
+) -> list[tuple[tuple[int, ...], str | None, tuple[str, ...]]]:
+    """Per prompt the tokens, why they end and the policies that failed."""
+    from vllm import SamplingParams
+
+    options = {"max_tokens": 12, "temperature": 1.0, "seed": 3, "ignore_eos": True, **more}
+    params = [SamplingParams(**options, extra_args=wire.to_extra_args(each)) for each in weights]
+    outputs = llm.generate(
+        [{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False
+    )
+    answers = [output.outputs[0] for output in outputs]
+    return [
+        (tuple(each.token_ids), each.finish_reason, wire.failed_policies(each.stop_reason))
+        for each in answers
+    ]
+
+
+@pytest.fixture(scope="module")
+def spoiled(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> MixtureSpec:
+    """The second of three policies gives NaN for texts with BAD_TOKEN."""
+    folder = tmp_path_factory.mktemp("spoiled") / "bad"
+    return spec_of_folders(
+        [policies[0], with_nan_token(folder, policies[1], token=BAD_TOKEN), policies[2]]
+    )
+
+
+def test_a_row_fails_alone_and_names_the_policy(
+    engine: EngineFactory, spoiled: MixtureSpec
+) -> None:
+    """In one batch, with prompts in chunks; the others' tokens are those of a batch without it."""
+    llm = engine(spoiled, max_num_batched_tokens=32, max_num_seqs=16)
+    even = (0.2, 0.3, 0.5)
+    alone = generate(llm, SOUND, [even] * len(SOUND))
+    without_bad = generate(llm, [SPOILED], [(0.5, 0.0, 0.5)])
+    llm.collective_rpc("prefmix_check_rows")
+    prompts = [SPOILED, *SOUND, (*SOUND[1], BAD_TOKEN, 5), SPOILED]
+    weights = [even, *[even] * len(SOUND), even, (0.5, 0.0, 0.5)]
+    for _ in range(2):  # the second time from what is cached
+        first, *others, long, unweighted = generate(llm, prompts, weights)
+        assert first == long == ((), "error", ("bad",))
+        assert others == alone
+        assert [unweighted] == without_bad
+
+
+def test_blocks_of_a_failed_request_spoil_nobody_who_gets_them_next(
+    engine: EngineFactory, spoiled: MixtureSpec
+) -> None:
+    """A cache of few blocks, so that the sound requests write where the NaN were."""
+    llm = engine(spoiled, num_gpu_blocks_override=9, max_model_len=64, block_size=32)
+    even = (0.2, 0.3, 0.5)
+    short = [prompt[:20] for prompt in SOUND]
+    alone = generate(llm, short, [even] * len(short))
+    llm.collective_rpc("prefmix_check_rows")
+    for _ in range(4):
+        failed = generate(llm, [(BAD_TOKEN,) * 40] * 4, [even] * 4)
+        assert failed == [((), "error", ("bad",))] * 4
+        assert generate(llm, short, [even] * len(short)) == alone
+    assert metric(llm, "vllm:kv_cache_usage_perc") == 0
+
+
+def test_a_spoiled_head_is_found_too(
+    engine: EngineFactory, policies: list[Path], tmp_path: Path
+) -> None:
+    """The hidden states are sound, one logit is not; greedy and drawn, with a grammar of words."""
+    bad = with_nan_logit(tmp_path / "head", policies[1], token=11)
+    llm = engine(spec_of_folders([policies[0], bad]))
+    llm.collective_rpc("prefmix_check_rows")
+    weights = [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)]
+    expected = [("error", ("head",)), ("length", ()), ("error", ("head",))]
+    for sampling in ({}, {"temperature": 0.0}, {"top_p": 0.9, "logprobs": 2}):
+        ended = generate(llm, [SOUND[0]] * 3, weights, **sampling)
+        assert [(reason, failed) for _, reason, failed in ended] == expected
+    with pytest.raises(FitError, match="head computed NaN"):
+        LocalEngine(llm).sample([SOUND[0]], (0.5, 0.5), num_responses=2, max_tokens=3, seed=0)
+
+
+def test_an_adapter_that_overflows_is_named(
+    engine: EngineFactory, adapted: AdaptedBase, tmp_path: Path
+) -> None:
+    bad = with_overflow(tmp_path / "bad", adapted.adapters[1])
+    sound = adapted.spec()
+    spec = MixtureSpec(
+        policies=(sound.policies[0], Policy(name="bad", model=str(bad)), sound.policies[2]),
+        base=sound.base,
+    )
+    llm = engine(spec)
+    weights = [(0.5, 0.0, 0.5), (1.0, 0.0, 0.0)]
+    alone = generate(llm, SOUND[:2], weights)
+    llm.collective_rpc("prefmix_check_rows")
+    *others, mixed, single = generate(
+        llm, [*SOUND[:2], *SOUND[:2]], [*weights, (0.4, 0.2, 0.4), (0.0, 1.0, 0.0)]
+    )
+    assert others == alone
+    assert mixed == single == ((), "error", ("bad",))
