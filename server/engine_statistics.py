@@ -36,7 +36,8 @@ class EngineStatistics:
         self._every = every
 
     async def start(self) -> None:
-        """Has the workers begin."""
+        """Has the workers begin, and leave Ctrl-C to this process."""
+        await self._call_all("prefmix_ignore_interrupts")
         await self._call_all("prefmix_check_rows")
         await self._call("prefmix_observe", self._every)
         self._metrics.sizes(await self._call("prefmix_sizes"))
