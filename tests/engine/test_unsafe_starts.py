@@ -1,0 +1,86 @@
+"""Starts that must not be: vLLM's unsafe switches, pickled policies; and what failed ones print."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from server_process import engine_flags, free_port, run_prefmix
+
+KEY = "key-7d3a5512c0b94e8a"
+ADMIN = "admin-9f2b6c7d8e1a4053"
+SECRETS = (KEY, ADMIN)
+
+
+def refused(*words: str, code: int, **environ: str) -> str:
+    run = run_prefmix(*words, **environ)
+    assert (run.returncode, run.stdout) == (code, ""), run.stderr
+    assert "Traceback" not in run.stderr
+    assert [secret for secret in SECRETS if secret in run.stderr] == []
+    return run.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "VLLM_SERVER_DEV_MODE",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+        "VLLM_ALLOW_INSECURE_SERIALIZATION",
+    ],
+)
+def test_vllms_unsafe_switches_end_the_start(policies: list[Path], name: str) -> None:
+    line = refused("serve", f"--policy=a={policies[0]}", code=2, **{name: "1"})
+    assert f"{name} is set: " in line
+
+
+class Payload:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("command", ["serve", "fit", "bench"])
+def test_a_pickled_policy_is_refused_and_not_opened(
+    policies: list[Path], tmp_path: Path, command: str
+) -> None:
+    evil, ran = tmp_path / "evil", tmp_path / "ran"
+    shutil.copytree(policies[0], evil)
+    (evil / "model.safetensors").unlink()
+    torch.save(Payload(ran), evil / "pytorch_model.bin")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "hi"}) + "\n")
+    models = [f"--policy=one={policies[0]}", f"--policy=evil={evil}"]
+    words = {
+        "serve": ["serve", *models, "--port", str(free_port())],
+        "fit": ["fit", *models, "--prompts", str(prompts), "--output", str(tmp_path / "w.json")],
+        "bench": ["bench", "engine", *models, "--policies", "2"],
+    }[command]
+    line = refused(*words, code=2 if command == "fit" else 1)
+    for part in ("policy 'evil'", str(evil), "pytorch_model.bin", "--allow-unsafe-weights"):
+        assert part in line
+    assert not ran.exists()
+
+
+def test_a_start_that_fails_in_the_engine_shows_no_secret(
+    policies: list[Path], tmp_path: Path
+) -> None:
+    broken = shutil.copytree(policies[0], tmp_path / "broken")
+    tensors = broken / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:20_000])
+    words = [f"--policy=a={broken}", "--port", str(free_port()), *engine_flags()]
+    line = refused(
+        "serve",
+        *words,
+        code=1,
+        PREFMIX_API_KEY=KEY,
+        PREFMIX_ADMIN_TOKEN=ADMIN,
+    )
+    assert "did not start" in line
