@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AdaptedBase, EngineFactory, metric, spec_of_folders
+from conftest import RUNNER, AdaptedBase, EngineFactory, metric, spec_of_folders
 from tiny_faults import with_nan_logit, with_nan_token, with_overflow
 
 from mixing import wire
@@ -84,13 +84,14 @@ def test_blocks_of_a_failed_request_spoil_nobody_who_gets_them_next(
 def test_a_spoiled_head_is_found_too(
     engine: EngineFactory, policies: list[Path], tmp_path: Path
 ) -> None:
-    """The hidden states are sound, one logit is not; greedy and drawn, with a grammar of words."""
+    """The hidden states are sound, one logit is not; drawn, greedy and from the likeliest."""
     bad = with_nan_logit(tmp_path / "head", policies[1], token=11)
     llm = engine(spec_of_folders([policies[0], bad]))
     llm.collective_rpc("prefmix_check_rows")
     weights = [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)]
     expected = [("error", ("head",)), ("length", ()), ("error", ("head",))]
-    for sampling in ({}, {"temperature": 0.0}, {"top_p": 0.9, "logprobs": 2}):
+    ways = [{}, {"temperature": 0.0, "logprobs": 2}, {"top_p": 0.9}]
+    for sampling in ways[: 2 if RUNNER == "v2" else 3]:  # Triton's interpreter knows no top_p
         ended = generate(llm, [SOUND[0]] * 3, weights, **sampling)
         assert [(reason, failed) for _, reason, failed in ended] == expected
     with pytest.raises(FitError, match="head computed NaN"):

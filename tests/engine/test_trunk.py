@@ -110,11 +110,13 @@ def test_batched_products_are_exact(
     assert oracle.worst_error(alone, generate(llm, alone)) < TOLERANCE_NATS
 
 
-def test_an_adapter_with_nan_is_refused(
-    engine: EngineFactory, adapted: AdaptedBase, tmp_path: Path
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_an_adapter_with_nan_or_too_large_numbers_is_refused(
+    engine: EngineFactory, adapted: AdaptedBase, tmp_path: Path, value: float
 ) -> None:
+    """Doubled by its alpha the larger is infinite, and would spoil the other adapters' rows."""
     tensors = load_file(adapted.adapters[0] / "adapter_model.safetensors")
-    next(iter(tensors.values()))[0, 0] = float("nan")
+    next(tensors[key] for key in tensors if "lora_B" in key)[0, 0] = value
     broken = tmp_path / "broken"
     broken.mkdir()
     save_file(tensors, broken / "adapter_model.safetensors")
