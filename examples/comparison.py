@@ -1,35 +1,28 @@
-"""Draws the rows of the story's table: single policies, mixtures and parameter averages.
+"""The rows of the story's table and what measures them: one engine runs them all.
 
-One engine runs them all: a parameter average is one more policy of its mixture, and a single policy
-is a mixture with one-hot weights. Draws are kept on disk under the hash of what decides them.
+A parameter average is one more policy of its mixture, and a single policy is a mixture with one-hot
+weights.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
-from tokenizers import Tokenizer
-
-from examples.gains import REFERENCE, Floats, Row
 from mixing.spec import MixtureSpec, Policy
 from policies.demo import CHECKPOINTS, REWARDS
-from weights.draws import DrawSettings, draw
+from weights.averaging import with_averages
 from weights.engine import Engine, LocalEngine
-from weights.fingerprint import fingerprint
+from weights.evaluation import Evaluation, Reward, Weighting, evaluate
+from weights.fingerprint import fingerprints
 from weights.progress import Progress
-from weights.prompts import Prompt, hash_of_prompts
+from weights.prompts import Prompt
 from weights.quiet import held_back_stderr
 
+REFERENCE = "reference"
 NUM_RESPONSES = 24
 """Responses a prompt."""
 MAX_TOKENS = 160
-_SEED = 4242
 _ENGINE = {
     # As in serve.yaml, with room for more sequences at once.
     "enforce_eager": True,
@@ -39,22 +32,10 @@ _ENGINE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """A row before it is measured."""
-
-    name: str
-    weights: dict[str, float]
-    """Of the members of the comparison's mixture; who is not named has 0."""
-    shown: tuple[float, ...] | None = None
-    """What the table prints as weights of the policies."""
-
-
-def demo_spec(extra: dict[str, Path] | None = None) -> MixtureSpec:
-    """The demo mixture, with further policies behind its own three."""
-    folders = {**{name: CHECKPOINTS / name for name in REWARDS}, **(extra or {})}
+def demo_spec() -> MixtureSpec:
+    """The demo mixture."""
     return MixtureSpec(
-        policies=tuple(Policy(name=name, model=str(folder)) for name, folder in folders.items()),
+        policies=tuple(Policy(name=name, model=str(CHECKPOINTS / name)) for name in REWARDS),
         reference=Policy(name=REFERENCE, model=str(CHECKPOINTS / REFERENCE)),
     )
 
@@ -73,79 +54,53 @@ def chat_prompts(texts: Sequence[str]) -> list[Prompt]:
     ]
 
 
-def measure_rows(
-    contenders: Sequence[Contender],
-    *,
-    spec: MixtureSpec,
+def contenders(mixtures: Mapping[str, Mapping[str, float]]) -> list[Weighting]:
+    """The reference, each policy, some mixtures, and the parameter averages at their weights."""
+    singles = [Weighting(name=name, weights={name: 1.0}) for name in (REFERENCE, *REWARDS)]
+    mixed = [Weighting(name=name, weights=weights) for name, weights in mixtures.items()]
+    soups = [
+        Weighting(name=f"soup {name}", weights={f"soup-{name}": 1.0}, shares=weights)
+        for name, weights in ((name.removeprefix("fitted "), w) for name, w in mixtures.items())
+    ]
+    return [*singles, *mixed, *soups]
+
+
+def measured(
+    rows: Sequence[Weighting],
     prompts: Sequence[Prompt],
-    engine: Callable[[], Engine],
+    *,
+    engine: Callable[[MixtureSpec], Engine],
     cache: Path,
-    progress: Progress,
-) -> list[Row]:
-    """Draws responses at temperature 1 for every contender and scores them.
+    scratch: Path,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Asks every row the prompts and scores the answers with the demo's rewards.
 
     Args:
-      contenders: the rows.
-      spec: the mixture that holds all members they name.
-      prompts: P prompts, asked in every row.
-      engine: gives an engine of `spec`; only called when a draw is missing.
-      cache: folder of the draws.
-      progress: where to show how far it is.
+      engine: starts an engine; only called when a draw is not in `cache`.
+      scratch: folder for the parameter averages.
     """
-    fingerprints = {member.name: fingerprint(member) for member in spec.members}
-    tokenizer = Tokenizer.from_file(str(CHECKPOINTS / REFERENCE / "tokenizer.json"))
-    total = len(contenders) * len(prompts) * NUM_RESPONSES
-    sampling = progress.stage("sample", total, "responses")
-    scoring = progress.stage("score", 0, "responses")
-    rows = []
-    for contender in contenders:
-        weights_M = tuple(contender.weights.get(name, 0.0) for name in spec.member_names)
-        settings = DrawSettings(
-            weights_M=weights_M, num_responses=NUM_RESPONSES, max_tokens=MAX_TOKENS, seed=_SEED
-        )
-        taking_part = {name: fingerprints[name] for name in contender.weights}
-        folder = cache / _name_of(settings, contender, taking_part, prompts)
-        draw(
-            folder,
-            prompts=prompts,
-            settings=settings,
-            spec=spec,
-            engine=engine,
-            members=(),
-            sampling=sampling,
-            scoring=scoring,
-            title=contender.name,
-        )
-        rows.append(_scored(contender, _texts(folder, tokenizer), num_prompts=len(prompts)))
-    return rows
+    averages = {row.taking_part[0]: row.shares for row in rows if row.shares is not None}
+    spec = with_averages(demo_spec(), averages, scratch)
+    started: list[Engine] = []
 
+    def once() -> Engine:
+        started[:] = started or [engine(spec)]
+        return started[0]
 
-def _name_of(
-    settings: DrawSettings,
-    contender: Contender,
-    fingerprints: dict[str, str],
-    prompts: Sequence[Prompt],
-) -> str:
-    plain = {**asdict(settings), "weights_M": contender.weights}
-    decides = ["comparison", plain, fingerprints, hash_of_prompts(prompts)]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def _texts(folder: Path, tokenizer: Tokenizer) -> list[str]:
-    """The responses of a draw, prompt by prompt."""
-    tokens = [
-        row
-        for path in sorted(folder.glob("sample-*.parquet"))
-        for row in pq.read_table(path, columns=["tokens"])["tokens"].to_pylist()
-    ]
-    return [text.strip() for text in tokenizer.decode_batch(tokens, skip_special_tokens=True)]
-
-
-def _scored(contender: Contender, texts: Sequence[str], *, num_prompts: int) -> Row:
-    rewards: Floats = np.array([[reward(text) for reward in REWARDS.values()] for text in texts])
-    return Row(
-        name=contender.name,
-        weights=contender.shown,
-        rewards_PJO=rewards.reshape(num_prompts, -1, len(REWARDS)),
-        num_words=float(np.mean([len(text.split()) for text in texts])),
+    return evaluate(
+        prompts,
+        rows,
+        {name: _judge(reward) for name, reward in REWARDS.items()},
+        spec=spec,
+        engine=once,
+        fingerprints=fingerprints(spec),
+        cache=cache,
+        num_responses=NUM_RESPONSES,
+        max_tokens=MAX_TOKENS,
+        progress=progress,
     )
+
+
+def _judge(reward: Callable[[str], float]) -> Reward:
+    return lambda prompts, answers: [reward(answer.strip()) for answer in answers]

@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -25,26 +26,26 @@ from typing import NoReturn
 from examples.comparison import (
     MAX_TOKENS,
     NUM_RESPONSES,
-    Contender,
     chat_prompts,
+    contenders,
     demo_spec,
-    measure_rows,
+    measured,
     start_engine,
 )
-from examples.gains import REFERENCE, Gains, against, conclusion, gains_table, measure_gains
+from examples.gains import Gains, against, conclusion, gains_table, measure_gains
 from examples.live_apply import apply_to_running_server
-from examples.soup import write_soup
-from policies.demo import CHECKPOINTS, EVALUATION_PROMPTS, REWARDS
+from policies.demo import EVALUATION_PROMPTS, REWARDS
 from policies.demo.prompts import TRAINING_PROMPTS
 from policies.demo.tour import TourError
-from weights.fingerprint import fingerprint
+from weights.fingerprint import fingerprints as fingerprints_of
 from weights.fit import FitJob
 from weights.fit_result import FitResult, FitSettings, Sampler
 from weights.output import write_store
-from weights.progress import Progress
 from weights.prompts import hash_of_prompts
 from weights.report import write_report
 from weights.summary import summary
+from weights.tables import aligned
+from weights.verdict import verdict
 
 FOLDER = Path(".prefmix/fit-demo")
 CACHE = Path(".prefmix/fit")
@@ -102,7 +103,7 @@ def _fit_both() -> dict[Sampler, FitResult]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     spec = demo_spec()
     prompts = chat_prompts(TRAINING_PROMPTS)
-    fingerprints = {member.name: fingerprint(member) for member in spec.members}
+    fingerprints = fingerprints_of(spec)
     engine = cache(lambda: start_engine(spec))
     fits: dict[Sampler, FitResult] = {}
     for sampler in SAMPLERS:
@@ -133,54 +134,30 @@ def _fit_both() -> dict[Sampler, FitResult]:
 # --- what the weights buy --------------------------------------------------------------------
 
 
-def contenders(fits: Mapping[Sampler, FitResult]) -> list[Contender]:
-    """The rows of the table, in its order: a soup is named for where its weights come from."""
+def mixtures(fits: Mapping[Sampler, FitResult]) -> dict[str, dict[str, float]]:
+    """The mixtures that are compared; a soup is named for where its weights come from."""
     uniform = dict.fromkeys(REWARDS, 1 / len(REWARDS))
-
-    def mixture(name: str, weights: dict[str, float]) -> Contender:
-        return Contender(name=name, weights=weights, shown=tuple(weights.values()))
-
-    def soup(name: str, weights: dict[str, float]) -> Contender:
-        shown = tuple(weights.values())
-        return Contender(name=f"soup {name}", weights={f"soup-{name}": 1.0}, shown=shown)
-
-    return [
-        Contender(name=REFERENCE, weights={REFERENCE: 1.0}),
-        *(Contender(name=name, weights={name: 1.0}) for name in REWARDS),
-        mixture("uniform", uniform),
-        *(mixture(f"fitted {sampler}", fits[sampler].weights) for sampler in SAMPLERS),
-        soup("uniform", uniform),
-        *(soup(sampler, fits[sampler].weights) for sampler in SAMPLERS),
-    ]
-
-
-def averages(rows: Sequence[Contender]) -> dict[str, dict[str, float]]:
-    """The parameter averages that some rows ask for: member name -> policy -> share."""
-    return {
-        member: dict(zip(REWARDS, row.shown or (), strict=True))
-        for row in rows
-        for member in row.weights
-        if member.startswith("soup-")
-    }
+    return {"uniform": uniform} | {f"fitted {s}": fits[s].weights for s in SAMPLERS}
 
 
 def _compare(fits: Mapping[Sampler, FitResult]) -> Gains:
-    rows = contenders(fits)
+    rows = contenders(mixtures(fits))
     prompts = chat_prompts(EVALUATION_PROMPTS)
     print(f"Asking {len(prompts)} held-out prompts, {len(rows)} rows:", flush=True)
     with tempfile.TemporaryDirectory(prefix="prefmix-soup-") as scratch:
-        soups = {
-            name: write_soup(
-                Path(scratch) / name, {CHECKPOINTS / key: share for key, share in shares.items()}
-            )
-            for name, shares in averages(rows).items()
-        }
-        spec = demo_spec(soups)
-        engine = cache(lambda: start_engine(spec))
-        measured = measure_rows(
-            rows, spec=spec, prompts=prompts, engine=engine, cache=CACHE, progress=Progress()
-        )
-    return measure_gains(measured, tuple(REWARDS))
+        found = measured(rows, prompts, engine=start_engine, cache=CACHE, scratch=Path(scratch))
+    return measure_gains(found)
+
+
+def win_rates(found: Gains) -> str:
+    """Win rates against the reference and their minimum, the form of the founding paper's table."""
+    num_objectives = len(found.measured.objectives)
+    return aligned(
+        [
+            [name, *cells[num_objectives : 2 * num_objectives + 1]]
+            for name, *cells in found.measured.cells
+        ]
+    )
 
 
 def _told(found: Gains) -> str:
@@ -194,6 +171,9 @@ def _told(found: Gains) -> str:
     pairs += [(f"fitted {sampler}", f"soup {sampler}") for sampler in SAMPLERS]
     what = "Smallest gain of a mixture less that of the soup at the same weights"
     parts.append(f"\n{against(found, pairs, what)}")
+    parts.append("\nWin rates against the reference ± half of their 95 % interval:\n")
+    parts.append(win_rates(found))
+    parts += [f"\n{textwrap.fill(sentence, 88)}" for sentence in verdict(found.measured)]
     return "\n".join(parts)
 
 

@@ -16,37 +16,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from examples.comparison import REFERENCE
+from weights.evaluation import Evaluation, Floats
 
 NUM_BOOTSTRAP = 2000
-REFERENCE = "reference"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the table: what was asked and how its responses score."""
-
-    name: str
-    weights: tuple[float, ...] | None
-    """Of the policies; None where there is no mixture."""
-    rewards_PJO: Floats
-    num_words: float
-    """Mean words of a response."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gains:
     """What was measured, with its uncertainty."""
 
-    rows: tuple[Row, ...]
-    objectives: tuple[str, ...]
-    rewards_RO: Floats
-    """Mean rewards."""
+    measured: Evaluation
     rewards_BRO: Floats
     gains_RO: Floats
     gains_BRO: Floats
+
+    @property
+    def names(self) -> list[str]:
+        """Of the rows."""
+        return [row.name for row in self.measured.rows]
 
     @property
     def smallest_R(self) -> Floats:
@@ -68,26 +57,27 @@ class Gains:
     def reward_lead(self, row: int, other: int, objective: int) -> tuple[float, float]:
         """(difference of the mean rewards of one objective, its standard error)."""
         samples_B = self.rewards_BRO[:, row, objective] - self.rewards_BRO[:, other, objective]
-        difference = self.rewards_RO[row, objective] - self.rewards_RO[other, objective]
+        rewards_RO = self.measured.rewards_RO
+        difference = rewards_RO[row, objective] - rewards_RO[other, objective]
         return float(difference), float(samples_B.std(ddof=1))
 
     def index(self, name: str) -> int:
         """The row of that name."""
-        return [row.name for row in self.rows].index(name)
+        return self.names.index(name)
 
 
-def measure_gains(rows: Sequence[Row], objectives: Sequence[str], *, seed: int = 0) -> Gains:
-    """Rewards and gains of all rows.
+def measure_gains(measured: Evaluation, *, seed: int = 0) -> Gains:
+    """Gains of all rows.
 
     Args:
-      rows: with the reference and one row named after each objective among them.
-      objectives: O names, in the order of the rewards.
+      measured: with the reference and one row named after each objective among its rows.
       seed: of the bootstrap.
     Raises: ValueError if a policy is no better at its objective than the reference policy is.
     """
-    means_RPO = np.stack([row.rewards_PJO.mean(axis=1) for row in rows])
+    means_RPO = measured.rewards_RPJO.mean(axis=2)
     num_prompts = means_RPO.shape[1]
-    names = [row.name for row in rows]
+    names = [row.name for row in measured.rows]
+    objectives = measured.objectives
     reference = names.index(REFERENCE)
     own_O = [names.index(objective) for objective in objectives]
     rng = np.random.default_rng(seed)
@@ -101,17 +91,14 @@ def measure_gains(rows: Sequence[Row], objectives: Sequence[str], *, seed: int =
         share: Floats = (rewards - base) / (own - base)
         return share
 
-    for objective, place in zip(objectives, own_O, strict=True):
-        index = list(objectives).index(objective)
+    for index, (objective, place) in enumerate(zip(objectives, own_O, strict=True)):
         if rewards_RO[place, index] <= rewards_RO[reference, index]:
             raise ValueError(
                 f"policy {objective!r} is no better at its own objective than the reference; "
                 "gains are shares of that difference"
             )
     return Gains(
-        rows=tuple(rows),
-        objectives=tuple(objectives),
-        rewards_RO=rewards_RO,
+        measured=measured,
         rewards_BRO=rewards_BRO,
         gains_RO=gains(rewards_RO),
         gains_BRO=gains(rewards_BRO),
@@ -119,21 +106,22 @@ def measure_gains(rows: Sequence[Row], objectives: Sequence[str], *, seed: int =
 
 
 def gains_table(found: Gains) -> str:
-    """One line a row: weights, mean rewards, words, smallest gain with its interval."""
-    weighted = max((row.weights for row in found.rows if row.weights), key=len, default=())
-    width = 5 * len(weighted)
+    """One line a row: weights, mean rewards, tokens, smallest gain with its interval."""
+    measured = found.measured
+    shown = [() if row.is_single else tuple(row.shown.values()) for row in measured.rows]
+    width = 5 * max(map(len, shown))
     heading = (
-        f"{'':<17}{'weights':^{width}}"
-        + "".join(f"{name:>9}" for name in found.objectives)
-        + f"{'words':>6}{'min gain':>9}  {'95 % interval':<14}"
+        f"{'':<16}{'weights':^{width}}"
+        + "".join(f"{name:>9}" for name in measured.objectives)
+        + f"{'tokens':>7}{'min gain':>9}  {'95 % interval':<14}"
     )
     lines = [heading.rstrip(), "-" * len(heading)]
-    for index, row in enumerate(found.rows):
-        weights = "".join(f"{weight:>5.2f}" for weight in row.weights or ()).ljust(width)
-        rewards = "".join(f"{reward:>+9.2f}" for reward in found.rewards_RO[index])
+    for index, row in enumerate(measured.rows):
+        weights = "".join(f"{weight:>5.2f}" for weight in shown[index]).ljust(width)
+        rewards = "".join(f"{reward:>+9.2f}" for reward in measured.rewards_RO[index])
         low, high = found.interval(index)
         lines.append(
-            f"{row.name:<17}{weights}{rewards}{row.num_words:>6.0f}"
+            f"{row.name:<16}{weights}{rewards}{measured.tokens_R[index]:>7.0f}"
             f"{found.smallest_R[index]:>+9.2f}  {low:+.2f} to {high:+.2f}"
         )
     return "\n".join(lines)
@@ -142,8 +130,8 @@ def gains_table(found: Gains) -> str:
 def conclusion(found: Gains, subject: str, *, width: int = 88) -> str:
     """Where a row is ahead, where behind, beyond two standard errors only, and where neither."""
     row = found.index(subject)
-    others = [index for index in range(len(found.rows)) if index != row]
-    leads = {found.rows[other].name: found.lead(row, other) for other in others}
+    others = [index for index in range(len(found.names)) if index != row]
+    leads = {found.names[other]: found.lead(row, other) for other in others}
     sentences = [f"Smallest gain of {subject!r} against the other rows (± standard error):"]
     for verdict, names in _sorted_by_verdict(leads).items():
         if names:
@@ -176,7 +164,7 @@ def _by_objective(found: Gains, row: int, name: str) -> str:
     other = found.index(name)
     leads = {
         objective: found.reward_lead(row, other, index)
-        for index, objective in enumerate(found.objectives)
+        for index, objective in enumerate(found.measured.objectives)
     }
     parts = [
         f"{verdict.lower()} in {', '.join(names)}"

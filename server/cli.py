@@ -62,8 +62,7 @@ COMMANDS = (
     Command(
         "eval",
         "server.evaluate",
-        "measure what policies, profiles and mixtures of a server earn",
-        takes_engine_flags=False,
+        "measure what policies, profiles, mixtures and parameter averages earn",
     ),
     Command("bench", "bench.command", "measure what mixing costs beside the alternatives"),
 )

@@ -1,38 +1,52 @@
-"""`prefmix eval`: its flags, and from them a table of what a running server's mixtures earn."""
+"""`prefmix eval`: its flags, and from them a table of what policies and mixtures earn."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.api_keys import client_key
+from server.batch_engine import checked_fingerprints, local_engine, remote_engine
+from server.evaluation_rewards import load_rewards
+from server.evaluation_rows import UNIFORM, average_member, evaluation_rows, nonzero, uniform_shares
 from server.exits import CommandError
+from server.mixture_flags import add_mixture_flags, mixture_overrides
 
 if TYPE_CHECKING:
-    from weights.evaluation import Reward, Weighting
-    from weights.prompts import Prompt
-    from weights.remote import RemoteEngine
+    from mixing.spec import MixtureSpec
+    from weights.engine import Engine
+    from weights.evaluation import Evaluation
 
 EPILOG = """\
-Rows: the reference, each policy, every profile, and a grid over the simplex. Win rates are against
-the first row. The prompts file is that of 'prefmix fit'; use prompts that nothing was trained on.
-Example: prefmix eval --server http://127.0.0.1:8000 --prompts heldout.jsonl \\
-    --reward helpful=rewards:helpful --reward harmless=./reward-model --grid 4"""
+Rows: the reference, each policy, uniform weights, every profile, parameter averages, and a grid
+over the simplex. Win rates are against the first row. Policies come from CONFIG.yaml, the file of
+'prefmix serve', from flags, or from a running server. The prompts file is that of 'prefmix fit';
+use prompts that nothing was trained on. Everything after -- goes to vLLM.
+Example: prefmix eval mixture.yaml --prompts heldout.jsonl --grid 4 --report found \\
+    --reward helpful=rewards:helpful --reward harmless=./reward-model"""
+
+Profiles = Mapping[str, Sequence[float]]
+Shares = Mapping[str, float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `prefmix eval`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
+    parser.usage = (
+        "prefmix eval [CONFIG.yaml] --prompts FILE --reward NAME=REWARD [flags] [-- vLLM flags]"
+    )
     add = parser.add_argument
+    add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file")
+    add_mixture_flags(parser)
     add(
         "--server",
         metavar="URL",
-        required=True,
-        help="a prefmix server; its key in PREFMIX_API_KEY or _FILE",
+        help="a running prefmix server; its key: PREFMIX_API_KEY, or _FILE",
     )
     add("--prompts", type=Path, required=True, help="JSONL file of prompts")
     add(
@@ -42,106 +56,207 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=REWARD",
         help="module:function in TRL's form, or a reward model's checkpoint; once an objective",
     )
-    add(
-        "--allow-unsafe-weights",
-        action="store_true",
-        help="also load .bin and .pt reward models, which can run any code",
-    )
+    add("--weights-store", type=Path, metavar="FILE", help="profiles of this store, as of a fit")
     add("--grid", type=_positive, metavar="N", help="also mixtures in steps of 1 / N")
+    add(
+        "--average",
+        action="append",
+        metavar="PROFILE",
+        help="a parameter average at these weights, or 'none'; repeatable; default uniform",
+    )
     add("--responses", type=_positive, default=8, help="answers a prompt and row; default 8")
     add("--max-tokens", type=_positive, default=128, help="longest answer; default 128")
     add("--seed", type=int, default=0, help="of drawing answers; default 0")
+    add("--cache", type=Path, default=Path(".prefmix/eval"), help="where draws are kept")
     add("--output", type=Path, help="JSON file for the numbers")
+    add("--report", type=Path, help="folder for an HTML report; default beside --output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is evaluated."""
+
+    spec: MixtureSpec
+    """With parameter averages behind its own policies."""
+    own: MixtureSpec
+    """Without."""
+    engine: Callable[[], Engine]
+    fingerprints: Mapping[str, str]
+    profiles: Profiles
+    averages: Mapping[str, Shares]
+    cache: Path
 
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
-    """Measures and prints the table; returns the exit code."""
+    """Measures, prints the table and writes what was asked for; returns the exit code."""
+    from mixing.checkpoint_files import UnsafeCheckpointError
+    from mixing.compatibility import CompatibilityError
+    from mixing.spec import SpecError
     from policies.train import TrainError
-    from weights.evaluation import evaluate
-    from weights.prompts import PromptsError, read_prompts
-    from weights.remote import RemoteEngine, RemoteError
+    from server.config import ConfigError
+    from weights.averaging import AveragingError
+    from weights.fit_result import FitError
+    from weights.prompts import PromptsError
+    from weights.remote import RemoteError
+    from weights.store_errors import StoreFormatError
 
-    if passthrough:
-        raise CommandError("'prefmix eval' takes nothing after '--'", exit_code=2)
     try:
-        rewards = _rewards(args.reward, allow_unsafe_weights=args.allow_unsafe_weights)
-        prompts = read_prompts(args.prompts)
-        engine = RemoteEngine(args.server, api_key=client_key())
-        found = evaluate(
-            engine,
-            prompts,
-            _rows(engine, args.grid),
-            rewards,
-            engine.spec.member_names,
-            num_responses=args.responses,
-            max_tokens=args.max_tokens,
-            seed=args.seed,
-        )
-    except (TrainError, PromptsError, RemoteError) as error:
+        with tempfile.TemporaryDirectory(prefix="prefmix-eval-") as scratch:
+            found, about = _measured(args, passthrough, Path(scratch))
+    except (ConfigError, SpecError, CompatibilityError, UnsafeCheckpointError) as error:
+        raise CommandError(str(error), exit_code=2) from None
+    except StoreFormatError as error:
+        raise CommandError(str(error), exit_code=2) from None
+    except (AveragingError, FitError, TrainError, PromptsError, RemoteError) as error:
         raise CommandError(str(error)) from None
-    print(f"{found.table()}\n\n{found.verdict()}")
-    if args.output is not None:
-        args.output.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+    _publish(args, found, about)
     return 0
 
 
-def _rows(engine: RemoteEngine, grid: int | None) -> list[Weighting]:
-    """The reference first if there is one, each policy, profiles, grid; equal weights once."""
-    from weights.evaluation import Weighting, simplex_grid
+def _measured(
+    args: argparse.Namespace, passthrough: Sequence[str], scratch: Path
+) -> tuple[Evaluation, dict[str, object]]:
+    """(what was found, what it was found with)."""
+    from weights.evaluation import evaluate
+    from weights.prompts import hash_of_prompts, read_prompts
 
-    names = engine.spec.member_names
-    num_policies = len(engine.spec.policies)
-    singles = {name: tuple(float(name == other) for other in names) for name in names}
-    order = [*names[num_policies:], *names[:num_policies]]
-    rows = {name: singles[name] for name in order}
-    rows |= {f"@{name}": weights for name, weights in engine.profiles.items()}
-    padding = (0.0,) * (len(names) - num_policies)
-    for weights in simplex_grid(num_policies, grid) if grid else ():
-        rows[" ".join(f"{weight:.3g}" for weight in weights)] = (*weights, *padding)
-    found: dict[tuple[float, ...], Weighting] = {}
-    for name, weights in rows.items():
-        found.setdefault(weights, Weighting(name=name, weights_M=weights))
-    return list(found.values())
-
-
-def _rewards(items: Sequence[str], *, allow_unsafe_weights: bool) -> dict[str, Reward]:
-    rewards: dict[str, Reward] = {}
-    for item in items:
-        name, _, spec = item.partition("=")
-        if not name or not spec:
-            raise CommandError(
-                f"--reward is {item!r}; expected NAME=module:function or NAME=CHECKPOINT",
-                exit_code=2,
-            )
-        if name in rewards:
-            raise CommandError(f"--reward names {name!r} twice; an objective has one", exit_code=2)
-        rewards[name] = _judge(spec, allow_unsafe_weights=allow_unsafe_weights)
-    return rewards
+    rewards = load_rewards(args.reward, allow_unsafe_weights=bool(args.allow_unsafe_weights))
+    prompts = read_prompts(args.prompts)
+    subject = _subject(args, passthrough, scratch)
+    rows = evaluation_rows(subject.own, subject.profiles, averages=subject.averages, grid=args.grid)
+    drawing = {"num_responses": args.responses, "max_tokens": args.max_tokens, "seed": args.seed}
+    found = evaluate(
+        prompts,
+        rows,
+        rewards,
+        spec=subject.spec,
+        engine=subject.engine,
+        fingerprints=subject.fingerprints,
+        cache=subject.cache,
+        kl_members=subject.own.member_names,
+        **drawing,
+    )
+    hashes = {name: subject.fingerprints[name] for name in subject.own.member_names}
+    about = {"prompts": hash_of_prompts(prompts), "rewards": args.reward, "policies": hashes}
+    return found, about | {"settings": drawing}
 
 
-def _judge(
-    spec: str, *, allow_unsafe_weights: bool
-) -> Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]:
-    """A reward of the training room, asked in a fit's words."""
-    from policies.train.pairs import Content
-    from policies.train.rewards import load_reward
+def _subject(args: argparse.Namespace, passthrough: Sequence[str], scratch: Path) -> _Subject:
+    has_policies = args.config is not None or args.policy or args.base
+    if bool(has_policies) == bool(args.server):
+        raise CommandError(
+            "give either policies (a CONFIG.yaml, --policy NAME=MODEL, or --base and --adapter) or "
+            "--server URL",
+            exit_code=2,
+        )
+    if args.server:
+        return _served(args, passthrough, scratch)
+    return _in_process(args, passthrough, scratch)
 
-    reward = load_reward(spec, max_length=4096, allow_unsafe_weights=allow_unsafe_weights)
 
-    def judge(prompts: Sequence[Prompt], answers: Sequence[str]) -> Sequence[float]:
-        asked: list[Content] = []
-        said: list[Content] = []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            if prompt.messages is None:
-                asked.append(prompt.text or "")
-                said.append(answer)
-            else:
-                asked.append([dict(message) for message in prompt.messages])
-                said.append([{"role": "assistant", "content": answer}])
-        names = [f"an answer to prompt {prompt.id}" for prompt in prompts]
-        return reward.score(asked, said, names)
+def _served(args: argparse.Namespace, passthrough: Sequence[str], scratch: Path) -> _Subject:
+    if passthrough:
+        raise CommandError(
+            "words after '--' are for vLLM in this process; --server has its own", exit_code=2
+        )
+    if set(args.average or ()) - {"none"}:
+        raise CommandError(
+            "--average needs the policies' files; give them as CONFIG.yaml, --policy or --base "
+            "and --adapter instead of --server",
+            exit_code=2,
+        )
+    remote, models = remote_engine(args.server)
+    profiles = _stored(args.weights_store, remote.spec) if args.weights_store else remote.profiles
+    return _Subject(
+        spec=remote.spec,
+        own=remote.spec,
+        engine=lambda: remote,
+        fingerprints=models,
+        profiles=profiles,
+        averages={},
+        cache=scratch,  # what a server runs may change: nothing is kept
+    )
 
-    return judge
+
+def _in_process(args: argparse.Namespace, passthrough: Sequence[str], scratch: Path) -> _Subject:
+    from server.config import load_config
+    from weights.averaging import AveragingError, with_averages
+
+    config = load_config(args.config, mixture_overrides(args))
+    own = config.spec()
+    store = args.weights_store or (config.weights_store and Path(config.weights_store))
+    if store and (args.weights_store or store.exists()):
+        profiles: Profiles = _stored(store, own)
+    else:
+        profiles = config.profile_set(own).profiles if config.profiles else {}
+    checked_fingerprints(config, own)
+    averages = _averages(args.average, own, profiles)
+    members = {average_member(name): shares for name, shares in averages.items()}
+    try:
+        spec = with_averages(own, members, scratch)
+    except AveragingError as error:
+        if args.average:
+            raise
+        print(f"no parameter average: {error}")
+        spec, averages = own, {}
+    return _Subject(
+        spec=spec,
+        own=own,
+        engine=lambda: local_engine(config, spec, passthrough),
+        fingerprints=checked_fingerprints(config, spec),
+        profiles=profiles,
+        averages=averages,
+        cache=args.cache,
+    )
+
+
+def _stored(path: Path, spec: MixtureSpec) -> Profiles:
+    from weights.store_errors import StoreFormatError
+    from weights.store_format import for_mixture, parse
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreFormatError(f"{path}: cannot be read ({error})") from None
+    return for_mixture(parse(text, source=str(path)), spec, source=str(path)).profiles
+
+
+def _averages(
+    asked: Sequence[str] | None, spec: MixtureSpec, profiles: Profiles
+) -> dict[str, Shares]:
+    """Shares of the members by the name of each average that is wanted."""
+    if asked is None:
+        asked = [UNIFORM] if len(spec.policies) > 1 else []
+    found: dict[str, Shares] = {}
+    for name in asked:
+        if name == UNIFORM:
+            found[name] = uniform_shares(spec)
+        elif name in profiles:
+            found[name] = nonzero(spec.member_names, profiles[name])
+        elif name != "none":
+            allowed = ", ".join([UNIFORM, "none", *profiles])
+            raise CommandError(f"--average is {name!r}; allowed: {allowed}", exit_code=2)
+    return found
+
+
+def _publish(args: argparse.Namespace, found: Evaluation, about: Mapping[str, object]) -> None:
+    from weights.evaluation_report import write_evaluation_report
+    from weights.verdict import verdict
+
+    answers = verdict(found)
+    print("\n".join([found.table(), "", *answers]))
+    if args.output is not None:
+        numbers = {**found.to_dict(), "verdict": answers, "provenance": about}
+        args.output.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        print(f"\nnumbers  {args.output}")
+    folder = args.report
+    if folder is None and args.output is not None:
+        folder = args.output.with_name(args.output.stem + "-report")
+    if folder is not None:
+        page = write_evaluation_report(
+            found, folder, title="What policies and mixtures earn", provenance=about
+        )
+        print(f"report   {page}")
 
 
 def _positive(text: str) -> int:

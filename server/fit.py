@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.api_keys import client_key
+from server.batch_engine import checked_fingerprints, local_engine, remote_engine
 from server.exits import CommandError
 from server.mixture_flags import add_mixture_flags, mixture_overrides
 
@@ -200,10 +199,7 @@ def _engine(
 ) -> tuple[Callable[[], Engine], MixtureSpec, dict[str, str]]:
     """(what makes the engine, its mixture, content hash of each member)."""
     if args.server is not None:
-        from weights.remote import RemoteEngine
-
-        remote = RemoteEngine(args.server, api_key=client_key())
-        models = {member.name: f"{args.server} {member.model}" for member in remote.spec.members}
+        remote, models = remote_engine(args.server)
         return lambda: remote, remote.spec, models
     if config is None or spec is None:
         raise CommandError(
@@ -211,35 +207,8 @@ def _engine(
             "--server URL",
             exit_code=2,
         )
-    from mixing.checkpoint_files import check_safe_files
-    from mixing.compatibility import check_members
-    from weights.engine import set_environment
-    from weights.fingerprint import fingerprints
-    from weights.quiet import held_back_stderr
-
-    set_environment()
-    if spec.base is not None:  # adapters are read by vLLM, whose import is not silent
-        with held_back_stderr():
-            importlib.import_module("vllm.lora.peft_helper")
-    if not config.allow_unsafe_weights:
-        check_safe_files(spec)
-    check_members(spec)
-    return lambda: _local_engine(config, spec, passthrough), spec, fingerprints(spec)
-
-
-def _local_engine(config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]) -> Engine:
-    from weights.engine import LocalEngine, set_environment
-    from weights.quiet import held_back_stderr
-
-    set_environment()
-    with held_back_stderr():
-        from vllm import LLM
-        from vllm.engine.arg_utils import EngineArgs
-
-        from server.engine_args import build_arguments
-
-        arguments = build_arguments(config, spec, passthrough)
-        return LocalEngine(LLM.from_engine_args(EngineArgs.from_cli_args(arguments)))
+    hashes = checked_fingerprints(config, spec)
+    return lambda: local_engine(config, spec, passthrough), spec, hashes
 
 
 def _publish(

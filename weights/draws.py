@@ -1,6 +1,6 @@
 """Responses drawn and scored in parts on disk, so that a killed fit goes on where it was.
 
-A draw is a folder of Parquet parts: `sample-00000.parquet` (tokens and their log-probability under
+A draw is a folder of Parquet parts: `sample-00000.parquet` (tokens, text, log-probability under
 what they were drawn with) and `score-<member>-00000.parquet` for every scored member. A part is
 written aside and renamed, so it is whole or not there; existing parts are never made again.
 """
@@ -87,6 +87,12 @@ def draw(
     return table
 
 
+def texts(folder: Path) -> list[str]:
+    """What the responses of a draw say, in the order of its table."""
+    paths = sorted(folder.glob("sample-*.parquet"))
+    return [text for path in paths for text in pq.read_table(path)["text"].to_pylist()]
+
+
 def _sample(engine: Engine, part: Sequence[Prompt], settings: DrawSettings, *, offset: int) -> Any:
     prompts = engine.tokenize(part)
     drawn = engine.sample(
@@ -105,6 +111,7 @@ def _sample(engine: Engine, part: Sequence[Prompt], settings: DrawSettings, *, o
             PROPOSAL: response.logprob,
             "prompt_tokens": list(prompt_tokens),
             "tokens": list(response.tokens),
+            "text": response.text,
         }
         for prompt, prompt_tokens, responses in zip(part, prompts, drawn, strict=True)
         for index, response in enumerate(responses)

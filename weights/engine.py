@@ -31,7 +31,7 @@ class Response:
     logprob: float
     """Log-probability of the whole response under the weights it was drawn with, in nats."""
     text: str = ""
-    """What it says, from engines that detokenise."""
+    """What it says, special tokens left out."""
 
 
 class Engine(Protocol):
@@ -140,9 +140,15 @@ class LocalEngine:
             for index in range(len(prompts))
         ]
         outputs = self._generate(prompts, params)
+        # At once, and not token by token as vLLM would.
+        decode = self._llm.get_tokenizer().decode
         return [
             [
-                Response(tokens=tuple(answer.token_ids), logprob=answer.cumulative_logprob)
+                Response(
+                    tokens=tuple(answer.token_ids),
+                    logprob=answer.cumulative_logprob,
+                    text=decode(list(answer.token_ids), skip_special_tokens=True),
+                )
                 for answer in output.outputs
             ]
             for output in outputs

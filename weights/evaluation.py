@@ -9,16 +9,24 @@ Shapes: R rows, P prompts, J responses a prompt, O objectives, M members, B resa
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weights.engine import Engine, Response, Tokens
+from mixing.spec import MixtureSpec
+from weights.draws import DrawSettings, draw, texts
+from weights.engine import Engine
 from weights.progress import Progress
-from weights.prompts import Prompt
+from weights.prompts import Prompt, hash_of_prompts
+from weights.score_table import LOGPROB, PROPOSAL
 from weights.tables import aligned
 
 Floats = NDArray[np.float64]
@@ -30,15 +38,34 @@ NUM_RESAMPLINGS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Weighting:
-    """One row: a name and the weights of the members."""
+    """One row: a name and the weights of the members; who is not named has 0."""
 
     name: str
-    weights_M: tuple[float, ...]
+    weights: Mapping[str, float]
+    shares: Mapping[str, float] | None = None
+    """Of the policies in a parameter average, where the row is one."""
+    of_grid: bool = False
+    """Whether it is there to show what lies between the others; charts leave its name out."""
 
     @property
     def is_mixture(self) -> bool:
         """Whether more than one member takes part."""
-        return sum(weight != 0 for weight in self.weights_M) > 1
+        return len(self.taking_part) > 1
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the row is one member as it was given, and no average."""
+        return not self.is_mixture and self.shares is None
+
+    @property
+    def taking_part(self) -> tuple[str, ...]:
+        """Members with weight."""
+        return tuple(name for name, weight in self.weights.items() if weight)
+
+    @property
+    def shown(self) -> Mapping[str, float]:
+        """The weights of a mixture, or the shares of a parameter average."""
+        return self.weights if self.shares is None else self.shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +75,14 @@ class Evaluation:
     rows: tuple[Weighting, ...]
     objectives: tuple[str, ...]
     members: tuple[str, ...]
+    """Whose KLs were measured."""
     rewards_RPJO: Floats
     kl_RM: Floats
     """KL(row || member), nats a response."""
+    tokens_R: Floats
+    """Mean tokens of a response."""
+    reference: str | None = None
+    """The row of the reference policy."""
     seed: int = 0
 
     @property
@@ -60,6 +92,13 @@ class Evaluation:
         return means_RO
 
     @property
+    def reward_errors_RO(self) -> Floats:
+        """Their standard errors, prompts being the observations."""
+        means_RPO = self.rewards_RPJO.mean(axis=2)
+        errors_RO: Floats = means_RPO.std(axis=1) / np.sqrt(means_RPO.shape[1])
+        return errors_RO
+
+    @property
     def wins_RPO(self) -> Floats:
         """Share of pairs of answers in which a row's is better than the baseline's; ties half."""
         ours, theirs = self.rewards_RPJO[:, :, :, None], self.rewards_RPJO[:1, :, None]
@@ -67,7 +106,7 @@ class Evaluation:
         wins_RPO: Floats = wins_RPJJO.mean(axis=(2, 3))
         return wins_RPO
 
-    @property
+    @cached_property
     def wins_BRO(self) -> Floats:
         """Win rates of all objectives, resampled over prompts; the first is the data's own."""
         num_prompts = self.rewards_RPJO.shape[1]
@@ -79,36 +118,24 @@ class Evaluation:
         wins_BRO: Floats = np.stack([wins_RPO[:, p].mean(axis=1) for p in (own, *picks_BP)])
         return wins_BRO
 
-    def verdict(self) -> str:
-        """Whether the best mixture's smallest win rate beats the best single member's."""
-        smallest_BR = self.wins_BRO.min(axis=2)
-        mixtures = [i for i, row in enumerate(self.rows) if row.is_mixture]
-        singles = [i for i, row in enumerate(self.rows) if not row.is_mixture]
-        if not mixtures:
-            return "No mixture was measured."
-        best = max(mixtures, key=lambda i: smallest_BR[0, i])
-        rival = max(singles, key=lambda i: smallest_BR[0, i])
-        lead_B = smallest_BR[:, best] - smallest_BR[:, rival]
-        low, high = np.quantile(lead_B[1:], [0.025, 0.975])
-        beats = "beats" if low > 0 else "is not shown to beat"
-        return (
-            f"The best mixture, {self.rows[best].name}, {beats} the best single policy, "
-            f"{self.rows[rival].name}, in the smallest win rate: {smallest_BR[0, best]:.3f} "
-            f"against {smallest_BR[0, rival]:.3f}, difference {lead_B[0]:+.3f}, "
-            f"95 % interval {low:+.3f} to {high:+.3f}."
-            + (
-                " The best of several rows was picked on these prompts, which flatters it."
-                if len(mixtures) > 1
-                else ""
-            )
-        )
+    @property
+    def smallest_BR(self) -> Floats:
+        """The smallest win rate of each row, resampled like `wins_BRO`."""
+        smallest_BR: Floats = self.wins_BRO.min(axis=2)
+        return smallest_BR
 
-    def table(self) -> str:
-        """Mean rewards, win rates with the half-width of their 95 % interval, minimum, KLs."""
-        wins_BRO = self.wins_BRO
-        smallest_BR = wins_BRO.min(axis=2)
+    def lead(self, row: int, other: int) -> tuple[float, float, float]:
+        """(difference of the smallest win rates, ends of its 95 % interval)."""
+        lead_B = self.smallest_BR[:, row] - self.smallest_BR[:, other]
+        low, high = np.quantile(lead_B[1:], [0.025, 0.975])
+        return float(lead_B[0]), float(low), float(high)
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The table: mean rewards, win rates ± half of their 95 % interval, minimum, KLs."""
+        wins_BRO, smallest_BR = self.wins_BRO, self.smallest_BR
         heading = ["", *self.objectives, *(f"win {name}" for name in self.objectives), "min win"]
-        heading += [f"KL to {name}" for name in self.members]
+        heading += ["tokens", *(f"KL to {name}" for name in self.members)]
         lines = [heading]
         for index, row in enumerate(self.rows):
             wins = [_interval(wins_BRO[:, index, k]) for k in range(len(self.objectives))]
@@ -118,29 +145,34 @@ class Evaluation:
                     *(f"{reward:.3f}" for reward in self.rewards_RO[index]),
                     *(wins if index else ["-"] * len(wins)),
                     _interval(smallest_BR[:, index]) if index else "-",
+                    f"{self.tokens_R[index]:.1f}",
                     *(f"{kl:.2f}" for kl in self.kl_RM[index]),
                 ]
             )
-        return aligned(lines)
+        return lines
+
+    def table(self) -> str:
+        """`cells` as aligned text."""
+        return aligned(self.cells)
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready form."""
-        wins_BRO = self.wins_BRO
         return {
             "objectives": self.objectives,
             "members": self.members,
             "rows": [
                 {
                     "name": row.name,
-                    "weights": dict(zip(self.members, row.weights_M, strict=True)),
+                    "weights": dict(row.weights),
+                    **({} if row.shares is None else {"parameter_average": dict(row.shares)}),
                     "rewards": self.rewards_RO[index].tolist(),
-                    "win_rates": wins_BRO[0, index].tolist(),
-                    "smallest_win_rate": float(wins_BRO[0, index].min()),
+                    "win_rates": self.wins_BRO[0, index].tolist(),
+                    "smallest_win_rate": float(self.smallest_BR[0, index]),
+                    "tokens": float(self.tokens_R[index]),
                     "kl": self.kl_RM[index].tolist(),
                 }
                 for index, row in enumerate(self.rows)
             ],
-            "verdict": self.verdict(),
         }
 
 
@@ -155,71 +187,94 @@ def simplex_grid(num_policies: int, parts: int) -> list[tuple[float, ...]]:
 
 
 def evaluate(
-    engine: Engine,
     prompts: Sequence[Prompt],
     rows: Sequence[Weighting],
     rewards: Mapping[str, Reward],
-    members: Sequence[str],
     *,
+    spec: MixtureSpec,
+    engine: Callable[[], Engine],
+    fingerprints: Mapping[str, str],
+    cache: Path,
     num_responses: int,
     max_tokens: int,
-    seed: int,
+    kl_members: Sequence[str] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Draws answers at temperature 1 under each row's weights, judges them and measures KLs.
 
     Args:
-      engine: its responses carry their text.
+      prompts: P prompts, asked in every row.
       rows: the first is the baseline of the win rates.
-      members: of the engine's mixture, in order.
+      rewards: objective -> what judges answers.
+      spec: the mixture that holds all members the rows name.
+      engine: gives an engine of `spec`; only called when something is not in `cache`.
+      fingerprints: content hash of every member by name.
+      cache: folder of the draws.
+      num_responses: a prompt.
+      max_tokens: longest answer.
+      kl_members: the members whose KLs are wanted.
+      seed: of drawing answers and of resampling.
     """
-    contexts = engine.tokenize(prompts)
-    one_hot_MM = np.eye(len(members))
-    stage = Progress().stage("evaluate", len(rows), "rows")
-    rewards_RPJO: list[Floats] = []
-    kl_RM: list[list[float]] = []
-    with stage.working():
-        for index, row in enumerate(rows):
-            drawn = engine.sample(
-                contexts,
-                row.weights_M,
-                num_responses=num_responses,
-                max_tokens=max_tokens,
-                # Rows that shared their randomness would win more or less often than chance.
-                seed=seed + index * len(prompts) * num_responses,
-            )
-            rewards_RPJO.append(_judged(prompts, drawn, rewards))
-            pairs = _pairs(contexts, drawn)
-            own = np.mean([response.logprob for some in drawn for response in some])
-            scores_M = [np.mean(engine.score(pairs, one_hot.tolist())) for one_hot in one_hot_MM]
-            kl_RM.append([float(own - score) for score in scores_M])
-            stage.advance(1)
+    progress = progress or Progress()
+    total = len(rows) * len(prompts) * num_responses
+    sampling = progress.stage("sample", total, "responses")
+    scoring = progress.stage("score", total * len(kl_members), "responses")
+    rewards_RPJO, kl_RM, tokens_R = [], [], []
+    for row in rows:
+        settings = DrawSettings(
+            weights_M=tuple(row.weights.get(name, 0.0) for name in spec.member_names),
+            num_responses=num_responses,
+            max_tokens=max_tokens,
+            # Rows that shared their randomness would win more or less often than chance.
+            seed=zlib.crc32(json.dumps([seed, row.weights], sort_keys=True).encode()),
+        )
+        involved = {name: fingerprints[name] for name in (*row.weights, *kl_members)}
+        folder = cache / _name_of(settings, row, involved, prompts)
+        drawn = draw(
+            folder,
+            prompts=prompts,
+            settings=settings,
+            spec=spec,
+            engine=engine,
+            members=kl_members,
+            sampling=sampling,
+            scoring=scoring,
+            title=row.name,
+        )
+        own = drawn[PROPOSAL].to_numpy().mean()
+        kl_RM.append([own - drawn[f"{LOGPROB}{name}"].to_numpy().mean() for name in kl_members])
+        tokens_R.append(drawn["num_tokens"].to_numpy().mean())
+        rewards_RPJO.append(_judged(prompts, texts(folder), rewards))
+    sampling.finish()
+    scoring.finish()
     return Evaluation(
         rows=tuple(rows),
         objectives=tuple(rewards),
-        members=tuple(members),
+        members=tuple(kl_members),
         rewards_RPJO=np.stack(rewards_RPJO),
-        kl_RM=np.array(kl_RM),
+        kl_RM=np.array(kl_RM, dtype=np.float64),
+        tokens_R=np.array(tokens_R, dtype=np.float64),
+        reference=None if spec.reference is None else spec.reference.name,
         seed=seed,
     )
 
 
+def _name_of(
+    settings: DrawSettings, row: Weighting, involved: Mapping[str, str], prompts: Sequence[Prompt]
+) -> str:
+    plain = {**asdict(settings), "weights_M": dict(row.weights)}
+    decides = ["evaluation", plain, dict(involved), hash_of_prompts(prompts)]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:20]
+
+
 def _judged(
-    prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]], rewards: Mapping[str, Reward]
+    prompts: Sequence[Prompt], answers: Sequence[str], rewards: Mapping[str, Reward]
 ) -> Floats:
-    asked = [prompt for prompt, some in zip(prompts, drawn, strict=True) for _ in some]
-    texts = [response.text for some in drawn for response in some]
-    columns = [reward(asked, texts) for reward in rewards.values()]
-    return np.array(columns).T.reshape(len(prompts), -1, len(columns))
-
-
-def _pairs(
-    contexts: Sequence[Tokens], drawn: Sequence[Sequence[Response]]
-) -> list[tuple[Tokens, Tokens]]:
-    return [
-        (context, response.tokens)
-        for context, some in zip(contexts, drawn, strict=True)
-        for response in some
-    ]
+    num_responses = len(answers) // len(prompts)
+    asked = [prompt for prompt in prompts for _ in range(num_responses)]
+    columns = [reward(asked, answers) for reward in rewards.values()]
+    return np.array(columns, dtype=np.float64).T.reshape(len(prompts), num_responses, len(columns))
 
 
 def _interval(samples_B: Floats) -> str:

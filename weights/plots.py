@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +55,6 @@ _SIZE_INCHES = (4.8, 3.2)
 """Narrow, so that the text can still be read at the width of a phone."""
 _DPI = 200
 
-Chart = Callable[[FitResult, Theme], Figure]
-
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG; equal figures give equal bytes."""
@@ -70,7 +68,7 @@ def png(figure: Figure) -> bytes:
 
 def trajectory(result: FitResult, theme: Theme) -> Figure:
     """The weights on their way; the average over the shaded half is the answer."""
-    figure, axes = _axes(theme)
+    figure, axes = new_axes(theme)
     num_steps = len(result.path_TK) - 1
     axes.axvspan(_first_averaged(num_steps), num_steps, color=theme.faint, alpha=0.45, lw=0)
     _lines(axes, theme, result.names, np.arange(num_steps + 1), result.path_TK, marked=num_steps)
@@ -85,7 +83,7 @@ def trajectory(result: FitResult, theme: Theme) -> Figure:
 def rounds_kl(result: FitResult, theme: Theme) -> Figure:
     """KL(mixture || policy) of every round of the mixture sampler: the lines should meet."""
     assert result.rounds_kl_TK is not None
-    figure, axes = _axes(theme)
+    figure, axes = new_axes(theme)
     rounds = np.arange(1, len(result.rounds_kl_TK) + 1)
     _lines(axes, theme, result.names, rounds, result.rounds_kl_TK, marked=len(rounds))
     axes.set_xlim(1, len(rounds))
@@ -98,7 +96,7 @@ def rounds_kl(result: FitResult, theme: Theme) -> Figure:
 def simplex(result: FitResult, theme: Theme) -> Figure:
     """The triangle of all weights of three policies, the path on it and the answer."""
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
-    figure, axes = _axes(theme)
+    figure, axes = new_axes(theme)
     axes.set_axis_off()
     axes.set_aspect("equal")
     for share in (0.25, 0.5, 0.75, 1.0):
@@ -114,7 +112,7 @@ def simplex(result: FitResult, theme: Theme) -> Figure:
             x,
             y - 0.04 if below else y + 0.03,
             short(name, _MAX_LABEL),
-            color=_colour(theme, index),
+            color=colour_of(theme, index),
             ha="center",
             va="top" if below else "bottom",
             weight="bold",
@@ -137,9 +135,9 @@ def simplex(result: FitResult, theme: Theme) -> Figure:
 def kl_bars(result: FitResult, theme: Theme) -> Figure:
     """Distance to every policy; the dashed line is the mean under the weights."""
     num_policies = len(result.names)
-    figure, axes = _axes(theme, height=max(1.9, 0.9 + 0.32 * num_policies))
+    figure, axes = new_axes(theme, height=max(1.9, 0.9 + 0.32 * num_policies))
     place_K = np.arange(num_policies)
-    colours = [_colour(theme, index) for index in range(num_policies)]
+    colours = [colour_of(theme, index) for index in range(num_policies)]
     deployed, certificate = result.deployed, result.certificate
     if deployed is not None:
         kl_K = np.array([deployed.kl[name] for name in result.names])
@@ -171,7 +169,7 @@ def kl_bars(result: FitResult, theme: Theme) -> Figure:
 def ess_by_length(result: FitResult, theme: Theme) -> Figure:
     """Which share of the drawn responses carries the estimate, by their length."""
     rows = _certificate(result).ess_by_length
-    figure, axes = _axes(theme)
+    figure, axes = new_axes(theme)
     lengths = [row["mean_tokens"] for row in rows]
     axes.plot(lengths, [row["ess_fraction"] for row in rows], "o-", color=theme.palette[0])
     axes.axhline(0.1, color=theme.palette[1], lw=1.2, ls="--")
@@ -194,7 +192,7 @@ def ess_by_length(result: FitResult, theme: Theme) -> Figure:
 def m_sweep(result: FitResult, theme: Theme) -> Figure:
     """The weights that fewer responses a prompt would have given: the bias dying away."""
     rows = _certificate(result).m_sweep
-    figure, axes = _axes(theme)
+    figure, axes = new_axes(theme)
     counts = np.array([row["responses"] for row in rows], dtype=np.float64)
     weights_TK = np.array([[row["weights"][name] for name in result.names] for row in rows])
     _lines(axes, theme, result.names, counts, weights_TK, marked=len(rows))
@@ -206,7 +204,8 @@ def m_sweep(result: FitResult, theme: Theme) -> Figure:
     return figure
 
 
-def _axes(theme: Theme, *, height: float = _SIZE_INCHES[1]) -> tuple[Figure, Axes]:
+def new_axes(theme: Theme, *, height: float = _SIZE_INCHES[1]) -> tuple[Figure, Axes]:
+    """An empty chart in the colours of a page."""
     figure = Figure(
         figsize=(_SIZE_INCHES[0], height), dpi=_DPI, facecolor=theme.paper, layout="constrained"
     )
@@ -234,7 +233,7 @@ def _lines(
     """One line a policy, its name at the right end; markers where there are few points."""
     for index, y_T in enumerate(y_TK.T):
         marker = _MARKERS[index % len(_MARKERS)] if marked <= 40 else ""
-        colour, style = _colour(theme, index), _style(theme, index)
+        colour, style = colour_of(theme, index), _style(theme, index)
         axes.plot(x_T, y_T, color=colour, ls=style, lw=1.6, marker=marker, ms=4, clip_on=False)
     low, high = min(0.0, float(y_TK.min())), float(y_TK.max()) * 1.05
     high = high if high > low else low + 1
@@ -247,7 +246,7 @@ def _lines(
             xycoords=("axes fraction", "data"),
             xytext=(7, 0),
             textcoords="offset points",
-            color=_colour(theme, index),
+            color=colour_of(theme, index),
             va="center",
             fontsize=8.5 if len(names) <= 10 else 6.5,
             parse_math=False,
@@ -290,7 +289,8 @@ def _certificate(result: FitResult) -> Certificate:
     return result.certificate
 
 
-def _colour(theme: Theme, index: int) -> str:
+def colour_of(theme: Theme, index: int) -> str:
+    """The colour of the policy of that number, in all charts."""
     return theme.palette[index % len(theme.palette)]
 
 

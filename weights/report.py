@@ -1,25 +1,18 @@
-"""The report of a fit: one HTML page that needs nothing but itself, and its charts as PNG files.
-
-The pictures are embedded, there is no script and no address to fetch; the page follows the
-reader's light or dark setting and fits a phone.
-"""
+"""The report of a fit: what `weights.report_page` frames."""
 
 from __future__ import annotations
 
-import base64
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from weights import plots
+from weights import plots, report_page
 from weights.fit_result import FitResult
-from weights.report_page import TEMPLATE
+from weights.report_page import PAGE, Chart, scrolling, table
 from weights.summary import distance_name, floor_note, is_fitted, what_was_fitted
 
-PAGE = "report.html"
 _SHOWN_ABOVE = frozenset({"fitted", "verdict", "certificate", "deployed"})
 """Parts of a store's provenance that the page shows as text and charts."""
 
@@ -28,15 +21,6 @@ _CHARTS = frozenset(
     {"simplex.png", "kl.png", "trajectory.png", "rounds.png", "ess.png", "m_sweep.png"}
 )
 """Every chart that some kind of result has."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Figure:
-    """A chart and what a reader should see in it."""
-
-    file: str
-    chart: plots.Chart
-    caption: str
 
 
 def write_report(
@@ -53,59 +37,53 @@ def write_report(
     Returns: the page's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    figures = list(_figures(result))
-    pictures = []
-    for figure in figures:
-        light, dark = (
-            plots.png(figure.chart(result, theme)) for theme in (plots.LIGHT, plots.DARK)
-        )
-        _replace(folder / figure.file, light)
-        pictures.append(_picture(figure.caption, light, dark))
+    charts = list(_charts(result))
+    pictures = report_page.write_charts(folder, charts)
     page = folder / PAGE
-    _replace(page, _page(result, title, provenance, pictures).encode())
-    written = {figure.file for figure in figures}
+    report_page.replace_file(page, _page(result, title, provenance, pictures).encode())
+    written = {chart.file for chart in charts}
     assert written <= _CHARTS
     for stale in _CHARTS - written:
         (folder / stale).unlink(missing_ok=True)
     return page
 
 
-def _figures(result: FitResult) -> Iterator[_Figure]:
+def _charts(result: FitResult) -> Iterator[Chart]:
     """The charts that this kind of result has, the answer first."""
     if len(result.names) == 3:
-        yield _Figure(
+        yield Chart(
             file="simplex.png",
-            chart=plots.simplex,
+            draw=partial(plots.simplex, result),
             caption="All possible weights: a corner is one policy alone, the centre is uniform. "
             + ("The star is the answer, the line the way there." if is_fitted(result) else ""),
         )
     if result.deployed is not None or result.certificate is not None:
-        yield _Figure(file="kl.png", chart=plots.kl_bars, caption=_kl_caption(result))
+        yield Chart(file="kl.png", draw=partial(plots.kl_bars, result), caption=_kl_caption(result))
     if len(result.path_TK) > 1:
-        yield _Figure(
+        yield Chart(
             file="trajectory.png",
-            chart=plots.trajectory,
+            draw=partial(plots.trajectory, result),
             caption="The weights on their way. The answer is the mean over the shaded half"
             + (", over all restarts." if result.certificate is not None else "."),
         )
     if result.rounds_kl_TK is not None:
-        yield _Figure(
+        yield Chart(
             file="rounds.png",
-            chart=plots.rounds_kl,
+            draw=partial(plots.rounds_kl, result),
             caption="How far the served mixture was from each policy, round by round. At the "
             "optimum all policies that have weight are equally far.",
         )
     if result.certificate is not None and result.certificate.ess_by_length:
-        yield _Figure(
+        yield Chart(
             file="ess.png",
-            chart=plots.ess_by_length,
+            draw=partial(plots.ess_by_length, result),
             caption="Effective share of the responses by length. Long responses leave few that "
             "the mixture would have written.",
         )
     if result.certificate is not None and len(result.certificate.m_sweep) > 1:
-        yield _Figure(
+        yield Chart(
             file="m_sweep.png",
-            chart=plots.m_sweep,
+            draw=partial(plots.m_sweep, result),
             caption="The same fit from fewer responses a prompt. Weights that still move at the "
             "right are biased; sample more.",
         )
@@ -123,29 +101,23 @@ def _kl_caption(result: FitResult) -> str:
     return f"{text} {mean}"
 
 
-def _page(result: FitResult, title: str, provenance: Mapping[str, Any], pictures: list[str]) -> str:
-    return TEMPLATE.substitute(
-        title=escape(title),
-        light=_colours(plots.LIGHT),
-        dark=_colours(plots.DARK),
-        tone="good" if result.verdict == "trustworthy" else "careful",
-        verdict=escape(_sentence(result.verdict)),
-        fitted=escape(" ".join(_sentence(text) for text in _notes(result))),
-        weights=_weights_table(result),
-        numbers=_table(["measure", "value"], _numbers(result)),
-        pictures="\n".join(pictures),
-        sweep=_sweep(result),
-        provenance=_table(["setting", "value"], list(_flat(provenance))),
-    )
+def _page(result: FitResult, title: str, provenance: Mapping[str, Any], pictures: str) -> str:
+    notes = " ".join(_sentence(text) for text in _notes(result))
+    about = {key: value for key, value in provenance.items() if key not in _SHOWN_ABOVE}
+    parts = [
+        f"<p>{escape(notes)}</p>",
+        _weights_table(result),
+        table(["measure", "value"], _numbers(result)),
+        pictures,
+        _sweep(result),
+        report_page.provenance(about),
+    ]
+    is_good = result.verdict == "trustworthy"
+    return report_page.page(title, _sentence(result.verdict), "\n".join(parts), is_good=is_good)
 
 
 def _notes(result: FitResult) -> list[str]:
     return [text for text in (what_was_fitted(result), floor_note(result)) if text]
-
-
-def _colours(theme: plots.Theme) -> str:
-    """The policies' colours in the charts, for the page's own bars."""
-    return " ".join(f"--policy-{index}: {colour};" for index, colour in enumerate(theme.palette))
 
 
 def _weights_table(result: FitResult) -> str:
@@ -167,7 +139,7 @@ def _weights_table(result: FitResult) -> str:
             cells.append(f"<td>{certificate.kl[name]:.2f}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-    return _scrolling(f'<table class="weights"><tr>{head}</tr>{"".join(rows)}</table>')
+    return scrolling(f'<table class="weights"><tr>{head}</tr>{"".join(rows)}</table>')
 
 
 def _numbers(result: FitResult) -> list[tuple[str, str]]:
@@ -204,64 +176,15 @@ def _sweep(result: FitResult) -> str:
         (str(row["responses"]), f"{row['objective']:.3f}", *_fixed(row["weights"].values()))
         for row in result.certificate.m_sweep
     ]
-    table = _table(["responses", "F", *result.names], rows, numbers=True)
-    return f"<details><summary>The fit from fewer responses, in numbers</summary>{table}</details>"
+    numbers = table(["responses", "F", *result.names], rows, numbers=True)
+    return (
+        f"<details><summary>The fit from fewer responses, in numbers</summary>{numbers}</details>"
+    )
 
 
 def _fixed(values: Iterable[float]) -> list[str]:
     return [f"{value:.3f}" for value in values]
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
-    """A table of plain text; the first column holds the names."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-    body = "".join(
-        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-        for name, *cells in rows
-    )
-    kind = "numbers" if numbers else "pairs"
-    return _scrolling(f'<table class="{kind}"><tr>{head}</tr>{body}</table>')
-
-
-def _scrolling(table: str) -> str:
-    return f'<div class="wide">{table}</div>'
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested mappings as rows with dotted names."""
-    for key, value in values.items():
-        if not prefix and key in _SHOWN_ABOVE:
-            continue
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
-        elif isinstance(value, (list, tuple)):
-            yield name, ", ".join(map(str, value))
-        else:
-            yield name, "-" if value is None else str(value)
-
-
-def _picture(caption: str, light: bytes, dark: bytes) -> str:
-    """A chart in both themes; the browser shows the one that suits the reader."""
-    text = escape(caption.strip())
-    return (
-        "<figure><picture>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">'
-        f'<img src="{_data(light)}" alt="{text}"></picture>'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
-
-
-def _data(picture: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-
-
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all: a reader never sees half a page."""
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_bytes(content)
-    os.replace(aside, path)

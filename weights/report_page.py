@@ -1,8 +1,27 @@
-"""The HTML frame of a fit's report: style and order, no content."""
+"""A report: one HTML page that needs nothing but itself, and its charts as PNG files.
 
+The pictures are embedded, there is no script and no address to fetch; the page follows the
+reader's light or dark setting and fits a phone.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from string import Template
+from typing import Any
 
-TEMPLATE = Template("""\
+from matplotlib.figure import Figure
+
+from weights import plots
+
+PAGE = "report.html"
+
+_TEMPLATE = Template("""\
 <!doctype html>
 <html lang="en">
 <head>
@@ -65,16 +84,107 @@ summary { cursor: pointer; }
 <main>
 <h1>$title</h1>
 <p class="verdict $tone">$verdict</p>
-<p>$fitted</p>
-$weights
-$numbers
-<section class="charts">
-$pictures
-</section>
-$sweep
-<h2>Settings and provenance</h2>
-$provenance
+$body
 </main>
 </body>
 </html>
 """)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A picture and what a reader should see in it."""
+
+    file: str
+    """Name of its PNG."""
+    draw: Callable[[plots.Theme], Figure]
+    caption: str
+
+
+def page(title: str, verdict: str, body: str, *, is_good: bool) -> str:
+    """The whole page.
+
+    Args:
+      title, verdict: plain text.
+      body: HTML that follows the verdict.
+      is_good: the verdict's colour.
+    """
+    return _TEMPLATE.substitute(
+        title=escape(title),
+        light=_colours(plots.LIGHT),
+        dark=_colours(plots.DARK),
+        tone="good" if is_good else "careful",
+        verdict=escape(verdict),
+        body=body,
+    )
+
+
+def write_charts(folder: Path, charts: Iterable[Chart]) -> str:
+    """Writes the PNG files, for a light page, and returns all charts as HTML."""
+    pictures = []
+    for chart in charts:
+        light, dark = (plots.png(chart.draw(theme)) for theme in (plots.LIGHT, plots.DARK))
+        replace_file(folder / chart.file, light)
+        pictures.append(_picture(chart.caption, light, dark))
+    inside = "\n".join(pictures)
+    return f'<section class="charts">\n{inside}\n</section>'
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    """A table of plain text; the first column holds the names."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
+    body = "".join(
+        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in rows
+    )
+    kind = "numbers" if numbers else "pairs"
+    return scrolling(f'<table class="{kind}"><tr>{head}</tr>{body}</table>')
+
+
+def scrolling(table: str) -> str:
+    """A table that may be wider than the page."""
+    return f'<div class="wide">{table}</div>'
+
+
+def provenance(values: Mapping[str, Any]) -> str:
+    """The last part of a page: what it was made from, nested mappings with dotted names."""
+    rows = table(["setting", "value"], list(_flat(values)))
+    return f"<h2>Settings and provenance</h2>\n{rows}"
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Whole or not at all: a reader never sees half a page."""
+    aside = path.with_name(f"{path.name}.partial")
+    aside.write_bytes(content)
+    os.replace(aside, path)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, (list, tuple)):
+            yield name, ", ".join(map(str, value))
+        else:
+            yield name, "-" if value is None else str(value)
+
+
+def _colours(theme: plots.Theme) -> str:
+    """The policies' colours in the charts, for the page's own bars."""
+    return " ".join(f"--policy-{index}: {colour};" for index, colour in enumerate(theme.palette))
+
+
+def _picture(caption: str, light: bytes, dark: bytes) -> str:
+    """A chart in both themes; the browser shows the one that suits the reader."""
+    text = escape(caption.strip())
+    return (
+        "<figure><picture>"
+        f'<source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">'
+        f'<img src="{_data(light)}" alt="{text}"></picture>'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+def _data(picture: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"

@@ -1,4 +1,4 @@
-"""The fit over real engines: in this process, and over HTTP against a running server."""
+"""Fit and evaluation over real engines: in this process, and over HTTP against a running server."""
 
 from __future__ import annotations
 
@@ -116,6 +116,61 @@ def test_fit_command_writes_a_store_that_serves(server: ServerProcess, tmp_path:
         assert sum(profiles.profiles["fitted"]) == pytest.approx(1)
         assert profiles.provenance["fitted"]["policies"].keys() == {"one", "two", "reference"}
         assert (tmp_path / f"{sampler}-report" / "report.html").exists()
+
+
+REWARDS = [f"--reward={name}=policies.demo.judges:{name}" for name in ("concise", "polite")]
+
+
+def evaluation(tmp_path: Path, *words: str) -> dict[str, dict[str, Any]]:
+    """Runs `prefmix eval`; returns the rows of its numbers by name."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": prompt.text}) + "\n" for prompt in PROMPTS))
+    output = tmp_path / "found.json"
+    done = run_prefmix(
+        *("eval", "--prompts", str(prompts), *REWARDS, "--responses", "6", "--max-tokens", "6"),
+        *("--output", str(output), "--cache", str(tmp_path / "cache"), *words),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    found = json.loads(output.read_text())
+    assert "\n".join(found["verdict"]) in done.stdout
+    assert (tmp_path / "found-report" / "pareto-0-1.png").exists()
+    assert (tmp_path / "found-report" / "report.html").exists()
+    return {row["name"]: row for row in found["rows"]}
+
+
+def test_eval_command_asks_a_running_server(server: ServerProcess, tmp_path: Path) -> None:
+    rows = evaluation(tmp_path, "--server", server.url, "--grid", "3")
+    assert list(rows) == ["reference", "one", "two", "uniform", "0.333 0.667", "0.667 0.333"]
+    assert not (tmp_path / "cache").exists(), "what a server runs may change"
+    for own, name in enumerate(("one", "two", "reference")):
+        assert rows[name]["kl"][own] == pytest.approx(0, abs=1e-3)
+        assert min(kl for index, kl in enumerate(rows[name]["kl"]) if index != own) > 0
+
+
+def test_eval_command_averages_adapters_in_its_own_engine(
+    adapted: AdaptedBase, tmp_path: Path
+) -> None:
+    """An average of one adapter alone is that adapter, so its KL to it is nothing."""
+    words = [f"--adapter={each.name}={each}" for each in adapted.adapters[:2]]
+    store = tmp_path / "weights.json"
+    first, second = (each.name for each in adapted.adapters[:2])
+    profiles = {"alone": {"weights": {second: 1.0}}}
+    document = {"format": 1, "version": 1, "policies": [first, second]}
+    store.write_text(json.dumps(document | {"default_profile": "alone", "profiles": profiles}))
+    rows = evaluation(
+        tmp_path,
+        *(f"--base={adapted.base}", *words, f"--reference=reference={adapted.base}"),
+        *("--weights-store", str(store), "--average", "alone", "--average", "uniform"),
+        *("--", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"),
+    )
+    assert list(rows) == [
+        *("reference", first, f"{second} = @alone", "uniform"),
+        *("average alone", "average uniform"),
+    ]
+    assert rows["average alone"]["kl"][1] == pytest.approx(0, abs=1e-3)
+    assert rows["average alone"]["parameter_average"] == {second: 1.0}
+    assert min(rows["average uniform"]["kl"]) > 0.01
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,14 @@ MAY_IMPORT = {
 PURE_MIXING = {"mixing", "mixing.reference", "mixing.simplex", "mixing.spec", "mixing.wire"}
 """Modules that no engine is needed for."""
 
-TRAIN_ENTRIES = {"server.evaluate", "server.train"}
+TRAIN_ENTRIES = {"server.evaluate", "server.evaluation_rewards", "server.train"}
 """The modules of `server` that may import `policies.train`, in functions."""
 
-OPEN_MIXING = PURE_MIXING | {"mixing.checkpoint_files", "mixing.compatibility"}
+OPEN_MIXING = PURE_MIXING | {
+    "mixing.adapters",
+    "mixing.checkpoint_files",
+    "mixing.compatibility",
+}
 """All that the other rooms may import of `mixing`."""
 
 VLLM_AT_TOP = {

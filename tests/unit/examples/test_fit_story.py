@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
 from examples import comparison, fit_story, live_apply
-from examples.soup import write_soup
-from policies.demo import CHECKPOINTS, REWARDS, tour
+from examples.gains import measure_gains
+from policies.demo import REWARDS, tour
 from weights.engine import Response, Tokens
+from weights.evaluation import Weighting
 from weights.fit_result import FitResult
 from weights.progress import LINE_INTERVAL_S, Progress
 from weights.prompts import Prompt
@@ -41,7 +41,6 @@ class TellingEngine:
     """Answers with as many words as the weight of `concise` says, and remembers its weights."""
 
     def __init__(self) -> None:
-        self.tokenizer = Tokenizer.from_file(str(CHECKPOINTS / "reference" / "tokenizer.json"))
         self.asked: list[tuple[float, ...]] = []
 
     def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
@@ -57,9 +56,9 @@ class TellingEngine:
         seed: int,
     ) -> list[list[Response]]:
         self.asked.append(tuple(weights_M))
-        text = " ".join(["good"] * (30 - round(20 * weights_M[1])))
-        tokens = tuple(self.tokenizer.encode(text).ids)
-        return [[Response(tokens=tokens, logprob=-1.0)] * num_responses for _ in prompts]
+        text = " ".join(["word"] * (30 - round(20 * weights_M[1])))
+        response = Response(tokens=(7,) * len(text.split()), logprob=-1.0, text=f" {text} ")
+        return [[response] * num_responses for _ in prompts]
 
     def score(
         self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
@@ -68,9 +67,8 @@ class TellingEngine:
 
 
 def test_rows_are_the_reference_the_policies_the_mixtures_and_the_averages() -> None:
-    rows = fit_story.contenders(FITS)
-    weights = {row.name: row.weights for row in rows}
-    assert list(weights) == [
+    rows = {row.name: row for row in comparison.contenders(fit_story.mixtures(FITS))}
+    assert list(rows) == [
         "reference",
         *REWARDS,
         "uniform",
@@ -80,72 +78,75 @@ def test_rows_are_the_reference_the_policies_the_mixtures_and_the_averages() -> 
         "soup mixture",
         "soup reference",
     ]
-    assert weights["uniform"] == dict.fromkeys(REWARDS, THIRD)
-    assert weights["fitted mixture"] == {"positive": 0.1, "concise": 0.5, "polite": 0.4}
-    shown = {row.name: row.shown for row in rows}
-    assert shown["soup reference"] == (0.2, 0.3, 0.5)
-    assert shown["positive"] is None
-    spec = comparison.demo_spec({name: Path(name) for name in fit_story.averages(rows)})
-    for row in rows:
-        assert set(row.weights) <= set(spec.member_names), row.name
-        assert sum(row.weights.values()) == pytest.approx(1)
+    assert rows["uniform"].weights == dict.fromkeys(REWARDS, THIRD)
+    assert rows["fitted mixture"].weights == {"positive": 0.1, "concise": 0.5, "polite": 0.4}
+    assert rows["soup reference"].shown == FITS["reference"].weights
+    assert rows["soup reference"].taking_part == ("soup-reference",)
+
+
+def measured(rows: Sequence[Weighting], engine: TellingEngine, folder: Path, **options: object):
+    prompts = comparison.chat_prompts(["one", "two", "three"])
+    number = len(list(folder.glob("scratch*")))
+    return comparison.measured(
+        rows,
+        prompts,
+        engine=lambda spec: engine,
+        cache=folder / "kept",
+        scratch=folder / f"scratch{number}",
+        **options,
+    )
 
 
 def test_rows_are_drawn_with_their_weights_scored_and_kept(tmp_path: Path) -> None:
-    rows = fit_story.contenders(FITS)[:6]
-    spec, engine = comparison.demo_spec(), TellingEngine()
-    prompts = comparison.chat_prompts(["one", "two", "three"])
+    rows, engine = comparison.contenders(fit_story.mixtures(FITS)), TellingEngine()
     log = io.StringIO()
     # A clock on which everything takes long, so that each advance is a line.
     progress = Progress(log, clock=itertools.count(step=LINE_INTERVAL_S).__next__)
-    measured = comparison.measure_rows(
-        rows,
-        spec=spec,
-        prompts=prompts,
-        engine=lambda: engine,
-        cache=tmp_path,
-        progress=progress,
-    )
-    assert engine.asked[0] == (0, 0, 0, 1)
-    assert engine.asked[2] == (0, 1, 0, 0)
-    assert engine.asked[5] == (0.1, 0.5, 0.4, 0)
-    total = len(rows) * len(prompts) * comparison.NUM_RESPONSES
+    found = measured(rows, engine, tmp_path, progress=progress)
+    assert engine.asked[0] == (0, 0, 0, 0, 0, 0, 1)
+    assert engine.asked[2] == (0, 1, 0, 0, 0, 0, 0)
+    assert engine.asked[5] == (0.1, 0.5, 0.4, 0, 0, 0, 0)
+    assert engine.asked[9] == (0, 0, 0, 0, 0, 1, 0)
+    total = len(rows) * 3 * comparison.NUM_RESPONSES
     assert log.getvalue().splitlines()[-1].startswith(f"sample: {total}/{total} responses, ")
-    assert [row.num_words for row in measured][:3] == [30, 30, 10]
+    assert found.tokens_R[:3].tolist() == [30, 30, 10]
     concise = list(REWARDS).index("concise")
-    assert measured[2].rewards_PJO.shape == (3, comparison.NUM_RESPONSES, len(REWARDS))
-    assert np.allclose(measured[2].rewards_PJO[:, :, concise], 0.75)
-
-    def no_engine() -> TellingEngine:
-        raise AssertionError("everything was kept")
-
-    again = comparison.measure_rows(
-        rows,
-        spec=spec,
-        prompts=prompts,
-        engine=no_engine,
-        cache=tmp_path,
-        progress=progress,
-    )
-    assert [row.num_words for row in again] == [row.num_words for row in measured]
+    assert found.rewards_RPJO.shape == (10, 3, comparison.NUM_RESPONSES, len(REWARDS))
+    assert np.allclose(found.rewards_RPJO[2, :, :, concise], 0.75)
+    again = measured(rows, engine, tmp_path, progress=Progress(quiet=True))
+    assert len(engine.asked) == len(rows), "everything was kept"
+    assert np.array_equal(again.rewards_RPJO, found.rewards_RPJO)
 
 
 def test_a_changed_average_is_drawn_anew(tmp_path: Path) -> None:
     engine = TellingEngine()
-    prompts = comparison.chat_prompts(["one"])
-    row = comparison.Contender(name="soup uniform", weights={"soup-uniform": 1.0})
-    for number, share in enumerate((0.25, 0.75)):
-        shares = {CHECKPOINTS / "concise": share, CHECKPOINTS / "polite": 1 - share}
-        soup = write_soup(tmp_path / str(number), shares)
-        comparison.measure_rows(
-            [row],
-            spec=comparison.demo_spec({"soup-uniform": soup}),
-            prompts=prompts,
-            engine=lambda: engine,
-            cache=tmp_path / "kept",
-            progress=Progress(quiet=True),
-        )
+    for share in (0.25, 0.75):
+        shares = {"concise": share, "polite": 1 - share}
+        row = Weighting(name="soup uniform", weights={"soup-uniform": 1.0}, shares=shares)
+        measured([row], engine, tmp_path, progress=Progress(quiet=True))
     assert len(engine.asked) == 2
+
+
+def test_win_rates_have_the_form_of_the_founding_table(tmp_path: Path) -> None:
+    """One column an objective and the minimum; ties count half."""
+
+    class Better(TellingEngine):
+        def sample(self, *args, **options):
+            drawn = super().sample(*args, **options)
+            weights_M = args[1]
+            texts = dict(enumerate(("love love love", "short", "please, thank you")))
+            own = next((texts[k] for k in range(3) if weights_M[k] == 1), None)
+            if own is None:
+                return drawn
+            return [[Response(tokens=(7,), logprob=-1.0, text=own)] * len(row) for row in drawn]
+
+    rows = comparison.contenders(fit_story.mixtures(FITS))
+    found = measured(rows, Better(), tmp_path, progress=Progress(quiet=True))
+    lines = fit_story.win_rates(measure_gains(found)).splitlines()
+    assert lines[0].split() == ["win", "positive", "win", "concise", "win", "polite", "min", "win"]
+    assert [line.split("  ")[0] for line in lines[1:]] == [row.name for row in rows]
+    assert lines[1].split()[1:] == ["-"] * 4
+    assert lines[3].split()[1::3] == ["0.500", "1.000", "0.500", "0.500"]
 
 
 def test_without_the_command_the_server_step_says_what_to_do(

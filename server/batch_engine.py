@@ -1,0 +1,63 @@
+"""The engine of a job that ends, `fit` or `eval`: vLLM in this process, or a running server."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from server.api_keys import client_key
+
+if TYPE_CHECKING:
+    from mixing.spec import MixtureSpec
+    from server.config import ServeConfig
+    from weights.engine import Engine
+    from weights.remote import RemoteEngine
+
+
+def remote_engine(url: str) -> tuple[RemoteEngine, dict[str, str]]:
+    """(the engine behind a running server, what stands for its members' content hashes).
+
+    Raises: RemoteError.
+    """
+    from weights.remote import RemoteEngine
+
+    remote = RemoteEngine(url, api_key=client_key())
+    return remote, {member.name: f"{url} {member.model}" for member in remote.spec.members}
+
+
+def checked_fingerprints(config: ServeConfig, spec: MixtureSpec) -> dict[str, str]:
+    """The members' content hashes, after checking that they can be loaded safely and mixed.
+
+    Raises: CompatibilityError, UnsafeCheckpointError.
+    """
+    from mixing.checkpoint_files import check_safe_files
+    from mixing.compatibility import check_members
+    from weights.engine import set_environment
+    from weights.fingerprint import fingerprints
+    from weights.quiet import held_back_stderr
+
+    set_environment()
+    if spec.base is not None:  # adapters are read by vLLM, whose import is not silent
+        with held_back_stderr():
+            importlib.import_module("vllm.lora.peft_helper")
+    if not config.allow_unsafe_weights:
+        check_safe_files(spec)
+    check_members(spec)
+    return fingerprints(spec)
+
+
+def local_engine(config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]) -> Engine:
+    """Starts vLLM in this process on a mixture, with the configuration's engine flags."""
+    from weights.engine import LocalEngine, set_environment
+    from weights.quiet import held_back_stderr
+
+    set_environment()
+    with held_back_stderr():
+        from vllm import LLM
+        from vllm.engine.arg_utils import EngineArgs
+
+        from server.engine_args import build_arguments
+
+        arguments = build_arguments(config, spec, passthrough)
+        return LocalEngine(LLM.from_engine_args(EngineArgs.from_cli_args(arguments)))
