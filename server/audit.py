@@ -49,7 +49,7 @@ def login_failed(surface: str, client: str, num_since_last: int) -> None:
         "refused %d since the last such line for want of a valid %s, now from %s",
         num_since_last,
         what,
-        client,
+        one_word(client),  # a proxy's word for it, which may be the client's own
     )
 
 

@@ -19,6 +19,8 @@ import httpx
 import pytest
 from server_process import PREFMIX, ServerProcess, free_port
 
+from server.access import LEVELS, Level
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "policies" / "demo" / "serve.yaml"
 TOKEN = "admin-token-of-the-test"
@@ -312,6 +314,19 @@ def test_two_processes_agree(pair: Live) -> None:
         assert changed.json()["version"] == first + number + 1, changed.text
         assert {pair.version() for _ in range(6)} == {first + number + 1}
     print(f"PUT with two API processes: median {statistics.median(put_s) * 1e3:.1f} ms")
+
+
+def test_the_admin_port_has_the_admin_routes_and_the_main_port_has_none(pair: Live) -> None:
+    token = {"Authorization": f"Bearer {TOKEN}"}
+    for listed, level in LEVELS.items():
+        path = listed.replace("{name}", "x").replace("{response_id}", "x")
+        without = httpx.put(pair.admin_url + path, verify=PLAIN).status_code
+        if level is Level.ADMIN:
+            assert without == 401
+            main = httpx.get(pair.server.url + path, headers=token, verify=PLAIN)
+            assert main.status_code == 404
+        else:
+            assert without == (405 if path == "/openapi.json" else 404)
 
 
 def test_two_processes_follow_the_file_together(pair: Live) -> None:

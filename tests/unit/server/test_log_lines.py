@@ -46,6 +46,9 @@ def test_a_refused_change_is_one_line_of_audit(
     err = capfd.readouterr().err
     assert len(err.splitlines()) == 1
     assert err.removesuffix("\n").isprintable()
+    audit.login_failed("key", text, 3)
+    said = capfd.readouterr().err.split("now from ", 1)[1]
+    assert said == one_word(text) + "\n"
     assert err.split("audit: ", 1)[1].startswith(("by=ops did=put:", 'by=ops did="put:'))
 
 
