@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import csv
 import dataclasses
+import random
 import sys
 import threading
 import time
@@ -29,6 +30,8 @@ from traffic import Traffic
 LIMIT_MIB_PER_10K = 1.0
 """What is promised of a long run."""
 _CHANGE_EVERY_S = 2.0
+_LONGEST_STEP = 500
+_MOST_ROWS = 64
 
 
 def run(
@@ -48,6 +51,7 @@ def run(
     """
     traffic = Traffic(demo, seed=seed, num_clients=num_clients)
     ledger = Ledger(demo, seed=seed)
+    visit_all_sizes(demo, seed=seed)
     until = time.monotonic() + warm_up_s
     with Changing(ledger):
         asyncio.run(traffic.run(goes_on=lambda: time.monotonic() < until))
@@ -114,6 +118,22 @@ class Changing:
                 self._ledger.change()
         except Exception as error:
             self._failure = error
+
+
+def visit_all_sizes(demo: DemoServer, *, seed: int) -> None:
+    """Has the engine compute steps of every number of tokens and rows, one request at a time.
+
+    Its matrix library keeps something for each size it has met, up to a limit; a load meets the
+    rare ones only in the course of hours, which would look like a leak.
+    """
+    rng = random.Random(seed)
+    for num_tokens in range(1, _LONGEST_STEP):
+        prompt = [rng.randrange(10, 200) for _ in range(num_tokens)]
+        answer = demo.complete(prompt=prompt, max_tokens=1)
+        assert answer.status == 200, answer
+    for num_rows in range(1, _MOST_ROWS):
+        answer = demo.complete(n=num_rows, max_tokens=2)
+        assert answer.status == 200, answer
 
 
 def write_samples(path: Path, samples: dict[str, list[Sample]]) -> None:
