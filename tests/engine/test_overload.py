@@ -17,7 +17,7 @@ from server_process import ServerProcess, engine_flags
 
 MAX_RUNNING, MAX_WAITING = 4, 2
 MAX_BODY = 200_000
-LONG = {"prompt": "the quick brown", "max_tokens": 500, "ignore_eos": True}
+LONG = {"prompt": "the quick brown", "max_tokens": 400, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ LARGE: dict[str, tuple[int, dict[str, Any]]] = {
     "n": (400, {"prompt": "x", "n": 2_000_000_000}),
     "logprobs": (400, {"prompt": "x", "logprobs": 2_000_000_000}),
     "stop": (400, {"prompt": "x", "stop": ["y"] * 30_000}),
-    "bad words": (400, {"prompt": "x", "bad_words": ["y"] * 30_000}),
+    "bad words": (400, {"prompt": "x", "bad_words": [f"y{number}" for number in range(20_000)]}),
 }
 
 

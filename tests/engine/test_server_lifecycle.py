@@ -109,12 +109,19 @@ def test_two_api_processes_serve_one_trunk_and_end_together(
                 seen.add(response.headers["x-prefmix-weights"])
                 assert client.post("/invocations", json=body).status_code == 404
         assert seen == {"plain=0.5,rs=0.5,start=0"}
-        with server.client(key=None) as client, contextlib.ExitStack() as streams:
-            for _ in range(8):  # an end does not wait for answers that can no longer come
-                body = {"prompt": "hi", "max_tokens": 250, "stream": True, "ignore_eos": True}
+        with server.client(key=None) as client, contextlib.ExitStack() as stack:
+            body = {"prompt": "hi", "max_tokens": 250, "stream": True, "ignore_eos": True}
+            streams = []
+            for _ in range(8):
                 stream = client.stream("POST", "/v1/completions", json=body)
-                next(streams.enter_context(stream).iter_bytes())
+                streams.append(stack.enter_context(stream).iter_text())
+            begun = [next(stream) for stream in streams]
+            assert client.get("/ready").json() == {"ready": True, "missing": []}
             assert server.interrupt() == 0
+            for first, stream in zip(begun, streams, strict=True):
+                text = first + "".join(stream)
+                assert text.endswith("data: [DONE]\n\n")
+                assert '"finish_reason":"length"' in text, "finished, not cut off"
         assert server.survivors() == []
         assert "Traceback" not in server.stderr
     finally:
