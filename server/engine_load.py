@@ -46,10 +46,15 @@ class EngineLoad:
 
     def attach(self, engine_client: Any) -> None:
         """Begins to listen."""
-        engine_client.output_processor.admission_stats = self._counts
+        engine_client.output_processor.admission_stats = self
         # Without vLLM's statistics (--disable-log-stats) only max_num_seqs is known.
         if engine_client.logger_manager is not None:
             engine_client.logger_manager.stat_loggers.append(self)
+
+    def set_num_requests(self, count: int) -> None:
+        """vLLM calls this whenever a request is added, ends or is dropped."""
+        self._counts.set_num_requests(count)
+        self._show()
 
     def record(
         self,
@@ -68,6 +73,9 @@ class EngineLoad:
                 waiting=scheduler_stats.num_waiting_reqs,
             )
         self._admission.observe()
+        self._show()
+
+    def _show(self) -> None:
         show_load(self._admission.in_flight, self._admission.num_waiting)
 
     def log(self) -> None:

@@ -56,7 +56,7 @@ class SharedCounts:
         return self._sum(_STARTED)
 
     def set_num_requests(self, count: int) -> None:
-        """This process has so many requests in the engine. (The name is vLLM's.)"""
+        """This process has so many requests in the engine."""
         self._words[self._own + _IN_ENGINE] = count
 
     def add_pending(self, count: int) -> None:
