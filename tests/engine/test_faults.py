@@ -105,6 +105,14 @@ def test_a_stream_that_fails_says_so_and_ends(server: ServerProcess, route: str)
     assert "policy 'bad' computed NaN" in json.loads(events[-1])["error"]["message"]
 
 
+def test_a_stream_of_the_responses_api_ends_with_an_error_event(server: ServerProcess) -> None:
+    response = ask(server, "a Q", route="responses", stream=True)
+    name, data = response.text.strip().splitlines()[-2:]
+    assert name == "event: error"
+    assert "policy 'bad' computed NaN" in json.loads(data.removeprefix("data: "))["message"]
+    assert "Traceback" not in server.stderr
+
+
 def test_of_a_list_or_of_samples_none_is_half_answered(server: ServerProcess) -> None:
     with server.client() as client:
         body = {"prompt": ["fine", "a Q", "fine too"], "max_tokens": 4}

@@ -1,0 +1,72 @@
+"""A stream that fails under way counts as an error, and its reader is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from server.accounting import Account, error_event
+from server.metrics import NO_PROFILE, REQUESTS
+
+
+def requests(outcome: str) -> float:
+    return float(REQUESTS.labels(NO_PROFILE, outcome)._value.get())
+
+
+async def read(body: AsyncIterator[Any]) -> list[Any]:
+    scope = {"type": "http", "path": "/v1/responses", "headers": [], "method": "POST"}
+    statistics: Any = None  # asked only for attributions
+    account = Account(Request(scope), statistics)
+    response = await account.answered(StreamingResponse(body))
+    assert isinstance(response, StreamingResponse)
+    return [chunk async for chunk in response.body_iterator]
+
+
+@pytest.mark.parametrize(
+    ("last", "outcome"),
+    [('data: {"choices": []}\n\n', "ok"), ('data: {"error": {"message": "no"}}\n\n', "error")],
+)
+def test_an_error_event_makes_the_outcome(last: str, outcome: str) -> None:
+    async def body() -> AsyncIterator[str]:
+        yield 'data: {"choices": [1]}\n\n'
+        yield last
+        yield "data: [DONE]\n\n"
+
+    before = requests(outcome)
+    assert len(asyncio.run(read(body()))) == 3
+    assert requests(outcome) == before + 1
+
+
+def test_a_failure_that_the_handler_stumbles_over_becomes_an_event() -> None:
+    from vllm.exceptions import GenerationError
+
+    async def body() -> AsyncIterator[str]:
+        yield "event: response.created\n\n"
+        try:
+            raise GenerationError("policy 'x' failed")
+        except GenerationError:
+            json.loads("what it makes of the error is no event of its own")
+
+    before = requests("error")
+    *_, event = asyncio.run(read(body()))
+    assert event.startswith("event: error\ndata: ")
+    assert (
+        json.loads(event.splitlines()[1].removeprefix("data: "))["message"] == "policy 'x' failed"
+    )
+    assert requests("error") == before + 1
+
+
+def test_any_other_exception_goes_on() -> None:
+    async def body() -> AsyncIterator[str]:
+        yield "event: response.created\n\n"
+        raise RuntimeError("a mistake of our own")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        asyncio.run(read(body()))
+    assert error_event(RuntimeError("x")) is None
