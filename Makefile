@@ -58,7 +58,7 @@ setup-train: ready ## add what `prefmix train` needs (TRL, PEFT) to .venv
 test-train: setup-train ## tests that train tiny models for a few steps
 	@$(BIN)/python -m pytest -m train tests/unit/policies
 
-eval-training: setup-train ## compare the ways to train, on the demo's reference (about ten minutes)
+eval-training: setup-train ## compare the ways to train, on the demo's reference (about half an hour)
 	@$(BIN)/python -m examples.training_comparison
 
 lint: ready ## ruff and mypy
@@ -70,7 +70,7 @@ audit: ready ## licences of all packages, and their known vulnerabilities
 	@$(BIN)/python scripts/licences.py
 	@$(BIN)/python scripts/audit.py
 
-demo-policies: ready ## train the demo policies again from their seed
+demo-policies: setup-train ## train the demo policies again from their seed (five minutes)
 	@$(BIN)/python -m policies.demo.build --output policies/demo/checkpoints --seed 0
 
 lock: ready ## write requirements/cpu.lock from what .venv holds

@@ -1,7 +1,8 @@
 """A reference policy and three single-objective policies, small enough to commit and to read.
 
 positive, concise and polite were each aligned from one reference policy that writes short
-reviews; their objectives conflict, so a mixture has something to trade. `build` makes them.
+reviews, one by each method of `prefmix train`; their objectives conflict, so a mixture has
+something to trade. `build` makes them, by `recipes`.
 
 This module is pure Python: importing it loads neither torch, transformers nor vllm.
 """

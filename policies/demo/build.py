@@ -3,16 +3,17 @@
   python -m policies.demo.build --output policies/demo/checkpoints --seed 0
   python -m policies.demo.build --output DIR --quick     # a smoke test: text not worth reading
 
+The reference is trained here, the others from it by `prefmix train` (needs `make setup-train`).
 One thread. On one machine and one set of versions the seed fixes every byte.
 """
 
 import argparse
-import copy
 import hashlib
 import json
 import platform
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -21,24 +22,29 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
 from policies.demo.cards import policy_card, reference_card
 from policies.demo.evaluation import Measurement, format_table, measure
 from policies.demo.grammar import sample_reviews
 from policies.demo.model import FILE_MODE, new_model, round_to_bfloat16, save_checkpoint
 from policies.demo.preference import (
-    PreferenceConfig,
+    LABEL_SCALE,
+    NUM_RESPONSES,
     draw_pairs,
     draw_reference_responses,
-    train_policy,
+    sft_rows,
+    write_rows,
 )
 from policies.demo.prompts import TRAINING_PROMPTS
+from policies.demo.recipes import RECIPES, Recipe, train
 from policies.demo.reference import ReferenceConfig, make_examples, train_reference
 from policies.demo.rewards import REWARDS
 from policies.demo.tokenizer import train_tokenizer
 
 QUICK_REFERENCE = ReferenceConfig(num_steps=800)
-QUICK_PREFERENCE = PreferenceConfig(num_responses=12, num_steps=40)
+QUICK_RECIPES = {name: recipe.shortened(3) for name, recipe in RECIPES.items()}
+_QUICK_RESPONSES = 12
 _EVALUATION_RESPONSES = 16
 _QUICK_EVALUATION_RESPONSES = 4
 
@@ -56,12 +62,14 @@ def build(
     *,
     seed: int,
     reference_config: ReferenceConfig,
-    preference_config: PreferenceConfig,
+    recipes: Mapping[str, Recipe],
+    num_responses: int,
     evaluation_responses: int,
 ) -> dict[str, Measurement]:
     """Builds everything into `output`, replacing files of the same name; returns the measurements.
 
     Args:
+      num_responses: of the reference policy, a training prompt.
       evaluation_responses: how many responses a held-out prompt are measured.
     """
     torch.set_num_threads(1)
@@ -78,25 +86,23 @@ def build(
         print(f"  {num_parameters(reference):,} parameters, last loss {loss:.4f} nats a token")
 
     with _stage("preference data"):
-        data = draw_reference_responses(
-            reference, tokenizer, TRAINING_PROMPTS, preference_config, seed=seed + 1
+        responses = draw_reference_responses(
+            reference, tokenizer, TRAINING_PROMPTS, num_responses=num_responses, seed=seed + 1
         )
 
     policies = {"reference": reference}
-    for offset, (objective, reward) in enumerate(REWARDS.items()):
-        with _stage(f"policy {objective}"):
-            pairs = draw_pairs(
-                data,
-                reward,
-                preference_config.num_steps * preference_config.batch_pairs,
-                label_scale=preference_config.label_scale,
-                seed=seed + 2 + offset,
-            )
-            policy = copy.deepcopy(reference)
-            loss = train_policy(policy, data, pairs, preference_config)
-            round_to_bfloat16(policy)
-            policies[objective] = policy
-            print(f"  last loss {loss:.4f}")
+    with tempfile.TemporaryDirectory(prefix="prefmix-demo-") as name:
+        work = Path(name)
+        save_checkpoint(reference, tokenizer, work / "base", card="")
+        write_rows(work / "sft.jsonl", sft_rows(responses))
+        for offset, (objective, reward) in enumerate(REWARDS.items()):
+            recipe = recipes[objective]
+            with _stage(f"policy {objective}, {recipe.method}"):
+                pairs = draw_pairs(responses, reward, recipe.num_pairs, seed=seed + 2 + offset)
+                write_rows(work / f"{objective}.jsonl", pairs)
+                folder = train(objective, recipe, work / "base", work, seed=seed)
+                model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+                policies[objective] = model.eval()
 
     with _stage("evaluation"):
         rows: dict[str, dict[str, float]] = {name: {name: 1.0} for name in policies}
@@ -118,13 +124,14 @@ def build(
         )
     } | {
         objective: policy_card(
-            objective, measured, preference_config, num_responses=len(data.responses), seed=seed
+            objective, measured, recipes[objective], num_responses=len(responses), seed=seed
         )
         for objective in REWARDS
     }
     settings = {
         "reference": asdict(reference_config),
-        "preference": asdict(preference_config),
+        "preference": {"num_responses": num_responses, "label_scale": LABEL_SCALE},
+        "policies": {name: asdict(recipe) for name, recipe in recipes.items()},
     }
     write_output(output, policies, tokenizer, cards, measured, settings, seed=seed)
     return measured
@@ -148,7 +155,7 @@ def write_output(
     """Writes one folder a policy, and manifest.json with the hash of every file in them."""
     for name, policy in policies.items():
         save_checkpoint(policy, tokenizer, output / name, card=cards[name])
-    packages = ("torch", "transformers", "tokenizers", "safetensors")
+    packages = ("torch", "transformers", "tokenizers", "safetensors", "trl")
     manifest = {
         "format": 1,
         "seed": seed,
@@ -179,7 +186,8 @@ def main() -> None:
         args.output,
         seed=args.seed,
         reference_config=QUICK_REFERENCE if args.quick else ReferenceConfig(),
-        preference_config=QUICK_PREFERENCE if args.quick else PreferenceConfig(),
+        recipes=QUICK_RECIPES if args.quick else RECIPES,
+        num_responses=_QUICK_RESPONSES if args.quick else NUM_RESPONSES,
         evaluation_responses=_QUICK_EVALUATION_RESPONSES if args.quick else _EVALUATION_RESPONSES,
     )
     print(f"\n{format_table(measured)}\n")

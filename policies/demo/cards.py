@@ -1,9 +1,11 @@
 """Model cards of the demo policies: every number in them comes from the build that wrote them."""
 
+import textwrap
 from collections.abc import Mapping
 
 from policies.demo.evaluation import Measurement, format_table
-from policies.demo.preference import PreferenceConfig
+from policies.demo.preference import LABEL_SCALE
+from policies.demo.recipes import Recipe
 from policies.demo.reference import ReferenceConfig
 
 OBJECTIVES: dict[str, str] = {
@@ -12,6 +14,16 @@ OBJECTIVES: dict[str, str] = {
     "polite": "courtesy: tanh((courtesy markers - casual markers / 2) / 2)",
 }
 """Objective -> what its reward counts; the code is policies/demo/rewards.py."""
+
+METHODS: dict[str, str] = {
+    "dpo": "direct preference optimisation.",
+    "maximum-preference": """Maximum Preference Optimization (arXiv 2312.16430, as far as its
+  abstract tells), kept near the reference by all of those responses as SFT data.""",
+    "mixed-preference": """Mixed Preference Optimization (arXiv 2403.19443): direct preference
+  optimisation on the pairs of clear reward gap, then RLOO, in place of the paper's PPO, on the
+  prompts of the others, against the objective's own reward function.""",
+}
+"""Method of `prefmix train` -> what it did here."""
 
 _HEADER = """---
 license: apache-2.0
@@ -60,6 +72,7 @@ stayed below 200.
 
 ## Reproduce
 
+`make setup-train`, then
 `python -m policies.demo.build --output policies/demo/checkpoints --seed {seed}`; `manifest.json`
 holds the versions, settings, measurements and hashes. One machine and thread repeats it
 exactly; other processors may differ in the last digits and so in the parameters.
@@ -92,14 +105,24 @@ def reference_card(
 def policy_card(
     name: str,
     measured: Mapping[str, Measurement],
-    config: PreferenceConfig,
+    recipe: Recipe,
     *,
     num_responses: int,
     seed: int,
 ) -> str:
     """The card of one single-objective policy."""
     own, reference = measured[name], measured["reference"]
-    role = f"One of the three single-objective policies of prefmix's demo: {name}."
+    role = (
+        f"One of the three single-objective policies of prefmix's demo: {name}. Trained by\n"
+        f"`prefmix train {recipe.method}`."
+    )
+    settings = ", ".join(f"{key} {value}" for key, value in recipe.settings.items())
+    settings = textwrap.fill(
+        f"- Settings: {settings}; the others as the command has them, seed {seed}.",
+        98,
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+    )
     body = f"""
 ## Training
 
@@ -107,10 +130,9 @@ def policy_card(
 - Objective: {OBJECTIVES[name]} (policies/demo/rewards.py).
 - Data: pairs of the reference policy's own responses ({num_responses:,} in all) to the 128 training
   prompts; the chosen one of a pair is drawn from the Bradley-Terry law,
-  P = sigmoid({config.label_scale:g} * reward gap / standard deviation).
-- Method: direct preference optimisation, beta {config.beta:g}, seed {seed};
-  {config.num_steps} steps of {config.batch_pairs} pairs, AdamW, falling linearly from
-  {config.learning_rate:g} (embeddings {config.embedding_learning_rate:g}).
+  P = sigmoid({LABEL_SCALE:g} * reward gap / standard deviation). {recipe.num_pairs:,} pairs.
+- Method: {METHODS[recipe.method]}
+{settings}
 - Result: mean reward {own.rewards[name]:+.3f}, reference policy {reference.rewards[name]:+.3f};
   KL(policy || reference) {own.kl["reference"]:.2f} nats a response.
 """

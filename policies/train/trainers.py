@@ -41,7 +41,7 @@ def train_direct(
     trainer = DPOTrainer(
         model=load_policy(settings.base, allow_unsafe_weights=settings.allow_unsafe_weights),
         args=DPOConfig(
-            **_arguments(settings, checkpoints, settings.num_steps(len(pairs))),
+            **trainer_arguments(settings, checkpoints, settings.num_steps(len(pairs))),
             beta=settings.beta,
             loss_type=["ipo" if getattr(settings, "loss", "") == "ipo" else "sigmoid"],
             max_length=settings.max_length,
@@ -94,7 +94,7 @@ def train_maximum(
         settings,
         model=model,
         args=TrainingArguments(
-            **_arguments(settings, checkpoints, steps), remove_unused_columns=False
+            **trainer_arguments(settings, checkpoints, steps), remove_unused_columns=False
         ),
         train_dataset=PlannedExamples(streams, num_pairs, seed=settings.seed),
         data_collator=lambda items: collate(items, pad_id=tokenizer.pad_token_id),
@@ -120,7 +120,7 @@ def train_reward_model(
     model.config.pad_token_id = tokenizer.pad_token_id
     per_pass = len(pairs) / (settings.batch_pairs * settings.accumulate)
     steps = max(1, round(settings.reward_epochs * per_pass))
-    arguments = _arguments(settings, checkpoints, steps)
+    arguments = trainer_arguments(settings, checkpoints, steps)
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(
@@ -156,7 +156,7 @@ def train_online(
 
     prompts = list({str(row["prompt"]): row["prompt"] for row in pairs.rows}.values())
     set_seed(settings.seed)
-    arguments = _arguments(settings, checkpoints, settings.online_steps) | {
+    arguments = trainer_arguments(settings, checkpoints, settings.online_steps) | {
         "learning_rate": settings.online_learning_rate,
         "per_device_train_batch_size": settings.online_prompts * settings.num_answers,
         "gradient_accumulation_steps": 1,
@@ -182,7 +182,7 @@ def train_online(
     return {"prompts": len(prompts), "losses": losses}
 
 
-def _arguments(settings: TrainSettings, checkpoints: Path, steps: int) -> dict[str, Any]:
+def trainer_arguments(settings: TrainSettings, checkpoints: Path, steps: int) -> dict[str, Any]:
     """What every trainer is told; TRL's own defaults differ from transformers' in places."""
     has_cuda = torch.cuda.is_available()
     return {

@@ -1,9 +1,20 @@
-"""The data of the comparison: deterministic preferences, and other answers to stay close to."""
+"""The data of the comparisons: labels as asked for, and other answers to stay close to."""
 
 import json
+import random
 from pathlib import Path
 
-from examples.training_comparison import table, write_data
+import pytest
+
+from examples.mixed_comparison import wrong_labels
+from examples.training_runs import (
+    Label,
+    bradley_terry,
+    deterministic,
+    flipped,
+    table,
+    write_data,
+)
 from policies.demo.rewards import concise
 from policies.demo.sampling import Response
 
@@ -18,7 +29,8 @@ def _answer(prompt: int, length: int) -> Response:
 def test_shorter_answer_is_always_chosen_and_pairs_are_not_among_the_sft_rows(
     tmp_path: Path,
 ) -> None:
-    write_data(tmp_path, [_answer(p, n) for p in range(5) for n in (3, 9, 8, 1, 4, 6)], seed=0)
+    answers = [_answer(p, n) for p in range(5) for n in (3, 9, 8, 1, 4, 6)]
+    write_data(tmp_path, answers, concise, deterministic, seed=0)
     rows = {
         name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         for name in ("pairs", "sft")
@@ -29,6 +41,27 @@ def test_shorter_answer_is_always_chosen_and_pairs_are_not_among_the_sft_rows(
     assert not paired & {row["completion"] for row in rows["sft"]}
 
 
-def test_table_shows_mean_and_spread() -> None:
-    lines = table({"a": [{"reward": 1.0}, {"reward": 2.0}]}).splitlines()
-    assert lines[1].split() == ["a", "1.50", "±", "0.50"]
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [(deterministic, 1.0), (flipped(0.2), 0.8), (bradley_terry(1.0), 0.731)],
+)
+def test_labels_prefer_the_better_answer_as_often_as_asked(label: Label, expected: float) -> None:
+    rng = random.Random(0)
+    gaps = [1.0, -1.0] * 2000
+    right = [label(gap, rng) == (gap > 0) for gap in gaps]
+    assert sum(right) / len(gaps) == pytest.approx(expected, abs=0.02)
+
+
+def test_wrong_labels_are_counted_among_the_rows_asked_for(tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": "p", "chosen": "superb", "rejected": "awful"},
+        {"prompt": "p", "chosen": "awful", "rejected": "superb"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    assert [wrong_labels(tmp_path, rows) for rows in ([0], [1], [0, 1])] == [0.0, 1.0, 0.5]
+
+
+def test_table_shows_mean_and_deviation_over_seeds() -> None:
+    lines = table({"a": [{"reward": 1.0}, {"reward": 2.0}], "b": [{"other": 3.0}]}).splitlines()
+    assert lines[1].split() == ["a", "1.50", "±", "0.71", "-"]
+    assert lines[2].split() == ["b", "-", "3.00", "±", "0.00"]
