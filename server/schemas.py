@@ -6,9 +6,16 @@ profiles; the OpenAPI page shows their real shape and an example.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, PrivateAttr, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
@@ -66,6 +73,15 @@ class PreferenceFields(BaseModel):
     _resolution: Resolution | None = PrivateAttr(default=None)
     _attribution: Attribution | None = PrivateAttr(default=None)
     _ticket: Ticket | None = PrivateAttr(default=None)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_wrong_types(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            # vLLM's checks that run before pydantic's take the types of some fields for granted.
+            raise ValueError(f"a field of the body is of a wrong type: {error}") from None
 
     def preferences(self) -> Preferences:
         """What this request says about its weights.
