@@ -154,7 +154,8 @@ def test_a_process_and_its_children_are_filtered_until_release(release: bool) ->
     assert run.stderr.splitlines() == ["mine", "low level", *news, "cause: OSError: child"]
 
 
-def test_a_log_on_a_full_disk_does_not_stop_its_writers() -> None:
+@pytest.mark.parametrize("why", ["full", "gone"])
+def test_a_log_that_takes_no_more_does_not_stop_its_writers(why: str) -> None:
     """More than a pipe holds: if nobody read on, the server would stand still."""
     script = """
 import os
@@ -165,8 +166,15 @@ with StartupLog(enabled=True) as log:
         os.write(2, b"x" * 99 + b"\\n")
 os.write(1, b"went on")
 """
-    with open("/dev/full", "wb") as full:
+    if why == "full":
+        log = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, log = os.pipe()
+        os.close(reader)
+    try:
         run = subprocess.run(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, timeout=30
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=log, timeout=60
         )
+    finally:
+        os.close(log)
     assert run.stdout == b"went on"
