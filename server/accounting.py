@@ -44,6 +44,12 @@ class Account:
         self._resolution: Resolution | None = None
         self._attribution: Attribution | None = None
         self._num_samples = 1
+        raw_request.state.prefmix_account = self
+
+    @staticmethod
+    def is_open(raw_request: Request) -> bool:
+        """Whether the request has got as far as to have one."""
+        return hasattr(raw_request.state, "prefmix_account")
 
     def admitted(
         self, resolution: Resolution, attribution: Attribution, *, num_samples: int

@@ -5,7 +5,7 @@ Streaming, cancellation, load tracking, tools, grammars and logprobs are vLLM's 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
@@ -33,7 +33,26 @@ from server.schemas import (
 )
 from server.state import mixture_state
 
+
+class TextRoute(OpenAIRoute):
+    """Accounts for requests whose body is refused before anything else is known of them, too."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wraps OpenAIRoute's handler."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            response = await handler(request)
+            if response.status_code >= HTTPStatus.BAD_REQUEST and not Account.is_open(request):
+                statistics = mixture_state(request).statistics
+                Account(request, statistics).refused(None, response.status_code)
+            return response
+
+        return handle
+
+
 router = APIRouter(route_class=OpenAIRoute, dependencies=[Depends(validate_json_request)])
+text_router = APIRouter(route_class=TextRoute)
 
 _ANSWER = {
     "content": {"text/event-stream": {}},
@@ -73,13 +92,13 @@ _PLAIN_RESPONSES = {status: _ERROR for status in _RESPONSES if status != HTTPSta
 Handler = Callable[[Any, Request], Awaitable[Response | None]]
 
 
-@router.post("/v1/completions", responses=_RESPONSES)
+@text_router.post("/v1/completions", responses=_RESPONSES)
 async def create_completion(request: MixtureCompletionRequest, raw_request: Request) -> Response:
     """Completes a prompt with the mixture."""
     return await _generate(vllm_completion.create_completion, request, raw_request)
 
 
-@router.post("/v1/chat/completions", responses=_RESPONSES)
+@text_router.post("/v1/chat/completions", responses=_RESPONSES)
 async def create_chat_completion(
     request: MixtureChatCompletionRequest, raw_request: Request
 ) -> Response:
@@ -87,10 +106,13 @@ async def create_chat_completion(
     return await _generate(vllm_chat.create_chat_completion, request, raw_request)
 
 
-@router.post("/v1/responses", responses=_RESPONSES)
+@text_router.post("/v1/responses", responses=_RESPONSES)
 async def create_response(request: MixtureResponsesRequest, raw_request: Request) -> Response:
     """Answers with the mixture in the Responses API."""
     return await _generate(vllm_responses.create_responses, request, raw_request)
+
+
+router.include_router(text_router)
 
 
 @router.post("/tokenize", responses=_PLAIN_RESPONSES)
