@@ -39,7 +39,8 @@ READY_TIMEOUT_S = 240
 STOP_TIMEOUT_S = 20
 RESPONSES_PER_PROMPT = 4
 MAX_TOKENS = 160
-MAX_IN_FLIGHT = 32
+MAX_IN_FLIGHT = 16
+"""Requests, of RESPONSES_PER_PROMPT sequences each: what the demo's server runs at once."""
 EXAMPLE_PROMPT = "Review the Park Hotel."
 EXAMPLE_SEED = 1
 NUM_EXAMPLES = 16
