@@ -30,12 +30,17 @@ def cpu_cleaner(runner: Any) -> Callable[[Sequence[int]], None]:
     Args: runner: whose caches are made.
     """
     layers = runner.compilation_config.static_forward_context.values()
-    caches = [each.kv_cache for each in layers if isinstance(each.kv_cache, torch.Tensor)]
+    tensors = (getattr(layer, "kv_cache", None) for layer in layers)
     num_blocks = runner.kv_cache_config.num_blocks
+    caches = [
+        # Attention may see a block as several smaller ones.
+        each.view(num_blocks, -1, *each.shape[1:])
+        for each in tensors
+        if isinstance(each, torch.Tensor)
+    ]
 
     def clean(block_ids: Sequence[int]) -> None:
         for cache in caches:
-            # Attention may see a block as several smaller ones.
-            cache.unflatten(0, (num_blocks, -1))[list(block_ids)] = 0
+            cache[list(block_ids)] = 0
 
     return clean

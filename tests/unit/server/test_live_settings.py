@@ -20,7 +20,7 @@ def test_the_folder_lives_as_long_as_the_server() -> None:
 def test_no_place_for_temporary_files_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/proc")  # where nobody can make a folder
     with (
-        pytest.raises(CommandError, match="cannot make a temporary folder: .*/proc.*TMPDIR"),
+        pytest.raises(CommandError, match=r"cannot make a temporary folder: .*/proc.*TMPDIR"),
         live_settings(None, None),
     ):
         pass
