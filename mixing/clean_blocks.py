@@ -36,7 +36,7 @@ def cpu_cleaner(runner: Any) -> Callable[[Sequence[int]], None]:
         # Attention may see a block as several smaller ones.
         each.view(num_blocks, -1, *each.shape[1:])
         for each in tensors
-        if isinstance(each, torch.Tensor)
+        if isinstance(each, torch.Tensor) and each.numel()
     ]
 
     def clean(block_ids: Sequence[int]) -> None:
