@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from server import admin
 from server.access import check_levels
+from server.description import describe_refusals
 from server.environment import KEEP_ALIVE_S
 from server.errors import http_exception
 from server.guard import Guard
@@ -35,6 +36,7 @@ def admin_app(state: admin.AdminState) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(admin.router)
+    describe_refusals(app)
     app.add_exception_handler(HTTPException, http_exception)
     setattr(app.state, admin.ADMIN_KEY, state)
     check_levels(app.router.routes, admin_route=admin.AdminRoute)

@@ -37,6 +37,7 @@ from server.admin_listener import admin_app, listen, serve_admin
 from server.admin_tokens import admin_tokens
 from server.api_keys import api_keys, as_tokens
 from server.bounds import Bounds
+from server.description import describe_refusals
 from server.engine_statistics import EngineStatistics
 from server.errors import http_exception
 from server.guard import Guard
@@ -79,6 +80,7 @@ class PrefmixEndpoints:
         """Drops vLLM's other routes and adds ours; vLLM then replaces its equals by them."""
         app.title = "prefmix"
         app.version = importlib.metadata.version("prefmix")
+        describe_refusals(app)
         keep_allowed_routes(app)
         app.include_router(routes.router)
         app.include_router(catalog.router)
