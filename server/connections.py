@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from asyncio import Transport
 from asyncio.events import TimerHandle
+from collections.abc import Sequence
 from typing import Any
 
 HEAD_TIMEOUT_S = 10.0
@@ -20,13 +21,14 @@ STALL_TIMEOUT_S = 60.0
 
 def bound(config: Any) -> None:
     """Has a uvicorn server bound its connections from now on. Args: config: uvicorn.Config."""
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
     class BoundedProtocol(HttpToolsProtocol):
         """uvicorn's protocol with two timers."""
 
         _head_timer: TimerHandle | None = None
         _stall_timer: TimerHandle | None = None
+        _cycles: Sequence[RequestResponseCycle] = ()
 
         def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -38,6 +40,7 @@ def bound(config: Any) -> None:
         def connection_lost(self, exc: Exception | None) -> None:
             self._head_came()
             self._unstalled()
+            self._nobody_reads()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -49,6 +52,17 @@ def bound(config: Any) -> None:
         def on_headers_complete(self) -> None:
             self._head_came()
             super().on_headers_complete()
+            if self.cycle is not None and self.cycle not in self._cycles:
+                unfinished = [cycle for cycle in self._cycles if not cycle.response_complete]
+                self._cycles = [*unfinished, self.cycle]
+
+        def send_400_response(self, msg: str) -> None:
+            self._nobody_reads()
+            super().send_400_response(msg)
+
+        def eof_received(self) -> None:
+            self._nobody_reads()  # the transport closes itself now
+            super().eof_received()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -58,6 +72,14 @@ def bound(config: Any) -> None:
         def resume_writing(self) -> None:
             self._unstalled()
             super().resume_writing()
+
+        def _nobody_reads(self) -> None:
+            # uvicorn tells the last request of a pipeline only; the one at work would go on, and
+            # fail to write.
+            for cycle in self._cycles:
+                if not cycle.response_complete:
+                    cycle.disconnected = True
+                    cycle.message_event.set()
 
         def _unstalled(self) -> None:
             if self._stall_timer is not None:
