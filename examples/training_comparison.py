@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare ways to train on the demo's data.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150, help="of table (a)")
-    parser.add_argument("--mixed-steps", type=int, default=80, help="of table (b)")
+    parser.add_argument("--mixed-steps", type=int, default=60, help="of table (b)")
     parser.add_argument("--only", choices=PARTS, action="append", help="one part; repeatable")
     args = parser.parse_args()
     parts = args.only or PARTS
