@@ -35,7 +35,7 @@ CACHE_BYTES = 256 * 2**20
 """As in the demo's own configuration: room for all that run at once."""
 
 _PROMPTS = ("Review the Park Hotel.", "Write to a friend about the weather.", "What is rain?")
-_LENGTHS = (16, 32, 48, 64)
+_LENGTHS = (64, 128, 192, 256)
 _RAMP_S = 3.0
 _PROBE_TOKENS = 16
 
@@ -49,6 +49,8 @@ class Ending:
     status: int
     """0: no answer, or a broken one."""
     retry_after: str | None = None
+    error: str | None = None
+    """What the client met, where the status is 0."""
 
     @property
     def latency_s(self) -> float:
@@ -72,18 +74,22 @@ class Load:
             "ignore_eos": True,
             "stream": self._random.random() < 0.5,
         }
-        sent_at, status, retry_after = time.monotonic(), 0, None
+        sent_at, status, retry_after, error = time.monotonic(), 0, None, None
         try:
             async with self._session.post(self._url, json=body) as response:
                 text = await response.text()
                 status = response.status
                 retry_after = response.headers.get("retry-after")
                 if status == 200 and body["stream"] and not text.endswith("data: [DONE]\n\n"):
-                    status = 0
-        except (aiohttp.ClientError, TimeoutError):
-            status = 0
+                    status, error = 0, f"a stream that ends with {text[-80:]!r}"
+        except (aiohttp.ClientError, TimeoutError) as problem:
+            status, error = 0, f"{type(problem).__name__}: {problem}"
         ending = Ending(
-            sent_at=sent_at, ended_at=time.monotonic(), status=status, retry_after=retry_after
+            sent_at=sent_at,
+            ended_at=time.monotonic(),
+            status=status,
+            retry_after=retry_after,
+            error=error,
         )
         self.endings.append(ending)
         return ending
@@ -142,6 +148,7 @@ async def measure(
         "max_waiting": total(demo.metrics(), "prefmix_max_waiting"),
         "sent_per_second": round(len(storm.endings) / seconds, 1),
         "statuses": {str(status): count for status, count in sorted(_statuses(storm).items())},
+        "errors": dict(Counter(each.error for each in storm.endings if each.error).most_common(3)),
         "idle_s": round(idle_s, 3),
         "p99_times": round(in_storm["p99_s"] / at_capacity["p99_s"], 2),
         "throughput": round(in_storm["per_second"] / at_capacity["per_second"], 3),

@@ -42,16 +42,20 @@ def run(
     num_clients: int = 16,
     seed: int = 0,
     samples_csv: Path | None = None,
+    visits_sizes: bool = True,
 ) -> tuple[str, dict[str, Any]]:
     """Runs the load. Returns: a table, and the figures; `rss_mib_per_10k` is of all processes.
 
-    Args: samples_csv: where to write every sample; the others are those of the command.
+    Args:
+      samples_csv: where to write every sample; the others are those of the command.
+      visits_sizes: whether to begin with `visit_all_sizes`.
 
     Raises: AssertionError if a request ends wrong, or files, sockets or threads are left over.
     """
     traffic = Traffic(demo, seed=seed, num_clients=num_clients)
     ledger = Ledger(demo, seed=seed)
-    visit_all_sizes(demo, seed=seed)
+    if visits_sizes:
+        visit_all_sizes(demo, seed=seed)
     until = time.monotonic() + warm_up_s
     with Changing(ledger):
         asyncio.run(traffic.run(goes_on=lambda: time.monotonic() < until))
