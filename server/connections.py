@@ -29,13 +29,11 @@ def bound(config: Any) -> None:
         _head_timer: TimerHandle | None = None
         _stall_timer: TimerHandle | None = None
         _cycles: Sequence[RequestResponseCycle] = ()
+        _is_in_message = False
 
         def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            # As long as between two requests: who opens connections ahead is welcome.
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._rest()  # who opens connections ahead is welcome
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._head_came()
@@ -44,10 +42,16 @@ def bound(config: Any) -> None:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            was_in_message = self._is_in_message
             super().data_received(data)
             is_between = self.cycle is None or self.cycle.response_complete
-            if is_between and not self.transport.is_closing():
+            has_ended = was_in_message and not self._is_in_message
+            if is_between and not has_ended and not self.transport.is_closing():
                 self._await_head()
+
+        def on_message_begin(self) -> None:
+            self._is_in_message = True
+            super().on_message_begin()
 
         def on_headers_complete(self) -> None:
             self._head_came()
@@ -55,6 +59,13 @@ def bound(config: Any) -> None:
             if self.cycle is not None and self.cycle not in self._cycles:
                 unfinished = [cycle for cycle in self._cycles if not cycle.response_complete]
                 self._cycles = [*unfinished, self.cycle]
+
+        def on_message_complete(self) -> None:
+            self._is_in_message = False
+            super().on_message_complete()
+            if self.cycle.response_complete:  # the rest of a refused body has come
+                self._head_came()
+                self._rest()
 
         def send_400_response(self, msg: str) -> None:
             self._nobody_reads()
@@ -80,6 +91,12 @@ def bound(config: Any) -> None:
                 if not cycle.response_complete:
                     cycle.disconnected = True
                     cycle.message_event.set()
+
+        def _rest(self) -> None:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
         def _unstalled(self) -> None:
             if self._stall_timer is not None:

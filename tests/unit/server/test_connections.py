@@ -113,6 +113,13 @@ def test_the_rest_of_a_refused_body_is_heard_for_a_while(server: LoopbackServer)
         peer.sendall(b"x" * 1_000_000 + request())
         assert answered(peer), "the client has sent it all and goes on"
     with connect(server) as peer:
+        peer.sendall(request("/", "content-length: 10"))
+        assert answered(peer)
+        peer.sendall(b"x" * 10)
+        time.sleep(2 * HEAD_S)
+        peer.sendall(request())
+        assert answered(peer), "having sent it all, it may rest"
+    with connect(server) as peer:
         peer.sendall(request("/", "content-length: 1000000"))
         assert answered(peer)
         assert HEAD_S <= seconds_to_end(peer, b"x" * 1000) < HEAD_S + 1
