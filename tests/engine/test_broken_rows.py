@@ -78,6 +78,13 @@ def test_blocks_of_a_failed_request_spoil_nobody_who_gets_them_next(
         failed = generate(llm, [(BAD_TOKEN,) * 40] * 4, [even] * 4)
         assert failed == [((), "error", ("bad",))] * 4
         assert generate(llm, short, [even] * len(short)) == alone
+    # The policy also runs on texts that give it no weight, if others beside them do.
+    beside = [(BAD_TOKEN,) * 40] * 3
+    for _ in range(2):
+        *unweighted, sound = generate(llm, [*beside, short[0]], [(0.5, 0.0, 0.5)] * 3 + [even])
+        assert {reason for _, reason, _ in unweighted} == {"length"}
+        assert sound == alone[0]
+        assert generate(llm, short, [even] * len(short)) == alone
     assert metric(llm, "vllm:kv_cache_usage_perc") == 0
 
 
