@@ -53,7 +53,7 @@ class DemoServer:
         self.server: ServerProcess
         self.ready_s = 0.0
 
-    def start(self, timeout_s: float = 480) -> DemoServer:
+    def start(self, timeout_s: float = 900) -> DemoServer:
         """Starts a server on the store and waits until it is ready; `ready_s` says how long."""
         self._starts += 1
         folder = self._folder / f"start-{self._starts}"
