@@ -55,7 +55,7 @@ def run(demo: DemoServer, *, num_inputs: int, seed: int = 0) -> tuple[str, dict[
                 bad.append(f"{attack.kind}: {b''.join(attack.pieces)[:1500]!r} -> {answer[:800]!r}")
         assert demo.server.process.poll() is None, demo.server.stderr[-3000:]
         assert _right_answer(demo) == right, "it answers otherwise than before"
-    with _loris(demo, 100):
+    with SlowLoris(demo, 100):
         assert _right_answer(demo) == right
         kinds["slow loris"] += 100
     seconds = time.monotonic() - began
@@ -115,7 +115,7 @@ def _right_answer(demo: DemoServer) -> str:
     return str(answer.body["choices"][0]["text"])
 
 
-class _loris:  # noqa: N801
+class SlowLoris:
     """Connections that have begun a request and go on with a byte at a time."""
 
     def __init__(self, demo: DemoServer, count: int) -> None:
