@@ -19,6 +19,7 @@ from server import request_log
 from server.attribution import FIELD, Attribution, describe
 from server.engine_statistics import EngineStatistics
 from server.exchange import SCOPE_KEY, Exchange
+from server.failed_policies import failure
 from server.load_metrics import count_refused
 from server.metrics import NO_PROFILE, REJECTED, REQUESTS
 from server.resolve import Resolution
@@ -100,9 +101,9 @@ class Account:
                     chunk = await self._amended(chunk)
                 yield chunk
             outcome, status = ("error" if has_failed else "ok"), HTTPStatus.OK
-        except Exception as error:
+        except Exception:
             outcome, status = "error", HTTPStatus.INTERNAL_SERVER_ERROR
-            event = error_event(error)
+            event = error_event()
             if event is None:
                 raise
             yield event
@@ -184,18 +185,15 @@ class Account:
         )
 
 
-def error_event(error: BaseException | None) -> str | None:
-    """The last event of a stream in the Responses API whose generation failed; None if it did not.
+def error_event() -> str | None:
+    """The last event of a stream in the Responses API that a policy has failed; None if none has.
 
-    vLLM 0.32 stumbles over its own error there: what comes is what it made of a GenerationError.
+    vLLM 0.32 stumbles over its own error there, so that the stream would break off.
     """
-    from vllm.exceptions import GenerationError
-
-    while error is not None and not isinstance(error, GenerationError):
-        error = error.__context__
-    if error is None:
+    message = failure.get()
+    if message is None:
         return None
-    body = {"type": "error", "code": "server_error", "message": str(error), "param": None}
+    body = {"type": "error", "code": "server_error", "message": message, "param": None}
     return f"event: error\ndata: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from mixing import wire
@@ -18,6 +19,9 @@ from server.metrics import POLICY_FAILURES
 
 LOG_INTERVAL_S = 60.0
 """A policy that fails every request is reported this often."""
+
+failure: ContextVar[str | None] = ContextVar("failure", default=None)
+"""What has failed in the request that this task answers."""
 
 _LOGGER = logging.getLogger("prefmix.faults")
 
@@ -56,6 +60,7 @@ class FailedPolicies:
                     failed = wire.failed_policies(answer.stop_reason)
                     if failed:
                         self._note(failed)
+                        failure.set(describe(failed))
                         raise GenerationError(describe(failed))
                 yield output
 

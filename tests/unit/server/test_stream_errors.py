@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from server.accounting import Account, error_event
+from mixing import wire
+from server.accounting import Account
+from server.failed_policies import FailedPolicies
 from server.metrics import NO_PROFILE, REQUESTS
 
 
@@ -44,21 +47,23 @@ def test_an_error_event_makes_the_outcome(last: str, outcome: str) -> None:
 
 
 def test_a_failure_that_the_handler_stumbles_over_becomes_an_event() -> None:
-    from vllm.exceptions import GenerationError
+    async def generate() -> AsyncIterator[Any]:
+        answer = SimpleNamespace(stop_reason=wire.to_stop_reason(["x"]))
+        yield SimpleNamespace(outputs=[answer])
 
     async def body() -> AsyncIterator[str]:
         yield "event: response.created\n\n"
         try:
-            raise GenerationError("policy 'x' failed")
-        except GenerationError:
-            json.loads("what it makes of the error is no event of its own")
+            async for _ in FailedPolicies(generate).generate():
+                pass
+        except Exception:
+            raise ValueError("what it makes of the error is no event of its own") from None
 
     before = requests("error")
     *_, event = asyncio.run(read(body()))
     assert event.startswith("event: error\ndata: ")
-    assert (
-        json.loads(event.splitlines()[1].removeprefix("data: "))["message"] == "policy 'x' failed"
-    )
+    data = json.loads(event.splitlines()[1].removeprefix("data: "))
+    assert data["message"].startswith("policy 'x' computed NaN")
     assert requests("error") == before + 1
 
 
@@ -69,4 +74,3 @@ def test_any_other_exception_goes_on() -> None:
 
     with pytest.raises(RuntimeError, match="a mistake"):
         asyncio.run(read(body()))
-    assert error_event(RuntimeError("x")) is None
