@@ -30,7 +30,7 @@ REFUSAL: dict[str, Any] = {
 
 
 def describe_refusals(app: FastAPI) -> None:
-    """Has the page of `app` say so, instead of FastAPI's 422, which this server never sends."""
+    """Has the page of `app` say so, instead of a 422 in FastAPI's shape."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
