@@ -10,6 +10,7 @@ Peak is the process's resident set, high-water mark, libraries included.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import resource
 import subprocess
@@ -48,11 +49,18 @@ def table() -> str:
         command = [sys.executable, "-m", "examples.training_memory", name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         lines.append([name, done.stdout.split()[-1]])
-    return f"{aligned(lines)}\n\nOne copy of the parameters in float32: {_COPY_MIB} MiB."
+    return f"{aligned(lines)}\n\nOne copy of the parameters in float32: {_copy_mib()} MiB."
 
 
 _SHAPE = {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10}
-_COPY_MIB = round((10 * (4 * 768**2 + 3 * 768 * 2304) + 1376 * 768) * 4 / 2**20)
+
+
+def _copy_mib() -> int:
+    """One copy of the parameters in float32, norms aside; embeddings are tied."""
+    config = json.loads((REFERENCE / "config.json").read_text(encoding="utf-8"))
+    width, inner = _SHAPE["hidden_size"], _SHAPE["intermediate_size"]
+    layers = _SHAPE["num_hidden_layers"] * (4 * width**2 + 3 * width * inner)
+    return round((layers + config["vocab_size"] * width) * 4 / 2**20)
 
 
 def _peak_mib(train: Callable[[dict[str, Any], Path], None]) -> int:
@@ -88,7 +96,7 @@ def _random_base(folder: Path) -> Path:
         "source, target = sys.argv[1:];"
         "config = LlamaConfig.from_pretrained(source);"
         f"config.update({{**{_SHAPE!r}, 'num_attention_heads': 12, 'num_key_value_heads': 12,"
-        " 'head_dim': 64, 'dtype': 'float32'});"
+        " 'head_dim': 64});"
         "LlamaForCausalLM(config).save_pretrained(target);"
         "AutoTokenizer.from_pretrained(source).save_pretrained(target)"
     )
