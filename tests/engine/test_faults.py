@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from server_process import ServerProcess, engine_flags, free_port, run_prefmix
+from server_process import ServerProcess, engine_flags
 from tiny_faults import with_nan_token
 
 END_S = 60.0
@@ -276,26 +276,3 @@ def test_a_killed_server_leaves_no_engine_behind(folder: Path, tmp_path: Path) -
         print(f"the others ended {time.monotonic() - began:.1f} s later")
     finally:
         running.kill()
-
-
-# --- starts that fail ---------------------------------------------------------------------------
-
-
-def refused(folder: Path, *flags: str) -> str:
-    run = run_prefmix("serve", "--port", str(free_port()), *words(folder, *flags))
-    assert run.returncode == 1, run.stderr
-    assert "Traceback" not in run.stderr
-    last = run.stderr.splitlines()[-1]
-    assert last.startswith("prefmix: error: "), run.stderr
-    return last
-
-
-def test_too_little_kv_memory_is_one_sentence(folder: Path) -> None:
-    message = refused(folder, "--kv-cache-memory-bytes=100000")
-    assert "KV cache" in message
-
-
-def test_a_policy_without_parameters_is_one_sentence(folder: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "bad" / "model.safetensors").unlink()
-    assert "bad" in refused(copy)
