@@ -48,7 +48,7 @@ test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (ten minut
 	@PREFMIX_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/engine/test_exactness.py \
 	    tests/engine/test_layouts.py tests/engine/test_broken_rows.py
 
-test-resilience: ready ## load, faults, hostile input, kills and an hour of soak (PREFMIX_RESILIENCE=short: three minutes)
+test-resilience: ready ## load, faults, hostile input, kills and an hour of soak (PREFMIX_RESILIENCE=short: minutes)
 	@PREFMIX_RESILIENCE=$${PREFMIX_RESILIENCE:-full} $(BIN)/python -m pytest -m resilience \
 	    --timeout 0 --disable-warnings tests/resilience
 
