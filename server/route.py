@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +15,8 @@ from starlette.exceptions import HTTPException
 
 from server.errors import RequestError, one_line, validation_response
 
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
 
 class OpenAIRoute(APIRoute):
     """Answers broken JSON, bodies that do not validate and RequestError with one sentence each."""
@@ -23,6 +27,7 @@ class OpenAIRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             try:
+                refuse_half_pairs(await request.body())
                 return await handler(request)
             except RequestError as error:
                 return error.response()
@@ -37,3 +42,22 @@ class OpenAIRoute(APIRoute):
                 ).response()
 
         return handle
+
+
+def refuse_half_pairs(body: bytes) -> None:
+    """Refuses JSON that names half a surrogate pair: no UTF-8 can carry it to the engine or back.
+
+    Raises: RequestError. JSON that is broken is left to those who read it.
+    """
+    if not _ESCAPED_SURROGATE.search(body):
+        return
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise RequestError(
+            f"the request body names half a surrogate pair, {half!r}, which is no character; "
+            "write both halves, or the character itself"
+        ) from None
+    except (ValueError, RecursionError):
+        return
