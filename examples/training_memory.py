@@ -57,10 +57,10 @@ _SHAPE = {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10
 
 def _copy_mib() -> int:
     """One copy of the parameters in float32, norms aside; embeddings are tied."""
-    config = json.loads((REFERENCE / "config.json").read_text(encoding="utf-8"))
+    vocab_size: int = json.loads((REFERENCE / "config.json").read_text())["vocab_size"]
     width, inner = _SHAPE["hidden_size"], _SHAPE["intermediate_size"]
     layers = _SHAPE["num_hidden_layers"] * (4 * width**2 + 3 * width * inner)
-    return round((layers + config["vocab_size"] * width) * 4 / 2**20)
+    return round((layers + vocab_size * width) * 4 / 2**20)
 
 
 def _peak_mib(train: Callable[[dict[str, Any], Path], None]) -> int:
