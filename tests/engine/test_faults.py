@@ -55,7 +55,7 @@ def words(folder: Path, *flags: str) -> list[str]:
 def server(folder: Path) -> Iterator[ServerProcess]:
     """With a KV cache of 640 tokens, too few for what some tests ask at once."""
     cache = ("--block-size=32", "--num-gpu-blocks-override=20")
-    running = ServerProcess(folder, words(folder, *cache))
+    running = ServerProcess(folder, ["--max-waiting=16", *words(folder, *cache)])
     try:
         yield running.wait_ready()
     finally:
