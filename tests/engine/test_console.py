@@ -196,7 +196,7 @@ def test_answers_stream_side_by_side_and_every_token_is_shaded(
     )
     run_all(page)
     growing = page.evaluate("window.lengths")
-    assert len(set(growing)) > 5, "the text came in pieces"
+    assert len(set(growing)) > 2, "the text came in pieces"
     assert all(before <= after for before, after in pairwise(growing[1:]))
     assert len(answers) == 3
     largest = 0.0
