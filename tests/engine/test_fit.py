@@ -141,7 +141,10 @@ def evaluation(tmp_path: Path, *words: str) -> dict[str, dict[str, Any]]:
 
 def test_eval_command_asks_a_running_server(server: ServerProcess, tmp_path: Path) -> None:
     rows = evaluation(tmp_path, "--server", server.url, "--grid", "3")
-    assert list(rows) == ["reference", "one", "two", "uniform", "0.333 0.667", "0.667 0.333"]
+    assert list(rows) == [
+        *("reference", "one", "two", "uniform = @default"),
+        *("0.333 0.667", "0.667 0.333"),
+    ]
     assert not (tmp_path / "cache").exists(), "what a server runs may change"
     for own, name in enumerate(("one", "two", "reference")):
         assert rows[name]["kl"][own] == pytest.approx(0, abs=1e-3)
