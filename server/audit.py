@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 
+from server.own_log import to_stderr
 from weights.profiles import ProfileSet
 from weights.store import Change
 
@@ -14,11 +14,7 @@ _LOGGER = logging.getLogger("prefmix.audit")
 
 def set_up() -> None:
     """Sends the lines to stderr, whatever vLLM's log level is."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s prefmix audit: %(message)s"))
-    _LOGGER.handlers = [handler]
-    _LOGGER.setLevel(logging.INFO)
-    _LOGGER.propagate = False
+    to_stderr(_LOGGER, logging.Formatter("%(asctime)s prefmix audit: %(message)s"))
 
 
 def changed(who: str, what: str, change: Change) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from typing import Any
 
 from mixing import wire
 from server.metrics import POLICY_FAILURES
+from server.own_log import to_stderr
 
 LOG_INTERVAL_S = 60.0
 """A policy that fails every request is reported this often."""
@@ -28,11 +28,7 @@ _LOGGER = logging.getLogger("prefmix.faults")
 
 def set_up() -> None:
     """Sends the lines to stderr, whatever vLLM's log level is."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s prefmix: %(message)s"))
-    _LOGGER.handlers = [handler]
-    _LOGGER.setLevel(logging.INFO)
-    _LOGGER.propagate = False
+    to_stderr(_LOGGER, logging.Formatter("%(asctime)s prefmix: %(message)s"))
 
 
 class FailedPolicies:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from typing import Any, Literal, get_args
 
 from server.audit import one_word
+from server.own_log import to_stderr
 
 RequestLog = Literal["off", "text", "json"]
 FORMATS: tuple[str, ...] = get_args(RequestLog)
@@ -36,10 +36,9 @@ class _Text(logging.Formatter):
 
 def set_up(chosen: RequestLog) -> None:
     """Begins to write in the chosen format."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if chosen == "json" else _Text())
-    _LOGGER.handlers = [handler]
-    _LOGGER.setLevel(logging.CRITICAL + 1 if chosen == "off" else logging.INFO)
+    to_stderr(_LOGGER, _Json() if chosen == "json" else _Text())
+    if chosen == "off":
+        _LOGGER.setLevel(logging.CRITICAL + 1)
 
 
 def write(**fields: Any) -> None:

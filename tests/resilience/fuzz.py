@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import re
@@ -19,7 +18,7 @@ import attacks
 from demo_server import DemoServer, running
 from fields import Fields
 from mixed_run import check_rest, resting
-from report import publish, table
+from report import publish, run_parser, table
 
 _STATUS = re.compile(rb"(?:^|\r\n\r\n|\})HTTP/1\.[01] (\d{3})")
 _ANSWER_WITHIN_S = 20.0
@@ -136,10 +135,8 @@ class SlowLoris:
 
 def main() -> int:
     """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = run_parser(__doc__)
     parser.add_argument("--inputs", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="add the line to results/")
     args = parser.parse_args()
     with running() as demo:
         text, figures = run(demo, num_inputs=args.inputs, seed=args.seed)

@@ -9,7 +9,6 @@ server killed and started again; after every step all promises are checked (prom
 
 from __future__ import annotations
 
-import argparse
 import random
 import signal
 import statistics
@@ -23,7 +22,7 @@ from typing import Any
 
 from demo_server import MEMBERS, Answer, DemoServer, running
 from promises import Model, Stream, check, shown, wait_in_force
-from report import publish, table
+from report import publish, run_parser, table
 from shapes import LASTING, PASSING
 
 from weights import changes
@@ -340,11 +339,9 @@ def run(
 
 def main() -> int:
     """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = run_parser(__doc__)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--restarts", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="add the line to results/")
     args = parser.parse_args()
     with running() as demo:
         text, figures = run(demo, num_steps=args.steps, num_restarts=args.restarts, seed=args.seed)

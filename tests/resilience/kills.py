@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import http.client
 import random
@@ -24,7 +23,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from demo_server import DemoServer
-from report import publish, table
+from report import publish, run_parser, table
 from server_process import PREFMIX, clean_environment
 from store_writer import kill_a_writer, new_store
 from traffic import Traffic
@@ -196,12 +195,10 @@ def run(
 
 def main() -> int:
     """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = run_parser(__doc__)
     parser.add_argument("--store", type=int, default=150, help="kills of writers")
     parser.add_argument("--fit", type=int, default=40, help="kills of fits")
     parser.add_argument("--serve", type=int, default=10, help="kills of servers under load")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="add the line to results/")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="prefmix-resilience-") as folder:

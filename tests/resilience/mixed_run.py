@@ -8,7 +8,6 @@ and what /metrics counted is what the clients saw. Prints a table, then one line
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 import threading
@@ -19,7 +18,7 @@ from typing import Any
 from accounts import accounts_of
 from demo_server import DemoServer, running
 from ledger import Ledger
-from report import publish, table
+from report import publish, run_parser, table
 from resources import Sample, Sampler, rss_slope, sample
 from traffic import Traffic
 
@@ -163,12 +162,10 @@ def _ending(outcome: Any) -> str:
 
 def main() -> int:
     """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = run_parser(__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--changes", type=int, default=500)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="add the line to results/")
     args = parser.parse_args()
     with running() as demo:
         text, figures = run(

@@ -7,7 +7,6 @@ Inference routes are called with the API key, admin routes with the admin token.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from demo_server import KEY, TOKEN, DemoServer, running
-from report import publish, table
+from report import publish, run_parser, table
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 PHASES = "fuzzing"
@@ -74,10 +73,8 @@ def run_schemathesis(
 
 def main() -> int:
     """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = run_parser(__doc__)
     parser.add_argument("--examples", type=int, default=100, help="of each operation")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="add the line to results/")
     args = parser.parse_args()
     with running() as demo, tempfile.TemporaryDirectory() as folder:
         figures = run_schemathesis(demo, Path(folder), examples=args.examples, seed=args.seed)

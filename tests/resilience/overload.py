@@ -11,7 +11,6 @@ one line of JSON; exit code 1 if one of the promises below does not hold.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 import aiohttp
 from demo_server import KEY, DemoServer, running, total
-from report import publish, table
+from report import publish, run_parser, table
 
 MAX_TIMES_P99 = 2.0
 MIN_THROUGHPUT = 0.9
@@ -258,14 +257,12 @@ def run(
 
 def main() -> int:
     """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = run_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=300, help="of overload; default 300")
     parser.add_argument("--capacity-seconds", type=float, default=60, help="default 60")
     parser.add_argument("--factor", type=float, default=10, help="times the capacity; default 10")
     parser.add_argument("--clients", type=int, default=64, help="at capacity; default 64")
     parser.add_argument("--api-servers", type=int, default=1, help="API processes; default 1")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="add the line to results/")
     args = parser.parse_args()
     words = ["--", f"--kv-cache-memory-bytes={CACHE_BYTES}"]
     if args.api_servers > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
+
+
+def run_parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags that every run has. Args: description: the module's docstring."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="add the line to results/")
+    return parser
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:

@@ -9,7 +9,6 @@ JSON; exit code 1 if memory grows by more than `--limit` MiB per 10,000 requests
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import csv
 import dataclasses
@@ -23,7 +22,7 @@ from typing import Any
 from demo_server import DemoServer, running
 from ledger import Ledger
 from mixed_run import check_outcomes, check_rest, resting
-from report import publish, table
+from report import publish, run_parser, table
 from resources import Sample, Sampler, rss_slope
 from traffic import Traffic
 
@@ -160,14 +159,12 @@ def _row(name: str, samples: list[Sample], slope: float) -> tuple[object, ...]:
 
 def main() -> int:
     """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = run_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--warm-up", type=float, default=300, help="seconds; default 300")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=LIMIT_MIB_PER_10K)
     parser.add_argument("--samples", type=Path, metavar="CSV", help="write every sample there")
-    parser.add_argument("--record", action="store_true", help="add the line to results/")
     args = parser.parse_args()
     with running() as demo:
         text, figures = run(

@@ -41,6 +41,17 @@ def new_store(folder: Path) -> WeightsStore:
     return store
 
 
+def alone(source: WeightsStore, path: Path, *, folder: Path) -> LiveWeights:
+    """The only API process, on a store at `path` with the profiles of `source`."""
+    return LiveWeights(
+        spec=SPEC,
+        profiles=CurrentProfiles(source.read()),
+        store=path,
+        folder=folder,
+        num_processes=1,
+    )
+
+
 @contextlib.asynccontextmanager
 async def processes(folder: Path, *, up: int, of: int) -> AsyncIterator[list[LiveWeights]]:
     """`up` of `of` API processes on one store, all started from the same profiles."""
@@ -277,13 +288,7 @@ def test_a_config_map_swap_is_reloaded(tmp_path: Path) -> None:
         mount.mkdir()
         deploy(mount, "..2026_1", source.path.read_text())
         (mount / "w.json").symlink_to("..data/w.json")
-        member = LiveWeights(
-            spec=SPEC,
-            profiles=CurrentProfiles(source.read()),
-            store=mount / "w.json",
-            folder=tmp_path,
-            num_processes=1,
-        )
+        member = alone(source, mount / "w.json", folder=tmp_path)
         async with watched(member, mount / "w.json"):
             await asyncio.sleep(0.1)
             source.change(put("x"))
@@ -338,13 +343,7 @@ def test_a_folder_that_is_removed_and_made_again_is_watched_on(
         source = new_store(tmp_path)
         folder = tmp_path / "mount"
         shutil.copytree(tmp_path, folder)
-        member = LiveWeights(
-            spec=SPEC,
-            profiles=CurrentProfiles(source.read()),
-            store=folder / "w.json",
-            folder=tmp_path,
-            num_processes=1,
-        )
+        member = alone(source, folder / "w.json", folder=tmp_path)
         async with watched(member, folder / "w.json"):
             await asyncio.sleep(0.1)
             shutil.rmtree(folder)
