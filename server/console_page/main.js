@@ -10,7 +10,7 @@ import { fromHash, toHash } from "./weights.js";
 const LETTERS = "ABCDEFGH";
 const NUM_HUES = 6;
 const SETTLE_MS = 350;
-const START = { prompt: "Review the Park Hotel.", maxTokens: "120", temperature: "1", seed: "5" };
+const START = { prompt: "Review the Park Hotel.", maxTokens: "120", temperature: "1", seed: "233" };
 
 const at = (id) => document.getElementById(id);
 const fields = { prompt: at("prompt"), maxTokens: at("max-tokens"), temperature: at("temperature"), seed: at("seed") };
@@ -80,7 +80,7 @@ async function start() {
   at("report").hidden = !settings.fit_report;
   if (settings.fit_report) at("report").href = new URL(`console/${settings.fit_report}`, location.href);
   at("names").replaceChildren(...page.members.map((member) => make("li", {}, nameTag(member), member.isReference && member.name !== "reference" ? " (reference)" : "")));
-  at("composer").hidden = at("legend").hidden = at("share").hidden = false;
+  for (const id of ["guide", "composer", "legend", "share"]) at(id).hidden = false;
   showFacts();
   restore();
 }

@@ -11,7 +11,7 @@ export class Measures {
     const head = make(
       "tr", {},
       make("td"),
-      make("th", { scope: "col", colSpan: 2, title: KL }, "KL, nats a token"),
+      make("th", { scope: "col", colSpan: 2, title: KL }, "Distance (KL, nats)"),
       make("th", { scope: "col", title: FIRST }, "First choice"),
     );
     const body = members.map((member) => {
@@ -36,8 +36,8 @@ export class Measures {
       const measured = attribution?.policies[name];
       const value = measured?.mean_kl;
       bar.style.setProperty("width", typeof value === "number" ? `${Math.max(1, (100 * value) / scale)}%` : "0");
-      kl.textContent = typeof value === "number" ? value.toFixed(2) : attribution ? "not run" : "–";
-      kl.title = attribution && typeof value !== "number" ? "Weight 0: this policy did not run" : "";
+      kl.textContent = typeof value === "number" ? value.toFixed(2) : attribution ? "unused" : "–";
+      kl.title = attribution && typeof value !== "number" ? "Weight 0: this policy takes no part" : "";
       agreement.textContent = typeof measured?.agreement === "number" ? `${Math.round(100 * measured.agreement)} %` : attribution ? "" : "–";
     }
   }

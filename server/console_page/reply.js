@@ -28,6 +28,8 @@ export class Reply {
 
   /** Adds a piece of text and the tokens it came with. */
   append(text, tokens) {
+    const { scrollTop, scrollHeight, clientHeight } = this.text;
+    const isAtEnd = scrollHeight - scrollTop - clientHeight < 2;
     for (const [piece, count] of split(text, tokens)) {
       this.pending += count;
       if (piece === "") continue;
@@ -38,11 +40,12 @@ export class Reply {
       this.spans.push([span, this.pending]);
       this.pending = 0;
     }
+    if (isAtEnd) this.text.scrollTop = this.text.scrollHeight;
   }
 
   /**
    * Shades the tokens, once the server has said how much each policy wanted them. `weights` are
-   * those of the answer: a policy that took no part, but ran for a neighbour, claims no token.
+   * those of the answer: a policy that took no part claims no token.
    */
   shade(tokens, weights) {
     let place = 0;
@@ -83,6 +86,7 @@ export class Reply {
     const all = [...this.details.keys()];
     const at = all.indexOf(this.chosen);
     this.inspect(all[Math.min(all.length - 1, Math.max(0, at < 0 ? 0 : at + step))]);
+    this.chosen.scrollIntoView({ block: "nearest" });
   }
 }
 

@@ -53,8 +53,7 @@ export class Triangle {
 
   /** Shows weights; their sum may be less than 1. */
   show(weights) {
-    const sum = weights.reduce((a, b) => a + b, 0);
-    this.shares = sum > 0 ? weights.map((weight) => weight / sum) : [1 / 3, 1 / 3, 1 / 3];
+    this.shares = sharesOf(weights);
     const [x, y] = place(this.shares);
     this.handle.setAttribute("cx", x);
     this.handle.setAttribute("cy", y);
@@ -66,8 +65,7 @@ export class Triangle {
   /** Marks where the other mixes are. */
   showOthers(list) {
     const marks = list.map((weights) => {
-      const sum = weights.reduce((a, b) => a + b, 0) || 1;
-      const [cx, cy] = place(weights.map((weight) => weight / sum));
+      const [cx, cy] = place(sharesOf(weights));
       return draw("circle", { cx, cy, r: 3, class: "other" });
     });
     this.others.replaceChildren(...marks);
@@ -86,6 +84,12 @@ export class Triangle {
     const [x, y] = place(this.shares);
     this.changed(inside(sharesAt(x + move[0] * 104 * STEP, y + move[1] * 104 * STEP, false)), true);
   }
+}
+
+/** Weights by their sum; where all weight is the reference's, the middle. */
+function sharesOf(weights) {
+  const sum = weights.reduce((a, b) => a + b, 0);
+  return weights.map((weight) => (sum > 0 ? weight / sum : 1 / 3));
 }
 
 function place(shares) {

@@ -217,17 +217,19 @@ def test_answers_stream_side_by_side_and_every_token_is_shaded(
         assert hues == [str(POLICIES.index(name)) for name in expected]
         shown = column.locator("tbody tr").evaluate_all("r => r.map(x => x.cells[2].textContent)")
         kls = [attribution["policies"][name]["mean_kl"] for name in POLICIES]
-        assert shown == ["not run" if kl is None else f"{kl:.2f}" for kl in kls]
+        assert shown == ["unused" if kl is None else f"{kl:.2f}" for kl in kls]
         largest = max(largest, *(kl for kl in kls if kl is not None))
     bars = page.locator(".bar i").evaluate_all("all => all.map(i => parseFloat(i.style.width))")
     filled = 100 * largest / max(largest, 0.1)
     assert math.isclose(max(bars), filled, rel_tol=1e-3), "the largest KL of all fills its bar"
 
 
-def test_text_and_tokens_are_matched_however_they_come(page: Page, server: ServerProcess) -> None:
-    """Several tokens in one chunk, a character of two tokens, an end without text."""
-    chunks = [("H", ["H"]), ("", ["\ufffd"]), ("é", ["\ufffd"]), (" a b", [" a", " b", "</s>"])]
-    wanted = ["positive", "positive", "concise", "polite", "positive", "concise"]
+def answer_with(page: Page, chunks: list[tuple[str, list[str]]], wanted: list[str]) -> None:
+    """Lets every request be answered by these pieces of text and their tokens.
+
+    Args:
+      wanted: for each token the policy that gave it most.
+    """
     tokens = [
         {"logprobs": {name: -0.1 if name == winner else -3.0 for name in POLICIES[:3]}}
         for winner in wanted
@@ -251,12 +253,34 @@ def test_text_and_tokens_are_matched_however_they_come(page: Page, server: Serve
             headers={"x-prefmix-weights": "positive=0.3,concise=0.3,polite=0.4,reference=0"},
         ),
     )
+
+
+def test_text_and_tokens_are_matched_however_they_come(page: Page, server: ServerProcess) -> None:
+    """Several tokens in one chunk, a character of two tokens, an end without text."""
+    chunks = [("H", ["H"]), ("", ["\ufffd"]), ("é", ["\ufffd"]), (" a b", [" a", " b", "</s>"])]
+    wanted = ["positive", "positive", "concise", "polite", "positive", "concise"]
+    answer_with(page, chunks, wanted)
     open_console(page, server)
     run_all(page)
     text = mix(page, "A").locator(".text")
     assert text.text_content() == "Hé a b"
     spans = text.locator("span").evaluate_all("all => all.map(s => [s.textContent, s.dataset.hue])")
     assert spans == [["H", "0"], ["é", "1"], ["a", "2"], ["b", "0"]]
+
+
+def test_a_long_answer_keeps_to_its_place(page: Page, server: ServerProcess) -> None:
+    """It scrolls by itself: its newest tokens are in sight, and the one that keys walk to."""
+    words = [f" word{place}" for place in range(600)]
+    answer_with(page, [(word, [word]) for word in words], ["polite"] * len(words))
+    open_console(page, server)
+    run_all(page)
+    text = mix(page, "A").locator(".text")
+    expect(text.locator("span").last).to_be_in_viewport()
+    expect(text.locator("span").first).not_to_be_in_viewport()
+    assert text.evaluate("t => t.clientHeight") < 0.5 * 900
+    text.press("Home")
+    expect(text.locator("span").first).to_be_in_viewport()
+    expect(mix(page, "A").locator(".token b")).to_have_text("word0")
 
 
 def test_a_token_says_what_each_policy_gave_it(page: Page, server: ServerProcess) -> None:
@@ -310,6 +334,15 @@ def test_sliders_and_the_triangle_change_the_weights_of_the_next_request(
         column.get_by_label("Profile of mix A").select_option("glowing-letter")
     assert chosen.value.headers["x-prefmix-profile"] == "glowing-letter"
     expect(column.get_by_label("concise, as a number")).to_have_value("0.00")
+
+
+def test_each_triangle_shows_where_the_other_mixes_are(page: Page, server: ServerProcess) -> None:
+    """A mix of the reference alone is in the middle, as in its own triangle."""
+    state = "#mix=positive:1&mix=reference:1&mix=positive:1,concise:1,polite:1"
+    open_console(page, server, state=state)
+    rings = mix(page, "A").locator(".triangle .other")
+    places = rings.evaluate_all("all => all.map(c => [c.cx.baseVal.value, c.cy.baseVal.value])")
+    assert places == [[pytest.approx(60), pytest.approx(70)]] * 2
 
 
 def test_a_refused_weight_is_shown_in_its_column(page: Page, server: ServerProcess) -> None:
@@ -486,6 +519,11 @@ def test_it_fits_a_phone_and_follows_the_readers_colours(
 
 def test_every_control_has_a_name_and_shows_its_focus(page: Page, server: ServerProcess) -> None:
     open_console(page, server)
+    explained = page.get_by_role("definition")
+    expect(explained).to_have_count(0)
+    page.locator("#guide summary").press("Enter")
+    expect(explained.first).to_contain_text("each trained for a goal of its own")
+    page.locator("#guide summary").press("Enter")
     tree = page.locator("body").aria_snapshot()
     assert "slider" in tree
     assert NAMELESS.findall(tree) == []
