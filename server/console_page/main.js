@@ -73,8 +73,8 @@ async function start() {
     return;
   }
   at("gate").hidden = true;
-  page.members = mixture.policies.map((policy, index) => ({ ...policy, hue: index % NUM_HUES, title: policy.model }));
-  if (mixture.reference) page.members.push({ ...mixture.reference, hue: "reference", isReference: true, title: `${mixture.reference.model} (reference)` });
+  page.members = mixture.policies.map((policy, index) => ({ ...policy, hue: index % NUM_HUES, title: `${policy.name}: ${policy.model}` }));
+  if (mixture.reference) page.members.push({ ...mixture.reference, hue: "reference", isReference: true, title: `${mixture.reference.name} (reference): ${mixture.reference.model}` });
   page.canPublish = settings.admin;
   at("profiles").hidden = !settings.admin;
   at("report").hidden = !settings.fit_report;

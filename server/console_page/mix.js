@@ -51,7 +51,7 @@ export class Mix {
     // A profile that is gone leaves its weights; one that never was stays, for the server to refuse.
     else if (Object.keys(this.weights).length > 0) this.profile = null;
     else if (this.profile) names.push(this.profile);
-    const options = names.map((name) => make("option", { value: name }, name === standard ? `${name} (default)` : name));
+    const options = names.map((name) => make("option", { value: name }, name === standard && name !== "default" ? `${name} (default)` : name));
     this.select.replaceChildren(...options, make("option", { value: CUSTOM }, "Custom weights"));
     this.select.value = this.profile ?? CUSTOM;
     this.controls.show(this.weights);
