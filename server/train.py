@@ -71,6 +71,8 @@ def _add_settings(parser: argparse.ArgumentParser, settings: type[TrainSettings]
         options: dict[str, Any] = {"help": item.metadata["help"], "dest": item.name}
         if not any(item.default is none for none in (MISSING, None, False)):  # 0 is a default
             options["help"] += f"; default {item.default}"
+        if item.metadata["adapter"] is not None:
+            options["help"] += f", of an adapter {item.metadata['adapter']}"
         kind = kind_of(item, settings)
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction

@@ -41,6 +41,7 @@ from policies.demo.recipes import RECIPES, Recipe, train
 from policies.demo.reference import ReferenceConfig, make_examples, train_reference
 from policies.demo.rewards import REWARDS
 from policies.demo.tokenizer import train_tokenizer
+from policies.train.progress import quiet_libraries
 
 QUICK_REFERENCE = ReferenceConfig(num_steps=800)
 QUICK_RECIPES = {name: recipe.shortened(3) for name, recipe in RECIPES.items()}
@@ -73,6 +74,7 @@ def build(
       evaluation_responses: how many responses a held-out prompt are measured.
     """
     torch.set_num_threads(1)
+    quiet_libraries()
     with _stage("corpus and tokenizer"):
         num_reviews = reference_config.num_steps * reference_config.batch_examples
         reviews = sample_reviews(num_reviews, seed=seed)

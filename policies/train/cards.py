@@ -11,6 +11,7 @@ from typing import Any
 
 from policies.train.pairs import Rows
 from policies.train.settings import TrainSettings
+from policies.train.stages import told_course
 
 PACKAGES = ("torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets")
 
@@ -57,8 +58,7 @@ def _card(
     flags = f"--base {settings.base} --adapter NAME=." if is_adapter else "--policy NAME=."
     rows = [f"- {name}: {len(r)} rows, sha256 `{r.sha256[:16]}`" for name, r in data.items()]
     losses = [
-        f"- {name}: loss {facts['losses'][0]['loss']:.4g} at first, "
-        f"{facts['losses'][-1]['loss']:.4g} at step {facts['losses'][-1]['step']}"
+        f"- {name}: {told_course(facts['losses'])} at step {facts['losses'][-1]['step']}"
         for name, facts in stages.items()
         if facts.get("losses")
     ]

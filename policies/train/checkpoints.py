@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policies.train import TrainError
+from policies.train.progress import show_steps
 from policies.train.safe_files import loading
 from policies.train.settings import TrainSettings
 
@@ -80,7 +81,13 @@ def lora_config(settings: TrainSettings, *, task: str = "CAUSAL_LM") -> Any:
 
 def train(trainer: Any, checkpoints: Path) -> list[dict[str, float]]:
     """Trains to the end, from the last complete checkpoint if there is one; returns the losses."""
-    trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
+    show_steps(trainer, checkpoints.stem)
+    last = _last_complete(checkpoints)
+    if last is not None:
+        # RLOO's reference adapter, of which it has a new copy: where transformers finds an adapter
+        # in a folder of its own, it forgets the one that was trained.
+        shutil.rmtree(Path(last) / "ref", ignore_errors=True)
+    trainer.train(resume_from_checkpoint=last)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 

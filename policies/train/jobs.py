@@ -11,27 +11,32 @@ from typing import Any
 from policies.train.cards import about, write_cards
 from policies.train.checkpoints import load_config, load_tokenizer
 from policies.train.pairs import ANSWER_FIELDS, PAIR_FIELDS, TEXT_FIELDS, Rows, read_rows
+from policies.train.progress import quiet_libraries
 from policies.train.rewards import Reward, load_reward
 from policies.train.safe_files import check_safe
 from policies.train.settings import DirectSettings, MaximumSettings, MixedSettings, TrainSettings
 from policies.train.splitter import split_pairs
-from policies.train.stages import Stages
+from policies.train.stages import Stages, Tell, say
 from policies.train.tokens import check_tokenizer, encode
 from policies.train.trainers import train_direct, train_maximum, train_online, train_reward_model
 
 
-def run(settings: TrainSettings) -> Path:
+def run(settings: TrainSettings, *, tell: Tell = say) -> Path:
     """Trains and returns the folder of the policy. An unfinished run of the same kind is resumed.
 
+    Args:
+      tell: takes one line a stage.
     Raises: TrainError about the data, the base, the reward or the output; nothing is at the output
       then.
     """
+    quiet_libraries()
     data = _read(settings)
     check_safe(settings.base, "base model", allow_unsafe_weights=settings.allow_unsafe_weights)
     tokenizer = load_tokenizer(settings.base)
     _check(settings, tokenizer, data)
     reward = _given_reward(settings)
-    job = _Job(tokenizer, data, reward, Stages(settings.output, about(settings, data)))
+    stages = Stages(settings.output, about(settings, data), tell=tell)
+    job = _Job(tokenizer, data, reward, stages)
     match settings:
         case DirectSettings():
             job.direct(settings)
@@ -57,9 +62,10 @@ def _check(settings: TrainSettings, tokenizer: Any, data: Mapping[str, Rows]) ->
     for rows in data.values():
         check_tokenizer(tokenizer, vocab_size, rows)
     # TRL would drop what does not fit without a word.
-    for name, row in zip(data["pairs"].names, data["pairs"].rows, strict=True):
-        answers = (row["chosen"], row["rejected"])
-        encode(tokenizer, name, row["prompt"], answers, max_length=settings.max_length)
+    for what in data.keys() & {"pairs", "sft"}:
+        for name, row in zip(data[what].names, data[what].rows, strict=True):
+            answers = [content for field, content in row.items() if field != "prompt"]
+            encode(tokenizer, name, row["prompt"], answers, max_length=settings.max_length)
 
 
 def _given_reward(settings: TrainSettings) -> Reward | None:

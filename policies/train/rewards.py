@@ -154,7 +154,7 @@ def load_function(spec: str) -> Callable[..., Any]:
 
 def _progress(rows: Any, total: int) -> Any:
     # Only for what takes long: others score a few answers at a time, below a bar of their own.
-    return tqdm(rows, total=total, desc="rewards", delay=2.0)
+    return tqdm(rows, total=total, desc="rewards", delay=2.0, leave=False, disable=None)
 
 
 def _finite(value: float, name: str, label: str) -> float:

@@ -19,9 +19,15 @@ from policies.train import SettingsError
 
 
 def _setting(
-    help_text: str, default: Any = MISSING, *, choices: tuple[str, ...] | None = None
+    help_text: str,
+    default: Any = MISSING,
+    *,
+    choices: tuple[str, ...] | None = None,
+    adapter: Any = None,
 ) -> Any:
-    return field(default=default, metadata={"help": help_text, "choices": choices})
+    """Args: adapter: the default where a LoRA adapter is trained, if it is another."""
+    about = {"help": help_text, "choices": choices, "adapter": adapter}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,7 @@ class TrainSettings:
     steps: int | None = _setting("optimiser steps, instead of --epochs", None)
     batch_pairs: int = _setting("pairs in one forward pass", 8)
     accumulate: int = _setting("forward passes in one step", 1)
-    learning_rate: float = _setting("AdamW's highest, falling linearly to 0", 5e-6)
+    learning_rate: float = _setting("AdamW's highest, falling linearly to 0", 5e-6, adapter=5e-5)
     warmup_steps: int = _setting("steps that raise the learning rate from 0", 0)
     max_length: int = _setting("tokens of prompt and answer; what is longer is cut", 1024)
     lora_rank: int = _setting("rank of a LoRA adapter; 0 trains all parameters", 0)
@@ -136,12 +142,12 @@ class MixedSettings(TrainSettings):
         "reward model: a checkpoint, or module:function; trained on the pairs if absent", None
     )
     reward_epochs: float = _setting("passes over the pairs of the reward model's training", 1.0)
-    reward_learning_rate: float = _setting("of the reward model's training", 1e-5)
+    reward_learning_rate: float = _setting("of the reward model's training", 1e-5, adapter=1e-4)
     threshold: float | None = _setting("reward gap from which a pair is easy", None)
     quantile: float = _setting("without a threshold: share of the pairs that is difficult", 0.5)
     beta: float = _setting("DPO's factor of the log ratios", 0.1)
     online_steps: int = _setting("optimiser steps of the online stage", 100)
-    online_learning_rate: float = _setting("of the online stage", 1e-6)
+    online_learning_rate: float = _setting("of the online stage", 1e-6, adapter=1e-5)
     online_beta: float = _setting("factor of the KL divergence from the DPO policy", 0.05)
     online_prompts: int = _setting("prompts a step of the online stage", 4)
     num_answers: int = _setting("answers drawn for each of them", 4)
@@ -176,6 +182,7 @@ def kind_of(setting: dataclasses.Field[Any], cls: type[TrainSettings]) -> type:
 def build(cls: type[TrainSettings], values: Mapping[str, Any]) -> TrainSettings:
     """Makes settings from what a file and flags say, by field name.
 
+    Defaults are those of an adapter where one is trained.
     Raises: SettingsError naming an unknown or missing key, or a value of the wrong kind.
     """
     known = {item.name: item for item in dataclasses.fields(cls)}
@@ -189,7 +196,11 @@ def build(cls: type[TrainSettings], values: Mapping[str, Any]) -> TrainSettings:
     missing = [n for n, item in known.items() if item.default is MISSING and n not in values]
     if missing:
         raise SettingsError(f"{cls.method} needs {', '.join(missing)}, as flags or in --config")
-    return cls(**{name: _convert(known[name], value, cls) for name, value in values.items()})
+    settings = {name: _convert(known[name], value, cls) for name, value in values.items()}
+    if settings.get("lora_rank"):
+        own = {name: item.metadata["adapter"] for name, item in known.items()}
+        settings = {name: value for name, value in own.items() if value is not None} | settings
+    return cls(**settings)
 
 
 def resolve_paths(

@@ -1,8 +1,9 @@
 """Stages of a training run that survive being killed: each is done and on disk, or not there.
 
 A run with `--output DIR` works in `DIR.stages`. Every stage fills a folder of its own, which gets
-its name once it is complete; its trainer's checkpoints lie beside it until then. Started again with
-the same settings and data, a run skips what is done and resumes the rest. `DIR` appears last.
+its name once it is complete; its trainer's checkpoints lie beside it until then, what it reported
+stays there. Started again with the same settings and data, a run skips what is done and resumes the
+rest. `DIR` appears last.
 """
 
 from __future__ import annotations
@@ -10,17 +11,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from policies.train import TrainError
 
 MANIFEST = "manifest.json"
-STAGE = "stage.json"
 
 Make = Callable[[Path, Path], dict[str, Any]]
 """make(folder to fill, folder of checkpoints) -> facts for the manifest."""
+
+Tell = Callable[[str], None]
+"""Takes a line for the user."""
+
+say: Tell = partial(print, flush=True)
 
 
 class Stages:
@@ -29,15 +36,17 @@ class Stages:
     Args:
       output: where the policy goes in the end.
       about: what the run is (settings, hashes of the data); another run's folder is refused.
+      tell: takes one line a stage.
     Raises: TrainError if `output` exists, or the work folder is of a different run.
     """
 
-    def __init__(self, output: Path, about: dict[str, Any]) -> None:
+    def __init__(self, output: Path, about: dict[str, Any], *, tell: Tell = say) -> None:
         if output.exists():
             raise TrainError(f"{output} exists; give another --output or remove it")
         self._output = output
         self.folder = output.with_name(output.name + ".stages")
         self._about = about
+        self._tell = tell
         self._facts: dict[str, Any] = {}
         path = self.folder / MANIFEST
         if path.exists():
@@ -54,29 +63,39 @@ class Stages:
     def run(self, name: str, make: Make) -> Path:
         """The folder of a stage, made now unless an earlier run completed it."""
         folder = self.folder / name
-        if folder.exists():
-            print(f"{name}: done before", flush=True)
-        else:
-            print(f"{name} ...", flush=True)
-            partial = self.folder / f"{name}.partial"
-            checkpoints = self.folder / f"{name}.checkpoints"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            facts = make(partial, checkpoints)
-            _write_json(partial / STAGE, facts)
-            os.rename(partial, folder)
-            shutil.rmtree(checkpoints, ignore_errors=True)
-        self._facts[name] = json.loads((folder / STAGE).read_text(encoding="utf-8"))
+        report = self.folder / f"{name}.json"
+        begun = time.monotonic()
+        spent = "done before"
+        if not folder.exists():
+            self._make(name, make, folder, report)
+            spent = f"{time.monotonic() - begun:.0f} s"
+        facts = json.loads(report.read_text(encoding="utf-8"))
+        self._facts[name] = facts
         self._write_manifest()
+        self._tell(f"{name}: {told(facts)}, {spent}")
         return folder
 
     def publish(self, name: str, *, keep: bool) -> None:
         """Moves a stage's folder to the output; the others stay as artefacts or go."""
-        folder = self.folder / name
-        (folder / STAGE).unlink(missing_ok=True)
-        os.rename(folder, self._output)
+        os.rename(self.folder / name, self._output)
         if not keep:
             shutil.rmtree(self.folder)
+
+    def _make(self, name: str, make: Make, folder: Path, report: Path) -> None:
+        unfinished = self.folder / f"{name}.partial"
+        checkpoints = self.folder / f"{name}.checkpoints"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            facts = make(unfinished, checkpoints)
+        except BaseException:
+            shutil.rmtree(unfinished)
+            if not self._facts and not checkpoints.exists():
+                shutil.rmtree(self.folder)  # there is nothing to resume
+            raise
+        _write_json(report, facts)
+        os.rename(unfinished, folder)
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
     def _check(self, about: dict[str, Any]) -> None:
         ours = json.loads(json.dumps(self._about))
@@ -97,6 +116,30 @@ class Stages:
         _write_json(
             self.folder / MANIFEST, {"format": 1, "about": self._about, "stages": self._facts}
         )
+
+
+def told(facts: Mapping[str, Any]) -> str:
+    """What a stage reported, as part of a line: its numbers, and how its loss or reward went."""
+    parts = [
+        f"{name.replace('_', ' ')} {value:.4g}"
+        for name, value in facts.items()
+        if isinstance(value, int | float)
+    ]
+    if losses := facts.get("losses"):
+        parts += [f"steps {losses[-1]['step']}", told_course(losses)]
+    return ", ".join(parts)
+
+
+def told_course(losses: Sequence[Mapping[str, float]]) -> str:
+    """Where the loss or reward began and ended."""
+    first, last = losses[0], losses[-1]
+    measure = telling_measure(first) or "loss"
+    return f"{measure} {first[measure]:.3g} to {last[measure]:.3g}"
+
+
+def telling_measure(logs: Mapping[str, Any]) -> str | None:
+    """What of a log entry says how it goes: the reward where answers are drawn, else the loss."""
+    return next((name for name in ("reward", "loss") if name in logs), None)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

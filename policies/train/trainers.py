@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments, 
 from policies.train.checkpoints import load_policy, lora_config, save_policy, train
 from policies.train.maximum_trainer import MaximumPreferenceTrainer, PlannedExamples, collate
 from policies.train.pairs import Rows
+from policies.train.progress import without_warnings
 from policies.train.rewards import Reward
 from policies.train.safe_files import loading
 from policies.train.settings import DirectSettings, MaximumSettings, MixedSettings, TrainSettings
@@ -111,12 +112,13 @@ def train_reward_model(
     from trl import RewardConfig, RewardTrainer
 
     set_seed(settings.seed)  # its head is random
-    model = AutoModelForSequenceClassification.from_pretrained(
-        settings.base,
-        num_labels=1,
-        dtype=torch.float32,
-        **loading(settings.allow_unsafe_weights),
-    )
+    with without_warnings():  # that there is no head yet
+        model = AutoModelForSequenceClassification.from_pretrained(
+            settings.base,
+            num_labels=1,
+            dtype=torch.float32,
+            **loading(settings.allow_unsafe_weights),
+        )
     model.config.pad_token_id = tokenizer.pad_token_id
     per_pass = len(pairs) / (settings.batch_pairs * settings.accumulate)
     steps = max(1, round(settings.reward_epochs * per_pass))
@@ -206,5 +208,4 @@ def trainer_arguments(settings: TrainSettings, checkpoints: Path, steps: int) ->
         "save_steps": settings.save_steps,
         "save_total_limit": 1,
         "report_to": "none",
-        "disable_tqdm": False,
     }

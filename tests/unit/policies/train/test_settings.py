@@ -49,6 +49,16 @@ def test_yaml_number_without_a_point_is_a_number() -> None:
     assert (settings.learning_rate, settings.steps) == (1e-6, None)
 
 
+def test_adapters_learn_faster_unless_told_otherwise() -> None:
+    def rates(**values: Any) -> list[float]:
+        settings = build(METHODS["mixed-preference"], REQUIRED | values).to_dict()
+        return [settings[f"{stage}learning_rate"] for stage in ("", "reward_", "online_")]
+
+    assert rates() == rates(lora_rank=0) == [5e-6, 1e-5, 1e-6]
+    assert rates(lora_rank=8) == [5e-5, 1e-4, 1e-5]
+    assert rates(lora_rank=8, learning_rate=5e-6) == [5e-6, 1e-4, 1e-5]
+
+
 def test_paths_of_a_file_are_relative_to_it() -> None:
     resolved = resolve_paths(DirectSettings, REQUIRED | {"base": "org/model"}, Path("/runs"))
     assert resolved == {"base": "org/model", "data": "/runs/pairs.jsonl", "output": "/runs/out"}

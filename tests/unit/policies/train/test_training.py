@@ -134,16 +134,17 @@ def test_killed_run_resumes_to_the_same_result(
     assert len(losses[0]) == 5
 
 
+@pytest.mark.parametrize("rank", [0, 4])
 def test_every_stage_of_mixed_preference_resumes(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int
 ) -> None:
     """Killed in each; 6 + 5 + 4 steps are whole, and every second one is saved."""
-    whole = run("mixed-preference", "whole")
+    whole = run("mixed-preference", "whole", lora_rank=rank)
     # The second run still has 4 steps of the reward model to go, the third 3 of DPO.
     for num_steps in (4, 4 + 4, 3 + 3):
         with _killed_at(num_steps, monkeypatch):
-            run("mixed-preference", "killed")
-    killed = run("mixed-preference", "killed")
+            run("mixed-preference", "killed", lora_rank=rank)
+    killed = run("mixed-preference", "killed", lora_rank=rank)
     assert _differ(whole, killed) == []
     stages = tmp_path / "killed.stages"
     for name in ("reward-model", "dpo"):

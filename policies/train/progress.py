@@ -1,0 +1,106 @@
+"""How far training is: a bar on a terminal, in a log a line now and then.
+
+transformers, datasets and TRL draw bars and print dictionaries of their own, which fill a log and
+hide what matters in it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils import logging
+
+from policies.train.stages import telling_measure
+
+LINE_INTERVAL_S = 30.0
+"""Without a terminal: the least time between two lines."""
+_PATIENCE_S = 2.0
+
+
+def quiet_libraries() -> None:
+    """Leaves of the libraries' own bars, on a terminal, those of what takes long; else none."""
+    import datasets
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # TRL imports vLLM, which is not used
+    datasets.disable_progress_bars()
+    if sys.stderr.isatty():
+        logging.set_tqdm_hook(_patient)
+    else:
+        logging.disable_progress_bar()
+        os.environ["TQDM_DISABLE"] = "1"  # TRL asks for it at every bar
+
+
+def _patient(make: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> Any:
+    return make(*args, **{"delay": _PATIENCE_S, "leave": False, **settings})
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """For what transformers warns of although it is meant, such as a new head."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def show_steps(trainer: Any, name: str) -> None:
+    """Replaces what a trainer shows of itself by `StepProgress`."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StepProgress(name))
+
+
+class StepProgress(TrainerCallback):
+    """Steps done and the newest loss or reward, on standard error."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._newest = ""
+        self._bar: Any = None
+        self._shown_at = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Starts where the run starts or is resumed."""
+        self._bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self._name,
+            unit="step",
+            leave=False,
+            dynamic_ncols=True,
+            disable=None,  # without a terminal
+        )
+        self._shown_at = time.monotonic()
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any
+    ) -> None:
+        """Remembers what the trainer logs."""
+        measure = telling_measure(logs)
+        if measure is not None:
+            self._newest = f"{measure} {float(logs[measure]):.3g}"
+            self._bar.set_postfix_str(self._newest)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Moves the bar, or writes a line if the last one is long ago; logs the last step."""
+        self._bar.update(1)
+        now = time.monotonic()
+        if self._bar.disable and now - self._shown_at >= LINE_INTERVAL_S:
+            self._shown_at = now
+            steps = f"{self._name}: step {state.global_step:,} of {state.max_steps:,}"
+            print(f"{steps}, {self._newest}", file=sys.stderr, flush=True)
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Takes the bar away."""
+        self._bar.close()
