@@ -19,6 +19,8 @@ from examples.training_runs import (
     bradley_terry,
     deterministic,
     shared_settings,
+    tell_nothing,
+    tell_numbers,
     write_data,
 )
 from policies.demo.rewards import concise
@@ -47,15 +49,16 @@ def compare(base: Base, folder: Path, *, num_seeds: int, steps: int) -> dict[str
     for seed in range(num_seeds):
         answers = base.training_answers(seed=seed)
         for kind, label in LABELS.items():
-            write_data(folder, answers, concise, label, seed=seed)
+            num_pairs = write_data(folder, answers, concise, label, seed=seed)
+            print(f"seed {seed}, {kind}: {num_pairs} pairs", flush=True)
             for name, (method, own) in CONTENDERS.items():
                 output = folder / "policy"
                 values = shared_settings(folder, output, steps=steps, seed=seed) | own
                 if method == "maximum-preference":
                     values["sft_data"] = folder / "sft.jsonl"
-                run(build(METHODS[method], values))
+                run(build(METHODS[method], values), tell=tell_nothing)
                 numbers = base.measured(output, "concise")
                 shutil.rmtree(output)
                 found[f"{kind}: {name}"].append(numbers)
-                print(f"seed {seed}, {kind}: {name}: {numbers}", flush=True)
+                tell_numbers(f"{kind}: {name}", numbers, seed=seed)
     return {row: found[row] for row in sorted(found, key=lambda row: row.split(":")[0] != "always")}

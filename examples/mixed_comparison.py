@@ -24,6 +24,8 @@ from examples.training_runs import (
     flipped,
     read_pairs,
     shared_settings,
+    tell_nothing,
+    tell_numbers,
     write_data,
 )
 from policies.demo.rewards import positive
@@ -48,13 +50,14 @@ def compare(base: Base, folder: Path, *, num_seeds: int, steps: int) -> dict[str
     for seed in range(num_seeds):
         answers = base.training_answers(seed=seed)
         for kind, label in LABELS.items():
-            write_data(folder, answers, positive, label, seed=seed)
+            num_pairs = write_data(folder, answers, positive, label, seed=seed)
+            print(f"seed {seed}, {kind}: {num_pairs} pairs", flush=True)
             reward_model = _reward_model(folder, steps=steps, seed=seed)
             for name, train in (("dpo", _direct), ("rloo", _online), ("mixed", _mixed)):
                 own = train(folder, reward_model, steps=steps, seed=seed)
                 numbers = base.measured(folder / "policy", "positive") | own
                 found[f"{kind}: {name}"].append(numbers)
-                print(f"seed {seed}, {kind}: {name}: {numbers}", flush=True)
+                tell_numbers(f"{kind}: {name}", numbers, seed=seed)
                 for left in ("policy", "policy.stages"):
                     shutil.rmtree(folder / left, ignore_errors=True)
             shutil.rmtree(reward_model)
@@ -72,7 +75,7 @@ def _direct(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Numbe
     from policies.train.jobs import run
 
     values = shared_settings(folder, folder / "policy", steps=steps, seed=seed)
-    run(build(METHODS["dpo"], values | {"beta": BETA}))
+    run(build(METHODS["dpo"], values | {"beta": BETA}), tell=tell_nothing)
     return {}
 
 
@@ -82,7 +85,7 @@ def _mixed(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Number
 
     output = folder / "policy"
     settings = _settings(folder, output, steps=steps // 2, seed=seed, reward=str(reward_model))
-    run(settings)
+    run(settings, tell=tell_nothing)
     split = json.loads((folder / "policy.stages/split/split.json").read_text(encoding="utf-8"))
     return {
         f"wrong labels, {part}": wrong_labels(folder, split[part]) for part in ("easy", "difficult")

@@ -20,11 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from examples.training_runs import REFERENCE, shared_settings
+from examples.training_runs import REFERENCE, markdown, shared_settings
 from policies.demo.preference import write_rows
 from policies.demo.tokenizer import chat_text
+from policies.train.progress import quiet_libraries
 from policies.train.settings import METHODS, DirectSettings, build
-from weights.tables import aligned
 
 STEPS = 3
 NUM_PAIRS = 64
@@ -39,6 +39,7 @@ def main() -> None:
     if method is None:
         print(table())
     else:
+        quiet_libraries()
         print(f"peak {_peak_mib(RUNS[method])}")
 
 
@@ -47,9 +48,10 @@ def table() -> str:
     lines = [["", "peak, MiB"]]
     for name in RUNS:
         command = [sys.executable, "-m", "examples.training_memory", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         lines.append([name, done.stdout.split()[-1]])
-    return f"{aligned(lines)}\n\nOne copy of the parameters in float32: {_copy_mib()} MiB."
+        print(f"peak memory, {name}: {lines[-1][1]} MiB", flush=True)
+    return f"{markdown(lines)}\n\nOne copy of the parameters in float32: {_copy_mib()} MiB."
 
 
 _SHAPE = {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10}
@@ -93,6 +95,8 @@ def _random_base(folder: Path) -> Path:
     """Made by a child process, whose memory does not count here."""
     script = (
         "import sys; from transformers import LlamaConfig, LlamaForCausalLM, AutoTokenizer;"
+        "from transformers.utils import logging;"
+        "logging.disable_progress_bar();"
         "source, target = sys.argv[1:];"
         "config = LlamaConfig.from_pretrained(source);"
         f"config.update({{**{_SHAPE!r}, 'num_attention_heads': 12, 'num_key_value_heads': 12,"
@@ -121,7 +125,7 @@ def _with_reference(values: dict[str, Any], folder: Path) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from policies.train.checkpoints import load_policy, load_tokenizer, save_policy
+    from policies.train.checkpoints import load_policy, load_tokenizer, save_policy, train
     from policies.train.pairs import PAIR_FIELDS, read_rows
     from policies.train.trainers import trainer_arguments
 
@@ -136,7 +140,7 @@ def _with_reference(values: dict[str, Any], folder: Path) -> None:
         train_dataset=Dataset.from_list(list(pairs.rows)),
         processing_class=load_tokenizer(settings.base),
     )
-    trainer.train()
+    train(trainer, folder / "checkpoints")
     save_policy(trainer.model, settings, settings.output, final=True)
 
 

@@ -21,10 +21,8 @@ from policies.demo.preference import write_rows
 from policies.demo.prompts import TRAINING_PROMPTS
 from policies.demo.sampling import Response, sample_responses, score_responses
 from policies.demo.tokenizer import chat_text
-from weights.tables import aligned
 
 REFERENCE = CHECKPOINTS / "reference"
-NUM_PAIRS = 512
 ANSWERS_PER_PROMPT = 12
 BATCH_PAIRS = 16
 LEARNING_RATE = 1e-3
@@ -87,8 +85,11 @@ class Base:
 
 def write_data(
     folder: Path, answers: Sequence[Response], reward: Reward, label: Label, *, seed: int
-) -> None:
-    """Writes pairs.jsonl, and sft.jsonl of other answers: the last third of every prompt's."""
+) -> int:
+    """Writes pairs.jsonl, and sft.jsonl of other answers: the last third of every prompt's.
+
+    Returns: the number of pairs; two answers of equal reward make none.
+    """
     rng = random.Random(seed)
     by_context: dict[str, list[str]] = defaultdict(list)
     for answer in answers:
@@ -106,8 +107,9 @@ def write_data(
             chosen, rejected = (first, second) if label(gap, rng) else (second, first)
             pairs.append({"prompt": context, "chosen": chosen, "rejected": rejected})
     rng.shuffle(pairs)
-    write_rows(folder / "pairs.jsonl", pairs[:NUM_PAIRS])
+    write_rows(folder / "pairs.jsonl", pairs)
     write_rows(folder / "sft.jsonl", sft)
+    return len(pairs)
 
 
 def shared_settings(folder: Path, output: Path, *, steps: int, seed: int) -> dict[str, Any]:
@@ -130,19 +132,43 @@ def read_pairs(folder: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in lines]
 
 
+def tell_nothing(line: str) -> None:
+    """Takes what a stage tells; a comparison has a line of its own for every run."""
+
+
+def tell_numbers(row: str, numbers: Numbers, *, seed: int) -> None:
+    """One line on a run."""
+    told = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())
+    print(f"seed {seed}, {row}: {told}", flush=True)
+
+
 def table(found: Mapping[str, Sequence[Numbers]]) -> str:
-    """Mean over seeds ± their standard deviation; "-" where a row lacks a number."""
+    """Mean over seeds ± their standard deviation, as Markdown; empty where a row lacks a number.
+
+    Args:
+      found: "labels: method" -> numbers of every seed; the rows of the same labels together.
+    """
     columns = list(dict.fromkeys(name for runs in found.values() for name in runs[0]))
-    lines = [["", *columns]]
+    lines = [["labels", "method", *columns]]
     for name, runs in found.items():
+        labels, _, method = name.partition(": ")
+        shown = "" if labels in (line[0] for line in lines) else labels
         cells = [_cell([run[column] for run in runs if column in run]) for column in columns]
-        lines.append([name, *cells])
-    return aligned(lines)
+        lines.append([shown, method, *cells])
+    return markdown(lines)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the heading first, as a Markdown table that is also legible as text."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _cell(values: Sequence[float]) -> str:
     if not values:
-        return "-"
+        return ""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.fmean(values):.2f} ± {spread:.2f}"
 

@@ -30,7 +30,7 @@ def test_shorter_answer_is_always_chosen_and_pairs_are_not_among_the_sft_rows(
     tmp_path: Path,
 ) -> None:
     answers = [_answer(p, n) for p in range(5) for n in (3, 9, 8, 1, 4, 6)]
-    write_data(tmp_path, answers, concise, deterministic, seed=0)
+    assert write_data(tmp_path, answers, concise, deterministic, seed=0) == 10
     rows = {
         name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         for name in ("pairs", "sft")
@@ -62,6 +62,12 @@ def test_wrong_labels_are_counted_among_the_rows_asked_for(tmp_path: Path) -> No
 
 
 def test_table_shows_mean_and_deviation_over_seeds() -> None:
-    lines = table({"a": [{"reward": 1.0}, {"reward": 2.0}], "b": [{"other": 3.0}]}).splitlines()
-    assert lines[1].split() == ["a", "1.50", "±", "0.71", "-"]
-    assert lines[2].split() == ["b", "-", "3.00", "±", "0.00"]
+    found = {"l: a": [{"reward": 1.0}, {"reward": 2.0}], "l: b": [{"other": 3.0}]}
+    lines = [line.split("|")[1:-1] for line in table(found).splitlines()]
+    assert [[cell.strip() for cell in line] for line in (lines[0], *lines[2:])] == [
+        ["labels", "method", "reward", "other"],
+        ["l", "a", "1.50 ± 0.71", ""],
+        ["", "b", "", "3.00 ± 0.00"],
+    ]
+    assert len({len(line) for line in table(found).splitlines()}) == 1
+    assert all(set(cell) <= {"-", " "} for cell in lines[1])
