@@ -228,6 +228,31 @@ def test_reward_that_fails_online_leaves_no_policy(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("value", ["nan", "raise"])
+def test_reward_that_fails_on_a_pair_names_it_and_leaves_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str
+) -> None:
+    def reward(prompts: list[str], completions: list[str]) -> list[float]:
+        if prompts != ["fox jumps"]:
+            return length(prompts, completions)
+        if value == "raise":
+            raise RuntimeError("no judge")
+        return [float("nan")]
+
+    monkeypatch.setattr("policies.train.rewards.load_function", lambda spec: reward)
+    with pytest.raises(TrainError, match=r"pairs\.jsonl line 4, 'chosen': the reward"):
+        run("mixed-preference", "out", reward="judge:score")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_bad_answer_to_stay_close_to_is_named_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    rows = [{"prompt": prompt, "completion": " jumps"} for prompt in ("the fox", 3 * TEXT)]
+    _write(tmp_path / "long.jsonl", rows)
+    with pytest.raises(TrainError, match=r"long\.jsonl line 2: the prompt has"):
+        run("maximum-preference", "out", sft_data=tmp_path / "long.jsonl", max_length=40)
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_datasets_folder_is_read_like_a_file(run: Run, tmp_path: Path) -> None:
     from datasets import Dataset, DatasetDict
 
