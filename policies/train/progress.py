@@ -6,6 +6,7 @@ hide what matters in it.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from policies.train.stages import telling_measure
 
@@ -28,12 +29,14 @@ def quiet_libraries() -> None:
     """Leaves of the libraries' own bars, on a terminal, those of what takes long; else none."""
     import datasets
 
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # TRL imports vLLM, which is not used
+    # TRL imports vLLM, which is not used here.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     if sys.stderr.isatty():
-        logging.set_tqdm_hook(_patient)
+        transformers_logging.set_tqdm_hook(_patient)
     else:
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         os.environ["TQDM_DISABLE"] = "1"  # TRL asks for it at every bar
 
 
@@ -44,12 +47,12 @@ def _patient(make: Callable[..., Any], args: tuple[Any, ...], settings: dict[str
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """For what transformers warns of although it is meant, such as a new head."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        transformers_logging.set_verbosity(before)
 
 
 def show_steps(trainer: Any, name: str) -> None:

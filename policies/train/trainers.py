@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -157,6 +158,8 @@ def train_online(
         return reward.score(prompts, completions, names)
 
     prompts = list({str(row["prompt"]): row["prompt"] for row in pairs.rows}.values())
+    # With fewer prompts than a step asks, the trainer would end at once and not say so.
+    asked = prompts * math.ceil(settings.online_prompts / len(prompts))
     set_seed(settings.seed)
     arguments = trainer_arguments(settings, checkpoints, settings.online_steps) | {
         "learning_rate": settings.online_learning_rate,
@@ -176,7 +179,7 @@ def train_online(
             max_completion_length=settings.max_new_tokens,
             temperature=settings.temperature,
         ),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in asked]),
         processing_class=tokenizer,
     )
     losses = train(trainer, checkpoints)

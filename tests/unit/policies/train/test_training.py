@@ -166,6 +166,15 @@ def test_mixed_preference_of_adapters_takes_a_function(run: Run) -> None:
     assert len(tensors) == 2 * 7
 
 
+def test_online_stage_asks_few_prompts_again(run: Run, tmp_path: Path) -> None:
+    """One difficult pair, two prompts a step: all steps are made."""
+    settings = {"reward": f"{__name__}:length", "threshold": 7.0, "online_steps": 3}
+    run("mixed-preference", "out", **settings)
+    stages = json.loads((tmp_path / "out.stages/manifest.json").read_text())["stages"]
+    assert stages["split"]["difficult"] == 1
+    assert [entry["step"] for entry in stages["policy"]["losses"]] == [1, 2, 3]
+
+
 def test_policies_are_mixed_with_their_base(run: Run, base: Path) -> None:
     full = run("dpo", "full")
     merged = run("maximum-preference", "merged", lora_rank=4, merge=True)
