@@ -16,6 +16,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from server import request_log
+from server.answer_stream import AnswerStream
 from server.attribution import FIELD, Attribution, describe
 from server.engine_statistics import EngineStatistics
 from server.exchange import SCOPE_KEY, Exchange
@@ -41,7 +42,7 @@ class Account:
         self._statistics = statistics
         self._began = time.perf_counter()
         self._first_byte_s: float | None = None
-        self._own_id = f"request-{uuid.uuid4().hex[:16]}"
+        self._request_id: str | None = None
         self._resolution: Resolution | None = None
         self._attribution: Attribution | None = None
         self._num_samples = 1
@@ -74,10 +75,10 @@ class Account:
         """The engine's answer has begun, or is there; the account ends with its last byte."""
         if self._resolution is not None:
             response.headers.update(self._resolution.headers())
-        response.headers[REQUEST_ID_HEADER] = self._request_id()
+        response.headers[REQUEST_ID_HEADER] = self._id()
         if isinstance(response, StreamingResponse):
             response.body_iterator = self._followed(response.body_iterator)
-            return response
+            return AnswerStream(response)
         if self._attribution is not None and response.status_code == HTTPStatus.OK:
             response = await self._with_attribution(response)
         elif self._attribution is not None:
@@ -153,14 +154,19 @@ class Account:
         for key in self._attribution.keys if self._attribution is not None else []:
             await self._statistics.take(key)
 
-    def _request_id(self) -> str:
+    def _id(self) -> str:
+        if self._request_id is None:
+            self._request_id = self._given_id() or f"request-{uuid.uuid4().hex[:16]}"
+        return self._request_id
+
+    def _given_id(self) -> str | None:
         metadata = getattr(self._raw_request.state, "request_metadata", None)
         given = self._raw_request.headers.get(REQUEST_ID_HEADER, "")
         # vLLM makes its id of the given one, whatever that holds.
         for name in (given, str(getattr(metadata, "request_id", ""))):
             if name and name.isascii() and name.isprintable():
                 return name[:_MAX_ID_CHARS]
-        return self._own_id
+        return None
 
     def _close(self, outcome: str, status: int) -> None:
         resolution = self._resolution
@@ -169,10 +175,12 @@ class Account:
             outcome, status = exchange.cut.outcome, exchange.cut.status
         profile = NO_PROFILE if resolution is None else resolution.profile
         REQUESTS.labels(profile, outcome).inc()
+        if not request_log.is_on():
+            return
         metadata = getattr(self._raw_request.state, "request_metadata", None)
         usage = getattr(metadata, "final_usage_info", None)
         request_log.write(
-            request_id=self._request_id(),
+            request_id=self._id(),
             route=self._raw_request.url.path,
             status=int(status),
             outcome=outcome,

@@ -8,11 +8,15 @@ ended, exact at any moment, and what each engine's scheduler says after a step.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from server.load_metrics import show_load
 from server.overload import Admission, default_max_waiting
 from server.shared_counts import SharedCounts
+
+_SHOW_S = 0.1
+"""How late the metrics may be."""
 
 
 def num_engines(engine_client: Any) -> int:
@@ -43,6 +47,7 @@ class EngineLoad:
     def __init__(self, counts: SharedCounts, admission: Admission) -> None:
         self._counts = counts
         self._admission = admission
+        self._showing: asyncio.TimerHandle | None = None
 
     def attach(self, engine_client: Any) -> None:
         """Begins to listen."""
@@ -54,7 +59,7 @@ class EngineLoad:
     def set_num_requests(self, count: int) -> None:
         """vLLM calls this whenever a request is added, ends or is dropped."""
         self._counts.set_num_requests(count)
-        self._show()
+        self._show_soon()
 
     def record(
         self,
@@ -72,10 +77,16 @@ class EngineLoad:
                 running=scheduler_stats.num_running_reqs,
                 waiting=scheduler_stats.num_waiting_reqs,
             )
-        self._admission.observe()
-        self._show()
+        self._show_soon()
+
+    def _show_soon(self) -> None:
+        # Both change with every step of the engine; nobody looks that often.
+        if self._showing is None:
+            self._showing = asyncio.get_running_loop().call_later(_SHOW_S, self._show)
 
     def _show(self) -> None:
+        self._showing = None
+        self._admission.observe()
         show_load(self._admission.in_flight, self._admission.num_waiting)
 
     def log(self) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import error_body, error_response
+from server.headers import header
 
 SCOPE_KEY = "prefmix.exchange"
 """Where an application finds the exchange it works on."""
@@ -40,7 +40,7 @@ class Exchange:
         self._path: str = scope["path"]
         self._receive = receive
         self._send = send
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waits: list[asyncio.Timeout] = []
         self._is_started = False
         self._is_stream = False
         self._is_finished = False
@@ -58,18 +58,22 @@ class Exchange:
         is_too_late = self._is_finished or (self._is_started and not self._is_stream)
         if self.cut is None and not is_too_late:
             self.cut = cut
-            self._over.set_result(None)
+            for wait in self._waits:
+                wait.reschedule(0)
 
     async def receive(self) -> Message:
         """For the application: what comes from the client, or that it is over."""
         if self.cut is not None:
             return {"type": "http.disconnect"}
-        message = asyncio.ensure_future(self._receive())
+        wait = asyncio.timeout(None)  # until `end`
         try:
-            await asyncio.wait((message, self._over), return_when=asyncio.FIRST_COMPLETED)
-            return message.result() if message.done() else {"type": "http.disconnect"}
+            async with wait:
+                self._waits.append(wait)
+                return await self._receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
         finally:
-            message.cancel()
+            self._waits.remove(wait)
 
     async def send(self, message: Message) -> None:
         """For the application; what it says after the end is not sent."""
@@ -77,8 +81,8 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             self._is_started = True
-            kind = Headers(raw=list(message.get("headers", []))).get("content-type", "")
-            self._is_stream = kind.startswith("text/event-stream")
+            kind = header(message, b"content-type")
+            self._is_stream = kind is not None and kind.startswith("text/event-stream")
         elif not message.get("more_body", False):
             self._is_finished = True
         await self._send(message)

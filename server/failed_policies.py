@@ -53,6 +53,8 @@ class FailedPolicies:
         async with contextlib.aclosing(self._generate(*args, **kwargs)) as outputs:
             async for output in outputs:
                 for answer in output.outputs:
+                    if answer.stop_reason is None:
+                        continue
                     failed = wire.failed_policies(answer.stop_reason)
                     if failed:
                         self._note(failed)

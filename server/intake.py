@@ -12,13 +12,13 @@ from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
 from starlette._utils import get_route_path
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import drain as ending
 from server.drain import Drain
 from server.errors import RequestError, short_repr
 from server.exchange import Cut, Exchange
+from server.headers import header
 from server.limits import Limits
 from server.load_metrics import count_refused
 from server.metrics import NO_PROFILE, REQUESTS
@@ -110,7 +110,7 @@ class Intake:
         if self._drain.is_on:
             raise OverloadedError(ending.MESSAGE, retry_after_s=ending.RETRY_AFTER_S)
         self._admission.check()
-        return shortest(self._timeout_s, Headers(scope=scope).get(TIMEOUT_HEADER))
+        return shortest(self._timeout_s, header(scope, TIMEOUT_HEADER.encode()))
 
     def _refusal(self, error: RequestError) -> JSONResponse:
         """Counts and answers; an overloaded server does this most of the time."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 from http import HTTPStatus
 
-from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
 from server.errors import RequestError
+from server.headers import header
 
 BODY_TIMEOUT_S = 30.0
 """How long a client may take to send a body."""
+
+_BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 
 class BodyTooLargeError(RequestError):
@@ -36,8 +38,7 @@ class ClientGoneError(Exception):
 
 def has_body(scope: Scope) -> bool:
     """Whether a request announces a body."""
-    headers = Headers(scope=scope)
-    return "content-length" in headers or "transfer-encoding" in headers
+    return any(name in _BODY_HEADERS for name, _ in scope["headers"])
 
 
 async def read_body(
@@ -53,7 +54,7 @@ async def read_body(
     Raises: BodyTooLargeError before more than `limit` has been kept; BodyTooSlowError;
       ClientGoneError.
     """
-    declared = Headers(scope=scope).get("content-length", "")
+    declared = header(scope, b"content-length") or ""
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
         raise _too_large(f"has {declared[:20]} bytes", limit)
     body = bytearray()

@@ -41,9 +41,14 @@ def set_up(chosen: RequestLog) -> None:
         _LOGGER.setLevel(logging.CRITICAL + 1)
 
 
+def is_on() -> bool:
+    """Whether lines are written."""
+    return bool(_LOGGER.handlers) and _LOGGER.isEnabledFor(logging.INFO)
+
+
 def write(**fields: Any) -> None:
     """Writes one request's line; seconds are given to the microsecond."""
-    if _LOGGER.isEnabledFor(logging.INFO) and _LOGGER.handlers:
+    if is_on():
         for name, value in fields.items():
             if isinstance(value, float):
                 fields[name] = round(value, 6)

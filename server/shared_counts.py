@@ -100,7 +100,7 @@ class SharedCounts:
         )
 
     def _sum(self, word: int) -> int:
-        return sum(self._words[process * _SLOT + word] for process in range(self.num_processes))
+        return sum(self._words[word : self.num_processes * _SLOT : _SLOT])
 
     def _engine(self, number: int) -> int:
         return (self.num_processes + number % self._engines) * _SLOT

@@ -150,8 +150,7 @@ def test_a_place_is_free_again_however_a_request_ends(
     with client.stream("POST", "/v1/completions", json=STREAM) as stream:
         next(stream.iter_bytes())
         assert application.counts.in_flight == 1
-    eventually(lambda: application.counts.in_flight == 0)
-    assert application.under_way == 0
+    eventually(lambda: application.counts.in_flight == application.under_way == 0)
 
 
 def test_a_request_is_ended_at_its_deadline(client: httpx.Client, application: Application) -> None:
