@@ -45,6 +45,34 @@ def test_killed_stage_is_made_again_and_a_done_one_is_not(tmp_path: Path) -> Non
     assert (again.folder / "first").exists()
 
 
+def test_each_stage_is_one_line(tmp_path: Path) -> None:
+    lines: list[str] = []
+    losses = [{"step": 1, "loss": 0.6931}, {"step": 8, "loss": 0.0364}]
+    Stages(tmp_path / "out", ABOUT, tell=lines.append).run(
+        "dpo", lambda *_: {"pairs": 60, "losses": losses}
+    )
+    again = Stages(tmp_path / "out", ABOUT, tell=lines.append)
+    again.run("dpo", _fail)
+    drawn = [{"step": 1, "loss": 0.0, "reward": -1.0}, {"step": 4, "loss": 0.0, "reward": 2.5}]
+    again.run("policy", lambda *_: {"losses": drawn})
+    assert lines == [
+        "dpo: pairs 60, steps 8, loss 0.693 to 0.0364, 0 s",
+        "dpo: pairs 60, steps 8, loss 0.693 to 0.0364, done before",
+        "policy: steps 4, reward -1 to 2.5, 0 s",
+    ]
+
+
+def test_a_first_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path, checkpoints: Path) -> dict[str, Any]:
+        (folder / "half").write_text("")
+        raise TrainError("bad row")
+
+    stages = Stages(tmp_path / "out", ABOUT)
+    with pytest.raises(TrainError):
+        stages.run("split", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_stays_beside_a_run_of_one_stage(tmp_path: Path) -> None:
     stages = Stages(tmp_path / "out", ABOUT)
     stages.run("policy", _make)

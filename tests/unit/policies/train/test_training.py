@@ -159,6 +159,15 @@ def test_every_stage_of_mixed_preference_resumes(
     assert _differ(stages / "dpo", killed), "the online stage trained"
 
 
+def test_a_log_gets_one_line_a_stage(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    run("mixed-preference", "out", save_steps=100)
+    told, errors = capfd.readouterr()
+    stages = [line.partition(": ")[0] for line in told.splitlines()]
+    assert stages == ["reward-model", "split", "dpo", "policy"]
+    assert "steps 5, loss 0." in told.splitlines()[2]
+    assert errors == ""
+
+
 def test_mixed_preference_of_adapters_takes_a_function(run: Run) -> None:
     folder = run("mixed-preference", "out", lora_rank=4, reward=f"{__name__}:length", quantile=0.25)
     tensors = _parameters(folder)
@@ -274,6 +283,9 @@ def test_datasets_folder_is_read_like_a_file(run: Run, tmp_path: Path) -> None:
     Dataset.from_list([*rows, rows[0] | {"chosen": ""}]).save_to_disk(str(tmp_path / "bad"))
     with pytest.raises(TrainError, match="bad row 13: 'chosen' is empty"):
         run("dpo", "bad-policy", data=tmp_path / "bad")
+    DatasetDict(test=Dataset.from_list(rows)).save_to_disk(str(tmp_path / "split"))
+    with pytest.raises(TrainError, match="has the splits test; expected 'train'"):
+        run("dpo", "bad-policy", data=tmp_path / "split")
     assert not list(tmp_path.glob("bad-policy*"))
 
 
