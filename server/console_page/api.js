@@ -107,8 +107,9 @@ function weightsOf(text) {
 
 async function message(response) {
   const text = await response.text();
+  const wait = response.headers.get("retry-after");
   try {
-    return JSON.parse(text).error.message;
+    return JSON.parse(text).error.message + (wait ? ` (Retry-After: ${wait} s)` : "");
   } catch {
     return `The server answered ${response.status} ${response.statusText}`.trim();
   }

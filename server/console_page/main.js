@@ -69,7 +69,7 @@ async function start() {
     mixture = await get("v1/mixture");
   } catch (error) {
     if (error.status !== 401) throw error;
-    showGate(error.message);
+    showGate();
     return;
   }
   at("gate").hidden = true;
@@ -85,10 +85,9 @@ async function start() {
   restore();
 }
 
-function showGate(message) {
-  const error = at("gate-error");
+function showGate() {
   // The first time the page only learns that a key is needed.
-  showError(error, at("gate").hidden ? null : message);
+  showError(at("gate-error"), at("gate").hidden ? null : "The server does not take this key.");
   at("gate").hidden = false;
   at("key").focus();
 }

@@ -36,7 +36,7 @@ async function showPanel(page, mix, message, isError = false) {
   } catch (error) {
     if (error.status === 401) {
       setAdminToken("");
-      return askForToken(page, mix, error.message);
+      return askForToken(page, mix, "The server does not take this token.");
     }
     const place = make("p", { className: "error", role: "alert" }, error.message);
     return body.replaceChildren(...(mix ? [publishForm(page, mix)] : []), place);

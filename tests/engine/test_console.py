@@ -151,7 +151,7 @@ def test_it_asks_for_the_key_and_keeps_it_in_memory_only(page: Page, server: Ser
     page.goto(f"{server.url}/console")
     page.get_by_label("API key").fill("wrong")
     page.get_by_role("button", name="Open").click()
-    expect(page.get_by_role("alert").first).to_contain_text("this server needs its API key")
+    expect(page.get_by_role("alert").first).to_contain_text("The server does not take this key.")
     page.get_by_label("API key").fill(KEY)
     page.keyboard.press("Enter")
     expect(page.locator(".mix")).to_have_count(3)
@@ -376,6 +376,22 @@ def test_an_unknown_profile_of_a_link_is_refused_in_place(
     )
 
 
+def test_a_busy_server_says_when_to_try_again(page: Page, server: ServerProcess) -> None:
+    open_console(page, server)
+    error = {"message": "this server is busy"}
+    page.route(
+        f"**{CHAT}",
+        lambda route: route.fulfill(
+            status=503, json={"error": error}, headers={"retry-after": "7"}
+        ),
+    )
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(mix(page, "A").get_by_role("alert")).to_have_text(
+        "this server is busy (Retry-After: 7 s)"
+    )
+    expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
+
+
 def test_a_server_that_is_gone_is_said_in_place(page: Page, server: ServerProcess) -> None:
     open_console(page, server)
     page.route(f"**{CHAT}", lambda route: route.abort())
@@ -409,7 +425,7 @@ def test_publish_see_the_history_and_roll_back(page: Page, server: ServerProcess
     dialog = page.get_by_role("dialog", name="Profiles")
     dialog.get_by_label("Admin token").fill(KEY)
     dialog.get_by_role("button", name="Open").click()
-    expect(dialog.get_by_role("alert")).to_contain_text("the admin routes need an admin token")
+    expect(dialog.get_by_role("alert")).to_contain_text("The server does not take this token.")
     dialog.get_by_label("Admin token").fill(TOKEN)
     page.keyboard.press("Enter")
 
