@@ -32,6 +32,8 @@ def quiet_libraries() -> None:
     # TRL imports vLLM, which is not used here.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     logging.getLogger("vllm").setLevel(logging.ERROR)
+    # It warns where two checkpoints are of the same second, and then goes by their numbers.
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     if sys.stderr.isatty():
         transformers_logging.set_tqdm_hook(_patient)

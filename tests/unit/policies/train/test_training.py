@@ -160,7 +160,7 @@ def test_every_stage_of_mixed_preference_resumes(
 
 
 def test_a_log_gets_one_line_a_stage(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    run("mixed-preference", "out", save_steps=100)
+    run("mixed-preference", "out")
     told, errors = capfd.readouterr()
     stages = [line.partition(": ")[0] for line in told.splitlines()]
     assert stages == ["reward-model", "split", "dpo", "policy"]
