@@ -9,6 +9,7 @@ Shapes: N logits rows, M members, V vocabulary, D_m hidden width of member m.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,9 +37,12 @@ def culprits(
     Returns: int32 [N] on the device: 0 for a sound row, m + 1 if member m is to blame, M + 1 if no
       member is by itself; None if all rows are known to be sound.
     """
-    is_sound_N = torch.isfinite(mixed_NV.amax(dim=-1))
+    largest_N = mixed_NV.amax(dim=-1)
     on_host = mixed_NV.is_cpu
-    if on_host and bool(is_sound_N.all()):
+    if on_host and math.isfinite(largest_N.sum().item()):
+        return None
+    is_sound_N = torch.isfinite(largest_N)
+    if on_host and bool(is_sound_N.all()):  # a sum of many can be too large itself
         return None
     num_members = weights_NM.shape[1]
     is_to_blame_NM = torch.stack([~torch.isfinite(each).all(dim=-1) for each in hidden], dim=1)
