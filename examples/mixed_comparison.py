@@ -126,7 +126,7 @@ def _reward_model(folder: Path, *, steps: int, seed: int) -> Path:
     pairs = read_rows(folder / "pairs.jsonl", PAIR_FIELDS)
     checkpoints = folder / "reward-model.checkpoints"
     train_reward_model(settings, load_tokenizer(str(REFERENCE)), pairs, output, checkpoints)
-    shutil.rmtree(checkpoints)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return output
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    TrainerCallback,
+)
 
 from policies.train import TrainError
 from policies.train.progress import show_steps
@@ -82,6 +88,7 @@ def lora_config(settings: TrainSettings, *, task: str = "CAUSAL_LM") -> Any:
 def train(trainer: Any, checkpoints: Path) -> list[dict[str, float]]:
     """Trains to the end, from the last complete checkpoint if there is one; returns the losses."""
     show_steps(trainer, checkpoints.stem)
+    trainer.add_callback(_LastStep())
     last = _last_complete(checkpoints)
     if last is not None:
         # RLOO's reference adapter, of which it has a new copy: where transformers finds an adapter
@@ -89,6 +96,15 @@ def train(trainer: Any, checkpoints: Path) -> list[dict[str, float]]:
         shutil.rmtree(Path(last) / "ref", ignore_errors=True)
     trainer.train(resume_from_checkpoint=last)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+class _LastStep(TrainerCallback):
+    """Logs the last step. No checkpoint of it: resumed from there, trainers make one step more."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_save = False
 
 
 def save_policy(model: Any, settings: TrainSettings, folder: Path, *, final: bool) -> None:

@@ -96,15 +96,13 @@ class StepProgress(TrainerCallback):
             self._bar.set_postfix_str(self._newest)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Moves the bar, or writes a line if the last one is long ago; logs the last step."""
+        """Moves the bar, or writes a line if the last one is long ago."""
         self._bar.update(1)
         now = time.monotonic()
         if self._bar.disable and now - self._shown_at >= LINE_INTERVAL_S:
             self._shown_at = now
             steps = f"{self._name}: step {state.global_step:,} of {state.max_steps:,}"
             print(f"{steps}, {self._newest}", file=sys.stderr, flush=True)
-        if state.global_step >= state.max_steps:
-            control.should_log = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Takes the bar away."""

@@ -134,6 +134,34 @@ def test_killed_run_resumes_to_the_same_result(
     assert len(losses[0]) == 5
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_run_killed_before_its_policy_is_saved_resumes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
+) -> None:
+    """All steps are done and in a checkpoint; none is left to make."""
+    settings = {"lora_rank": 4} | ({"reward": f"{__name__}:length"} if "mixed" in method else {})
+
+    def killed(*args: Any, final: bool, **kwargs: Any) -> None:
+        if final:
+            raise KeyboardInterrupt
+        save(*args, final=final, **kwargs)
+
+    from policies.train import trainers
+
+    whole = run(method, "whole", **settings)
+    save = trainers.save_policy
+    with monkeypatch.context() as patch:
+        patch.setattr(trainers, "save_policy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(method, "killed", **settings)
+    assert _differ(whole, run(method, "killed", **settings)) == []
+    facts = [
+        json.loads((tmp_path / n / "provenance.json").read_text()) for n in ("whole", "killed")
+    ]
+    losses = [[entry["loss"] for entry in f["stages"]["policy"]["losses"]] for f in facts]
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_every_stage_of_mixed_preference_resumes(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int
