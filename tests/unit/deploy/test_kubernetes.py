@@ -73,8 +73,14 @@ def test_built_overlays_are_valid_and_fit_together(
         if "configMap" in volume:
             assert ("ConfigMap", volume["configMap"]["name"]) in names
     labels = deployment["spec"]["template"]["metadata"]["labels"]
-    (service,) = (each for each in manifests if each["kind"] == "Service")
-    assert service["spec"]["selector"].items() <= labels.items()
+    specs = {each["kind"]: each["spec"] for each in manifests if "spec" in each}
+    for selector in (
+        specs["Service"]["selector"],
+        specs["Deployment"]["selector"]["matchLabels"],
+        specs["PodDisruptionBudget"]["selector"]["matchLabels"],
+        specs["NetworkPolicy"]["podSelector"]["matchLabels"],
+    ):
+        assert selector == labels, "these pods, and no others of the namespace"
     assert ":" in pod["containers"][0]["image"]
 
 
@@ -144,6 +150,14 @@ def test_requests_under_way_may_end_before_a_pod_is_killed(overlay: str) -> None
     config = yaml.safe_load((KUBERNETES / "overlays" / overlay / "serve.yaml").read_text())
     limits = Limits(drain_timeout=config["drain_timeout"])
     assert pause + limits.shutdown_timeout + 5 <= pod["terminationGracePeriodSeconds"]
+
+
+def test_budget_and_network_policy_are_for_these_pods_alone() -> None:
+    """kustomize adds its labels to selectors of Services and Deployments, not to these."""
+    kustomization = yaml.safe_load((KUBERNETES / "base" / "kustomization.yaml").read_text())
+    (labels,) = kustomization["labels"]
+    assert _base("PodDisruptionBudget")["spec"]["selector"] == {"matchLabels": labels["pairs"]}
+    assert _base("NetworkPolicy")["spec"]["podSelector"] == {"matchLabels": labels["pairs"]}
 
 
 def test_a_pod_that_is_not_ready_is_not_restarted() -> None:
