@@ -156,6 +156,8 @@ def _last_complete(checkpoints: Path) -> str | None:
 
 def _unreadable(base: str, error: Exception) -> TrainError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if base.startswith((".", "/", "~")) and not Path(base).is_dir():
+        reason = "there is no such folder"  # transformers takes it for the name of a repository
     return TrainError(
         f"cannot read the base model {base!r} ({reason}); give a folder or hub id in Hugging Face "
         "layout"

@@ -321,6 +321,7 @@ def test_datasets_folder_is_read_like_a_file(run: Run, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"base": "no/such/folder"}, "cannot read the base model"),
+        ({"base": "./gone"}, "base model './gone' .there is no such folder."),
         ({"data": Path("absent.jsonl")}, "no file or folder absent.jsonl"),
         ({"reward": "math:absent"}, "cannot import the reward function"),
         ({"max_length": 2}, "pairs.jsonl line 1: the prompt has"),
