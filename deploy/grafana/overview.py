@@ -50,6 +50,7 @@ def overview() -> dashboards.Dashboard:
             "Tokens/s",
             "Generated tokens: vllm:generation_tokens_total.",
             f"sum(rate(vllm:generation_tokens_total{{{SELECTED}}}{RATE}))",
+            unit="short",
         ),
         number(
             "Waiting",
@@ -92,7 +93,8 @@ def overview() -> dashboards.Dashboard:
             lines(
                 "Requests by outcome",
                 "rejected: the client's fault; error: the server's; cancelled: the client left; "
-                "refused: too many, or the server is ending.",
+                "refused: too many, or the server is ending; timeout: at its time limit; drained: "
+                "cut by the server's end.",
                 {"{{outcome}}": f"sum by (outcome) (rate({REQUESTS}{RATE}))"},
                 unit="reqps",
                 stacked=True,
@@ -106,6 +108,7 @@ def overview() -> dashboards.Dashboard:
                     kind: f"sum(rate(vllm:{kind}_tokens_total{{{SELECTED}}}{RATE}))"
                     for kind in ("prompt", "generation")
                 },
+                unit="short",
             )
         )
         .with_panel(
@@ -116,6 +119,7 @@ def overview() -> dashboards.Dashboard:
                     "{{instance}}": "sum by (instance) "
                     f"(rate(vllm:generation_tokens_total{{{SELECTED}}}{RATE}))"
                 },
+                unit="short",
                 stacked=True,
             )
         )
@@ -136,6 +140,43 @@ def overview() -> dashboards.Dashboard:
                 "HTTP status",
                 "All routes, those of operators included: http_requests_total.",
                 {"{{status}}": f"sum by (status) (rate(http_requests_total{{{SELECTED}}}{RATE}))"},
+                unit="reqps",
+                stacked=True,
+            )
+        )
+        .with_row(dashboards.Row("Refused and failed"))
+        .with_panel(
+            lines(
+                "Not taken on",
+                "503 when overloaded or draining, 413 and 408 for bodies: prefmix_refused_total.",
+                {
+                    "{{reason}}": "sum by (reason) "
+                    f"(rate(prefmix_refused_total{{{SELECTED}}}{RATE}))"
+                },
+                unit="reqps",
+                stacked=True,
+            )
+        )
+        .with_panel(
+            lines(
+                "Without a valid credential",
+                "key: the API key, admin: the admin token: prefmix_auth_failures_total.",
+                {
+                    "{{surface}}": "sum by (surface) "
+                    f"(rate(prefmix_auth_failures_total{{{SELECTED}}}{RATE}))"
+                },
+                unit="reqps",
+                stacked=True,
+            )
+        )
+        .with_panel(
+            lines(
+                "Failed for a policy",
+                "Requests that ended because this policy computed NaN or infinity.",
+                {
+                    "{{policy}}": "sum by (policy) "
+                    f"(rate(prefmix_policy_failures_total{{{SELECTED}}}{RATE}))"
+                },
                 unit="reqps",
                 stacked=True,
             )
@@ -163,12 +204,14 @@ def overview() -> dashboards.Dashboard:
         .with_row(dashboards.Row("Saturation"))
         .with_panel(
             lines(
-                "Requests in the engine",
+                "Requests under way",
+                "In the engine, running and waiting, and all that the servers have taken on. "
                 "waiting stays near 0 as long as there is capacity.",
                 {
                     state: f"sum(vllm:num_requests_{state}{{{SELECTED}}})"
                     for state in ("running", "waiting")
-                },
+                }
+                | {"taken on": f"sum(prefmix_requests_in_flight{{{SELECTED}}})"},
             )
         )
         .with_panel(
@@ -179,18 +222,6 @@ def overview() -> dashboards.Dashboard:
                     "{{instance}} waiting": f"prefmix_requests_waiting{{{SELECTED}}}",
                     "{{instance}} bound": f"prefmix_max_waiting{{{SELECTED}}}",
                 },
-            )
-        )
-        .with_panel(
-            lines(
-                "Not taken on",
-                "503 when overloaded or draining, 413 and 408 for bodies: prefmix_refused_total.",
-                {
-                    "{{reason}}": "sum by (reason) "
-                    f"(rate(prefmix_refused_total{{{SELECTED}}}{RATE}))"
-                },
-                unit="reqps",
-                stacked=True,
             )
         )
         .with_panel(
@@ -237,6 +268,18 @@ def overview() -> dashboards.Dashboard:
                 "Resident memory; the engine's processes have their own.",
                 {"{{instance}}": f"process_resident_memory_bytes{{{SELECTED}}}"},
                 unit="bytes",
+                width=12,
+            )
+        )
+        .with_panel(
+            lines(
+                "Servers",
+                "Those that answer Prometheus, and those of them that end and take nothing new on.",
+                {
+                    "up": f"sum(up{{{SELECTED}}})",
+                    "ending": f"sum(prefmix_draining{{{SELECTED}}})",
+                },
+                width=12,
             )
         )
     )
