@@ -1,6 +1,7 @@
 """Linear layers of the base that add to each member's rows that member's low-rank update.
 
-Shapes: T tokens, n running members, K adapters, R sum of ranks, I inputs, O outputs.
+Shapes: T tokens, n running members, K adapters, I inputs, O outputs; in adapters' factors R is the
+sum of ranks, of inputs and outputs the number of rows of the stack (n T or fewer).
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
         self.inner.process_weights_after_loading(layer)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Args: x: [n * T, in]. Returns: [n * T, out]."""
+        """Args: x: [R, in]. Returns: [R, out]."""
         if self.joined is not None:
             return self.joined.apply(layer, x, bias)
         out: torch.Tensor = self.inner.apply(layer, x, bias)
@@ -80,6 +81,11 @@ class AdapterLinearMethod(QuantizeMethodBase):
         if not running:
             return out
         a, b = layer.adapters_a, layer.adapters_b
+        if self.stack.tokens is not None:
+            parts = zip(running, self.stack.split(x), self.stack.split(out), strict=False)
+            for member, mine, sums in parts:
+                sums.addmm_(mine @ a[member], b[member])
+            return out
         if len(running) < self.stack.num_adapters:
             a, b = a[running], b[running]
         num_tokens = x.shape[0] // len(self.stack.members)
@@ -145,8 +151,9 @@ class JoinedFactors:
         num_low = self._stack.num_adapters * self._rank
         joined: torch.Tensor = self._inner.apply(layer, x, None)
         out, low = joined.split([joined.shape[-1] - num_low, num_low], dim=-1)  # type: ignore[no-untyped-call]
-        places = (len(self._stack.members), -1, self._stack.num_adapters, self._rank)
+        num_owned, num_adapters = self._stack.owners.shape  # members, or rows one by one
         own = self._stack.owners[:, None, :, None]
+        places = (num_owned, -1, num_adapters, self._rank)
         low = torch.where(own, low.reshape(places), 0.0).reshape(low.shape)
         out = out + self._inner.apply(self._up, low, None)
         return out if bias is None else out + bias.to(out.dtype)

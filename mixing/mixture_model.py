@@ -80,9 +80,17 @@ class MixtureModel(nn.Module, ABC):
 
     @abstractmethod
     def run_members(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, slots: Sequence[torch.Tensor]
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: Sequence[torch.Tensor],
+        weights_TM: torch.Tensor | None,
     ) -> None:
-        """Fills each member's slot [T, D_m] with its hidden states; zeros if it is not active."""
+        """Fills each member's slot [T, D_m] with its hidden states; zeros where it does not run.
+
+        Args:
+          weights_TM: float32; None for a single member.
+        """
 
     @abstractmethod
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
@@ -146,7 +154,7 @@ class MixtureModel(nn.Module, ABC):
             shape = (num_tokens, self.hidden_sizes[0])
             out = torch.empty(shape, dtype=self.dtype, device=input_ids.device)
             with self._timed("forward"):
-                self.run_members(input_ids, positions, [out])
+                self.run_members(input_ids, positions, [out], None)
             return out
         if token_weights is None:
             token_weights = self._token_weights_v1(num_tokens, input_ids.device)
@@ -155,7 +163,7 @@ class MixtureModel(nn.Module, ABC):
         out = torch.empty((num_tokens, sum(widths)), dtype=self.dtype, device=input_ids.device)
         *slots, weight_slot = torch.split(out, widths, dim=-1)
         with self._timed("forward"):
-            self.run_members(input_ids, positions, slots)
+            self.run_members(input_ids, positions, slots, token_weights)
         weight_slot.copy_(columns)
         return out
 

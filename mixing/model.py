@@ -65,7 +65,11 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         return self._members[0].embed_input_ids(input_ids)
 
     def run_members(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, slots: Sequence[torch.Tensor]
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: Sequence[torch.Tensor],
+        weights_TM: torch.Tensor | None,
     ) -> None:
         for slot, member, active in zip(slots, self._members, self.step.active, strict=True):
             # Copied at once: with CUDA graphs the next member may reuse this one's output memory.

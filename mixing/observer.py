@@ -141,12 +141,16 @@ class Observer:
         tokens_R = tokens_N1[pick, 0].to(torch.int64)
         figures = mixture_statistics(logits, weights_NM[pick].contiguous(), tokens_R)
         columns = [each if each.ndim == 2 else each[:, None] for each in figures]
-        return torch.cat([column.to(torch.float32) for column in columns], dim=1)
+        packed_RF = torch.cat([column.to(torch.float32) for column in columns], dim=1)
+        # It may have run for the sake of other rows, but not necessarily from the first token on.
+        packed_RF[:, 3:].masked_fill_((weights_NM[pick] == 0).repeat(1, 3), torch.nan)
+        return packed_RF
 
     def take_sample(self) -> dict[str, Any]:
         """What was measured since the last call: sums over tokens, by member, in nats.
 
-        `kl`, `agreement` and `tokens_by_member` count the tokens of steps in which the member ran.
+        `kl`, `agreement` and `tokens_by_member` count the tokens of requests that give the member
+        weight.
         """
         num_members = self._model.spec.num_members
         for packed_RF in self._pending:
@@ -185,7 +189,7 @@ class Observer:
           key: under which they were kept.
           sample: only this one of the n samples that vLLM draws as requests "0_ID", "1_ID", ...
         Returns: engine's request id -> per token F figures: log Z, entropy, the mixture's log-prob,
-          then per member KL, log-prob and agreement. NaN for a member that did not run.
+          then per member KL, log-prob and agreement. NaN for a member without weight.
         """
         requests = self._records.get(key, {})
         taken = [req_id for req_id in requests if sample is None or req_id.startswith(f"{sample}_")]

@@ -2,7 +2,7 @@
 
 Each attention layer of the base becomes one a member, with a KV cache of its own; between them the
 members' rows are stacked (mixing.trunk).
-Shapes: T tokens, n running members, K adapters.
+Shapes: T tokens, n running members, R rows of the stack, K adapters.
 """
 
 from __future__ import annotations
@@ -28,11 +28,41 @@ class Stack:
         self.num_members = num_members
         self.run(range(num_members))
 
-    def run(self, members: Sequence[int]) -> None:
-        """The next pass runs these members, in this order."""
+    def run(
+        self, members: Sequence[int], tokens: Sequence[torch.Tensor] | None = None, *, of: int = 0
+    ) -> None:
+        """The next pass runs these members, in this order.
+
+        Args:
+          tokens: int64 [R_m], which of the step's tokens each of them runs; None: each runs all.
+          of: T; only with `tokens`.
+        """
         self.members = list(members)
+        self.tokens = tokens
+        self.num_tokens = of
         self.owners = torch.eye(self.num_members, self.num_adapters, dtype=torch.bool)[self.members]
-        """bool [n, K] on the CPU: whose rows belong to which adapter."""
+        """bool on the CPU: whose rows belong to which adapter, [n, K]; with `tokens` [R, K]."""
+        if tokens is not None:
+            lengths = torch.tensor([len(each) for each in tokens])
+            self.owners = self.owners.repeat_interleave(lengths, dim=0)
+
+    def split(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Each running member's part [R_m, ...] of [R, ...]."""
+        if self.tokens is None:
+            return rows.chunk(len(self.members))
+        return torch.split(rows, [len(each) for each in self.tokens])
+
+    def spread(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Each running member's part of [R, ...] put where its tokens are: [T, ...], else zero."""
+        assert self.tokens is not None
+        shape = (self.num_tokens, *rows.shape[1:])
+        parts = zip(self.tokens, self.split(rows), strict=True)
+        return [rows.new_zeros(shape).index_copy_(0, tokens, part) for tokens, part in parts]
+
+    def gather(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The rows [R, ...] of what each running member made of all tokens, [T, ...]."""
+        assert self.tokens is not None
+        return torch.cat([each[tokens] for each, tokens in zip(outputs, self.tokens, strict=True)])
 
     @property
     def with_adapter(self) -> list[int]:
@@ -84,7 +114,9 @@ class StackedAttention(nn.Module):
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any
     ) -> torch.Tensor:
-        """Args: query, key, value: [n * T, ...]. Returns: [n * T, heads * head size]."""
+        """Args: query, key, value: [R, ...]. Returns: [R, heads * head size]."""
+        if self.stack.tokens is not None:
+            return self._of_some((query, key, value), *args)
         members = self.stack.members
         num_tokens = query.shape[0] // len(members)
         parts = [
@@ -98,6 +130,17 @@ class StackedAttention(nn.Module):
             for place, member in enumerate(members)
         ]
         return torch.cat(parts)
+
+    def _of_some(self, rows: Sequence[torch.Tensor | None], *args: Any) -> torch.Tensor:
+        """Attention only knows the whole step: it gets zeros for the tokens that a member does not
+        run, and what it makes of them is dropped. Nobody reads their places in its KV cache."""
+        missing = [None] * len(self.stack.members)
+        spread = [missing if each is None else self.stack.spread(each) for each in rows]
+        outputs = [
+            self.layers[member](*inputs, *args)
+            for member, *inputs in zip(self.stack.members, *spread, strict=True)
+        ]
+        return self.stack.gather(outputs)
 
 
 def stack_attention(base: nn.Module, stack: Stack) -> None:

@@ -5,6 +5,9 @@ parameters are read once a step however many members there are:
 
     rows of a pass: | tokens of the 1st running member (T) | ... | tokens of the last one (T) |
 
+Where many of a step's requests give weight to one member only, each member runs its own requests'
+tokens instead of all of them, so that such a request costs what one policy costs.
+
 Two kinds of layer know about the stack. A linear layer adds each member's low-rank update to that
 member's rows (mixing.adapted_linears). An attention layer hands each member's rows to that member's
 own attention, which has its own KV cache (mixing.stacked_attention). Everything else (norms, rotary
@@ -12,8 +15,8 @@ embeddings, activations) is row by row and vLLM's own, whatever the architecture
 the LM head, and a sum of logits W h_k is W applied to a sum of hidden states: one LM head per step,
 unless a soft-cap stands in between.
 
-Shapes: T tokens, n running members, N logits rows, M members, K adapters (M, or M - 1 with a
-reference, which is the base itself and stands last), D hidden width.
+Shapes: T tokens, n running members, R rows of the stack (n T or fewer), N logits rows, M members,
+K adapters (M, or M - 1 with a reference, which is the base itself and stands last), D hidden width.
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ from mixing.mixture_model import MixtureModel, members_with_weight
 from mixing.observer import Observer
 from mixing.sizes import parameter_bytes
 from mixing.stacked_attention import Stack, attention_per_member, stack_attention
+
+_WORTH_SPARING = 2 / 3
+"""Below this share of the rows a pass of only the needed ones, layer by layer, beats the compiled
+pass of all."""
 
 
 class SharedTrunkMixtureForCausalLM(MixtureModel):
@@ -73,19 +80,39 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         return self.trunk.base.embed_input_ids(input_ids)
 
     def run_members(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, slots: Sequence[torch.Tensor]
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: Sequence[torch.Tensor],
+        weights_TM: torch.Tensor | None,
     ) -> None:
         members = [member for member, active in enumerate(self.step.active) if active]
-        if self.stack.members != members:
-            self.stack.run(members)
+        tokens = self._tokens_of(members, weights_TM)
+        if tokens is not None or self.stack.tokens is not None or self.stack.members != members:
+            self.stack.run(members, tokens, of=len(input_ids))
         # One set of members is compiled; any other is rarer and runs layer by layer.
-        run = self.trunk if self.step.active == self.everyone else self.trunk.forward
-        hidden = iter(torch.split(run(input_ids, positions), input_ids.shape[0]))
+        is_usual = tokens is None and self.step.active == self.everyone
+        rows = (self.trunk if is_usual else self.trunk.forward)(input_ids, positions)
+        hidden = iter(self.stack.split(rows) if tokens is None else self.stack.spread(rows))
         for slot, active in zip(slots, self.step.active, strict=True):
             if active:
                 slot.copy_(next(hidden))
             else:
                 slot.zero_()
+
+    def _tokens_of(
+        self, members: Sequence[int], weights_TM: torch.Tensor | None
+    ) -> list[torch.Tensor] | None:
+        """Per running member the tokens that give it weight, if that spares enough rows; else None.
+
+        On a GPU, where looking would wait, always None.
+        """
+        if not self.can_skip or weights_TM is None or not weights_TM.is_cpu or len(members) < 2:
+            return None
+        is_wanted_Tn = weights_TM[:, members] != 0
+        if is_wanted_Tn.sum() > _WORTH_SPARING * is_wanted_Tn.numel():
+            return None
+        return [column.nonzero()[:, 0] for column in is_wanted_Tn.unbind(dim=1)]
 
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
         has_weight = members_with_weight(weights_NM)
@@ -173,7 +200,11 @@ class StackedTrunk(nn.Module):
                 module.do_not_compile = True  # it is part of this graph, or runs layer by layer
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Args: input_ids, positions: int [T]. Returns: [n * T, D], member by member."""
+        """Args: input_ids, positions: int [T]. Returns: [R, D], member by member."""
+        if self.stack.tokens is not None:
+            rows_R = torch.cat(list(self.stack.tokens))
+            some: torch.Tensor = self.base(input_ids[rows_R], positions[rows_R])
+            return some
         copies = len(self.stack.members)
         hidden: torch.Tensor = self.base(input_ids.repeat(copies), positions.repeat(copies))
         return hidden

@@ -106,7 +106,7 @@ _TOKENS = Counter(
 )
 _POLICY_TOKENS = Counter(
     "prefmix_policy_tokens",
-    "Measured tokens at which the policy ran; without weight in the whole step it does not.",
+    "Measured tokens of requests that give the policy weight; without, it does not always run.",
     ["policy"],
 )
 _KL = Counter(

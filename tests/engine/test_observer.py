@@ -83,7 +83,7 @@ def test_measured_figures_are_those_of_transformers(
         [taken] = llm.collective_rpc("prefmix_take_request", args=(key,))
         [figures] = [np.array(rows) for rows in taken.values()]
         ran = ~np.isnan(figures[:, 6:9])
-        assert ran[:, np.array(job.weights) > 0].all()
+        assert (ran == (np.array(job.weights) > 0)).all()
         assert figures[:, 0] == pytest.approx(expected["log_z"], abs=TOLERANCE_NATS)
         assert figures[:, 1] == pytest.approx(expected["entropy"], abs=TOLERANCE_NATS)
         assert figures[:, 2] == pytest.approx(expected["logprob"], abs=TOLERANCE_NATS)
@@ -99,6 +99,37 @@ def test_measured_figures_are_those_of_transformers(
     assert sample["seconds"]["forward"] > sample["seconds"]["mix"] > 0
     [sample] = llm.collective_rpc("prefmix_take_sample")
     assert (sample["tokens"], sample["steps"]) == (0, 0)
+
+
+def test_a_policy_is_measured_on_the_tokens_it_ran(
+    engine: EngineFactory, adapted: AdaptedBase
+) -> None:
+    """Requests for one policy each share a pass, in which each policy runs its own only."""
+    llm, oracle = engine(adapted.spec()), Oracle(adapted.merged)
+    llm.collective_rpc("prefmix_observe", args=(1,))
+    jobs = [
+        Job(prompt=(4, 5, index + 6), weights=tuple(np.eye(3)[index % 3]), seed=index)
+        for index in range(6)
+    ]
+    keys = [f"key {index}" for index in range(len(jobs))]
+    outputs = generate(llm, jobs, list(keys))
+    num_tokens = np.zeros(3)
+    for job, key, output in zip(jobs, keys, outputs, strict=True):
+        tokens, _ = served(output.outputs[0])
+        num_tokens += len(tokens) * np.array(job.weights)
+        [taken] = llm.collective_rpc("prefmix_take_request", args=(key,))
+        [figures] = [np.array(rows) for rows in taken.values()]
+        has_weight = np.array(job.weights) > 0
+        for first in (3, 6, 9):
+            assert (np.isfinite(figures[:, first : first + 3]) == has_weight).all()
+        expected = truth(oracle, job, tokens)
+        assert figures[:, 2] == pytest.approx(expected["logprob"], abs=TOLERANCE_NATS)
+        assert figures[:, 3:6][:, has_weight] == pytest.approx(0.0, abs=TOLERANCE_NATS)
+    [sample] = llm.collective_rpc("prefmix_take_sample")
+    assert sample["tokens_by_member"] == num_tokens.tolist()
+    assert all(
+        agreed <= total for agreed, total in zip(sample["agreement"], num_tokens, strict=True)
+    )
 
 
 def test_sampled_kl_is_the_mean_over_tokens(engine: EngineFactory, policies: list[Path]) -> None:

@@ -126,10 +126,9 @@ def test_an_adapter_with_nan_or_too_large_numbers_is_refused(
         engine(spec)
 
 
-def test_a_one_hot_batch_runs_one_member(
-    engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows that pass through the base: those of one policy, not of three."""
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(tokens, rows that go through the base) of every pass."""
     from mixing.trunk import StackedTrunk
 
     sizes: list[tuple[int, int]] = []
@@ -141,12 +140,50 @@ def test_a_one_hot_batch_runs_one_member(
         return hidden
 
     monkeypatch.setattr(StackedTrunk, "forward", counting)
+    return sizes
+
+
+def test_a_one_hot_batch_runs_one_member(
+    engine: EngineFactory, adapted: AdaptedBase, passes: list[tuple[int, int]]
+) -> None:
     llm = engine(adapted.spec())
     for weights, members in (((0.0, 1.0, 0.0), 1), ((0.5, 0.0, 0.5), 2), ((0.2, 0.3, 0.5), 3)):
-        sizes.clear()
+        passes.clear()
         generate(llm, [Job(prompt=(4, 5, 6), weights=weights)] * 3)
-        assert sizes
-        assert all(rows == members * tokens for tokens, rows in sizes), sizes
+        assert passes
+        assert all(rows == members * tokens for tokens, rows in passes), passes
+
+
+@pytest.mark.parametrize("way", ["joined", "batched products"])
+def test_requests_for_one_policy_each_pay_for_that_policy(
+    engine: EngineFactory,
+    adapted: AdaptedBase,
+    passes: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    """Different policies in one batch, prompts in chunks; then beside requests that need more."""
+    if way == "batched products":
+        monkeypatch.setattr("mixing.adapted_linears.join_factors", lambda *arguments: None)
+    llm = engine(adapted.spec(reference=adapted.reference()), max_num_batched_tokens=64)
+    oracle = Oracle([*adapted.merged, adapted.base])
+    one_hot = [
+        Job(
+            prompt=tuple(range(4, 14 + 9 * index)),
+            weights=tuple(float(member == index % 4) for member in range(4)),
+            max_tokens=6 + index,
+            seed=index,
+        )
+        for index in range(9)
+    ]
+    passes.clear()
+    assert oracle.worst_error(one_hot, generate(llm, one_hot)) < TOLERANCE_NATS
+    assert all(rows == tokens for tokens, rows in passes), passes
+    passes.clear()
+    more = [Job(prompt=(7, 8, 9), weights=(0.5, 0.0, 0.2, 0.3), max_tokens=30)]
+    mixed = [*one_hot, *more]
+    assert oracle.worst_error(mixed, generate(llm, mixed)) < TOLERANCE_NATS
+    assert any(tokens < rows < 2 * tokens for tokens, rows in passes), passes
 
 
 def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(
