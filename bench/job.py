@@ -5,7 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+Weights = Literal["same", "different", "one policy each", "one policy"]
+"""Of a batch's requests: uniform; each its own, all above 0; one-hot, the policies taking turns;
+one-hot, all for the same policy."""
 
 _PROMPT_TOKENS = range(2, 300)
 """Tokens that any vocabulary has."""
@@ -57,7 +61,7 @@ def make_job(
     tokens: int,
     seed: int,
     vary_lengths: bool = False,
-    vary_weights: bool = False,
+    weights: Weights = "same",
 ) -> Job:
     """Random prompts; another seed shares no prefix with it, so no cache can help by accident.
 
@@ -68,17 +72,14 @@ def make_job(
       tokens: drawn by each request, or on average.
       seed: of all that is random here.
       vary_lengths: spread the lengths evenly between tokens/4 and 7/4 tokens, in random order.
-      vary_weights: weights of its own for each request, all above 0; else uniform ones.
+      weights: one of `Weights`.
     """
     rng = random.Random(seed)
     prompts = [[rng.choice(_PROMPT_TOKENS) for _ in range(prompt_tokens)] for _ in range(batch)]
     lengths = spread_lengths(batch, tokens) if vary_lengths else [tokens] * batch
     rng.shuffle(lengths)
-    uniform = [1 / num_policies] * num_policies
-    weights = [
-        _random_weights(rng, num_policies) if vary_weights else uniform for _ in range(batch)
-    ]
-    return Job(prompts=prompts, lengths=lengths, weights=weights)
+    vectors = [_weights(rng, weights, num_policies, row) for row in range(batch)]
+    return Job(prompts=prompts, lengths=lengths, weights=vectors)
 
 
 def spread_lengths(batch: int, mean: int) -> list[int]:
@@ -88,7 +89,11 @@ def spread_lengths(batch: int, mean: int) -> list[int]:
     return [max(1, round(mean * (0.25 + 1.5 * row / (batch - 1)))) for row in range(batch)]
 
 
-def _random_weights(rng: random.Random, num_policies: int) -> list[float]:
-    # Bounded away from 0: a policy without weight may be skipped, which is another measurement.
-    parts = [0.1 + rng.random() for _ in range(num_policies)]
-    return [part / sum(parts) for part in parts]
+def _weights(rng: random.Random, kind: Weights, num_policies: int, row: int) -> list[float]:
+    if kind == "same":
+        return [1 / num_policies] * num_policies
+    if kind == "different":  # bounded away from 0: a policy without weight may be skipped
+        parts = [0.1 + rng.random() for _ in range(num_policies)]
+        return [part / sum(parts) for part in parts]
+    chosen = row % num_policies if kind == "one policy each" else 0
+    return [float(policy == chosen) for policy in range(num_policies)]

@@ -1,4 +1,5 @@
-"""`prefmix bench mixed-batch`: one weight vector in all rows against another one in every row."""
+"""`prefmix bench mixed-batch`: one weight vector in all rows against another one in every row, and
+against requests that want one policy only, the same or each another."""
 
 from __future__ import annotations
 
@@ -6,15 +7,16 @@ import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from bench import lineup as names
 from bench.engine import add_engine_flags, add_round_flags, common_settings, model_name, started
-from bench.job import make_job
+from bench.job import Weights, make_job
 from bench.report import Spread, progress, show
 from bench.worker import Worker
 
 LAYOUTS = (names.FULL, names.TRUNK)
+KINDS: tuple[Weights, ...] = get_args(Weights)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,30 +51,39 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 
 
 def _measure(args: argparse.Namespace, layout: str, worker: Worker, batch: int) -> dict[str, Any]:
-    seconds: dict[bool, list[float]] = {False: [], True: []}
+    seconds: dict[Weights, list[float]] = {kind: [] for kind in KINDS}
+    order = list(KINDS)
     for round_index in range(args.rounds + 1):
-        # Who goes first takes turns too.
-        for vary_weights in (False, True) if round_index % 2 else (True, False):
+        order = order[1:] + order[:1]
+        for kind in order:
             job = make_job(
                 batch=batch,
                 num_policies=args.policies,
                 prompt_tokens=args.prompt_tokens,
                 tokens=args.tokens,
                 seed=round_index,
-                vary_weights=vary_weights,
+                weights=kind,
             )
             took = worker.seconds(job)
             if round_index:  # the first round warms up
-                seconds[vary_weights].append(took)
+                seconds[kind].append(took)
     num_tokens = batch * args.tokens
+
+    def over(kind: Weights, baseline: Weights) -> dict[str, float]:
+        return Spread.of_ratios(seconds[baseline], seconds[kind]).to_dict()
+
     return {
         "bench": "mixed-batch",
         "layout": layout,
         "num_policies": args.policies,
         "batch": batch,
-        "same_tokens_per_s": Spread.of(num_tokens / each for each in seconds[False]).to_dict(),
-        "different_tokens_per_s": Spread.of(num_tokens / each for each in seconds[True]).to_dict(),
-        "different_over_same": Spread.of_ratios(seconds[False], seconds[True]).to_dict(),
+        "tokens_per_s": {
+            kind: Spread.of(num_tokens / each for each in took).to_dict()
+            for kind, took in seconds.items()
+        },
+        "different_over_same": over("different", "same"),
+        "one_each_over_same": over("one policy each", "same"),
+        "one_each_over_one": over("one policy each", "one policy"),
         "models": model_name(args),
         "dtype": args.dtype,
         "prompt_tokens": args.prompt_tokens,
@@ -83,14 +94,15 @@ def _measure(args: argparse.Namespace, layout: str, worker: Worker, batch: int) 
 
 def table(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The cells, heading first."""
-    heading = ["layout", "batch", "same, tokens/s", "different, tokens/s", "different/same"]
+    heading = ["layout", "batch", *(f"{kind}, tokens/s" for kind in KINDS)]
+    heading += ["different/same", "one each/same", "one each/one"]
+    ratios = ("different_over_same", "one_each_over_same", "one_each_over_one")
     rows = [
         [
             one["layout"],
             str(one["batch"]),
-            f"{one['same_tokens_per_s']['median']:.1f}",
-            f"{one['different_tokens_per_s']['median']:.1f}",
-            f"{Spread(**one['different_over_same']):.3f}",
+            *(f"{one['tokens_per_s'][kind]['median']:.1f}" for kind in KINDS),
+            *(f"{Spread(**one[ratio]):.3f}" for ratio in ratios),
         ]
         for one in found
     ]

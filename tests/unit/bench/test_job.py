@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from bench.job import Job, make_job, spread_lengths
+from bench.job import Job, Weights, make_job, spread_lengths
 
 
 def job(**changes: Any) -> Job:
@@ -20,21 +20,29 @@ def job(**changes: Any) -> Job:
     return make_job(**{**settings, **changes})
 
 
-@pytest.mark.parametrize("vary_weights", [False, True])
-def test_weights_sum_to_one_and_leave_no_policy_out(vary_weights: bool) -> None:
-    rows = job(vary_weights=vary_weights).weights
+@pytest.mark.parametrize(("kind", "vectors"), [("same", 1), ("different", 8)])
+def test_weights_sum_to_one_and_leave_no_policy_out(kind: str, vectors: int) -> None:
+    rows = job(weights=kind).weights
     assert len(rows) == 8
     for weights_K in rows:
         assert len(weights_K) == 3
         assert sum(weights_K) == pytest.approx(1)
         assert min(weights_K) > 0
-    assert len({tuple(weights_K) for weights_K in rows}) == (8 if vary_weights else 1)
+    assert len({tuple(weights_K) for weights_K in rows}) == vectors
+
+
+def test_one_hot_weights_take_turns_or_are_all_the_same() -> None:
+    turns = [list(weights_K).index(1) for weights_K in job(weights="one policy each").weights]
+    assert turns == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert job(weights="one policy").weights == [[1, 0, 0]] * 8
 
 
 def test_weights_do_not_change_what_is_asked() -> None:
     """Else a comparison of weights would be one of prompts."""
-    same, different = job(), job(vary_weights=True)
-    assert (same.prompts, same.lengths) == (different.prompts, different.lengths)
+    kinds = [job(weights=kind) for kind in get_args(Weights)]
+    assert all(
+        (each.prompts, each.lengths) == (kinds[0].prompts, kinds[0].lengths) for each in kinds
+    )
 
 
 def test_two_seeds_share_no_prefix() -> None:
