@@ -44,7 +44,7 @@ class Attribution:
             )
         self.is_wanted = bool(wish)
         self.by_token = wish == "tokens"
-        self._name = uuid.uuid4().hex
+        self._name = uuid.uuid4().hex if self.is_wanted else ""
         self._num_prompts = 0
 
     def next_key(self) -> str:
