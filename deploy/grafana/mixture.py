@@ -63,8 +63,9 @@ def mixture() -> dashboards.Dashboard:
         ),
         number(
             "Last reload",
-            "1: every instance could use its store; 0: one refused it and serves what it had.",
+            "refused: an instance could not use its store, and serves what it had.",
             f"min(prefmix_weights_last_reload_successful{{{SELECTED}}})",
+            words={0: "refused", 1: "good"},
             limits=(0.5, 1),
             low_is_bad=True,
             no_value="?",

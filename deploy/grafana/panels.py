@@ -75,6 +75,7 @@ def number(
     low_is_bad: bool = False,
     no_value: str = "no traffic",
     label: str | None = None,
+    words: Mapping[int, str] | None = None,
 ) -> stat.Panel:
     """One number and its recent course.
 
@@ -82,6 +83,7 @@ def number(
       limits: where it turns yellow and red.
       low_is_bad: red below the first and green from the second limit on, instead.
       label: a label whose value is shown in place of the number.
+      words: what is shown in place of some values.
     """
     graph = common_models.BigValueGraphMode
     panel = (
@@ -98,6 +100,9 @@ def number(
         .thresholds(_steps(limits, low_is_bad))
         .with_target(_query(expr, f"{{{{{label}}}}}" if label else "", instant=label is not None))
     )
+    if words:
+        shown = {str(value): models.ValueMappingResult(text=word) for value, word in words.items()}
+        panel = panel.mappings([models.ValueMap(options=shown)])
     return panel if label is None else panel.text_mode(common_models.BigValueTextMode.NAME)
 
 
