@@ -91,6 +91,10 @@ class ModelReward:
                 f"the reward model {folder!r} has {self._model.config.num_labels} outputs; "
                 "expected 1"
             )
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        if self._model.config.pad_token_id is None:
+            self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self._label = folder
         self._max_length = max_length
         self._model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,16 +112,17 @@ class ModelReward:
     def _batch(self, prompts: Sequence[Content], answers: Sequence[Content]) -> list[float]:
         import torch
 
-        texts = [render(self._tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
-        encoded = self._tokenizer(
-            texts,
-            add_special_tokens=isinstance(prompts[0], str),  # a chat template writes its own
-            padding=True,
-            truncation=True,
-            max_length=self._max_length,
-            return_tensors="pt",
-            return_token_type_ids=False,
-        ).to(self._model.device)
+        ids = [
+            self._tokenizer(
+                render(self._tokenizer, prompt, answer),
+                add_special_tokens=isinstance(prompt, str),  # a chat template writes its own
+                truncation=True,
+                max_length=self._max_length,
+            )["input_ids"]
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        encoded = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+        encoded = encoded.to(self._model.device)
         with torch.no_grad():
             return [float(score) for score in self._model(**encoded).logits[:, 0]]
 

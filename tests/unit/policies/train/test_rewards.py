@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_policies import build_tokenizer, save_policy
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from policies.train import TrainError
@@ -60,6 +62,35 @@ def test_function_that_is_not_there_is_refused(spec: str) -> None:
 def test_folder_that_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="cannot load the reward model"):
         load_reward(str(tmp_path), max_length=8)
+
+
+def test_reward_model_scores_each_answer_as_it_would_alone(tmp_path: Path) -> None:
+    """Texts and chats in one batch, of different lengths; each against the model's own forward."""
+    base = save_policy(tmp_path / "base", seed=0, layers=1)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).eval()
+    model.config.pad_token_id = model.config.eos_token_id
+    model.save_pretrained(tmp_path / "judge")
+    tokenizer = build_tokenizer()
+    bos = tokenizer.convert_ids_to_tokens(0)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $0", special_tokens=[(bos, 0)]
+    )
+    tokenizer.save_pretrained(tmp_path / "judge")
+    chat = [{"role": "user", "content": "the fox"}]
+    said = [{"role": "assistant", "content": "jumps over"}]
+    expected = []
+    for text, is_chat in (
+        (tokenizer.apply_chat_template(chat + said, tokenize=False), True),
+        (f"the fox jumps over the lazy dog{tokenizer.eos_token}", False),
+        (f"the dog{tokenizer.eos_token}", False),
+    ):
+        ids = tokenizer(text, add_special_tokens=not is_chat, return_tensors="pt")["input_ids"]
+        expected.append(model(ids).logits.item())
+    reward = load_reward(str(tmp_path / "judge"), max_length=99)
+    answers = [said, " jumps over the lazy dog", " dog"]
+    scores = reward.score([chat, "the fox", "the"], answers, NAMES)
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 3) for score in scores}) == 3
 
 
 class _Payload:

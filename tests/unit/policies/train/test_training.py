@@ -223,6 +223,11 @@ def test_policies_are_mixed_with_their_base(run: Run, base: Path) -> None:
     assert check_members(trunk) == ()
     for folder in (full, merged, adapter):
         assert "prefmix serve" in (folder / "README.md").read_text()
+        provenance = json.loads((folder / "provenance.json").read_text())
+        assert provenance["settings"]["seed"] == 0
+        assert provenance["data"]["pairs"]["rows"] == 12
+        assert len(provenance["data"]["pairs"]["sha256"]) == 64
+        assert {"torch", "transformers", "trl", "peft"} < provenance["versions"].keys()
 
 
 def test_merged_checkpoint_is_base_plus_adapter(run: Run, base: Path) -> None:
