@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixing.checkpoint_files import UnsafeCheckpointError, check_safe_models
+from mixing.checkpoint_files import CheckpointFilesError, check_safe_models
 from mixing.spec import MixtureSpec, Policy
 from server.exits import CommandError
 from server.mixture_flags import add_policy_flags, mixture_overrides
@@ -150,7 +150,7 @@ def _given_models(args: argparse.Namespace, num_policies: int) -> Models:
             check_safe_models(
                 Policy(name=name, model=entry["model"]) for name, entry in full if entry
             )
-        except UnsafeCheckpointError as error:
+        except CheckpointFilesError as error:
             raise CommandError(str(error)) from None
     if models.most_policies < num_policies:
         raise CommandError(

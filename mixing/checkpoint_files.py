@@ -29,19 +29,19 @@ REMEDY = (
 )
 
 
-class UnsafeCheckpointError(ValueError):
-    """A checkpoint that is not in safetensors files."""
+class CheckpointFilesError(ValueError):
+    """A checkpoint whose parameters are not in safetensors files, or not there."""
 
 
 def check_safe_files(spec: MixtureSpec) -> None:
-    """Checks that no member's parameters have to be read from files that can run code.
+    """Checks that each member has parameters, and that no file that can run code has to be read.
 
     Adapters are not looked at: mixing.adapters reads safetensors only. Hub ids that are not in the
     cache are left to the loader, which fetches safetensors only.
 
     Args:
       spec: the mixture.
-    Raises: UnsafeCheckpointError naming the policy and the file.
+    Raises: CheckpointFilesError naming the policy, and the file or the folder without one.
     """
     check_safe_models(spec.checkpoints)
 
@@ -51,9 +51,15 @@ def check_safe_models(policies: Iterable[Policy]) -> None:
     for policy in policies:
         unsafe = unsafe_file(policy.model, policy.revision)
         if unsafe is not None:
-            raise UnsafeCheckpointError(
+            raise CheckpointFilesError(
                 f"policy {policy.name!r}: {policy.model!r} has no safetensors file but "
                 f"{unsafe.name}, and loading that can run any code; {REMEDY}"
+            )
+        folder = Path(policy.model).expanduser()
+        if folder.is_dir() and not any(folder.glob("*.safetensors")):
+            raise CheckpointFilesError(
+                f"policy {policy.name!r}: the folder {policy.model!r} has no parameters "
+                "(*.safetensors); copy the whole checkpoint there, or name another folder"
             )
 
 

@@ -29,7 +29,7 @@ def remote_engine(url: str) -> tuple[RemoteEngine, dict[str, str]]:
 def checked_fingerprints(config: ServeConfig, spec: MixtureSpec) -> dict[str, str]:
     """The members' content hashes, after checking that they can be loaded safely and mixed.
 
-    Raises: CompatibilityError, UnsafeCheckpointError.
+    Raises: CompatibilityError, CheckpointFilesError.
     """
     from mixing.checkpoint_files import check_safe_files
     from mixing.compatibility import check_members

@@ -89,7 +89,7 @@ class _Subject:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Measures, prints the table and writes what was asked for; returns the exit code."""
-    from mixing.checkpoint_files import UnsafeCheckpointError
+    from mixing.checkpoint_files import CheckpointFilesError
     from mixing.compatibility import CompatibilityError
     from mixing.spec import SpecError
     from policies.train import TrainError
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="prefmix-eval-") as scratch:
             found, about = _measured(args, passthrough, Path(scratch))
-    except (ConfigError, SpecError, CompatibilityError, UnsafeCheckpointError) as error:
+    except (ConfigError, SpecError, CompatibilityError, CheckpointFilesError) as error:
         raise CommandError(str(error), exit_code=2) from None
     except StoreFormatError as error:
         raise CommandError(str(error), exit_code=2) from None

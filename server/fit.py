@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Fits, prints the summary and writes store file and report."""
-    from mixing.checkpoint_files import UnsafeCheckpointError
+    from mixing.checkpoint_files import CheckpointFilesError
     from mixing.compatibility import CompatibilityError
     from mixing.spec import SpecError, check_name
     from server.config import ConfigError
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
         check_name(args.profile, what="profile")
         settings = _settings(args)
         result, spec, provenance = _fit(args, settings, passthrough)
-    except (ConfigError, SpecError, CompatibilityError, UnsafeCheckpointError) as error:
+    except (ConfigError, SpecError, CompatibilityError, CheckpointFilesError) as error:
         raise CommandError(str(error), exit_code=2) from None
     except (FitError, PromptsError, RemoteError, ScoreTableError) as error:
         raise CommandError(str(error)) from None

@@ -39,6 +39,7 @@ from server.limits import LIMITS_ATTRIBUTE
 from server.live_settings import LIVE_ATTRIBUTE, LiveSettings, live_settings
 from server.observing import OBSERVING_ATTRIBUTE, ObservingSettings
 from server.probe import Address, ProbeError, ReadyProbe
+from server.remedies import with_remedy
 from server.signals import StartSignals, end_descendants
 from server.startup_log import OWN_PREFIX, StartupLog
 from server.tokens import Tokens
@@ -93,7 +94,7 @@ def launch(
                 raise
             cause = log.cause if _is_secondary(error) else None
             what = "the server failed" if signals.is_ready else "the server did not start"
-            raise CommandError(f"{what}: {cause or describe(error)}") from error
+            raise CommandError(with_remedy(f"{what}: {cause or describe(error)}")) from error
         finally:
             end_descendants()
 
@@ -162,7 +163,7 @@ def _prepare(
 def _check_members(
     spec: MixtureSpec, *, trust_remote_code: bool, allow_unsafe_weights: bool
 ) -> None:
-    from mixing.checkpoint_files import UnsafeCheckpointError, check_safe_files
+    from mixing.checkpoint_files import CheckpointFilesError, check_safe_files
     from mixing.compatibility import CompatibilityError, check_members
 
     try:
@@ -170,7 +171,7 @@ def _check_members(
             check_safe_files(spec)
         for warning in check_members(spec, trust_remote_code=trust_remote_code):
             _say(f"warning: {warning}")
-    except (CompatibilityError, UnsafeCheckpointError) as error:
+    except (CompatibilityError, CheckpointFilesError) as error:
         raise CommandError(str(error)) from None
 
 

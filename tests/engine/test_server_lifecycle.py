@@ -47,6 +47,21 @@ def test_a_damaged_checkpoint_ends_with_its_cause(policies: list[Path], tmp_path
     assert "safetensor" in message.lower(), message
 
 
+@pytest.mark.parametrize("kib", [10, 200])
+def test_too_little_memory_for_the_kv_caches_says_what_to_do(
+    policies: list[Path], kib: int
+) -> None:
+    """No block at all; and too few for one text of the longest kind."""
+    message = failure(
+        *policy_flags(*policies[:2]),
+        *("--port", str(free_port()), "--"),
+        *("--dtype", "float32", "--max-model-len", "256"),
+        *("--kv-cache-memory-bytes", str(kib << 10)),
+    )
+    assert "--kv-cache-memory-bytes N" in message
+    assert "gpu_memory_utilization" not in message
+
+
 def test_an_option_that_cannot_be_mixed_is_refused(policies: list[Path]) -> None:
     words = [*policy_flags(*policies[:2]), "--port", str(free_port()), *engine_flags()]
     assert "speculative" in failure(

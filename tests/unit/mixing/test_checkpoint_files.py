@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mixing.checkpoint_files import UnsafeCheckpointError, check_safe_files, unsafe_file
+from mixing.checkpoint_files import CheckpointFilesError, check_safe_files, unsafe_file
 from mixing.spec import MixtureSpec, Policy
 
 
@@ -33,7 +33,7 @@ def test_a_file_that_would_be_unpickled_is_named_with_its_policy(tmp_path: Path,
     safe = folder(tmp_path / "safe", "config.json", "model.safetensors")
     unsafe = folder(tmp_path / "unsafe", "config.json", name, "training_args.bin")
     policies = (Policy(name="a", model=str(safe)), Policy(name="b", model=str(unsafe)))
-    with pytest.raises(UnsafeCheckpointError) as caught:
+    with pytest.raises(CheckpointFilesError) as caught:
         check_safe_files(MixtureSpec(policies=policies))
     for part in ("policy 'b'", str(unsafe), name, "--allow-unsafe-weights", "save_pretrained"):
         assert part in str(caught.value)
@@ -43,10 +43,10 @@ def test_the_base_of_a_trunk_and_the_reference_are_looked_at(tmp_path: Path) -> 
     safe = folder(tmp_path / "safe", "model.safetensors")
     unsafe = folder(tmp_path / "unsafe", "pytorch_model.bin")
     policies = (Policy(name="a", model=str(safe)),)
-    with pytest.raises(UnsafeCheckpointError, match="policy 'base'"):
+    with pytest.raises(CheckpointFilesError, match="policy 'base'"):
         check_safe_files(MixtureSpec(policies=policies, base=str(unsafe)))
     reference = Policy(name="start", model=str(unsafe))
-    with pytest.raises(UnsafeCheckpointError, match="policy 'start'"):
+    with pytest.raises(CheckpointFilesError, match="policy 'start'"):
         check_safe_files(MixtureSpec(policies=policies, reference=reference))
 
 
@@ -57,3 +57,11 @@ def test_what_nobody_reads_does_no_harm(tmp_path: Path) -> None:
     assert unsafe_file(str(rest)) is None
     assert unsafe_file("no-such-organisation/no-such-model") is None
     assert unsafe_file("no hub id") is None
+
+
+def test_a_folder_without_parameters_is_named_with_its_policy(tmp_path: Path) -> None:
+    empty = folder(tmp_path / "empty", "config.json", "tokenizer.json", "training_args.bin")
+    policies = (Policy(name="a", model=str(empty)),)
+    with pytest.raises(CheckpointFilesError, match=r"policy 'a'.*empty' has no parameters"):
+        check_safe_files(MixtureSpec(policies=policies))
+    check_safe_files(MixtureSpec(policies=(Policy(name="a", model="not/here"),)))
