@@ -20,6 +20,7 @@ import pytest
 from server_process import PREFMIX, ServerProcess, free_port
 
 from server.access import LEVELS, Level
+from server.engine_statistics import INTERVAL_S
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "policies" / "demo" / "serve.yaml"
@@ -89,11 +90,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """Two API processes, and the admin routes on a port of their own."""
+    """Two API processes that measure every step, and the admin routes on a port of their own."""
     port = str(free_port())
-    for live in served(
-        tmp_path_factory.mktemp("pair"), "--admin-port", port, "--", "--api-server-count=2"
-    ):
+    words = ["--admin-port", port, "--statistics-every", "1", "--", "--api-server-count=2"]
+    for live in served(tmp_path_factory.mktemp("pair"), *words):
         live.admin_url = f"http://127.0.0.1:{port}"
         yield live
 
@@ -314,6 +314,34 @@ def test_two_processes_agree(pair: Live) -> None:
         assert changed.json()["version"] == first + number + 1, changed.text
         assert {pair.version() for _ in range(6)} == {first + number + 1}
     print(f"PUT with two API processes: median {statistics.median(put_s) * 1e3:.1f} ms")
+
+
+def test_metrics_of_two_processes_are_one_account(pair: Live) -> None:
+    """Whichever process is asked: nothing is missing, nothing counted twice."""
+
+    def scrape() -> dict[str, float]:
+        text = httpx.get(f"{pair.server.url}/metrics", verify=PLAIN).text
+        lines = [line for line in text.splitlines() if line.startswith("prefmix_")]
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+    def grown(name: str) -> float:
+        return scrape()[name] - before[name]
+
+    tokens = "prefmix_statistics_tokens_total"
+    time.sleep(INTERVAL_S + 1)  # until what other tests made the engine measure is fetched
+    before = scrape()
+    for _ in range(12):
+        pair.complete(max_tokens=4, ignore_eos=True)
+    wait(lambda: grown(tokens) >= 48)
+    time.sleep(INTERVAL_S + 1)
+    assert grown(tokens) == grown('prefmix_policy_tokens_total{policy="polite"}') == 48
+    assert grown('prefmix_requests_total{outcome="ok",profile="balanced"}') == 12
+    version = pair.version()
+    for _ in range(8):
+        seen = scrape()
+        assert seen["prefmix_weights_version"] == version
+        assert seen["prefmix_requests_in_flight"] == 0
+        assert seen['prefmix_default_profile{profile="balanced"}'] == 1
 
 
 def test_the_admin_port_has_the_admin_routes_and_the_main_port_has_none(pair: Live) -> None:
