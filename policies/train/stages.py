@@ -131,15 +131,16 @@ def told(facts: Mapping[str, Any]) -> str:
 
 
 def told_course(losses: Sequence[Mapping[str, float]]) -> str:
-    """Where the loss or reward began and ended."""
+    """Where the loss, or what is more telling, began and ended."""
     first, last = losses[0], losses[-1]
     measure = telling_measure(first) or "loss"
     return f"{measure} {first[measure]:.3g} to {last[measure]:.3g}"
 
 
 def telling_measure(logs: Mapping[str, Any]) -> str | None:
-    """What of a log entry says how it goes: the reward where answers are drawn, else the loss."""
-    return next((name for name in ("reward", "loss") if name in logs), None)
+    """What of a log entry says how it goes: of online training the reward, of
+    maximum-preference the mean preference, else the loss."""
+    return next((name for name in ("reward", "preference", "loss") if name in logs), None)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -55,10 +55,13 @@ def test_each_stage_is_one_line(tmp_path: Path) -> None:
     again.run("dpo", _fail)
     drawn = [{"step": 1, "loss": 0.0, "reward": -1.0}, {"step": 4, "loss": 0.0, "reward": 2.5}]
     again.run("policy", lambda *_: {"losses": drawn})
+    won = [{"step": 1, "loss": 0.1, "preference": 0.5}, {"step": 2, "loss": 0.2, "preference": 0.7}]
+    again.run("other", lambda *_: {"losses": won})
     assert lines == [
         "dpo: pairs 60, steps 8, loss 0.693 to 0.0364, 0 s",
         "dpo: pairs 60, steps 8, loss 0.693 to 0.0364, done before",
         "policy: steps 4, reward -1 to 2.5, 0 s",
+        "other: steps 2, preference 0.5 to 0.7, 0 s",
     ]
 
 
