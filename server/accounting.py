@@ -75,7 +75,7 @@ class Account:
         """The engine's answer has begun, or is there; the account ends with its last byte."""
         if self._resolution is not None:
             response.headers.update(self._resolution.headers())
-        response.headers[REQUEST_ID_HEADER] = self._id()
+        response.headers[REQUEST_ID_HEADER] = self.request_id()
         if isinstance(response, StreamingResponse):
             response.body_iterator = self._followed(response.body_iterator)
             return AnswerStream(response)
@@ -154,7 +154,8 @@ class Account:
         for key in self._attribution.keys if self._attribution is not None else []:
             await self._statistics.take(key)
 
-    def _id(self) -> str:
+    def request_id(self) -> str:
+        """The id that came with the request, else vLLM's, else a new one."""
         if self._request_id is None:
             self._request_id = self._given_id() or f"request-{uuid.uuid4().hex[:16]}"
         return self._request_id
@@ -180,7 +181,7 @@ class Account:
         metadata = getattr(self._raw_request.state, "request_metadata", None)
         usage = getattr(metadata, "final_usage_info", None)
         request_log.write(
-            request_id=self._id(),
+            request_id=self.request_id(),
             route=self._raw_request.url.path,
             status=int(status),
             outcome=outcome,

@@ -19,7 +19,13 @@ from typing import Any
 
 from mixing.simplex import SUM_TOLERANCE
 from mixing.spec import WEIGHT_SPACES, MixtureSpec, Policy, SpecError, WeightSpace
-from weights.profiles import ProfileError, ProfileSet, build_profile_set, profile_weights
+from weights.profiles import (
+    ProfileError,
+    ProfileSet,
+    build_profile_set,
+    check_profile_name,
+    profile_weights,
+)
 from weights.store_errors import StoreFormatError
 
 FORMAT = 1
@@ -167,7 +173,7 @@ def _spec(policies: object, weight_space: object) -> MixtureSpec:
 
 def _weights(name: str, profile: object) -> dict[str, Any]:
     """The weights of one profile, checked for what `build_profile_set` would repair."""
-    where = f"profiles.{name}"
+    where = f"profiles.{check_profile_name(name)}"
     if not isinstance(profile, dict):
         raise StoreFormatError(f'{where} is {profile!r:.80}, expected {{"weights": {{...}}}}')
     _check_keys(profile, required=("weights",), optional=("provenance",), where=where)

@@ -218,7 +218,7 @@ def account_of(header: str) -> Account:
 @given(header=any_text)
 def test_any_request_id_is_short_and_printable(header: str) -> None:
     tally.hostile("request ids")
-    request_id = account_of(header)._request_id()
+    request_id = account_of(header).request_id()
     assert 0 < len(request_id) <= 128
     assert request_id.isascii()
     assert request_id.isprintable()
@@ -235,7 +235,7 @@ def test_every_request_is_one_line_of_log(
 ) -> None:
     """Whatever id it came with; in JSON all of it can be read back."""
     tally.hostile("log lines")
-    request_id = account_of(header)._request_id()
+    request_id = account_of(header).request_id()
     fields = {"request_id": request_id, "profile": profile, "duration_s": seconds}
     request_log.set_up(form)
     capsys.readouterr()

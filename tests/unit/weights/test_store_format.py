@@ -85,6 +85,7 @@ def test_provenance_is_kept_as_it_is() -> None:
         (data(profiles={"even": 3}), ["profiles.even is 3"]),
         (data(profiles={"custom": {"weights": {"a": 1}}}), ["'custom'", "another name"]),
         (data(profiles={"a b": {"weights": {"a": 1}}}), ["'a b'", "letters"]),
+        (data(profiles={"\n": None}), ["'\\n'", "letters"]),
         (data(profiles={"even": {}}), ["profiles.even: weights is missing"]),
         (data(profiles={"even": {"wieghts": {}}}), ["profiles.even", "'wieghts'", "'weights'?"]),
         (
