@@ -121,8 +121,8 @@ class Admission:
         if self._excess(cost) > self.max_waiting:
             waiting = self.num_waiting
             raise OverloadedError(
-                f"this server is busy: {waiting} requests wait for it, and {self.max_waiting} may; "
-                "try again after the seconds in Retry-After",
+                f"this server is busy: requests waiting for it: {waiting}, at most "
+                f"{self.max_waiting} may; try again after the seconds in Retry-After",
                 retry_after_s=self._retry_after(waiting + cost),
             )
 

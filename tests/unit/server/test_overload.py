@@ -79,7 +79,7 @@ def test_an_engine_in_which_requests_wait_has_no_more_room() -> None:
     counts.set_num_requests(4)
     counts.report(0, running=2, waiting=2)
     assert door.num_waiting == 2
-    with pytest.raises(OverloadedError, match="2 requests wait for it, and 2 may"):
+    with pytest.raises(OverloadedError, match="waiting for it: 2, at most 2 may"):
         door.check()
     counts.report(0, running=4, waiting=0)
     door.check()
