@@ -108,6 +108,8 @@ def mixture_statistics_torch(
     num_rows = weights.shape[0]
     common = min(tensor.shape[1] for tensor in logits)
     rows = max(1, _BLOCK_ELEMENTS // common) if weights.is_cpu else max(1, num_rows)
+    # Once for all blocks: fresh memory costs more than what is computed in it.
+    scratch = weights.new_empty((len(logits) + 2, min(rows, num_rows), common))
     for start in range(0, num_rows, rows):
         block = slice(start, start + rows)
         _measure_block(
@@ -117,6 +119,7 @@ def mixture_statistics_torch(
             tokens[block],
             columns,
             list(zip(soft_caps, scales, strict=True)),
+            scratch[:, : min(rows, num_rows - start)],
         )
     return outputs
 
@@ -128,37 +131,45 @@ def _measure_block(
     tokens: torch.Tensor,
     columns: list[int],
     caps_and_scales: list[tuple[float, float]],
+    scratch: torch.Tensor,
 ) -> None:
-    """Writes the statistics of logits [n, C] with weights [n, 1] and tokens [n]."""
+    """Writes the statistics of logits [n, C] with weights [n, 1] and tokens [n]; scratch: float32
+    [present members + 2, n, C]."""
     log_partition, entropy, logprob, kl, policy_logprobs, agrees = outputs
     common = logits[0].shape[1]
     outside = ((tokens < 0) | (tokens >= common))[:, None]
     index = tokens.long().clamp(0, common - 1)[:, None]
 
-    policies, mixed, any_bans = [], None, False
-    for raw, weight, (cap, scale) in zip(logits, weights, caps_and_scales, strict=True):
-        z = soft_capped(raw.float(), cap)
+    *policies, mixed, work = scratch.unbind()
+    mixed.zero_()
+    any_bans = False
+    for raw, weight, policy, (cap, scale) in zip(
+        logits, weights, policies, caps_and_scales, strict=True
+    ):
+        work.copy_(raw)
         if cap:
-            z.masked_fill_(raw == -torch.inf, -torch.inf)
-        policy = (z if scale == 1 else z * scale).log_softmax(dim=-1)
-        policies.append(policy)
+            work.copy_(soft_capped(work, cap)).masked_fill_(raw == -torch.inf, -torch.inf)
+        if scale != 1:
+            work.mul_(scale)
+        torch.log_softmax(work, dim=-1, out=policy)
         # On a GPU looking would stall the stream: assume that there are bans and zero weights.
         any_bans |= not raw.is_cpu or not bool((policy.amin(dim=-1) > -torch.inf).all())
-        term = policy * weight
-        if not raw.is_cpu or not weight.all():
-            term.masked_fill_(weight == 0, 0.0)
-        mixed = term if mixed is None else mixed.add_(term)
-    assert mixed is not None
+        if raw.is_cpu and weight.all():
+            mixed.addcmul_(policy, weight)
+        else:
+            mixed.add_(torch.mul(policy, weight, out=work).masked_fill_(weight == 0, 0.0))
     bans = [raw == -torch.inf for raw in logits] if any_bans else []
-    banned = torch.zeros_like(mixed, dtype=torch.bool)
+    banned = torch.zeros_like(mixed, dtype=torch.bool) if any_bans else None
     for ban, weight in zip(bans, weights, strict=bool(bans)):
+        assert banned is not None
         banned |= ban & (weight != 0)
-    if bans:
+    if banned is not None:
         mixed.masked_fill_(banned, -torch.inf)
-    normaliser = mixed.logsumexp(dim=-1, keepdim=True)
-    log_p = mixed.sub_(normaliser)
-    p = log_p.exp()
-    log_partition.copy_(normaliser[:, 0])
+    log_p = torch.log_softmax(mixed, dim=-1, out=work)
+    largest = mixed.amax(dim=-1)
+    normaliser = torch.where(largest == -torch.inf, largest, largest - log_p.amax(dim=-1))
+    p = torch.exp(log_p, out=mixed)
+    log_partition.copy_(normaliser)
     logprob.copy_(log_p.gather(1, index).masked_fill_(outside, -torch.inf)[:, 0])
 
     impossible = p == 0 if any_bans else None
@@ -172,7 +183,7 @@ def _measure_block(
     entropy.copy_(mean_log_p.neg())
     for position, (policy, column) in enumerate(zip(policies, columns, strict=True)):
         divergence = (mean_log_p - mean(policy)).clamp_(min=0.0)
-        if bans:
+        if banned is not None:
             infinite = (bans[position] & ~banned).any(dim=-1)
             divergence.masked_fill_(infinite, torch.inf)
         kl[:, column] = divergence
