@@ -98,6 +98,15 @@ def train(trainer: Any, checkpoints: Path) -> list[dict[str, float]]:
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
+def steps_done(checkpoints: Path) -> int:
+    """Optimiser steps of the checkpoint that `train` would go on from."""
+    last = _last_complete(checkpoints)
+    if last is None:
+        return 0
+    state = json.loads((Path(last) / _TRAINER_STATE).read_text(encoding="utf-8"))
+    return int(state["global_step"])
+
+
 class _LastStep(TrainerCallback):
     """Logs the last step. No checkpoint of it: resumed from there, trainers make one step more."""
 

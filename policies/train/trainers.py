@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, TrainingArguments, set_seed
 
-from policies.train.checkpoints import load_policy, lora_config, save_policy, train
+from policies.train.checkpoints import load_policy, lora_config, save_policy, steps_done, train
 from policies.train.maximum_trainer import MaximumPreferenceTrainer, PlannedExamples, collate
 from policies.train.pairs import Rows
 from policies.train.progress import without_warnings
@@ -160,13 +160,24 @@ def train_online(
     prompts = list({str(row["prompt"]): row["prompt"] for row in pairs.rows}.values())
     # With fewer prompts than a step asks, the trainer would end at once and not say so.
     asked = prompts * math.ceil(settings.online_prompts / len(prompts))
+    passes_done = steps_done(checkpoints) // (len(asked) // settings.online_prompts)
+
+    class OnlineTrainer(RLOOTrainer):
+        """Resumed, it takes up the order of prompts where it was; TRL begins it anew."""
+
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            sampler = super()._get_train_sampler(dataset)
+            for _ in range(passes_done):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+            return sampler
+
     set_seed(settings.seed)
     arguments = trainer_arguments(settings, checkpoints, settings.online_steps) | {
         "learning_rate": settings.online_learning_rate,
         "per_device_train_batch_size": settings.online_prompts * settings.num_answers,
         "gradient_accumulation_steps": 1,
     }
-    trainer = RLOOTrainer(
+    trainer = OnlineTrainer(
         # RLOO reads its reference from where the policy was loaded, or copies its adapter.
         model=load_policy(settings.base, start, allow_unsafe_weights=settings.allow_unsafe_weights)
         if settings.lora_rank

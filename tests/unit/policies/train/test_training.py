@@ -135,6 +135,22 @@ def test_killed_run_resumes_to_the_same_result(
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_run_killed_in_a_later_pass_resumes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
+) -> None:
+    """Three steps a pass, killed in the second one, whose order is another."""
+    settings: dict[str, Any] = {"batch_pairs": 4, "steps": 7}
+    if method == "mixed-preference":
+        settings |= {"reward": f"{__name__}:length", "batch_pairs": 2, "online_steps": 7}
+    whole = run(method, "whole", **settings)
+    for num_steps in (6, 3 + 6) if method == "mixed-preference" else (6,):
+        with _killed_at(num_steps, monkeypatch):
+            run(method, "killed", **settings)
+    assert list((tmp_path / "killed.stages/policy.checkpoints").glob("*-4"))
+    assert _differ(whole, run(method, "killed", **settings)) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_run_killed_before_its_policy_is_saved_resumes(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
 ) -> None:
