@@ -95,7 +95,11 @@ def train(trainer: Any, checkpoints: Path) -> list[dict[str, float]]:
         # in a folder of its own, it forgets the one that was trained.
         shutil.rmtree(Path(last) / "ref", ignore_errors=True)
     trainer.train(resume_from_checkpoint=last)
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    # A time is another every time, and so is the order of what TRL keeps in sets.
+    return [
+        {name: entry[name] for name in sorted(entry) if name != "step_time"} for entry in entries
+    ]
 
 
 def steps_done(checkpoints: Path) -> int:
@@ -128,6 +132,7 @@ def save_policy(model: Any, settings: TrainSettings, folder: Path, *, final: boo
     if is_adapter:
         # RLOO keeps its reference as a second adapter, which is not ours to ship.
         model.save_pretrained(folder, selected_adapters=["default"])
+        _sort_modules(folder / "adapter_config.json")
     else:
         base = load_config(settings.base)
         if final and base.dtype is not None:
@@ -141,6 +146,13 @@ def save_policy(model: Any, settings: TrainSettings, folder: Path, *, final: boo
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for path in folder.iterdir():
         path.chmod(_FILE_MODE)
+
+
+def _sort_modules(path: Path) -> None:
+    """PEFT keeps them in a set, whose order differs from process to process."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _generation_config(base: str, model: Any) -> Any:
