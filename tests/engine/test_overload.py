@@ -89,7 +89,7 @@ def test_more_than_run_and_wait_are_refused(server: ServerProcess, client: httpx
             answer = client.post(path, json=body)
             assert answer.status_code == 503, answer.text
             assert 1 <= int(answer.headers["retry-after"]) <= 60
-            assert f"and {MAX_WAITING} may" in error_of(answer)
+            assert f"at most {MAX_WAITING} may" in error_of(answer)
         assert client.get("/ready").status_code == 200, "it is full, not unready"
         assert client.post("/tokenize", json={"prompt": "x"}).status_code == 200
     seconds_until(lambda: is_idle(client))
