@@ -33,6 +33,8 @@ from mixing.observer import Observer
 from mixing.request_weights import WeightTable, spec_of, table_of_engine
 from mixing.scheduling import can_skip
 
+_NOT_TIMED = nullcontext()
+
 
 @dataclass(slots=True)
 class Step:
@@ -225,7 +227,9 @@ class MixtureModel(nn.Module, ABC):
             self.observer.begin_step(keys)
 
     def _timed(self, part: str) -> AbstractContextManager[None]:
-        return nullcontext() if self.observer is None else self.observer.timed(part)
+        if self.observer is None or not self.observer.is_sampled:
+            return _NOT_TIMED
+        return self.observer.timed(part)
 
 
 def members_with_weight(weights_NM: torch.Tensor) -> list[bool]:
