@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 class AnswerStream(StreamingResponse):
     """Starlette's, which sends and listens in two tasks of an anyio task group; this one sends in
-    the request's own task. At sixteen tokens an answer the group is a tenth of all the front does.
+    the request's own task. At sixteen tokens an answer the group is a tenth of the work, or about.
     """
 
     def __init__(self, response: StreamingResponse) -> None:

@@ -158,12 +158,12 @@ def _measure_block(
             mixed.addcmul_(policy, weight)
         else:
             mixed.add_(torch.mul(policy, weight, out=work).masked_fill_(weight == 0, 0.0))
-    bans = [raw == -torch.inf for raw in logits] if any_bans else []
-    banned = torch.zeros_like(mixed, dtype=torch.bool) if any_bans else None
-    for ban, weight in zip(bans, weights, strict=bool(bans)):
-        assert banned is not None
-        banned |= ban & (weight != 0)
-    if banned is not None:
+    bans, banned = [], None
+    if any_bans:
+        bans = [raw == -torch.inf for raw in logits]
+        banned = torch.zeros_like(mixed, dtype=torch.bool)
+        for ban, weight in zip(bans, weights, strict=True):
+            banned |= ban & (weight != 0)
         mixed.masked_fill_(banned, -torch.inf)
     log_p = torch.log_softmax(mixed, dim=-1, out=work)
     largest = mixed.amax(dim=-1)
