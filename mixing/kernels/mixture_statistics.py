@@ -48,8 +48,10 @@ def mixture_statistics(
 ) -> MixtureStatistics:
     """Measures each row's mixture and one token under it, reading every logit once.
 
-    Nothing of the vocabulary's size is written. CUDA tensors go to the Triton kernel, others to the
-    torch twin; both are the operator `prefmix::mixture_statistics`, which torch.compile and CUDA
+    CUDA tensors go to the Triton kernel, which writes nothing of the vocabulary's size. Others go
+    to the torch twin: on a CPU it works block by block in (M + 2) float32 tensors of C elements or
+    131,072, whichever is more, and where tokens are banned or logits capped in further ones of a
+    block's size. Both are the operator `prefmix::mixture_statistics`, which torch.compile and CUDA
     graphs take without a host sync.
 
     Bans (logits of -inf) are exact: p log p is 0 where p is 0. A member with zero weight takes no
@@ -110,12 +112,13 @@ def mixture_statistics_torch(
     rows = max(1, _BLOCK_ELEMENTS // common) if weights.is_cpu else max(1, num_rows)
     # Once for all blocks: fresh memory costs more than what is computed in it.
     scratch = weights.new_empty((len(logits) + 2, min(rows, num_rows), common))
+    present_weights = torch.stack([weights[:, column] for column in columns], dim=1)
     for start in range(0, num_rows, rows):
         block = slice(start, start + rows)
         _measure_block(
             [output[block] for output in outputs],
             [tensor[block, :common] for tensor in logits],
-            [weights[block, column : column + 1] for column in columns],
+            present_weights[block],
             tokens[block],
             columns,
             list(zip(soft_caps, scales, strict=True)),
@@ -127,70 +130,103 @@ def mixture_statistics_torch(
 def _measure_block(
     outputs: list[torch.Tensor],
     logits: list[torch.Tensor],
-    weights: list[torch.Tensor],
+    weights: torch.Tensor,
     tokens: torch.Tensor,
     columns: list[int],
     caps_and_scales: list[tuple[float, float]],
     scratch: torch.Tensor,
 ) -> None:
-    """Writes the statistics of logits [n, C] with weights [n, 1] and tokens [n]; scratch: float32
-    [present members + 2, n, C]."""
-    log_partition, entropy, logprob, kl, policy_logprobs, agrees = outputs
-    common = logits[0].shape[1]
-    outside = ((tokens < 0) | (tokens >= common))[:, None]
-    index = tokens.long().clamp(0, common - 1)[:, None]
+    """Writes the statistics of P members' logits [n, C], weights [n, P] and tokens [n].
 
+    Computes as the Triton kernel does, see mixture_statistics_triton. scratch: float32
+    [P + 2, n, C].
+    """
+    log_partition, entropy, logprob, kl, policy_logprobs, agrees = outputs
+    sums, bans = _mix_block(logits, weights, caps_and_scales, scratch)
+    *policies, mixed, p = scratch.unbind()
+    top = mixed.amax(dim=-1)
+    nothing_left = top == -torch.inf
+    mixed.sub_(top.masked_fill(nothing_left, 0.0)[:, None])
+    p_sum, exp_sum = _softmax(mixed, out=p)
+    normaliser, normalisers = exp_sum.log_(), torch.stack(sums, dim=1).log_()
+    of_policies = (normalisers * weights).masked_fill_(weights == 0, 0.0).sum(dim=1)
+    torch.where(nothing_left, top, top + normaliser - of_policies, out=log_partition)
+
+    impossible = p == 0 if bans else None  # 0 * -inf counts as 0
+    means = [
+        torch.linalg.vecdot(p, z if impossible is None else z.masked_fill(impossible, 0.0))
+        for z in (*policies, mixed)
+    ]
+    mean = torch.stack(means, dim=1).div_(p_sum[:, None])
+    torch.sub(normaliser, mean[:, -1], out=entropy)
+    divergences = (normalisers - mean[:, :-1]).sub_(entropy[:, None]).clamp_(min=0.0)
+    if bans:
+        possible = mixed > -torch.inf
+        infinite = torch.stack([(ban & possible).any(dim=-1) for ban in bans], dim=1)
+        divergences.masked_fill_(infinite, torch.inf)
+
+    common = scratch.shape[-1]
+    outside = (tokens < 0) | (tokens >= common)
+    index = tokens.long().clamp(0, common - 1)[:, None]
+    z = scratch[:-1].gather(2, index.expand(len(logits) + 1, -1, 1))[:, :, 0].T
+    z = z.masked_fill(outside[:, None], -torch.inf)
+    torch.sub(z[:, -1], normaliser, out=logprob)
+    found = divergences, z[:, :-1] - normalisers, z[:, :-1] == 0
+    for output, values in zip((kl, policy_logprobs, agrees), found, strict=True):
+        for column, value in zip(columns, values.unbind(dim=1), strict=True):
+            output[:, column] = value
+
+
+def _mix_block(
+    logits: list[torch.Tensor],
+    weights: torch.Tensor,
+    caps_and_scales: list[tuple[float, float]],
+    scratch: torch.Tensor,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Fills all of scratch but the last with the policies' logits and their mixture.
+
+    Returns: per policy the sum of e^z [n]; which tokens it bans [n, C], empty where none does.
+    """
     *policies, mixed, work = scratch.unbind()
     mixed.zero_()
     any_bans = False
+    sums, own_weights = [], weights[:, :, None].unbind(dim=1)
     for raw, weight, policy, (cap, scale) in zip(
-        logits, weights, policies, caps_and_scales, strict=True
+        logits, own_weights, policies, caps_and_scales, strict=True
     ):
-        work.copy_(raw)
-        if cap:
-            work.copy_(soft_capped(work, cap)).masked_fill_(raw == -torch.inf, -torch.inf)
-        if scale != 1:
-            work.mul_(scale)
-        torch.log_softmax(work, dim=-1, out=policy)
+        _write_relative(raw, cap, scale, out=policy)
+        sums.append(_softmax(policy, out=work)[1])
         # On a GPU looking would stall the stream: assume that there are bans and zero weights.
-        any_bans |= not raw.is_cpu or not bool((policy.amin(dim=-1) > -torch.inf).all())
+        any_bans |= not raw.is_cpu or not bool(policy.amin() > -torch.inf)
         if raw.is_cpu and weight.all():
             mixed.addcmul_(policy, weight)
         else:
             mixed.add_(torch.mul(policy, weight, out=work).masked_fill_(weight == 0, 0.0))
-    bans, banned = [], None
-    if any_bans:
-        bans = [raw == -torch.inf for raw in logits]
-        banned = torch.zeros_like(mixed, dtype=torch.bool)
-        for ban, weight in zip(bans, weights, strict=True):
-            banned |= ban & (weight != 0)
-        mixed.masked_fill_(banned, -torch.inf)
-    log_p = torch.log_softmax(mixed, dim=-1, out=work)
-    largest = mixed.amax(dim=-1)
-    normaliser = torch.where(largest == -torch.inf, largest, largest - log_p.amax(dim=-1))
-    p = torch.exp(log_p, out=mixed)
-    log_partition.copy_(normaliser)
-    logprob.copy_(log_p.gather(1, index).masked_fill_(outside, -torch.inf)[:, 0])
+    bans = [raw == -torch.inf for raw in logits] if any_bans else []
+    for ban, weight in zip(bans, own_weights, strict=False):
+        mixed.masked_fill_(ban & (weight != 0), -torch.inf)
+    return sums, bans
 
-    impossible = p == 0 if any_bans else None
 
-    def mean(values: torch.Tensor) -> torch.Tensor:
-        """Under p [n]; 0 * -inf counts as 0."""
-        held = values if impossible is None else values.masked_fill(impossible, 0.0)
-        return torch.linalg.vecdot(p, held)
+def _write_relative(raw: torch.Tensor, cap: float, scale: float, *, out: torch.Tensor) -> None:
+    """Logits [n, C], capped and scaled, relative to each row's largest."""
+    out.copy_(raw)
+    if cap:
+        out.copy_(soft_capped(out, cap)).masked_fill_(raw == -torch.inf, -torch.inf)
+    if scale != 1:
+        out.mul_(scale)
+    out.sub_(out.amax(dim=-1, keepdim=True))
 
-    mean_log_p = mean(log_p)
-    entropy.copy_(mean_log_p.neg())
-    for position, (policy, column) in enumerate(zip(policies, columns, strict=True)):
-        divergence = (mean_log_p - mean(policy)).clamp_(min=0.0)
-        if banned is not None:
-            infinite = (bans[position] & ~banned).any(dim=-1)
-            divergence.masked_fill_(infinite, torch.inf)
-        kl[:, column] = divergence
-        of_token = policy.gather(1, index).masked_fill_(outside, -torch.inf)
-        policy_logprobs[:, column] = of_token[:, 0]
-        best = policy.amax(dim=-1, keepdim=True)
-        agrees[:, column] = ((of_token == best) & (of_token > -torch.inf))[:, 0]
+
+def _softmax(z: torch.Tensor, *, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Writes p, in proportion to e^z, for rows z [n, C] with maximum 0.
+
+    On a CPU torch divides by a sum that it took number by number: where C is 262,144, p adds up to
+    1 only within 3e-5. Whatever it divided by, the largest p is 1 over it.
+    Returns: what p adds up to [n] and the sum of e^z [n], both right to rounding.
+    """
+    p_sum = torch.softmax(z, dim=-1, out=out).sum(dim=-1)
+    return p_sum, p_sum / out.amax(dim=-1)
 
 
 def _on_cuda(

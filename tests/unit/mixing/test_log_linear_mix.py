@@ -103,12 +103,13 @@ def interpreted(case: Case, vocab_size: int | None = None) -> torch.Tensor:
     return log_linear_mix_triton(tensors, case.weights_NM, columns, vocab_size, soft_caps, scales)
 
 
+@pytest.mark.parametrize("vocab", [507, 151_936, 262_144])
 @pytest.mark.parametrize("name", CASES)
-def test_twin_matches_float64_truth(name: str) -> None:
-    case = CASES[name](507)
+def test_twin_matches_float64_truth(name: str, vocab: int) -> None:
+    case = CASES[name](vocab)
     check_mixed(case, log_linear_mix(case.logits, case.weights_NM, **case.options()))
-    wide_NV = log_linear_mix(case.logits, case.weights_NM, vocab_size=520, **case.options())
-    assert wide_NV.shape[1] == 520
+    wide_NV = log_linear_mix(case.logits, case.weights_NM, vocab_size=vocab + 13, **case.options())
+    assert wide_NV.shape[1] == vocab + 13
     check_mixed(case, wide_NV)
 
 
@@ -118,6 +119,12 @@ def test_kernel_matches_float64_truth(name: str) -> None:
     case = CASES[name](507)
     check_mixed(case, interpreted(case))
     check_mixed(case, interpreted(case, vocab_size=2100))  # two tiles
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_kernel_matches_float64_truth_at_the_largest_vocabulary() -> None:
+    case = CASES["banned tokens"](262_144)
+    check_mixed(case, interpreted(case))
 
 
 @pytest.mark.usefixtures("interpreter")

@@ -26,9 +26,10 @@ def interpreted(case: Case) -> MixtureStatistics:
     )
 
 
+@pytest.mark.parametrize("vocab", [507, 151_936, 262_144])
 @pytest.mark.parametrize("name", CASES)
-def test_twin_matches_float64_truth(name: str) -> None:
-    case = CASES[name](507)
+def test_twin_matches_float64_truth(name: str, vocab: int) -> None:
+    case = CASES[name](vocab)
     check_statistics(case, measured(case))
 
 
@@ -38,6 +39,12 @@ def test_twin_matches_float64_truth(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy on -inf - -inf and the like
 def test_kernel_matches_float64_truth(name: str, vocab: int) -> None:
     case = CASES[name](vocab)
+    check_statistics(case, interpreted(case))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_kernel_matches_float64_truth_at_the_largest_vocabulary() -> None:
+    case = CASES["one row"](262_144)
     check_statistics(case, interpreted(case))
 
 
