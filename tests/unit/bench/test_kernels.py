@@ -1,0 +1,67 @@
+"""The kernels' bench: what it prints, and that it times nothing that is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from bench import kernel_contests, kernels
+from bench.kernel_contests import KERNELS, SLACK, Size, errors
+from server.exits import CommandError
+
+SMALL = ["--rows", "1", "5", "--vocab", "507", "--members", "2", "--hidden", "16", "--rounds", "2"]
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bench sets torch's threads; copying a quarter of a GiB says nothing here."""
+    monkeypatch.setattr(kernels, "copy_bandwidth", lambda device, *, rounds: 1e10)
+    monkeypatch.setattr(kernels, "MAX_COPIES", 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_every_kernel_errs_no_more_than_eager_torch(
+    dtype: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert kernels.main([*SMALL, "--dtype", dtype]) == 0
+    out = capsys.readouterr().out
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert [(line["kernel"], line["rows"]) for line in lines] == [
+        (name, rows) for name in KERNELS for rows in (1, 5)
+    ]
+    for line in lines:
+        assert 0 <= line["error"] <= line["eager_error"] + SLACK
+        assert line["eager_us"]["low"] > 0
+        assert line["eager_over_ours"]["median"] > 0
+    assert torch.cuda.is_available() or "no GPU" in out
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("row", [0, 2, 4])
+def test_what_errs_is_not_timed(name: str, row: int) -> None:
+    size = Size(5, 507, 2, 16, torch.float32, torch.device("cpu"))
+    ways = KERNELS[name].make(size)
+    error, eager_error = errors(name, ways, size)
+    assert error <= eager_error + SLACK
+
+    def wrong() -> tuple[torch.Tensor, ...]:
+        results = ways.twin()
+        results = (results,) if isinstance(results, torch.Tensor) else results
+        results[0][row] += 1e-3
+        return results
+
+    with pytest.raises(CommandError, match=r"result 0 errs by 0\.001 .*No speed is reported"):
+        errors(name, ways._replace(twin=wrong), size)
+
+
+def test_a_wrong_twin_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = kernel_contests.log_linear_mix_torch
+    monkeypatch.setattr(
+        kernel_contests, "log_linear_mix_torch", lambda *inputs: twin(*inputs).half().float()
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(CommandError, match="log_linear_mix"):
+        kernels.main([*SMALL, "--kernel", "log_linear_mix"])
