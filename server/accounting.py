@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Send
 
 from server import request_log
 from server.answer_stream import AnswerStream
@@ -30,7 +31,7 @@ CLIENT_GONE = 499
 
 REQUEST_ID_HEADER = "x-request-id"
 _MAX_ID_CHARS = 128
-_ERROR_EVENT = 'data: {"error"'
+_ERROR_EVENT = b'data: {"error"'
 """How vLLM tells a client in the middle of a stream that the answer has failed."""
 
 
@@ -73,12 +74,11 @@ class Account:
 
     async def answered(self, response: Response) -> Response:
         """The engine's answer has begun, or is there; the account ends with its last byte."""
-        if self._resolution is not None:
-            response.headers.update(self._resolution.headers())
-        response.headers[REQUEST_ID_HEADER] = self.request_id()
+        headers = {} if self._resolution is None else self._resolution.headers()
+        headers[REQUEST_ID_HEADER] = self.request_id()
+        response.raw_headers += [(name.encode(), each.encode()) for name, each in headers.items()]
         if isinstance(response, StreamingResponse):
-            response.body_iterator = self._followed(response.body_iterator)
-            return AnswerStream(response)
+            return AnswerStream(response, self._send_all)
         if self._attribution is not None and response.status_code == HTTPStatus.OK:
             response = await self._with_attribution(response)
         elif self._attribution is not None:
@@ -91,32 +91,33 @@ class Account:
         await self._drop()
         self._close(_outcome(status), status)
 
-    async def _followed(self, body: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    async def _send_all(self, chunks: AsyncIterable[Any], send: Send) -> None:
+        """Ends the account with the last chunk."""
         outcome, status, has_failed = "cancelled", int(CLIENT_GONE), False
         try:
-            async for chunk in body:
-                has_failed = has_failed or _is_error(chunk)
+            async for chunk in chunks:
+                data = chunk.encode() if isinstance(chunk, str) else chunk
+                has_failed = has_failed or data.startswith(_ERROR_EVENT)
                 if self._first_byte_s is None:
                     self._first_byte_s = time.perf_counter() - self._began
                 if self._attribution is not None:
-                    chunk = await self._amended(chunk)
-                yield chunk
+                    data = await self._amended(data)
+                await send({"type": "http.response.body", "body": data, "more_body": True})
             outcome, status = ("error" if has_failed else "ok"), HTTPStatus.OK
         except Exception:
             outcome, status = "error", HTTPStatus.INTERNAL_SERVER_ERROR
             event = error_event()
             if event is None:
                 raise
-            yield event
+            await send({"type": "http.response.body", "body": event, "more_body": True})
         finally:
             self._close(outcome, status)
             if outcome != "ok":
                 await self._drop()
 
-    async def _amended(self, chunk: Any) -> Any:
+    async def _amended(self, chunk: bytes) -> bytes:
         """Puts the attribution into the chunks that end a choice."""
-        text = chunk.decode() if isinstance(chunk, bytes) else chunk
-        events = text.split("\n\n")
+        events = chunk.decode().split("\n\n")
         for place, event in enumerate(events):
             if not event.startswith("data: {"):
                 continue
@@ -126,7 +127,7 @@ class Account:
                 choice[FIELD] = await self._of_choice(choice["index"])
             if ended:
                 events[place] = "data: " + json.dumps(body, ensure_ascii=False)
-        return "\n\n".join(events)
+        return "\n\n".join(events).encode()
 
     async def _with_attribution(self, response: Response) -> Response:
         body = json.loads(bytes(response.body))
@@ -194,7 +195,7 @@ class Account:
         )
 
 
-def error_event() -> str | None:
+def error_event() -> bytes | None:
     """The last event of a stream in the Responses API that a policy has failed; None if none has.
 
     vLLM 0.32 stumbles over its own error there, so that the stream would break off.
@@ -203,11 +204,7 @@ def error_event() -> str | None:
     if message is None:
         return None
     body = {"type": "error", "code": "server_error", "message": message, "param": None}
-    return f"event: error\ndata: {json.dumps(body, ensure_ascii=False)}\n\n"
-
-
-def _is_error(chunk: Any) -> bool:
-    return chunk.startswith(_ERROR_EVENT if isinstance(chunk, str) else _ERROR_EVENT.encode())
+    return f"event: error\ndata: {json.dumps(body, ensure_ascii=False)}\n\n".encode()
 
 
 def _outcome(status: int) -> str:

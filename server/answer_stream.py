@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import Any
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+from server.exchange import SCOPE_KEY, Exchange, GoneError
+
+SendAll = Callable[[AsyncIterable[Any], Send], Awaitable[None]]
+"""Sends an answer's chunks as parts of the body, and leaves its end out."""
 
 
 class AnswerStream(StreamingResponse):
@@ -13,31 +20,24 @@ class AnswerStream(StreamingResponse):
     the request's own task. At sixteen tokens an answer the group is a tenth of the work, or about.
     """
 
-    def __init__(self, response: StreamingResponse) -> None:
+    def __init__(self, response: StreamingResponse, send_all: SendAll) -> None:
         """Takes a response's place. Args: response: not begun."""
         super().__init__(response.body_iterator, response.status_code)
         self.raw_headers = response.raw_headers
         self.background = response.background
+        self._send_all = send_all
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the answer; returns early if the client hangs up."""
-        gone = asyncio.timeout(None)
-        is_sending = True
-
-        def end(_: object) -> None:
-            if is_sending:
-                gone.reschedule(0)
-
-        listener = asyncio.ensure_future(self.listen_for_disconnect(receive))
-        listener.add_done_callback(end)
-        try:
-            async with gone:
-                await self.stream_response(send)
-        except TimeoutError:
-            if not gone.expired():
-                raise
-        finally:
-            is_sending = False
-            listener.cancel()
+        """Sends the answer; returns early if nobody waits for it any more."""
+        exchange: Exchange = scope[SCOPE_KEY]
+        with contextlib.suppress(GoneError):
+            await exchange.unless_gone(self.stream_response(send))
         if self.background is not None:
             await self.background()
+
+    async def stream_response(self, send: Send) -> None:
+        """Sends all of it."""
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        await self._send_all(self.body_iterator, send)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -41,6 +41,7 @@ from server.description import describe_refusals
 from server.engine_statistics import EngineStatistics
 from server.errors import http_exception
 from server.guard import Guard
+from server.intake import TEXT_PATHS
 from server.limits import LIMITS_ATTRIBUTE, Limits
 from server.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from server.live_weights import LiveWeights
@@ -209,8 +210,10 @@ def guard(app: FastAPI, keys: list[str], tokens: Tokens) -> None:
 
 
 def keep_allowed_routes(app: FastAPI) -> None:
-    """Removes every route that server/access.py does not list."""
-    app.router.routes[:] = [route for route in app.router.routes if path_of(route) in LEVELS]
+    """Removes every route that server/access.py does not list; those that make text come first."""
+    routes = [route for route in app.router.routes if path_of(route) in LEVELS]
+    # Each request is compared with one after another, by the router and by vLLM's metrics.
+    app.router.routes[:] = sorted(routes, key=lambda route: path_of(route) not in TEXT_PATHS)
     app.openapi_schema = None
 
 

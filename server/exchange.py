@@ -2,21 +2,24 @@
 
 To the application an end looks like a client that hangs up: that way is taken often and well
 tested, it frees the engine's slots, and it works in the middle of a stream. The client is told the
-truth.
+truth. One task listens for both; vLLM and Starlette have one each, and others for their work.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import error_body, error_response
 from server.headers import header
+
+T = TypeVar("T")
 
 SCOPE_KEY = "prefmix.exchange"
 """Where an application finds the exchange it works on."""
@@ -33,6 +36,10 @@ class Cut:
     retry_after_s: int | None = None
 
 
+class GoneError(Exception):
+    """Nobody waits for the answer any more: the client has hung up, or the request was ended."""
+
+
 class Exchange:
     """Stands between the HTTP server and the application."""
 
@@ -41,6 +48,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._waits: list[asyncio.Timeout] = []
+        self._listener: asyncio.Future[None] | None = None
+        self._is_gone = False
         self._is_started = False
         self._is_stream = False
         self._is_finished = False
@@ -58,22 +67,47 @@ class Exchange:
         is_too_late = self._is_finished or (self._is_started and not self._is_stream)
         if self.cut is None and not is_too_late:
             self.cut = cut
-            for wait in self._waits:
-                wait.reschedule(0)
+            self._let_go()
+
+    async def unless_gone(self, work: Awaitable[T]) -> T:
+        """Does work of the application, which has the whole body by now.
+
+        Raises: GoneError, with the work cancelled, as soon as nobody waits for the answer.
+        """
+        if self._listener is None:
+            self._listener = asyncio.ensure_future(self._listen())
+        return await self._until_let_go(work)
 
     async def receive(self) -> Message:
         """For the application: what comes from the client, or that it is over."""
-        if self.cut is not None:
+        try:
+            return await self._until_let_go(self._receive())
+        except GoneError:
             return {"type": "http.disconnect"}
-        wait = asyncio.timeout(None)  # until `end`
+
+    async def _until_let_go(self, work: Awaitable[T]) -> T:
+        wait = asyncio.timeout(0 if self._is_gone else None)
         try:
             async with wait:
                 self._waits.append(wait)
-                return await self._receive()
+                return await work
         except TimeoutError:
-            return {"type": "http.disconnect"}
+            if wait.expired():
+                raise GoneError from None
+            raise
         finally:
             self._waits.remove(wait)
+
+    def _let_go(self) -> None:
+        if not self._is_gone:
+            self._is_gone = True
+            for wait in self._waits:
+                wait.reschedule(0)
+
+    async def _listen(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._let_go()
 
     async def send(self, message: Message) -> None:
         """For the application; what it says after the end is not sent."""
@@ -89,6 +123,8 @@ class Exchange:
 
     async def close(self) -> None:
         """Once the application has let go: tells the client if it was ended."""
+        if self._listener is not None:
+            self._listener.cancel()
         for action in self._at_end:
             action()
         if self.cut is None or self._is_finished:

@@ -80,13 +80,15 @@ def resolve(
     """
     model, model_profile = split_model(preferences.model, profiles, model_names=model_names)
     raw_weights = from_extra_args(preferences.extra_args)
-    named = {
-        "preference_weights": preferences.weights,
-        "preference_profile": preferences.profile,
-        f"model {preferences.model!r}": model_profile,
-        f"vllm_xargs.{WEIGHTS_KEY}": raw_weights,
-    }
-    _at_most_one([field for field, value in named.items() if value is not None])
+    _at_most_one(
+        {
+            "preference_weights": preferences.weights,
+            "preference_profile": preferences.profile,
+            "model": model_profile,
+            f"vllm_xargs.{WEIGHTS_KEY}": raw_weights,
+        },
+        model=preferences.model,
+    )
 
     profile = CUSTOM_PROFILE
     if preferences.weights is not None:
@@ -130,12 +132,14 @@ def split_model(
     )
 
 
-def _at_most_one(fields: list[str]) -> None:
+def _at_most_one(ways: Mapping[str, object], *, model: str | None) -> None:
+    fields = [field for field, value in ways.items() if value is not None]
     if len(fields) > 1:
+        said = [f"model {model!r}" if field == "model" else field for field in fields]
         raise RequestError(
-            f"{' and '.join(fields)} were both given; send one of them, as each alone decides "
+            f"{' and '.join(said)} were both given; send one of them, as each alone decides "
             "the weights",
-            param=next(field for field in fields if not field.startswith("model ")),
+            param=next(field for field in fields if field != "model"),
             reason="ambiguous",
         )
 

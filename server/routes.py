@@ -17,12 +17,12 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.tokenize import api_router as vllm_tokenize
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
-from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.entrypoints.serve.utils.api_utils import decrement_server_load, validate_json_request
 
 from server.accounting import CLIENT_GONE, REQUEST_ID_HEADER, Account
 from server.attribution import Attribution
 from server.errors import RequestError, error_response
-from server.exchange import SCOPE_KEY, Exchange
+from server.exchange import SCOPE_KEY, Exchange, GoneError
 from server.resolve import PROFILE_HEADER, VERSION_HEADER, WEIGHTS_HEADER, split_model
 from server.route import OpenAIRoute
 from server.schemas import (
@@ -145,7 +145,11 @@ async def _generate(handler: Handler, request: PreferenceFields, raw_request: Re
     exchange.at_end(ticket.release)
     account.admitted(resolution, attribution, num_samples=request.num_samples)
     try:
-        response = _answer(await handler(request, raw_request))
+        response = _answer(await exchange.unless_gone(_unlistening(handler)(request, raw_request)))
+    except GoneError:
+        if getattr(raw_request.app.state, "enable_server_load_tracking", False):
+            decrement_server_load(raw_request)  # as vLLM does where it listens itself
+        response = Response(status_code=CLIENT_GONE)
     except Exception as error:
         # vLLM answers many a wrong parameter by an exception that it turns into a 400 later.
         refusal = create_error_response(error).error
@@ -155,6 +159,12 @@ async def _generate(handler: Handler, request: PreferenceFields, raw_request: Re
             raise
         response = error_response(refusal.message, status=status, param=refusal.param)
     return await account.answered(response)
+
+
+def _unlistening(handler: Handler) -> Handler:
+    """A handler of vLLM's without `with_cancellation` around it: the exchange listens already."""
+    inner: Handler = handler.__wrapped__  # type: ignore[attr-defined]
+    return inner
 
 
 def _answer(response: Response | None) -> Response:

@@ -6,7 +6,7 @@ profiles; the OpenAPI page shows their real shape and an example.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -42,6 +42,14 @@ _ATTRIBUTION_SCHEMA = {
 _PROFILE_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Preference Profile"}
 
 
+class Bound(NamedTuple):
+    """What a request has been given."""
+
+    resolution: Resolution
+    attribution: Attribution
+    ticket: Ticket
+
+
 class PreferenceFields(BaseModel):
     """The fields that choose a request's weights, and the weights once chosen."""
 
@@ -70,9 +78,7 @@ class PreferenceFields(BaseModel):
         ),
         examples=[True],
     )
-    _resolution: Resolution | None = PrivateAttr(default=None)
-    _attribution: Attribution | None = PrivateAttr(default=None)
-    _ticket: Ticket | None = PrivateAttr(default=None)
+    _bound: Bound | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -113,22 +119,19 @@ class PreferenceFields(BaseModel):
 
     def bind(self, resolution: Resolution, attribution: Attribution, ticket: Ticket) -> None:
         """Gives the request the weights and the place it keeps, and the model name vLLM knows."""
-        self._resolution = resolution
-        self._attribution = attribution
-        self._ticket = ticket
+        self._bound = Bound(resolution, attribution, ticket)
         self.model = resolution.model
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         """vLLM's sampling parameters with the weights under `wire.WEIGHTS_KEY`."""
-        assert self._resolution is not None, "bind() comes before to_sampling_params()"
-        assert self._attribution is not None
-        assert self._ticket is not None
-        self._ticket.handed_over(self.num_samples)  # vLLM adds each prompt after asking for these
+        assert self._bound is not None, "bind() comes before to_sampling_params()"
+        resolution, attribution, ticket = self._bound
+        ticket.handed_over(self.num_samples)  # vLLM adds each prompt after asking for these
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
-        extra_args = {**(params.extra_args or {}), **to_extra_args(self._resolution.weights)}
+        extra_args = {**(params.extra_args or {}), **to_extra_args(resolution.weights)}
         extra_args.pop(MEASURE_KEY, None)  # a name under which others' figures could be found
-        if self._attribution.is_wanted:
-            extra_args[MEASURE_KEY] = self._attribution.next_key()
+        if attribution.is_wanted:
+            extra_args[MEASURE_KEY] = attribution.next_key()
         params.extra_args = extra_args
         return params
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
+from http import HTTPStatus
+from typing import Any
 
 import pytest
 from fastapi.responses import StreamingResponse
 from starlette.background import BackgroundTask
-from starlette.types import Message
+from starlette.types import Message, Send
 
 from server.answer_stream import AnswerStream
+from server.exchange import Cut, Exchange
+
+CUT = Cut(outcome="timeout", status=HTTPStatus.GATEWAY_TIMEOUT, message="too late")
 
 
 class Client:
@@ -35,7 +40,14 @@ class Client:
         return b"".join(each.get("body", b"") for each in self.sent).decode()
 
 
-async def answer(client: Client, events: AsyncIterator[str]) -> list[str]:
+async def send_all(chunks: AsyncIterable[Any], send: Send) -> None:
+    async for chunk in chunks:
+        await send({"type": "http.response.body", "body": chunk.encode(), "more_body": True})
+
+
+async def answer(
+    client: Client, events: AsyncIterator[str], *, cut_after_s: float | None = None
+) -> list[str]:
     """Sends the events; returns what has been done afterwards."""
     done: list[str] = []
     response = StreamingResponse(
@@ -45,7 +57,15 @@ async def answer(client: Client, events: AsyncIterator[str]) -> list[str]:
         media_type="text/event-stream",
         background=BackgroundTask(done.append, "background"),
     )
-    await AnswerStream(response)({"type": "http"}, client.receive, client.send)
+    scope: dict[str, Any] = {"type": "http", "path": "/v1/completions"}
+    exchange = Exchange(scope, client.receive, client.send)
+    if cut_after_s is not None:
+        asyncio.get_running_loop().call_later(cut_after_s, exchange.end, CUT)
+    try:
+        await AnswerStream(response, send_all)(scope, exchange.receive, exchange.send)
+    finally:
+        await exchange.close()
+    await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == 1, "the listener has ended"
     return done
 
@@ -85,6 +105,42 @@ def test_a_client_that_hangs_up_ends_it_while_it_waits_for_more() -> None:
         async with asyncio.timeout(5):
             assert await answer(client, events()) == ["background"]
         assert (client.text, ended) == ("a", ["events"])
+
+    asyncio.run(main())
+
+
+def test_a_cut_ends_it_and_the_client_is_told() -> None:
+    ended = []
+
+    async def events() -> AsyncIterator[str]:
+        try:
+            yield "a"
+            await asyncio.sleep(60)
+        finally:
+            ended.append("events")
+
+    async def main() -> None:
+        client = Client()
+        async with asyncio.timeout(5):
+            assert await answer(client, events(), cut_after_s=0.01) == ["background"]
+        assert ended == ["events"]
+        assert client.text.startswith('adata: {"error"')
+        assert '"too late"' in client.text
+        assert client.sent[-1]["more_body"] is False
+
+    asyncio.run(main())
+
+
+def test_a_client_that_had_gone_before_ends_it_at_its_first_wait() -> None:
+    async def events() -> AsyncIterator[str]:
+        await asyncio.sleep(60)
+        yield "a"
+
+    async def main() -> None:
+        client = Client(stays_for=0)
+        async with asyncio.timeout(5):
+            await answer(client, events())
+        assert client.text == ""
 
     asyncio.run(main())
 

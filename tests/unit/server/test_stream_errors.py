@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Message
 
 from mixing import wire
 from server.accounting import Account
+from server.exchange import Exchange
 from server.failed_policies import FailedPolicies
 from server.metrics import NO_PROFILE, REQUESTS
 
@@ -22,13 +24,22 @@ def requests(outcome: str) -> float:
     return float(REQUESTS.labels(NO_PROFILE, outcome)._value.get())
 
 
-async def read(body: AsyncIterator[Any]) -> list[Any]:
+async def read(body: AsyncIterator[Any]) -> list[str]:
     scope = {"type": "http", "path": "/v1/responses", "headers": [], "method": "POST"}
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    exchange = Exchange(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
     statistics: Any = None  # asked only for attributions
     account = Account(Request(scope), statistics)
     response = await account.answered(StreamingResponse(body))
-    assert isinstance(response, StreamingResponse)
-    return [chunk async for chunk in response.body_iterator]
+    try:
+        await response(scope, exchange.receive, exchange.send)
+    finally:
+        await exchange.close()
+    return [each["body"].decode() for each in sent[1:-1]]
 
 
 @pytest.mark.parametrize(
