@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mixing.kernels.tuning import Config, Tuner
+from mixing.kernels.tuning import Config, Tuner, many
 
 TUNER = Tuner(
     {"BLOCK_V": 2048, "num_warps": 4},
@@ -93,6 +93,6 @@ def log_linear_mix_triton(
             **config,
         )
 
-    key = (weights.device, vocab_size, tuple(tensor.dtype for tensor in logits))
+    key = (weights.device, many(num_rows), vocab_size, tuple(tensor.dtype for tensor in logits))
     TUNER.launch(run, key=key, device=weights.device)
     return out

@@ -24,7 +24,7 @@ import triton.language as tl
 
 from mixing.kernels.log_linear_mix_triton import soft_capped_tile
 from mixing.kernels.mixture_statistics import empty_outputs
-from mixing.kernels.tuning import Config, Tuner
+from mixing.kernels.tuning import Config, Tuner, many
 
 TUNER = Tuner(
     {"BLOCK_V": 1024, "num_warps": 4},
@@ -227,6 +227,6 @@ def mixture_statistics_triton(
             **of_members,
         )
 
-    key = (weights.device, common, tuple(tensor.dtype for tensor in logits))
+    key = (weights.device, many(num_rows), common, tuple(tensor.dtype for tensor in logits))
     TUNER.launch(run, key=key, device=weights.device)
     return outputs

@@ -19,6 +19,17 @@ _WARM_UPS = 3
 _LAUNCHES = 20
 
 
+_MANY_ROWS = 32
+
+
+def many(num_rows: int) -> bool:
+    """Part of a kind of input: what is fastest for one row need not be for a batch.
+
+    No finer: each kind is measured anew, and batches change from step to step.
+    """
+    return num_rows >= _MANY_ROWS
+
+
 class Tuner:
     """Remembers the fastest configuration for each kind of input, per process."""
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Hashable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from head_cases import make_heads
+from kernel_cases import make_case
 
 from mixing.kernels import tuning
 from mixing.kernels.tuning import Config, Tuner
@@ -62,6 +66,32 @@ def test_measures_nothing_without_a_gpu(measured: list[Config]) -> None:
     ran = list[Config]()
     Tuner(SLOW, FAST).launch(ran.append, key="a", device=torch.device("cpu"))
     assert (ran, measured) == ([SLOW], [])
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", ["log_linear_mix", "mixture_statistics", "mix_lm_head"])
+def test_a_choice_made_for_one_row_does_not_serve_a_batch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"mixing.kernels.{name}_triton")
+    keys: list[Hashable] = []
+    monkeypatch.setattr(module.TUNER, "launch", lambda run, *, key, device: keys.append(key))
+    for rows in (1, 2, 31, 32, 256):
+        case, inputs = make_case(507, rows=rows), make_heads(16, rows=rows)
+        logits, ones = case.logits, [1.0] * 3
+        arguments = {
+            "log_linear_mix": (logits, case.weights_NM, [0, 1, 2], 507, [0.0] * 3, ones),
+            "mixture_statistics": (
+                *(logits, case.weights_NM, case.tokens_N, [0, 1, 2], [0.0] * 3, ones),
+            ),
+            "mix_lm_head": (inputs.hidden, inputs.heads, inputs.weights_NM, [0], 130, [1.0]),
+        }[name]
+        getattr(module, f"{name}_triton")(*arguments)
+    one, two, _, _, many = keys
+    assert one == two
+    assert one != many
+    if name != "mix_lm_head":  # it has more kinds of rows
+        assert len(set(keys)) == 2
 
 
 def test_kernels_compile_for_a_gpu() -> None:
