@@ -41,8 +41,8 @@ class Case:
         return replace(
             self,
             logits=logits,
-            weights_NM=self.weights_NM.to(device),
-            tokens_N=self.tokens_N.to(device),
+            weights_NM=_moved(self.weights_NM, device),
+            tokens_N=_moved(self.tokens_N, device),
         )
 
     def options(self) -> dict[str, Any]:
@@ -128,6 +128,13 @@ def _strided(vocab: int) -> Case:
     return replace(case, logits=[first.T.contiguous().T, second, wide[::2, ::2]])
 
 
+def _strided_weights_and_tokens(vocab: int) -> Case:
+    case = make_case(vocab)
+    weights_NM = torch.full((8, 6), torch.nan)[::2, ::2].copy_(case.weights_NM)
+    tokens_N = torch.full((8,), -1)[::2].copy_(case.tokens_N)
+    return replace(case, weights_NM=weights_NM, tokens_N=tokens_N)
+
+
 def _huge(vocab: int) -> Case:
     case = make_case(vocab)
     return replace(case, logits=[each * HUGE for each in case.logits])
@@ -142,6 +149,10 @@ CASES: dict[str, Callable[[int], Case]] = {
     "one member": lambda vocab: make_case(vocab, members=1),
     "two members, bfloat16": lambda vocab: make_case(vocab, torch.bfloat16, members=2),
     "three members, float16": lambda vocab: make_case(vocab, torch.float16),
+    "four members": lambda vocab: make_case(vocab, members=4, rows=2),
+    "five members": lambda vocab: make_case(vocab, members=5, rows=2),
+    "six members": lambda vocab: make_case(vocab, members=6, rows=1),
+    "seven members": lambda vocab: make_case(vocab, members=7, rows=1),
     "eight members": lambda vocab: make_case(vocab, members=8, rows=2),
     "one row": lambda vocab: make_case(vocab, rows=1),
     "no rows": lambda vocab: make_case(vocab, rows=0),
@@ -153,6 +164,7 @@ CASES: dict[str, Callable[[int], Case]] = {
     "ragged vocabularies, tokens outside": _ragged,
     "soft-cap and scale": _capped,
     "strided": _strided,
+    "strided weights and tokens": _strided_weights_and_tokens,
     "huge logits": _huge,
     "far from zero": _far_from_zero,
     "a member that did not run": lambda vocab: replace(

@@ -49,8 +49,8 @@ def present_members(
     num_rows, num_members = weights_NM.shape
     if len(members) != num_members:
         raise ValueError(f"weights have {num_members} columns for {len(members)} members' {what}")
-    caps = _per_member("soft_cap", [0.0] * num_members if soft_cap is None else soft_cap, members)
-    scales = _per_member("scale", [1.0] * num_members if scale is None else scale, members)
+    caps = _per_member("soft_cap", soft_cap, members, none=0.0)
+    scales = _per_member("scale", scale, members, none=1.0)
     present = Present([], [], [], [])
     for column, tensor in enumerate(members):
         if tensor is None:
@@ -86,10 +86,16 @@ def _one_by_one(
 
 
 def _per_member(
-    name: str, values: Sequence[float | None], members: Sequence[torch.Tensor | None]
+    name: str,
+    values: Sequence[float | None] | None,
+    members: Sequence[torch.Tensor | None],
+    *,
+    none: float,
 ) -> list[float]:
+    if values is None:
+        return [none] * len(members)
     if len(values) != len(members):
         raise ValueError(f"{name} has {len(values)} entries for {len(members)} members")
-    if any(value is not None and value < 0 for value in values):
-        raise ValueError(f"{name} must be positive; got {list(values)}")
-    return [value or 0.0 for value in values]
+    if not all(value is None or value > 0 for value in values):
+        raise ValueError(f"{name} must be positive, or None for a member without; got {[*values]}")
+    return [none if value is None else value for value in values]

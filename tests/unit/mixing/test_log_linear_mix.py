@@ -171,6 +171,10 @@ def test_is_one_operator_to_the_compiler() -> None:
         (torch.zeros(2, 1, 4), torch.zeros(2, 1), {"scale": [1, 2]}, "scale has 2 entries for 1"),
         (torch.zeros(2, 1, 4), torch.zeros(2, 1), {"vocab_size": 0}, "vocab_size must be at least"),
         (torch.zeros(2, 1, 4), torch.zeros(2, 1), {"soft_cap": [-1]}, "soft_cap must be positive"),
+        (torch.zeros(2, 1, 4), torch.zeros(2, 1), {"soft_cap": [0]}, "soft_cap must be positive"),
+        (torch.zeros(2, 1, 4), torch.zeros(2, 1), {"scale": [0.0]}, r"scale must be.* \[0.0\]"),
+        (torch.zeros(2, 2, 4), torch.zeros(2, 2), {"scale": [1, -1]}, "scale must be positive"),
+        (torch.zeros(2, 1, 4), torch.zeros(2, 1), {"scale": [torch.nan]}, "scale must be positive"),
     ],
 )
 def test_refuses_what_does_not_fit(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import pytest
 import torch
 from head_cases import HEADS, Heads, check_heads, make_heads
@@ -57,9 +60,19 @@ def test_is_one_operator_to_the_compiler() -> None:
     torch.testing.assert_close(compiled(inputs.weights_NM), logprobs(inputs.weights_NM))
 
 
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
+
+
+def _without_record(capabilities: Iterable[tuple[int, int]]) -> list[str]:
+    records = [path.read_text(encoding="utf-8") for path in RESULTS.glob("kernels_*.md")]
+    names = [f"compute capability {major}.{minor}" for major, minor in capabilities]
+    return [name for name in names if not any(f"{name}\n" in record for record in records)]
+
+
 def test_no_device_is_listed_without_a_record() -> None:
-    """Whoever measures one adds it here together with the record under tests/bench/results."""
-    assert not FUSED_ROWS
+    """A line of tests/bench/results/kernels_*.md ends in `compute capability 9.0`, say."""
+    assert not _without_record(FUSED_ROWS)
+    assert _without_record([(99, 0)]) == ["compute capability 99.0"]
 
 
 def test_refuses_what_does_not_fit() -> None:
@@ -74,5 +87,7 @@ def test_refuses_what_does_not_fit() -> None:
         mix_lm_head(hidden, [heads[0], heads[1].T.contiguous().T], weights_NM)
     with pytest.raises(ValueError, match="fused=True needs tensors on a CUDA device"):
         mix_lm_head(hidden, heads, weights_NM, fused=True)
+    with pytest.raises(ValueError, match=r"scale must be positive.*got \[1\.0, 0\.0\]"):
+        mix_lm_head(hidden, heads, weights_NM, scale=[1.0, 0.0])
     with pytest.raises(ValueError, match="no member has hidden states"):
         mix_lm_head([None, None], heads, weights_NM)
