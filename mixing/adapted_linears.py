@@ -73,7 +73,9 @@ class AdapterLinearMethod(QuantizeMethodBase):
         self.inner.process_weights_after_loading(layer)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Args: x: [R, in]. Returns: [R, out]."""
+        """Args: x: [R, in], or [1, R, in] in models that are transformers' code. Returns: alike."""
+        if x.dim() > 2:
+            return self.apply(layer, x.flatten(0, -2), bias).reshape(*x.shape[:-1], -1)
         if self.joined is not None:
             return self.joined.apply(layer, x, bias)
         out: torch.Tensor = self.inner.apply(layer, x, bias)

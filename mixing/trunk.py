@@ -63,7 +63,13 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             **(config.additional_config or {}),
             "prefmix_trunk": [sorted(adapter.ranks.items()) for adapter in adapters],
         }
+        compilable = [each for each in base.modules() if hasattr(each, "do_not_compile")]
+        is_compiled = not all(each.do_not_compile for each in compilable)
         self.trunk = StackedTrunk(vllm_config=config, base=base, stack=self.stack)
+        if not is_compiled:
+            self.trunk.do_not_compile = True
+        for module in compilable:
+            module.do_not_compile = True  # it is part of the trunk's graph, or runs layer by layer
         self.hidden_sizes = [config.model_config.get_hidden_size()] * self.spec.num_members
         processors = [each for each in base.modules() if isinstance(each, LogitsProcessor)]
         self.is_head_linear = len(processors) == 1 and not processors[0].soft_cap
@@ -187,7 +193,9 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": -1})
 class StackedTrunk(nn.Module):
-    """The base over stacked rows: what is compiled as one graph."""
+    """The base over stacked rows: what is compiled as one graph, if vLLM compiles the base."""
+
+    do_not_compile: bool
 
     def __init__(
         self, *, vllm_config: VllmConfig, prefix: str = "", base: Any, stack: Stack
@@ -195,9 +203,6 @@ class StackedTrunk(nn.Module):
         super().__init__()
         self.base = base
         self.stack = stack
-        for module in base.modules():
-            if hasattr(module, "do_not_compile"):
-                module.do_not_compile = True  # it is part of this graph, or runs layer by layer
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Args: input_ids, positions: int [T]. Returns: [R, D], member by member."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RUNNER, AdaptedBase, EngineFactory
+from conftest import RUNNER, AdaptedBase, EngineFactory, model_of
 from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, rounding_errors
 from safetensors.torch import load_file, save_file
 from tiny_adapters import save_adapter, save_merged
@@ -36,6 +36,15 @@ def served_base(root: Path, *, num_adapters: int = 2, **options: Any) -> Adapted
     return AdaptedBase(base=base, adapters=adapters, merged=merged)
 
 
+@pytest.fixture
+def undecorated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM rewrites the classes of transformers that it compiles; the oracle needs them too."""
+    monkeypatch.setattr(
+        "vllm.model_executor.models.transformers.base.support_torch_compile",
+        lambda **options: lambda model_class: model_class,
+    )
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -49,9 +58,11 @@ def served_base(root: Path, *, num_adapters: int = 2, **options: Any) -> Adapted
             "targets": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
             "kv_heads": 1,
         },
+        {"model_type": "olmo2"},
     ],
     ids=lambda options: options["model_type"],
 )
+@pytest.mark.usefixtures("undecorated")
 def test_any_architecture_of_plain_attention_is_exact(
     engine: EngineFactory, tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -60,6 +71,23 @@ def test_any_architecture_of_plain_attention_is_exact(
     llm = engine(served.spec(), max_num_batched_tokens=64)
     batch = jobs(10, num_members=2)
     assert Oracle(served.merged).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+
+
+@pytest.mark.parametrize("model_type", ["olmo2", "smollm3"])
+@pytest.mark.usefixtures("undecorated")
+def test_batched_products_are_exact_in_models_of_transformers_own_code(
+    engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    """They hand their layers [1, R, D]. Some rows are spared, others belong to every member."""
+    monkeypatch.setattr("mixing.adapted_linears.join_factors", lambda *arguments: None)
+    served = served_base(tmp_path, model_type=model_type)
+    llm = engine(served.spec(reference=served.reference()), max_num_batched_tokens=64)
+    assert type(model_of(llm).trunk.base).__name__ == "TransformersForCausalLM"
+    batch = jobs(10, num_members=3)
+    oracle = Oracle([*served.merged, served.base])
+    assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+    alone = [Job(prompt=(9, 8, 7), weights=(0.0, 0.5, 0.5))]
+    assert oracle.worst_error(alone, generate(llm, alone)) < TOLERANCE_NATS
 
 
 def test_the_reference_is_the_base_at_any_weight(
@@ -89,12 +117,27 @@ def test_compiled_trunk_is_exact_for_every_set_of_members(
 ) -> None:
     """All policies run as compiled; one of them, or the reference too, layer by layer."""
     llm = engine(adapted.spec(reference=adapted.reference()), enforce_eager=False)
+    assert not model_of(llm).trunk.do_not_compile
     oracle = Oracle([*adapted.merged, adapted.base])
     batch = jobs(12, num_members=4, seed=10)
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
     for weights in ((0.2, 0.3, 0.5, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)):
         alone = [Job(prompt=(9, 8, 7), weights=weights)]
         assert oracle.worst_error(alone, generate(llm, alone)) < TOLERANCE_NATS
+
+
+@pytest.mark.skipif(RUNNER == "v2", reason="torch.compile under Triton's interpreter is not tried")
+@pytest.mark.usefixtures("undecorated")
+def test_a_base_that_vllm_does_not_compile_is_not_compiled(
+    engine: EngineFactory, tmp_path: Path
+) -> None:
+    """Dynamic rotary embeddings of transformers look at the positions: no graph can."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    served = served_base(tmp_path, model_type="olmo2", rope_parameters=rope)
+    llm = engine(served.spec(), enforce_eager=False)
+    assert model_of(llm).trunk.do_not_compile
+    batch = jobs(4, num_members=2)
+    assert Oracle(served.merged).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
 def test_batched_products_are_exact(
