@@ -1,16 +1,32 @@
-"""When a model's output matrix can be multiplied directly instead of through its own layers."""
+"""What a model does to hidden states to get logits, found out by trying.
+
+Which of vLLM's layers a model has does not tell: its `compute_logits` may apply a norm or a cap of
+its own. So it is run once, on random hidden states, before anything relies on it.
+
+Shapes: D hidden width, V vocabulary, V_r rows of the output matrix on this rank.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm.logger import init_logger
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
+
+logger = init_logger(f"vllm.{__name__}")
+
+Logits = Callable[[torch.Tensor], torch.Tensor | None]
+"""Hidden states [N, D] to logits [N, V]; None on ranks without. vLLM 0.32 gathers on all."""
+
+_FINEST = 2**-10
+"""A GPU may round the factors of float32 products this much (TensorFloat-32)."""
 
 
 @dataclass(frozen=True)
@@ -18,28 +34,90 @@ class PlainHead:
     """logits = scale * (weight @ hidden), and nothing else."""
 
     weight_VD: torch.Tensor
+    """[V_r, D]; the vocabulary's padding too where there are several ranks."""
     scale: float
+    gather: Logits
+    """All ranks' [N, V_r] side by side; with one rank its argument."""
 
 
-def plain_head(model: Any, dtype: torch.dtype) -> PlainHead | None:
-    """The output matrix of a loaded model on one rank, if its logits are that product alone.
+def is_linear(
+    compute_logits: Logits, hidden_size: int, *, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether the logits of a weighted mean of hidden states are the weighted mean of the logits.
 
-    None for a soft-cap, a bias, a quantised, sharded or differently typed head, or a model that
-    keeps its head under other names than vLLM's usual ones.
+    Weights sum to 1, so a bias does no harm.
     """
+    first_1D, second_1D = _probe(hidden_size, dtype, device)[:, None]
+    mean_1D = 0.25 * first_1D + 0.75 * second_1D
+    logits_3V = compute_logits(torch.cat([first_1D, second_1D, mean_1D]))
+    if logits_3V is None:
+        return False
+    first_V, second_V, mean_V = logits_3V.float()
+    return _agree(mean_V, 0.25 * first_V + 0.75 * second_V, dtype)
+
+
+def plain_heads(models: Sequence[Any], dtype: torch.dtype) -> list[PlainHead] | None:
+    """The output matrices of loaded models whose logits can be mixed as one product on each rank.
+
+    None if a model's logits are not its matrix's product alone, in `dtype`, or if the ranks split
+    the models' vocabularies at different places.
+    """
+    heads = [_plain_head(model, dtype) for model in models]
+    present = [head for head in heads if head is not None]
+    if len(present) < len(heads):
+        return None
+    is_split = any(model.lm_head.tp_size > 1 for model in models)
+    if is_split and len({head.weight_VD.shape[0] for head in present}) > 1:
+        return None
+    return present
+
+
+def _plain_head(model: Any, dtype: torch.dtype) -> PlainHead | None:
+    """None for a soft-cap, a norm, a bias, a quantised or differently typed head, or a model that
+    keeps its head under other names than vLLM's usual ones."""
     head = getattr(model, "lm_head", None)
     processor = getattr(model, "logits_processor", None)
     if not isinstance(head, VocabParallelEmbedding) or not isinstance(processor, LogitsProcessor):
         return None
-    is_plain = (
+    looks_plain = (
         isinstance(head.quant_method, UnquantizedEmbeddingMethod)
         and getattr(head, "bias", None) is None
-        and head.tp_size == 1
+        and head.parallel_group is None
+        and head.num_added_embeddings == 0
         and head.weight.dtype == dtype
         and processor.soft_cap is None
         and not processor.logits_as_input
         and processor.head_dtype in (None, dtype)
     )
-    if not is_plain:
+    if not looks_plain:
         return None
-    return PlainHead(weight_VD=head.weight[: processor.org_vocab_size], scale=processor.scale)
+    plain = PlainHead(head.weight[: processor.org_vocab_size], processor.scale, lambda rows: rows)
+    if head.tp_size > 1:
+        plain = PlainHead(head.weight, processor.scale, processor._gather_logits)
+    probe_2D = _probe(head.weight.shape[1], dtype, head.weight.device)
+    came = model.compute_logits(probe_2D)
+    product = plain.gather(plain.scale * (probe_2D @ plain.weight_VD.T))
+    if came is None or product is None:
+        return None
+    if _agree(came, product[:, : processor.org_vocab_size], dtype):
+        return plain
+    logger.info(
+        "%s does more to hidden states than one product: every policy's logits are mixed.",
+        type(model).__name__,
+    )
+    return None
+
+
+def _probe(hidden_size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[2, D], the same on every rank, and large enough to reach into a cap."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    normal_2D = torch.randn((2, hidden_size), generator=generator, device="cpu")
+    return (8 * normal_2D).to(dtype).to(device)
+
+
+def _agree(came: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether two tensors are equal but for rounding; equal infinities are, NaN never is."""
+    came, expected = came.float(), expected.float()
+    error = torch.where(came == expected, 0.0, came - expected).norm()
+    size = expected[expected.isfinite()].norm()
+    return bool(error <= 8 * max(torch.finfo(dtype).eps, _FINEST) * size)

@@ -16,7 +16,7 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader.utils import initialize_model
 
-from mixing.heads import PlainHead, plain_head
+from mixing.heads import PlainHead, plain_heads
 from mixing.kernels.mix_lm_head import mix_lm_head
 from mixing.loading import (
     member_prefix,
@@ -86,19 +86,30 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         """
         if self.device.type == "cpu":
             return None
-        heads = [plain_head(member, self.dtype) for member in self._members]
-        return None if None in heads else [head for head in heads if head is not None]
+        return plain_heads(self._members, self.dtype)
 
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
         if self.plain_heads is not None:
-            return mix_lm_head(
-                hidden,
-                [head.weight_VD[: self.common_vocab_size] for head in self.plain_heads],
-                weights_NM,
-                vocab_size=self.vocab_size,
-                scale=[head.scale for head in self.plain_heads],
-            )
+            return self._mix_heads(self.plain_heads, hidden, weights_NM)
         return self.mix_logits(self._logits_of(hidden, members_with_weight(weights_NM)), weights_NM)
+
+    def _mix_heads(
+        self, heads: Sequence[PlainHead], hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor
+    ) -> torch.Tensor | None:
+        """One product over all heads' rows of this rank, then one gather."""
+        mixed = heads[0].gather(
+            mix_lm_head(
+                hidden,
+                [head.weight_VD for head in heads],
+                weights_NM,
+                scale=[head.scale for head in heads],
+            )
+        )
+        if mixed is None:
+            return None
+        mixed = mixed[:, : self.common_vocab_size]
+        missing = self.vocab_size - mixed.shape[1]
+        return nn.functional.pad(mixed, (0, missing), value=-torch.inf) if missing else mixed
 
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         return self._logits_of(hidden, self.step.active)

@@ -21,6 +21,7 @@ K adapters (M, or M - 1 with a reference, which is the base itself and stands la
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,16 +29,20 @@ import torch
 from torch import nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.model_loader.utils import initialize_model
 
 from mixing.adapted_linears import adapt_linears
 from mixing.adapters import read_adapter
+from mixing.heads import is_linear
 from mixing.loading import member_vllm_config
 from mixing.mixture_model import MixtureModel, members_with_weight
 from mixing.observer import Observer
 from mixing.sizes import parameter_bytes
 from mixing.stacked_attention import Stack, attention_per_member, stack_attention
+
+logger = init_logger(f"vllm.{__name__}")
 
 _WORTH_SPARING = 2 / 3
 """Up to this share of the rows only the needed ones run, layer by layer instead of compiled. An
@@ -71,8 +76,6 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         for module in compilable:
             module.do_not_compile = True  # it is part of the trunk's graph, or runs layer by layer
         self.hidden_sizes = [config.model_config.get_hidden_size()] * self.spec.num_members
-        processors = [each for each in base.modules() if isinstance(each, LogitsProcessor)]
-        self.is_head_linear = len(processors) == 1 and not processors[0].soft_cap
         if self.can_skip and vllm_config.device_config.device.type == "cpu":
             # The pass that is compiled: a reference without weight is no part of the usual one.
             self.everyone = [weight != 0 for weight in self.spec.uniform_weights]
@@ -119,6 +122,22 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         if is_wanted_Tn.sum() > _WORTH_SPARING * is_wanted_Tn.numel():
             return None
         return [column.nonzero()[:, 0] for column in is_wanted_Tn.unbind(dim=1)]
+
+    @functools.cached_property
+    def is_head_linear(self) -> bool:
+        """Whether mixed hidden states make mixed logits: no soft-cap or norm after the mixing."""
+        base = self.trunk.base
+        processors = [each for each in base.modules() if isinstance(each, LogitsProcessor)]
+        is_plain = len(processors) == 1 and not processors[0].soft_cap
+        if is_plain and is_linear(
+            base.compute_logits, self.hidden_sizes[0], dtype=self.dtype, device=self.device
+        ):
+            return True
+        logger.info(
+            "%s does more to hidden states than one product: every policy's logits are mixed.",
+            type(base).__name__,
+        )
+        return False
 
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
         has_weight = members_with_weight(weights_NM)

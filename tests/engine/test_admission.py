@@ -124,4 +124,6 @@ def test_two_tensor_parallel_ranks_are_exact(
     command = [sys.executable, str(script), json.dumps(spec.to_dict()), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert float(done.stdout.split("worst error:")[1].split()[0]) < TOLERANCE_NATS
+    ways = ["worst error:", "one product:"] if layout == "full checkpoints" else ["worst error:"]
+    for way in ways:
+        assert float(done.stdout.split(way)[1].split()[0]) < TOLERANCE_NATS

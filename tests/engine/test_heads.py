@@ -1,0 +1,68 @@
+"""Whether mixed hidden states make mixed logits: what a head does is tried, not read off it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import AdaptedBase, EngineFactory, model_of
+from exactness import TOLERANCE_NATS, Oracle, generate, random_jobs
+from tiny_policies import VOCAB_SIZE
+
+from mixing.heads import Logits, is_linear
+
+WIDTH, VOCAB = 2048, 1003
+
+
+def looks_linear(compute_logits: Logits, dtype: torch.dtype) -> bool:
+    return is_linear(compute_logits, WIDTH, dtype=dtype, device=torch.device("cpu"))
+
+
+def matrix(dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(VOCAB, WIDTH).mul(WIDTH**-0.5).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rounding_is_no_nonlinearity(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight_VD, bias_V = matrix(dtype), torch.randn(VOCAB).to(dtype)
+    banned_V = torch.zeros(VOCAB, dtype=dtype)
+    banned_V[7] = -torch.inf
+    assert looks_linear(lambda rows: rows @ weight_VD.T, dtype)
+    assert looks_linear(lambda rows: 0.25 * (rows @ weight_VD.T + bias_V), dtype)
+    assert looks_linear(lambda rows: rows @ weight_VD.T + banned_V, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_norms_caps_and_broken_heads_are_told(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight_VD = matrix(dtype)
+
+    def normed(rows: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.rms_norm(rows, (WIDTH,)) @ weight_VD.T
+
+    assert not looks_linear(normed, dtype)
+    assert not looks_linear(lambda rows: 30 * torch.tanh(rows @ weight_VD.T / 30), dtype)
+    assert not looks_linear(lambda rows: rows @ weight_VD.T * torch.nan, dtype)
+    assert not looks_linear(lambda rows: None, dtype)
+
+
+def test_a_trunk_whose_head_begins_with_a_norm_is_exact(
+    engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MiMo and Step3p5 in vLLM. After the mixing a norm would be another model.
+
+    With gains of 1, as here, a second norm changes nothing for one policy, and a mixture a lot.
+    """
+    from vllm.model_executor.models.llama import LlamaForCausalLM
+
+    plain = LlamaForCausalLM.compute_logits
+    monkeypatch.setattr(
+        LlamaForCausalLM, "compute_logits", lambda self, rows: plain(self, self.model.norm(rows))
+    )
+    llm = engine(adapted.spec(reference=adapted.reference()))
+    model = model_of(llm)
+    assert (model.trunk.base.model.norm.weight == 1).all()
+    assert not model.is_head_linear
+    batch = random_jobs(10, num_members=4, vocab_size=VOCAB_SIZE, seed=3)
+    oracle = Oracle([*adapted.merged, adapted.base])
+    assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
