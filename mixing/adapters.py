@@ -8,6 +8,7 @@ is vLLM's own reading of it, vllm.lora.peft_helper.PEFTHelper (vLLM 0.32).
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -159,10 +160,26 @@ def _config(folder: Path, wrong: str) -> Any:
             else "give a folder as written by peft's save_pretrained"
         )
         raise AdapterError(f"{wrong}has no adapter_config.json; {remedy}")
+    unreadable = f"{wrong}has an unreadable adapter_config.json: "
     try:
-        helper = PEFTHelper.from_local_dir(str(folder), max_position_embeddings=None)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise AdapterError(f"{wrong}has an unreadable adapter_config.json: {error}") from error
+        config = json.loads((folder / "adapter_config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{unreadable}{error}") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{unreadable}it is a {type(config).__name__}, no JSON object")
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise AdapterError(
+            f"{wrong}is of type {kind!r}; only LoRA (peft_type 'LORA') can share a trunk: merge it "
+            "into the base, if it can be (peft: merge_and_unload), and serve full checkpoints "
+            "with --policy"
+        )
+    try:
+        helper = PEFTHelper.from_dict(config)
+        for pattern in (*helper.rank_pattern, *helper.alpha_pattern):
+            re.compile(pattern)
+    except (ValueError, TypeError, KeyError, re.error) as error:
+        raise AdapterError(f"{unreadable}{error}") from error
     problems = helper._validate_features()
     if helper.bias != "none":
         problems.append(f"bias is {helper.bias!r}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def save_adapter(
       targets: last words of the linear layers to adapt.
       size: spread of the factors; large enough that two seeds give clearly different policies.
       layers: numbers of the layers to adapt; None for all.
+      rank_pattern, alpha_pattern: as in PEFT, keys are regexes.
       config: further entries of adapter_config.json.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +56,7 @@ def save_adapter(
             continue
         if layers is not None and not any(f"layers.{number}." in name for number in layers):
             continue
-        own_rank = (rank_pattern or {}).get(last, rank)
+        own_rank = _of_module(name, rank_pattern or {}, rank)
         for side, shape in (
             ("A", (own_rank, module.in_features)),
             ("B", (module.out_features, own_rank)),
@@ -80,6 +82,12 @@ def save_adapter(
     return folder
 
 
+def _of_module(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
+    """What PEFT reads from a pattern: the first key that, as a regex, is the end of the name."""
+    ends = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
+    return next(ends, default)
+
+
 def save_merged(folder: Path, base: Path, adapter: Path) -> Path:
     """Writes the full checkpoint that base and adapter make: W + scaling * B A, by hand."""
     from safetensors.torch import load_file
@@ -93,8 +101,7 @@ def save_merged(folder: Path, base: Path, adapter: Path) -> Path:
                 continue
             name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
             lora_b = tensors[key.replace("lora_A", "lora_B")]
-            last = name.rpartition(".")[2]
-            alpha = config["alpha_pattern"].get(last, config["lora_alpha"])
+            alpha = _of_module(name, config["alpha_pattern"], config["lora_alpha"])
             rank = lora_a.shape[0]
             scaling = alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
             module = model.get_submodule(name)

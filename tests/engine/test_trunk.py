@@ -268,6 +268,22 @@ def damaged(folder: Path, source: Path, kind: str) -> Path:
     elif kind == "lm_head":
         for side, shape in (("A", (4, 64)), ("B", (VOCAB_SIZE, 4))):
             tensors[f"base_model.model.lm_head.lora_{side}.weight"] = torch.zeros(shape)
+    elif kind == "embedding lora":
+        for side, shape in (("A", (4, VOCAB_SIZE)), ("B", (64, 4))):
+            tensors[f"base_model.model.model.embed_tokens.lora_embedding_{side}"] = torch.zeros(
+                shape
+            )
+    elif kind == "embedding":
+        tensors["base_model.model.model.embed_tokens.weight"] = torch.zeros(VOCAB_SIZE, 64)
+    elif kind == "pissa":
+        config["init_lora_weights"] = "pissa_niter_16"
+    elif kind == "ia3":
+        config = {"peft_type": "IA3", "target_modules": ["k_proj"], "feedforward_modules": []}
+        tensors = {f"{some}.ia3_l": torch.zeros(64, 1)}
+    elif kind == "list":
+        config = [config]
+    elif kind == "pattern":
+        config["rank_pattern"] = {"(q_proj": 4}
     elif kind == "magnitude":
         tensors[f"{some}.lora_magnitude_vector"] = torch.zeros(4)
     elif kind == "half":
@@ -296,6 +312,12 @@ def damaged(folder: Path, source: Path, kind: str) -> Path:
         ("bias", ["bias is 'all'", "merge_and_unload"]),
         ("modules_to_save", ["modules_to_save", "merge_and_unload"]),
         ("lm_head", ["'lm_head'", "share the base's embeddings and LM head", "--policy"]),
+        ("embedding lora", ["embed_tokens", "share the base's embeddings", "--policy"]),
+        ("embedding", ["'model.embed_tokens.weight'", "share the base's embeddings", "--policy"]),
+        ("pissa", ["init_lora_weights='pissa_niter_16'", "merge_and_unload", "--policy"]),
+        ("ia3", ["is of type 'IA3'", "peft_type 'LORA'", "merge_and_unload", "--policy"]),
+        ("list", ["unreadable adapter_config.json", "no JSON object"]),
+        ("pattern", ["unreadable adapter_config.json", "unterminated subpattern"]),
         ("magnitude", ["lora_magnitude_vector", "merge_and_unload"]),
         ("half", ["has lora_A of", "not its other factor"]),
         ("rank", ["adapter_config.json says 5"]),
