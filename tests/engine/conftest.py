@@ -84,13 +84,23 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> AdaptedBase:
             root / "patterns",
             base,
             seed=3,
-            rank_pattern={"k_proj": 2, "down_proj": 6},
-            alpha_pattern={"o_proj": 3.0},
+            rank_pattern={"k_proj": 2, r"mlp\.(up|down)_proj": 6},
+            alpha_pattern={r"layers\.\d+\.self_attn\.o_proj": 3.0},
             layers=[1],
         ),
     ]
     merged = [save_merged(root / f"{each.name}_merged", base, each) for each in adapters]
     return AdaptedBase(base=base, adapters=adapters, merged=merged)
+
+
+@pytest.fixture(scope="module", params=["full checkpoints", "shared trunk"])
+def mixture(
+    request: pytest.FixtureRequest, policies: list[Path], adapted: AdaptedBase
+) -> tuple[MixtureSpec, list[Path]]:
+    """Both layouts: what is served, and the full checkpoints that it must equal."""
+    if request.param == "shared trunk":
+        return adapted.spec(), adapted.merged
+    return spec_of_folders(policies), policies
 
 
 @pytest.fixture(scope="module")

@@ -6,22 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RUNNER, AdaptedBase, EngineFactory, metric, spec_of_folders
+from conftest import RUNNER, EngineFactory, metric
 from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, served
 from tiny_policies import VOCAB_SIZE
 
 from mixing import wire
 from mixing.spec import MixtureSpec
-
-
-@pytest.fixture(scope="module", params=["full checkpoints", "shared trunk"])
-def mixture(
-    request: pytest.FixtureRequest, policies: list[Path], adapted: AdaptedBase
-) -> tuple[MixtureSpec, list[Path]]:
-    """Both layouts: what is served, and the full checkpoints that it must equal."""
-    if request.param == "shared trunk":
-        return adapted.spec(), adapted.merged
-    return spec_of_folders(policies), policies
 
 
 @pytest.fixture(scope="module")

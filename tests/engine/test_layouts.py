@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from conftest import RUNNER, EngineFactory, model_of, spec_of_folders
 from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, rounding_errors, served
 from safetensors.torch import load_file, save_file
 from tiny_policies import VOCAB_SIZE, save_policy
+
+from mixing.spec import MixtureSpec, Policy
 
 
 def jobs(num_jobs: int, *, num_members: int, seed: int = 0) -> list[Job]:
@@ -73,8 +76,6 @@ def test_affine_weights_with_a_reference_are_exact(
 ) -> None:
     """Negative weights and weights above 1: DExperts, DeRa and the like."""
     spec = spec_of_folders(policies[:2], weight_space="affine")
-    from mixing.spec import MixtureSpec, Policy
-
     reference = Policy(name="reference", model=str(policies[2]))
     spec = MixtureSpec(policies=spec.policies, reference=reference, weight_space="affine")
     llm = engine(spec)
@@ -87,19 +88,20 @@ def test_affine_weights_with_a_reference_are_exact(
 
 
 def test_one_hot_weights_reproduce_the_policy_served_alone(
-    engine: EngineFactory, policies: list[Path]
+    engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]
 ) -> None:
+    from vllm import SamplingParams
+
+    spec, folders = mixture
     prompts = [job.prompt for job in jobs(6, num_members=1)]
-    mixture = engine(spec_of_folders(policies))
+    llm = engine(spec)
     answers = {}
-    for index, folder in enumerate(policies):
+    for index, folder in enumerate(folders):
         weights = tuple(np.eye(3)[index])
         batch = [Job(prompt=prompt, weights=weights, max_tokens=20) for prompt in prompts]
-        outputs = generate(mixture, batch, temperature=0.0)
+        outputs = generate(llm, batch, temperature=0.0)
         answers[folder] = [served(output.outputs[0])[0] for output in outputs]
-    for folder in policies:
-        from vllm import SamplingParams
-
+    for folder in folders:
         alone = engine(folder)
         params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
         outputs = alone.generate(
@@ -109,15 +111,17 @@ def test_one_hot_weights_reproduce_the_policy_served_alone(
 
 
 def test_permuting_policies_and_weights_together_changes_nothing(
-    engine: EngineFactory, policies: list[Path]
+    engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]
 ) -> None:
+    spec, _ = mixture
     batch = jobs(10, num_members=3, seed=6)
     permuted = [
         Job(prompt=job.prompt, weights=job.weights[::-1], max_tokens=job.max_tokens)
         for job in batch
     ]
-    straight = generate(engine(spec_of_folders(policies)), batch, temperature=0.0)
-    reverse = generate(engine(spec_of_folders(policies[::-1])), permuted, temperature=0.0)
+    straight = generate(engine(spec), batch, temperature=0.0)
+    reversed_spec = replace(spec, policies=spec.policies[::-1])
+    reverse = generate(engine(reversed_spec), permuted, temperature=0.0)
     for one, other in zip(straight, reverse, strict=True):
         tokens, logprobs = served(one.outputs[0])
         other_tokens, other_logprobs = served(other.outputs[0])
@@ -125,10 +129,16 @@ def test_permuting_policies_and_weights_together_changes_nothing(
         assert logprobs == pytest.approx(other_logprobs, abs=TOLERANCE_NATS)
 
 
-def test_one_policy_alone_is_a_mixture_too(engine: EngineFactory, policies: list[Path]) -> None:
-    batch = [Job(prompt=(4, 5, 6), weights=(1.0,))]
-    outputs = generate(engine(spec_of_folders(policies[:1])), batch)
-    assert Oracle(policies[:1]).worst_error(batch, outputs) < TOLERANCE_NATS
+def test_one_policy_alone_is_a_mixture_too(
+    engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]
+) -> None:
+    spec, folders = mixture
+    llm = engine(replace(spec, policies=spec.policies[:1]))
+    batch = [
+        Job(prompt=tuple(range(4, 7 + 40 * index)), weights=(1.0,), seed=index)
+        for index in range(3)
+    ]
+    assert Oracle(folders[:1]).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
 def test_layers_in_common_are_stored_once_and_change_nothing(
@@ -157,24 +167,24 @@ def test_layers_in_common_are_stored_once_and_change_nothing(
 def test_one_product_over_all_heads_is_exact(
     engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The way a GPU takes, here through the same door: widths differ, one head is padded."""
-    from mixing.heads import plain_head
-    from mixing.model import LogLinearMixtureForCausalLM
+    """The way a GPU takes: widths differ, one head is padded. Not if a head begins with a norm."""
+    from mixing.heads import plain_heads
 
     folders = [
         save_policy(tmp_path / "wide", seed=1, hidden=128, vocab_size=VOCAB_SIZE + 64),
         save_policy(tmp_path / "tied", seed=2, tie_word_embeddings=True),
         save_policy(tmp_path / "plain", seed=3),
     ]
-    monkeypatch.setattr(
-        LogLinearMixtureForCausalLM,
-        "plain_heads",
-        property(lambda self: [plain_head(each, self.dtype) for each in self._members]),
-    )
     llm = engine(spec_of_folders(folders))
-    assert None not in model_of(llm).plain_heads
+    model = model_of(llm)
+    members = list(model.members.values())
+    monkeypatch.setattr(model, "plain_heads", plain_heads(members, torch.float32), raising=False)
+    assert model.plain_heads is not None
     batch = jobs(16, num_members=3, seed=13)
     assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+    compute_logits, norm = members[1].compute_logits, members[1].model.norm
+    monkeypatch.setattr(members[1], "compute_logits", lambda rows: compute_logits(norm(rows)))
+    assert plain_heads(members, torch.float32) is None
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
