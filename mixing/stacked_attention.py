@@ -49,7 +49,8 @@ class Stack:
     def split(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
         """Each running member's part [R_m, ...] of [R, ...]."""
         if self.tokens is None:
-            return rows.chunk(len(self.members))
+            length = rows.shape[0] // len(self.members)
+            return [rows.narrow(0, place * length, length) for place in range(len(self.members))]
         return torch.split(rows, [len(each) for each in self.tokens])
 
     def spread(self, rows: torch.Tensor) -> list[torch.Tensor]:
@@ -104,7 +105,11 @@ def attention_per_member(stack: Stack) -> Iterator[None]:
 
 
 class StackedAttention(nn.Module):
-    """Hands each member's rows to that member's attention."""
+    """Hands each member's rows to that member's attention.
+
+    Attention only knows the whole step: it gets zeros for the tokens that a member does not run,
+    and what it makes of them is dropped. Nobody reads their places in its KV cache.
+    """
 
     def __init__(self, layers: Sequence[Attention], stack: Stack) -> None:
         super().__init__()
@@ -115,32 +120,15 @@ class StackedAttention(nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any
     ) -> torch.Tensor:
         """Args: query, key, value: [R, ...]. Returns: [R, heads * head size]."""
-        if self.stack.tokens is not None:
-            return self._of_some((query, key, value), *args)
-        members = self.stack.members
-        num_tokens = query.shape[0] // len(members)
-        parts = [
-            self.layers[member](
-                *(
-                    None if rows is None else rows.narrow(0, place * num_tokens, num_tokens)
-                    for rows in (query, key, value)
-                ),
-                *args,
-            )
-            for place, member in enumerate(members)
-        ]
-        return torch.cat(parts)
-
-    def _of_some(self, rows: Sequence[torch.Tensor | None], *args: Any) -> torch.Tensor:
-        """Attention only knows the whole step: it gets zeros for the tokens that a member does not
-        run, and what it makes of them is dropped. Nobody reads their places in its KV cache."""
+        is_whole = self.stack.tokens is None
+        cut = self.stack.split if is_whole else self.stack.spread
         missing = [None] * len(self.stack.members)
-        spread = [missing if each is None else self.stack.spread(each) for each in rows]
+        parts = [missing if rows is None else cut(rows) for rows in (query, key, value)]
         outputs = [
             self.layers[member](*inputs, *args)
-            for member, *inputs in zip(self.stack.members, *spread, strict=True)
+            for member, *inputs in zip(self.stack.members, *parts, strict=True)
         ]
-        return self.stack.gather(outputs)
+        return torch.cat(outputs) if is_whole else self.stack.gather(outputs)
 
 
 def stack_attention(base: nn.Module, stack: Stack) -> None:
