@@ -16,9 +16,8 @@ SendAll = Callable[[AsyncIterable[Any], Send], Awaitable[None]]
 
 
 class AnswerStream(StreamingResponse):
-    """Starlette's, which sends and listens in two tasks of an anyio task group; this one sends in
-    the request's own task. At sixteen tokens an answer the group is a tenth of the work, or about.
-    """
+    """Starlette's listens for its client by itself, in an anyio task group; for this one the
+    request's exchange listens, as for everything else that is done for the request."""
 
     def __init__(self, response: StreamingResponse, send_all: SendAll) -> None:
         """Takes a response's place. Args: response: not begun."""
