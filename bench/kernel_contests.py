@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -64,6 +64,8 @@ class Ways(NamedTuple):
     """The same work on the same input."""
 
     eager: Eager
+    compiled: Callable[[], Any]
+    """Eager's function under torch.compile, compiled at the first call."""
     twin: Callable[[], Any]
     kernel: Callable[[], Any]
     """Through the door; for a GPU only."""
@@ -106,6 +108,16 @@ def eager_head(
     return eager_mix(logits, weights, dtype=dtype)
 
 
+@cache
+def _once_compiled(eager: Callable[..., Any]) -> Callable[..., Any]:
+    torch._dynamo.config.recompile_limit = 64  # for each number of members, and for a single row
+    return torch.compile(eager, fullgraph=True, dynamic=True)
+
+
+def _compiled(eager: Callable[..., Any], *inputs: Any) -> Any:
+    return _once_compiled(eager)(*inputs, dtype=torch.float32)
+
+
 def _mix(size: Size) -> Ways:
     logits, weights = size.logits(), size.weights()
     columns, none, one = _neutral(size)
@@ -114,6 +126,7 @@ def _mix(size: Size) -> Ways:
         lambda rows=ALL, dtype=torch.float32: eager_mix(
             [each[rows] for each in logits], weights[rows], dtype=dtype
         ),
+        partial(_compiled, eager_mix, logits, weights),
         partial(log_linear_mix_torch, logits, weights, *twin),
         partial(log_linear_mix, logits, weights, signed=False),
     )
@@ -126,6 +139,7 @@ def _statistics(size: Size) -> Ways:
         lambda rows=ALL, dtype=torch.float32: eager_statistics(
             [each[rows] for each in logits], weights[rows], tokens[rows], dtype=dtype
         ),
+        partial(_compiled, eager_statistics, logits, weights, tokens),
         partial(mixture_statistics_torch, logits, weights, tokens, *_neutral(size)),
         partial(mixture_statistics, logits, weights, tokens),
     )
@@ -139,6 +153,7 @@ def _head(size: Size) -> Ways:
         lambda rows=ALL, dtype=torch.float32: eager_head(
             [each[rows] for each in hidden], heads, weights[rows], dtype=dtype
         ),
+        partial(_compiled, eager_head, hidden, heads, weights),
         partial(mix_lm_head_torch, hidden, heads, weights, columns, size.vocab, one),
         partial(mix_lm_head, hidden, heads, weights, fused=True),
     )

@@ -110,9 +110,13 @@ def _host_seconds(calls: Sequence[Call], device: torch.device, *, rounds: int) -
     return Spread.of(seconds).median
 
 
-def measure(name: str, size: Size, *, bandwidth: float, rounds: int) -> dict[str, Any]:
+def measure(
+    name: str, size: Size, *, bandwidth: float, rounds: int, compiled: bool = False
+) -> dict[str, Any]:
     """One measurement as a JSON-ready line: every way takes its turn in each round.
 
+    Args:
+      compiled: whether eager torch under torch.compile takes part too.
     Raises: CommandError if what serves errs more than eager torch: then no speed is reported.
     """
     kernel, on_gpu = KERNELS[name], size.device.type == "cuda"
@@ -121,6 +125,7 @@ def measure(name: str, size: Size, *, bandwidth: float, rounds: int) -> dict[str
     error, eager_error = errors(name, inputs[0], size)
     ways: dict[str, list[Call]] = {
         "eager": [each.eager for each in inputs],
+        **({"compiled": [each.compiled for each in inputs]} if compiled else {}),
         "twin": [each.twin for each in inputs],
         **({"kernel": [each.kernel for each in inputs]} if on_gpu else {}),
     }
@@ -138,12 +143,15 @@ def measure(name: str, size: Size, *, bandwidth: float, rounds: int) -> dict[str
         "floor_us": round(num_bytes / bandwidth * 1e6, 2),
         "floor_share": round(num_bytes / bandwidth / min(ours), 3),
         **{f"{way}_us": _microseconds(values) for way, values in seconds.items()},
-        "eager_over_ours": Spread.of_ratios(seconds["eager"], ours).to_dict(),
+        **{
+            f"{way}_over_ours": Spread.of_ratios(values, ours).to_dict()
+            for way, values in seconds.items()
+            if values is not ours
+        },
         "error": float(f"{error:.3g}"),
         "eager_error": float(f"{eager_error:.3g}"),
     }
     if on_gpu:
-        line["twin_over_ours"] = Spread.of_ratios(seconds["twin"], ours).to_dict()
         line["host_us"] = round(1e6 * _host_seconds(ways["kernel"], size.device, rounds=rounds), 2)
     return line
 
@@ -153,8 +161,8 @@ def _microseconds(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _row(line: Mapping[str, Any]) -> list[str]:
-    ratios = (line.get("eager_over_ours"), line.get("twin_over_ours"))
-    times = (line["eager_us"], line["twin_us"], line.get("kernel_us"))
+    ratios = (line.get(f"{way}_over_ours") for way in ("eager", "compiled", "twin"))
+    times = (line.get(f"{way}_us") for way in ("eager", "compiled", "twin", "kernel"))
     return [
         line["kernel"],
         *(f"{line[key]}" for key in ("rows", "vocab", "members")),
@@ -169,8 +177,8 @@ def _row(line: Mapping[str, Any]) -> list[str]:
 
 
 HEADING = [
-    *("kernel", "N", "V", "M", "MB", "floor µs", "eager µs", "twin µs", "kernel µs", "of floor"),
-    *("eager/ours", "twin/ours", "error", "eager's"),
+    *("kernel", "N", "V", "M", "MB", "floor µs", "eager µs", "compiled µs", "twin µs"),
+    *("kernel µs", "of floor", "eager/ours", "compiled/ours", "twin/ours", "error", "eager's"),
 ]
 
 
@@ -198,6 +206,9 @@ def _parser(on_gpu: bool) -> argparse.ArgumentParser:
         help="of logits, hidden states and heads",
     )
     parser.add_argument("--rounds", type=int, default=20 if on_gpu else 7, help="timed repetitions")
+    parser.add_argument(
+        "--compiled", action="store_true", help="eager torch under torch.compile takes part too"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
     return parser
 
@@ -229,7 +240,9 @@ def main(argv: list[str] | None = None) -> int:
             progress(f"{name}: N {rows}, V {vocab}, M {members}")
             dtype = getattr(torch, args.dtype)
             size = Size(rows, vocab, members, args.hidden, dtype, device)
-            line = measure(name, size, bandwidth=bandwidth, rounds=args.rounds)
+            line = measure(
+                name, size, bandwidth=bandwidth, rounds=args.rounds, compiled=args.compiled
+            )
             lines.append({**line, "threads": torch.get_num_threads(), "triton": _triton_version()})
     what = "kernels" if on_gpu else "no GPU, so the kernels' torch twins"
     show(

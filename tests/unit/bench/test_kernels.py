@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -37,6 +39,26 @@ def test_every_kernel_errs_no_more_than_eager_torch(
         assert line["eager_us"]["low"] > 0
         assert line["eager_over_ours"]["median"] > 0
     assert torch.cuda.is_available() or "no GPU" in out
+
+
+def test_compiled_torch_takes_part_when_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled = []
+
+    def compile_lightly(function: Callable[..., object], **options: object) -> object:
+        compiled.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_lightly)
+    monkeypatch.setattr(
+        kernel_contests, "_once_compiled", cache(kernel_contests._once_compiled.__wrapped__)
+    )
+    assert kernels.main([*SMALL, "--compiled"]) == 0
+    out = capsys.readouterr().out
+    assert compiled == ["eager_mix", "eager_statistics", "eager_head"]
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert all(line["compiled_over_ours"]["low"] > 0 for line in lines)
 
 
 @pytest.mark.parametrize("name", KERNELS)
