@@ -12,7 +12,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -47,7 +47,7 @@ class Exchange:
         self._path: str = scope["path"]
         self._receive = receive
         self._send = send
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._waits: list[asyncio.Timeout] = []
         self._listener: asyncio.Future[None] | None = None
         self._is_gone = False
         self._is_started = False
@@ -77,9 +77,10 @@ class Exchange:
 
         Raises: GoneError, with the work cancelled, as soon as nobody waits for the answer.
         """
+        task = asyncio.ensure_future(work)
         if self._listener is None:
             self._listener = asyncio.ensure_future(self._listen())
-        return await self._until_let_go(work)
+        return await self._until_let_go(task)
 
     async def receive(self) -> Message:
         """For the application: what comes from the client, or that it is over."""
@@ -89,24 +90,23 @@ class Exchange:
             return {"type": "http.disconnect"}
 
     async def _until_let_go(self, work: Awaitable[T]) -> T:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        if self._is_gone:
-            _cancel(task)
+        wait = asyncio.timeout(0 if self._is_gone else None)  # 0 is soon: what has begun cleans up
         try:
-            return await task
-        except asyncio.CancelledError:
-            if self._is_gone and task.cancelled():
+            async with wait:
+                self._waits.append(wait)
+                return await work
+        except TimeoutError:
+            if wait.expired():
                 raise GoneError from None
             raise
         finally:
-            self._tasks.discard(task)
+            self._waits.remove(wait)
 
     def _let_go(self) -> None:
         if not self._is_gone:
             self._is_gone = True
-            for task in self._tasks:
-                _cancel(task)
+            for wait in self._waits:
+                wait.reschedule(0)
 
     async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -150,8 +150,3 @@ class Exchange:
             event = {"type": "error", **body["error"]}
             return f"event: error\ndata: {json.dumps(event)}\n\n".encode()
         return f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n".encode()
-
-
-def _cancel(task: asyncio.Task[Any]) -> None:
-    """Soon, for a task that is cancelled before it has begun cannot clean up."""
-    asyncio.get_running_loop().call_soon(task.cancel)
