@@ -11,6 +11,8 @@ BIN := .venv/bin
 export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
+# One thread a process, a process a core: with two threads each they would wait for one another.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 test-resilience lint audit demo-policies setup-train test-train eval-training lock clean
 
@@ -42,7 +44,7 @@ test-unit: ready ## the fast tests: no engine, under a minute
 	@$(BIN)/python -m pytest tests/unit
 
 test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
-	@$(BIN)/python -m pytest -m engine --disable-warnings tests/engine
+	@$(PARALLEL) -m engine --disable-warnings tests/engine
 
 test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (a quarter of an hour)
 	@PREFMIX_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/engine/test_exactness.py \
