@@ -53,6 +53,13 @@ def undecorated(monkeypatch: pytest.MonkeyPatch) -> None:
             "kv_heads": 1,
         },
         {"model_type": "olmo2"},
+        {
+            "model_type": "qwen3_moe",
+            "targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+        },
     ],
     ids=lambda options: options["model_type"],
 )
@@ -60,7 +67,8 @@ def undecorated(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_architecture_of_plain_attention_is_exact(
     engine: EngineFactory, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """Biases, head norms, windows, tied embeddings, soft-caps, projections fused in the file."""
+    """Biases, head norms, windows, tied embeddings, soft-caps, projections fused in the file,
+    transformers' own code, experts."""
     served = served_base(tmp_path, **options)
     llm = engine(served.spec(), max_num_batched_tokens=64)
     batch = jobs(10, num_members=2)
