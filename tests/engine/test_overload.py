@@ -25,6 +25,7 @@ def server(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> It
     words = [f"--policy={folder.name}={folder}" for folder in policies]
     words += [f"--max-waiting={MAX_WAITING}", f"--max-body-bytes={MAX_BODY}"]
     flags = engine_flags(**{"max-num-seqs": MAX_RUNNING, "max-model-len": 512})
+    flags.append("--enable-server-load-tracking")
     process = ServerProcess(tmp_path_factory.mktemp("server"), [*words, *flags])
     try:
         yield process.wait_ready()
@@ -134,6 +135,7 @@ def test_a_client_that_leaves_frees_its_place_within_a_second(
             with pytest.raises(httpx.ReadTimeout):
                 leaving.send(request)
     assert seconds_until(lambda: is_idle(client)) < 1
+    seconds_until(lambda: client.get("/load").json() == {"server_load": 0})
 
 
 def test_a_request_ends_at_its_deadline(client: httpx.Client) -> None:
@@ -151,6 +153,7 @@ def test_a_request_ends_at_its_deadline(client: httpx.Client) -> None:
     assert json.loads(before.removeprefix("data: "))["choices"]
     assert seconds_until(lambda: is_idle(client)) < 1
     assert metric(client, "prefmix_requests_total", outcome="timeout") == counted + 2
+    assert client.get("/load").json() == {"server_load": 0}
 
 
 LARGE: dict[str, tuple[int, dict[str, Any]]] = {
