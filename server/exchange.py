@@ -94,13 +94,16 @@ class Exchange:
         try:
             async with wait:
                 self._waits.append(wait)
-                return await work
+                result = await work
         except TimeoutError:
             if wait.expired():
                 raise GoneError from None
             raise
         finally:
             self._waits.remove(wait)
+        if wait.expired():  # vLLM answers its own cancellation with an error
+            raise GoneError
+        return result
 
     def _let_go(self) -> None:
         if not self._is_gone:

@@ -124,6 +124,7 @@ def test_answers_and_prompts_are_counted_one_by_one(
 def test_a_client_that_leaves_frees_its_place_within_a_second(
     server: ServerProcess, client: httpx.Client, stream: bool
 ) -> None:
+    cancelled = metric(client, "prefmix_requests_total", outcome="cancelled")
     with server.client(key=None) as leaving:
         request = leaving.build_request("POST", "/v1/completions", json={**LONG, "stream": stream})
         if stream:
@@ -136,6 +137,7 @@ def test_a_client_that_leaves_frees_its_place_within_a_second(
                 leaving.send(request)
     assert seconds_until(lambda: is_idle(client)) < 1
     seconds_until(lambda: client.get("/load").json() == {"server_load": 0})
+    assert metric(client, "prefmix_requests_total", outcome="cancelled") == cancelled + 1
 
 
 def test_a_request_ends_at_its_deadline(client: httpx.Client) -> None:

@@ -78,6 +78,25 @@ def test_a_client_that_hangs_up_ends_the_work() -> None:
     run(main())
 
 
+def test_what_work_makes_of_its_end_is_no_answer() -> None:
+    """vLLM's handlers turn it into an error response."""
+
+    async def work() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "an error for nobody"
+        raise AssertionError
+
+    async def main() -> None:
+        exchange = exchange_of({"type": "http.disconnect"})
+        with pytest.raises(GoneError):
+            await exchange.unless_gone(work())
+        await exchange.close()
+
+    run(main())
+
+
 def test_a_cut_ends_the_work_and_what_waits_for_the_client() -> None:
     async def main() -> None:
         exchange, work = exchange_of(), Work()
