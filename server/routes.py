@@ -149,7 +149,7 @@ async def _generate(handler: Handler, request: PreferenceFields, raw_request: Re
     except GoneError:
         if getattr(raw_request.app.state, "enable_server_load_tracking", False):
             decrement_server_load(raw_request)  # as vLLM does where it listens itself
-        response = Response(status_code=CLIENT_GONE)
+        response = _answer(None)
     except Exception as error:
         # vLLM answers many a wrong parameter by an exception that it turns into a 400 later.
         refusal = create_error_response(error).error
