@@ -1,7 +1,7 @@
 """Linear layers of the base that add to each member's rows that member's low-rank update.
 
 Shapes: T tokens, n running members, K adapters, I inputs, O outputs; in adapters' factors R is the
-sum of ranks, of inputs and outputs the number of rows of the stack (n T or fewer).
+sum of ranks, of inputs and outputs the number of rows of the stack (at most n T).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vllm.model_executor.layers.linear import (
     UnquantizedLinearMethod,
 )
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.utils.torch_utils import direct_register_custom_op
 
 from mixing.adapters import Adapter, AdapterError, Factors
 from mixing.stacked_attention import Stack
@@ -79,14 +80,12 @@ class AdapterLinearMethod(QuantizeMethodBase):
         if self.joined is not None:
             return self.joined.apply(layer, x, bias)
         out: torch.Tensor = self.inner.apply(layer, x, bias)
+        a, b = layer.adapters_a, layer.adapters_b
+        if self.stack.takes_any_rows:
+            torch.ops.vllm.prefmix_add_updates(out, x, a, b, self.stack.bounds)
+            return out
         running = self.stack.with_adapter
         if not running:
-            return out
-        a, b = layer.adapters_a, layer.adapters_b
-        if self.stack.tokens is not None:
-            parts = zip(running, self.stack.split(x), self.stack.split(out), strict=False)
-            for member, mine, sums in parts:
-                sums.addmm_(mine @ a[member], b[member])
             return out
         if len(running) < self.stack.num_adapters:
             a, b = a[running], b[running]
@@ -127,6 +126,18 @@ class AdapterLinearMethod(QuantizeMethodBase):
                 ].copy_(b_RO[:, source : source + size])
 
 
+def _add_updates(
+    out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bounds: torch.Tensor
+) -> None:
+    """The operator: adds to the rows of each adapter, [start, end) in `bounds`, its own update."""
+    for index, (start, end) in enumerate(bounds.tolist()):
+        if start < end:
+            out[start:end].addmm_(x[start:end] @ a[index], b[index])
+
+
+direct_register_custom_op("prefmix_add_updates", _add_updates, mutates_args=["out"])
+
+
 class JoinedFactors:
     """The CPU's way: every lora_A is part of the layer's own matrix, every lora_B of one more.
 
@@ -153,9 +164,8 @@ class JoinedFactors:
         num_low = self._stack.num_adapters * self._rank
         joined: torch.Tensor = self._inner.apply(layer, x, None)
         out, low = joined.split([joined.shape[-1] - num_low, num_low], dim=-1)  # type: ignore[no-untyped-call]
-        num_owned, num_adapters = self._stack.owners.shape  # members, or rows one by one
-        own = self._stack.owners[:, None, :, None]
-        places = (num_owned, -1, num_adapters, self._rank)
+        own = self._stack.owners(x.shape[0])[:, :, None]
+        places = (x.shape[0], self._stack.num_adapters, self._rank)
         low = torch.where(own, low.reshape(places), 0.0).reshape(low.shape)
         out = out + self._inner.apply(self._up, low, None)
         return out if bias is None else out + bias.to(out.dtype)

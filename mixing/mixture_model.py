@@ -1,7 +1,7 @@
 """What both layouts of a mixture have in common: rows of hidden states that carry their weights.
 
 One scheduler, one paged KV cache and one continuous batch serve all members. A step runs each
-member on the same tokens and lays their hidden states side by side, followed by each token's
+member on its tokens and lays their hidden states side by side, followed by each token's
 weights; vLLM carries such a row wherever it carries hidden states (sampling, prompt logprobs,
 graph buffers), so `compute_logits` always finds the weights next to what they mix.
 
@@ -32,6 +32,7 @@ from mixing.kernels.log_linear_mix import log_linear_mix
 from mixing.observer import Observer
 from mixing.request_weights import WeightTable, spec_of, table_of_engine
 from mixing.scheduling import can_skip
+from mixing.sparing import Sparing, takes_any_rows
 
 _NOT_TIMED = nullcontext()
 
@@ -74,6 +75,8 @@ class MixtureModel(nn.Module, ABC):
         self.checks_rows = False
         """Whether somebody ends the requests whose rows are broken (mixing.worker)."""
         self.device: torch.device = vllm_config.device_config.device
+        self.takes_any_rows = takes_any_rows(self.device)
+        self._sparing = Sparing(vllm_config)
         self._table: WeightTable | None = None
         if not vllm_config.use_v2_model_runner:
             self._table = table_of_engine(vllm_config, self.device)
@@ -86,12 +89,12 @@ class MixtureModel(nn.Module, ABC):
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         slots: Sequence[torch.Tensor],
-        weights_TM: torch.Tensor | None,
+        tokens: Sequence[torch.Tensor] | None,
     ) -> None:
         """Fills each member's slot [T, D_m] with its hidden states; zeros where it does not run.
 
         Args:
-          weights_TM: float32; None for a single member.
+          tokens: per active member, int64 [T_m], those it runs; None: each runs all.
         """
 
     @abstractmethod
@@ -164,8 +167,12 @@ class MixtureModel(nn.Module, ABC):
         widths = [*self.hidden_sizes, columns.shape[-1]]
         out = torch.empty((num_tokens, sum(widths)), dtype=self.dtype, device=input_ids.device)
         *slots, weight_slot = torch.split(out, widths, dim=-1)
-        with self._timed("forward"):
-            self.run_members(input_ids, positions, slots, token_weights)
+        members = [member for member, active in enumerate(self.step.active) if active]
+        tokens = None
+        if self.can_skip and self.takes_any_rows:
+            tokens = self._sparing.tokens_of(token_weights, members)
+        with self._timed("forward"), self._sparing.attending(members, tokens):
+            self.run_members(input_ids, positions, slots, tokens)
         weight_slot.copy_(columns)
         return out
 

@@ -69,14 +69,18 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         slots: Sequence[torch.Tensor],
-        weights_TM: torch.Tensor | None,
+        tokens: Sequence[torch.Tensor] | None,
     ) -> None:
+        parts = None if tokens is None else iter(tokens)
         for slot, member, active in zip(slots, self._members, self.step.active, strict=True):
             # Copied at once: with CUDA graphs the next member may reuse this one's output memory.
-            if active:
+            if not active:
+                slot.zero_()
+            elif parts is None:
                 slot.copy_(member(input_ids, positions))
             else:
-                slot.zero_()
+                own = next(parts)
+                slot.zero_().index_copy_(0, own, member(input_ids[own], positions[..., own]))
 
     @functools.cached_property
     def plain_heads(self) -> list[PlainHead] | None:

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
+from vllm.utils.torch_utils import direct_register_custom_op
 
 from mixing.adapters import AdapterError
 from mixing.loading import member_prefix
@@ -23,47 +25,47 @@ from mixing.loading import member_prefix
 class Stack:
     """Which members' rows the pass under way holds. Read by every layer, set before each pass."""
 
-    def __init__(self, *, num_members: int, num_adapters: int) -> None:
+    def __init__(self, *, num_members: int, num_adapters: int, max_rows: int = 0) -> None:
+        """Args:
+        max_rows: the most rows of a pass; 0 where all running members have equally many.
+        """
         self.num_adapters = num_adapters
-        self.num_members = num_members
+        self.takes_any_rows = max_rows > 0
+        # One storage for every pass: a compiled graph keeps what it was traced with.
+        self._owners = torch.zeros((max_rows, num_adapters), dtype=torch.bool, device="cpu")
+        self.bounds = torch.zeros((num_adapters, 2), dtype=torch.int64, device="cpu")
+        """Where any rows may run: first row and end of each adapter's rows."""
         self.run(range(num_members))
 
-    def run(
-        self, members: Sequence[int], tokens: Sequence[torch.Tensor] | None = None, *, of: int = 0
-    ) -> None:
+    def run(self, members: Sequence[int], lengths: Sequence[int] | None = None) -> None:
         """The next pass runs these members, in this order.
 
         Args:
-          tokens: int64 [R_m], which of the step's tokens each of them runs; None: each runs all.
-          of: T; only with `tokens`.
+          lengths: R_m, how many rows each of them has; None: equally many.
         """
         self.members = list(members)
-        self.tokens = tokens
-        self.num_tokens = of
-        self.owners = torch.eye(self.num_members, self.num_adapters, dtype=torch.bool)[self.members]
-        """bool on the CPU: whose rows belong to which adapter, [n, K]; with `tokens` [R, K]."""
-        if tokens is not None:
-            lengths = torch.tensor([len(each) for each in tokens])
-            self.owners = self.owners.repeat_interleave(lengths, dim=0)
+        self.lengths = None if lengths is None else list(lengths)
+        if self.lengths is None:
+            return
+        self._owners[: sum(self.lengths)] = False
+        self.bounds.zero_()
+        start = 0
+        for member, length in zip(self.members, self.lengths, strict=True):
+            if member < self.num_adapters:  # the reference is no adapter
+                self._owners[start : start + length, member] = True
+                self.bounds[member] = torch.tensor([start, start + length])
+            start += length
+
+    def owners(self, num_rows: int) -> torch.Tensor:
+        """bool [R, K], where any rows may run: whose rows belong to which adapter."""
+        return self._owners[:num_rows]
 
     def split(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
         """Each running member's part [R_m, ...] of [R, ...]."""
-        if self.tokens is None:
+        if self.lengths is None:
             length = rows.shape[0] // len(self.members)
             return [rows.narrow(0, place * length, length) for place in range(len(self.members))]
-        return torch.split(rows, [len(each) for each in self.tokens])
-
-    def spread(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        """Each running member's part of [R, ...] put where its tokens are: [T, ...], else zero."""
-        assert self.tokens is not None
-        shape = (self.num_tokens, *rows.shape[1:])
-        parts = zip(self.tokens, self.split(rows), strict=True)
-        return [rows.new_zeros(shape).index_copy_(0, tokens, part) for tokens, part in parts]
-
-    def gather(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The rows [R, ...] of what each running member made of all tokens, [T, ...]."""
-        assert self.tokens is not None
-        return torch.cat([each[tokens] for each, tokens in zip(outputs, self.tokens, strict=True)])
+        return torch.split(rows, self.lengths)
 
     @property
     def with_adapter(self) -> list[int]:
@@ -105,30 +107,54 @@ def attention_per_member(stack: Stack) -> Iterator[None]:
 
 
 class StackedAttention(nn.Module):
-    """Hands each member's rows to that member's attention.
-
-    Attention only knows the whole step: it gets zeros for the tokens that a member does not run,
-    and what it makes of them is dropped. Nobody reads their places in its KV cache.
-    """
+    """Hands each member's rows to that member's attention."""
 
     def __init__(self, layers: Sequence[Attention], stack: Stack) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.stack = stack
+        self._name = layers[0].layer_name
+        object.__setattr__(layers[0], "_stacked", self)  # no submodule of its own submodule
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any
     ) -> torch.Tensor:
         """Args: query, key, value: [R, ...]. Returns: [R, heads * head size]."""
-        is_whole = self.stack.tokens is None
-        cut = self.stack.split if is_whole else self.stack.spread
+        if not self.stack.takes_any_rows:
+            return torch.cat(self.attend(query, key, value, *args))
+        assert not args, "an output shape of its own"
+        first: Any = self.layers[0]
+        out = query.new_empty((query.shape[0], first.num_heads * first.head_size_v))
+        torch.ops.vllm.prefmix_stacked_attention(query, key, value, out, self._name)
+        return out
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None, *args: Any
+    ) -> list[torch.Tensor]:
+        """What each running member's attention makes of its rows, [R_m, heads * head size]."""
         missing = [None] * len(self.stack.members)
-        parts = [missing if rows is None else cut(rows) for rows in (query, key, value)]
-        outputs = [
+        parts = [
+            missing if rows is None else self.stack.split(rows) for rows in (query, key, value)
+        ]
+        return [
             self.layers[member](*inputs, *args)
             for member, *inputs in zip(self.stack.members, *parts, strict=True)
         ]
-        return torch.cat(outputs) if is_whole else self.stack.gather(outputs)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor | None,
+    value: torch.Tensor | None,
+    output: torch.Tensor,
+    layer_name: str,
+) -> None:
+    """The operator: compiled code sees one call, whichever members run and on however many rows."""
+    stacked = get_forward_context().no_compile_layers[layer_name]._stacked
+    torch.cat(stacked.attend(query, key, value), out=output)
+
+
+direct_register_custom_op("prefmix_stacked_attention", _attend, mutates_args=["output"])
 
 
 def stack_attention(base: nn.Module, stack: Stack) -> None:

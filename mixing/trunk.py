@@ -5,8 +5,9 @@ parameters are read once a step however many members there are:
 
     rows of a pass: | tokens of the 1st running member (T) | ... | tokens of the last one (T) |
 
-Where many of a step's requests give weight to one member only, each member runs its own requests'
-tokens instead of all of them: but for attention, such a request costs what one policy costs.
+On a CPU each member has only the tokens of the requests that give it weight (mixing.sparing), and
+the compiled pass takes any members with any number of rows. On a GPU the running members have all
+T tokens, and one set of members is compiled.
 
 Two kinds of layer know about the stack. A linear layer adds each member's low-rank update to that
 member's rows (mixing.adapted_linears). An attention layer hands each member's rows to that member's
@@ -44,10 +45,6 @@ from mixing.stacked_attention import Stack, attention_per_member, stack_attentio
 
 logger = init_logger(f"vllm.{__name__}")
 
-_WORTH_SPARING = 2 / 3
-"""Up to this share of the rows only the needed ones run, layer by layer instead of compiled. An
-estimate; measured is a share of one third, which is 1.4 times as fast (docs/performance.md)."""
-
 
 class SharedTrunkMixtureForCausalLM(MixtureModel):
     """The composite model. Built by vLLM; base and adapters come from the config's spec."""
@@ -56,7 +53,12 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         super().__init__(vllm_config)
         assert not prefix, "a mixture is a whole model, never a part of one"
         adapters = [read_adapter(policy) for policy in self.spec.adapters]
-        self.stack = Stack(num_members=self.spec.num_members, num_adapters=len(adapters))
+        max_tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        self.stack = Stack(
+            num_members=self.spec.num_members,
+            num_adapters=len(adapters),
+            max_rows=max_tokens * self.spec.num_members if self.takes_any_rows else 0,
+        )
         config = member_vllm_config(vllm_config, self.spec.checkpoints[0], index=0)
         with attention_per_member(self.stack):
             base = initialize_model(config)
@@ -76,12 +78,6 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         for module in compilable:
             module.do_not_compile = True  # it is part of the trunk's graph, or runs layer by layer
         self.hidden_sizes = [config.model_config.get_hidden_size()] * self.spec.num_members
-        if self.can_skip and vllm_config.device_config.device.type == "cpu":
-            # The pass that is compiled: a reference without weight is no part of the usual one.
-            self.everyone = [weight != 0 for weight in self.spec.uniform_weights]
-            if self.spec.weight_space == "affine":
-                self.everyone = [True] * self.spec.num_members
-        self.step.active = list(self.everyone)
         self._parameter_bytes: list[int] | None = None  # known once loaded, before repacking
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -93,35 +89,30 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         slots: Sequence[torch.Tensor],
-        weights_TM: torch.Tensor | None,
+        tokens: Sequence[torch.Tensor] | None,
     ) -> None:
         members = [member for member, active in enumerate(self.step.active) if active]
-        tokens = self._tokens_of(members, weights_TM)
-        if tokens is not None or self.stack.tokens is not None or self.stack.members != members:
-            self.stack.run(members, tokens, of=len(input_ids))
-        # One set of members is compiled; any other is rarer and runs layer by layer.
-        is_usual = tokens is None and self.step.active == self.everyone
-        rows = (self.trunk if is_usual else self.trunk.forward)(input_ids, positions)
-        hidden = iter(self.stack.split(rows) if tokens is None else self.stack.spread(rows))
-        for slot, active in zip(slots, self.step.active, strict=True):
-            if active:
-                slot.copy_(next(hidden))
+        if self.takes_any_rows:
+            if tokens is None:
+                self.stack.run(members, [len(input_ids)] * len(members))
+                rows_R = torch.arange(len(input_ids)).repeat(len(members))
             else:
+                self.stack.run(members, [len(each) for each in tokens])
+                rows_R = torch.cat(list(tokens))
+            hidden_RD = self.trunk(input_ids[rows_R], positions[..., rows_R])
+        else:
+            assert tokens is None, "rows are only left out where any number of them can run"
+            self.stack.run(members)
+            is_compiled = self.step.active == self.everyone
+            hidden_RD = (self.trunk if is_compiled else self.trunk.forward)(input_ids, positions)
+        parts = dict(zip(members, self.stack.split(hidden_RD), strict=True))
+        for member, slot in enumerate(slots):
+            if member not in parts:
                 slot.zero_()
-
-    def _tokens_of(
-        self, members: Sequence[int], weights_TM: torch.Tensor | None
-    ) -> list[torch.Tensor] | None:
-        """Per running member the tokens that give it weight, if that spares enough rows; else None.
-
-        On a GPU, where looking would wait, always None.
-        """
-        if not self.can_skip or weights_TM is None or not weights_TM.is_cpu or len(members) < 2:
-            return None
-        is_wanted_Tn = weights_TM[:, members] != 0
-        if is_wanted_Tn.sum() > _WORTH_SPARING * is_wanted_Tn.numel():
-            return None
-        return [column.nonzero()[:, 0] for column in is_wanted_Tn.unbind(dim=1)]
+            elif tokens is None:
+                slot.copy_(parts[member])
+            else:
+                slot.zero_().index_copy_(0, tokens[members.index(member)], parts[member])
 
     @functools.cached_property
     def is_head_linear(self) -> bool:
@@ -224,11 +215,10 @@ class StackedTrunk(nn.Module):
         self.stack = stack
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Args: input_ids, positions: int [T]. Returns: [R, D], member by member."""
-        if self.stack.tokens is not None:
-            rows_R = torch.cat(list(self.stack.tokens))
-            some: torch.Tensor = self.base(input_ids[rows_R], positions[rows_R])
-            return some
-        copies = len(self.stack.members)
-        hidden: torch.Tensor = self.base(input_ids.repeat(copies), positions.repeat(copies))
+        """Args: input_ids, positions: int [R], or [T] where all running members have all tokens.
+        Returns: [R, D], member by member."""
+        if not self.stack.takes_any_rows:
+            copies = len(self.stack.members)
+            input_ids, positions = input_ids.repeat(copies), positions.repeat(copies)
+        hidden: torch.Tensor = self.base(input_ids, positions)
         return hidden

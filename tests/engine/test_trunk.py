@@ -30,6 +30,13 @@ def served_base(root: Path, *, num_adapters: int = 2, **options: Any) -> Adapted
     return AdaptedBase(base=base, adapters=adapters, merged=merged)
 
 
+def keep_adapters_apart(monkeypatch: pytest.MonkeyPatch, *, any_rows: bool) -> None:
+    """Adapters as quantised layers hold them; without `any_rows` the pass of a GPU."""
+    monkeypatch.setattr("mixing.adapted_linears.join_factors", lambda *arguments: None)
+    if not any_rows:
+        monkeypatch.setattr("mixing.mixture_model.takes_any_rows", lambda device: False)
+
+
 @pytest.fixture
 def undecorated(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM rewrites the classes of transformers that it compiles; the oracle needs them too."""
@@ -76,11 +83,12 @@ def test_any_architecture_of_plain_attention_is_exact(
 
 
 @pytest.mark.usefixtures("undecorated")
-def test_batched_products_are_exact_in_models_of_transformers_own_code(
-    engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rows", ["any", "all alike"])
+def test_adapters_apart_are_exact_in_models_of_transformers_own_code(
+    engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str
 ) -> None:
-    """They hand their layers [1, R, D]. Some rows are spared, others belong to every member."""
-    monkeypatch.setattr("mixing.adapted_linears.join_factors", lambda *arguments: None)
+    """They hand their layers [1, R, D]."""
+    keep_adapters_apart(monkeypatch, any_rows=rows == "any")
     served = served_base(tmp_path, model_type="olmo2")
     llm = engine(served.spec(reference=served.reference()), max_num_batched_tokens=64)
     assert type(model_of(llm).trunk.base).__name__ == "TransformersForCausalLM"
@@ -116,7 +124,7 @@ def test_the_reference_is_the_base_at_any_weight(
 def test_compiled_trunk_is_exact_for_every_set_of_members(
     engine: EngineFactory, adapted: AdaptedBase
 ) -> None:
-    """All policies run as compiled; one of them, or the reference too, layer by layer."""
+    """One graph for any members with any number of rows."""
     llm = engine(adapted.spec(reference=adapted.reference()), enforce_eager=False)
     assert not model_of(llm).trunk.do_not_compile
     oracle = Oracle([*adapted.merged, adapted.base])
@@ -141,77 +149,17 @@ def test_a_base_that_vllm_does_not_compile_is_not_compiled(
     assert Oracle(served.merged).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
-def test_batched_products_are_exact(
+def test_members_that_all_run_all_tokens_are_exact(
     engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The way of GPUs and quantised layers, and of adapters too wide to join a layer's matrix."""
-    monkeypatch.setattr("mixing.adapted_linears.join_factors", lambda *arguments: None)
+    """The way of GPUs: batched products, members skipped only where nobody wants them."""
+    keep_adapters_apart(monkeypatch, any_rows=False)
     llm = engine(adapted.spec(reference=adapted.reference()))
     batch = jobs(12, num_members=4, seed=11)
     oracle = Oracle([*adapted.merged, adapted.base])
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
     alone = [Job(prompt=(9, 8, 7), weights=(0.0, 0.5, 0.0, 0.5))]
     assert oracle.worst_error(alone, generate(llm, alone)) < TOLERANCE_NATS
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(tokens, rows that go through the base) of every pass."""
-    from mixing.trunk import StackedTrunk
-
-    sizes: list[tuple[int, int]] = []
-    original = StackedTrunk.forward
-
-    def counting(self: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        hidden = original(self, input_ids, positions)
-        sizes.append((input_ids.shape[0], hidden.shape[0]))
-        return hidden
-
-    monkeypatch.setattr(StackedTrunk, "forward", counting)
-    return sizes
-
-
-def test_a_one_hot_batch_runs_one_member(
-    engine: EngineFactory, adapted: AdaptedBase, passes: list[tuple[int, int]]
-) -> None:
-    llm = engine(adapted.spec())
-    for weights, members in (((0.0, 1.0, 0.0), 1), ((0.5, 0.0, 0.5), 2), ((0.2, 0.3, 0.5), 3)):
-        passes.clear()
-        generate(llm, [Job(prompt=(4, 5, 6), weights=weights)] * 3)
-        assert passes
-        assert all(rows == members * tokens for tokens, rows in passes), passes
-
-
-@pytest.mark.parametrize("way", ["joined", "batched products"])
-def test_requests_for_one_policy_each_pay_for_that_policy(
-    engine: EngineFactory,
-    adapted: AdaptedBase,
-    passes: list[tuple[int, int]],
-    monkeypatch: pytest.MonkeyPatch,
-    way: str,
-) -> None:
-    """Different policies in one batch, prompts in chunks; then beside requests that need more."""
-    if way == "batched products":
-        monkeypatch.setattr("mixing.adapted_linears.join_factors", lambda *arguments: None)
-    llm = engine(adapted.spec(reference=adapted.reference()), max_num_batched_tokens=64)
-    oracle = Oracle([*adapted.merged, adapted.base])
-    one_hot = [
-        Job(
-            prompt=tuple(range(4, 14 + 9 * index)),
-            weights=tuple(float(member == index % 4) for member in range(4)),
-            max_tokens=6 + index,
-            seed=index,
-        )
-        for index in range(9)
-    ]
-    passes.clear()
-    assert oracle.worst_error(one_hot, generate(llm, one_hot)) < TOLERANCE_NATS
-    assert all(rows == tokens for tokens, rows in passes), passes
-    passes.clear()
-    more = [Job(prompt=(7, 8, 9), weights=(0.5, 0.0, 0.2, 0.3), max_tokens=30)]
-    mixed = [*one_hot, *more]
-    assert oracle.worst_error(mixed, generate(llm, mixed)) < TOLERANCE_NATS
-    assert any(tokens < rows < 2 * tokens for tokens, rows in passes), passes
 
 
 def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(

@@ -1,0 +1,109 @@
+"""A member runs the requests that give it weight and no others, in both layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import AdaptedBase, EngineFactory, model_of
+from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs
+from tiny_policies import VOCAB_SIZE
+
+from mixing.spec import MixtureSpec
+
+
+class Passes:
+    """What went through a mixture: each pass's tokens, and the rows that its members ran."""
+
+    def __init__(self, llm: Any) -> None:
+        self.sizes: list[tuple[int, int]] = []
+        self._rows = 0
+        model = model_of(llm)
+        bodies = [model.trunk.base] if hasattr(model, "trunk") else model.members.values()
+        for body in bodies:
+            body.register_forward_hook(self._count, with_kwargs=True)
+        model.register_forward_hook(self._end, with_kwargs=True)
+
+    def _count(self, module: Any, args: Any, kwargs: Any, hidden: Any) -> None:
+        self._rows += hidden.shape[0]
+
+    def _end(self, module: Any, args: Any, kwargs: Any, out: Any) -> None:
+        self.sizes.append((out.shape[0], self._rows))
+        self._rows = 0
+
+
+def one_hot_jobs(num_jobs: int, *, num_members: int) -> list[Job]:
+    """The policies take turns; prompts and answers of different lengths, some in chunks."""
+    return [
+        Job(
+            prompt=tuple(range(4, 14 + 9 * index)),
+            weights=tuple(float(member == index % num_members) for member in range(num_members)),
+            max_tokens=6 + index,
+            seed=index,
+        )
+        for index in range(num_jobs)
+    ]
+
+
+def test_one_set_of_members_for_all_runs_no_others(
+    engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]
+) -> None:
+    llm = engine(mixture[0])
+    passes = Passes(llm)
+    for weights, members in (((0.0, 1.0, 0.0), 1), ((0.5, 0.0, 0.5), 2), ((0.2, 0.3, 0.5), 3)):
+        passes.sizes.clear()
+        generate(llm, [Job(prompt=(4, 5, 6), weights=weights)] * 3)
+        assert passes.sizes
+        assert all(rows == members * tokens for tokens, rows in passes.sizes), passes.sizes
+
+
+def test_requests_for_one_policy_each_pay_for_that_policy(
+    engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]
+) -> None:
+    """Different policies in one batch, prompts in chunks; then beside requests that need more."""
+    spec, folders = mixture
+    llm = engine(spec, max_num_batched_tokens=64)
+    oracle, passes = Oracle(folders), Passes(llm)
+    one_hot = one_hot_jobs(9, num_members=3)
+    assert oracle.worst_error(one_hot, generate(llm, one_hot)) < TOLERANCE_NATS
+    assert all(rows == tokens for tokens, rows in passes.sizes), passes.sizes
+    passes.sizes.clear()
+    more = [Job(prompt=(7, 8, 9), weights=(0.5, 0.0, 0.5), max_tokens=30)]
+    mixed = [*one_hot, *more]
+    assert oracle.worst_error(mixed, generate(llm, mixed)) < TOLERANCE_NATS
+    assert any(tokens < rows < 2 * tokens for tokens, rows in passes.sizes), passes.sizes
+
+
+def test_prefixes_and_evictions_keep_to_what_each_member_ran(
+    engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]
+) -> None:
+    """The same prompts under other weights, twice, in a cache that is too small for all of them."""
+    spec, folders = mixture
+    llm = engine(spec, max_num_batched_tokens=64, num_gpu_blocks_override=24)
+    oracle = Oracle(folders)
+    prompts = [job.prompt for job in random_jobs(4, num_members=3, vocab_size=VOCAB_SIZE, seed=5)]
+    vectors = [(1.0, 0.0, 0.0), (0.0, 0.4, 0.6), (0.0, 0.0, 1.0), (0.2, 0.3, 0.5)]
+    batch = [
+        Job(prompt=prompt, weights=weights, max_tokens=12, seed=index)
+        for index, weights in enumerate(vectors)
+        for prompt in prompts
+    ]
+    for again in (batch, batch[::-1]):
+        assert oracle.worst_error(again, generate(llm, again)) < TOLERANCE_NATS
+
+
+@pytest.mark.parametrize("way", ["joined", "apart"])
+def test_rows_of_a_trunk_find_their_adapter_however_it_is_held(
+    engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """As part of the layers' matrices, or apart: of quantised layers, or too wide. A reference."""
+    if way == "apart":
+        monkeypatch.setattr("mixing.adapted_linears.join_factors", lambda *arguments: None)
+    llm = engine(adapted.spec(reference=adapted.reference()), max_num_batched_tokens=64)
+    oracle, passes = Oracle([*adapted.merged, adapted.base]), Passes(llm)
+    batch = one_hot_jobs(9, num_members=4)
+    assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+    assert all(rows == tokens for tokens, rows in passes.sizes), passes.sizes
+    mixed = random_jobs(16, num_members=4, vocab_size=VOCAB_SIZE, seed=6)
+    assert oracle.worst_error(mixed, generate(llm, mixed)) < TOLERANCE_NATS
