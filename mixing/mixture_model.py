@@ -32,7 +32,7 @@ from mixing.kernels.log_linear_mix import log_linear_mix
 from mixing.observer import Observer
 from mixing.request_weights import WeightTable, spec_of, table_of_engine
 from mixing.scheduling import can_skip
-from mixing.sparing import Sparing, takes_any_rows
+from mixing.sparing import takes_any_rows, tokens_of
 
 _NOT_TIMED = nullcontext()
 
@@ -50,6 +50,11 @@ class Step:
     """Whether these rows have been looked at."""
     logits: list[torch.Tensor | None] | None = None
     """Each member's, if the rows that are being mixed needed them."""
+
+    @property
+    def members(self) -> list[int]:
+        """Those that run."""
+        return [member for member, active in enumerate(self.active) if active]
 
 
 class MixtureModel(nn.Module, ABC):
@@ -76,7 +81,6 @@ class MixtureModel(nn.Module, ABC):
         """Whether somebody ends the requests whose rows are broken (mixing.worker)."""
         self.device: torch.device = vllm_config.device_config.device
         self.takes_any_rows = takes_any_rows(self.device)
-        self._sparing = Sparing(vllm_config)
         self._table: WeightTable | None = None
         if not vllm_config.use_v2_model_runner:
             self._table = table_of_engine(vllm_config, self.device)
@@ -94,7 +98,7 @@ class MixtureModel(nn.Module, ABC):
         """Fills each member's slot [T, D_m] with its hidden states; zeros where it does not run.
 
         Args:
-          tokens: per active member, int64 [T_m], those it runs; None: each runs all.
+          tokens: per active member int64 [T_m], those it runs; None: each runs all.
         """
 
     @abstractmethod
@@ -167,11 +171,10 @@ class MixtureModel(nn.Module, ABC):
         widths = [*self.hidden_sizes, columns.shape[-1]]
         out = torch.empty((num_tokens, sum(widths)), dtype=self.dtype, device=input_ids.device)
         *slots, weight_slot = torch.split(out, widths, dim=-1)
-        members = [member for member, active in enumerate(self.step.active) if active]
         tokens = None
         if self.can_skip and self.takes_any_rows:
-            tokens = self._sparing.tokens_of(token_weights, members)
-        with self._timed("forward"), self._sparing.attending(members, tokens):
+            tokens = tokens_of(token_weights, self.step.members)
+        with self._timed("forward"):
             self.run_members(input_ids, positions, slots, tokens)
         weight_slot.copy_(columns)
         return out

@@ -27,6 +27,7 @@ from mixing.loading import (
 from mixing.mixture_model import MixtureModel, members_with_weight
 from mixing.sharing import share_identical_layers
 from mixing.sizes import parameter_bytes
+from mixing.sparing import MemberAttention
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -52,6 +53,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         # Of all members, not of those that happen to run: a row must not depend on its neighbours.
         self.common_vocab_size = min(config.model_config.get_vocab_size() for config in configs)
         self._parameter_bytes: list[int] | None = None  # known once loaded, before repacking
+        self._attention = MemberAttention(vllm_config)
         self.secondary_weights = secondary_sources(self.spec)
         # Layers that vLLM knows by name, such as attention, belong to one member each.
         self._named_layers = set(vllm_config.compilation_config.static_forward_context.values())
@@ -71,16 +73,30 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         slots: Sequence[torch.Tensor],
         tokens: Sequence[torch.Tensor] | None,
     ) -> None:
-        parts = None if tokens is None else iter(tokens)
+        if tokens is not None:
+            self._run_parts(input_ids, positions, slots, tokens)
+            return
         for slot, member, active in zip(slots, self._members, self.step.active, strict=True):
             # Copied at once: with CUDA graphs the next member may reuse this one's output memory.
-            if not active:
-                slot.zero_()
-            elif parts is None:
+            if active:
                 slot.copy_(member(input_ids, positions))
             else:
-                own = next(parts)
-                slot.zero_().index_copy_(0, own, member(input_ids[own], positions[..., own]))
+                slot.zero_()
+
+    def _run_parts(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: Sequence[torch.Tensor],
+        tokens: Sequence[torch.Tensor],
+    ) -> None:
+        parts = dict(zip(self.step.members, tokens, strict=True))
+        for slot in slots:
+            slot.zero_()
+        with self._attention.running(parts):
+            for index, own in parts.items():
+                hidden = self._members[index](input_ids[own], positions[..., own])
+                slots[index].index_copy_(0, own, hidden)
 
     @functools.cached_property
     def plain_heads(self) -> list[PlainHead] | None:

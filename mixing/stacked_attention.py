@@ -1,24 +1,30 @@
 """Rows of several members in one pass: which they are, and attention that keeps them apart.
 
 Each attention layer of the base becomes one a member, with a KV cache of its own; between them the
-members' rows are stacked (mixing.trunk).
+members' rows are stacked (mixing.trunk). vLLM 0.32 cuts all caches from one piece of memory, layer
+by layer on a CPU: there the caches of a layer's members are one cache with more blocks, in which
+attention finds each member's requests as so many further requests.
+
 Shapes: T tokens, n running members, R rows of the stack, K adapters.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from vllm.forward_context import get_forward_context
+from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context, override_forward_context
 from vllm.model_executor.layers.attention import Attention
-from vllm.utils.torch_utils import direct_register_custom_op
 
 from mixing.adapters import AdapterError
+from mixing.attention_metadata import Part, metadata_builder, metadata_of
 from mixing.loading import member_prefix
 
 
@@ -111,59 +117,147 @@ class StackedAttention(nn.Module):
 
     def __init__(self, layers: Sequence[Attention], stack: Stack) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers: Any = nn.ModuleList(layers)
         self.stack = stack
-        self._name = layers[0].layer_name
-        object.__setattr__(layers[0], "_stacked", self)  # no submodule of its own submodule
+        self.joined: Any
+        # Neither a part of the model nor a layer that vLLM would make a cache for.
+        object.__setattr__(self, "joined", copy.copy(layers[0]))
+        self.joined.layer_name += ".joined"
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any
     ) -> torch.Tensor:
         """Args: query, key, value: [R, ...]. Returns: [R, heads * head size]."""
-        if not self.stack.takes_any_rows:
-            return torch.cat(self.attend(query, key, value, *args))
-        assert not args, "an output shape of its own"
-        first: Any = self.layers[0]
-        out = query.new_empty((query.shape[0], first.num_heads * first.head_size_v))
-        torch.ops.vllm.prefmix_stacked_attention(query, key, value, out, self._name)
-        return out
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None, *args: Any
-    ) -> list[torch.Tensor]:
-        """What each running member's attention makes of its rows, [R_m, heads * head size]."""
+        if self.stack.takes_any_rows:
+            together: torch.Tensor = self.joined(query, key, value, *args)
+            return together
         missing = [None] * len(self.stack.members)
         parts = [
             missing if rows is None else self.stack.split(rows) for rows in (query, key, value)
         ]
-        return [
+        outputs = [
             self.layers[member](*inputs, *args)
             for member, *inputs in zip(self.stack.members, *parts, strict=True)
         ]
+        return torch.cat(outputs)
 
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor | None,
-    value: torch.Tensor | None,
-    output: torch.Tensor,
-    layer_name: str,
-) -> None:
-    """The operator: compiled code sees one call, whichever members run and on however many rows."""
-    stacked = get_forward_context().no_compile_layers[layer_name]._stacked
-    torch.cat(stacked.attend(query, key, value), out=output)
+class JoinedAttention:
+    """One attention a layer for all members' rows, any number of them. On a CPU only."""
+
+    def __init__(self, stacked: Sequence[StackedAttention], vllm_config: VllmConfig) -> None:
+        self._stacked = stacked
+        self._vllm_config = vllm_config
+        self._layers = {each.joined.layer_name: each.joined for each in stacked}
+        self._groups: list[_Alike] | None = None
+
+    @contextmanager
+    def running(
+        self, members: Sequence[int], tokens: Sequence[torch.Tensor] | None
+    ) -> Iterator[None]:
+        """Inside, attention expects the rows of these members, one after the other.
+
+        Args:
+          tokens: by running member int64 [R_m], those of the step's tokens that it runs; None: all.
+        """
+        context = get_forward_context()
+        layers = {**context.no_compile_layers, **self._layers}
+        if not context.attn_metadata:  # profiling, warm-up
+            with override_forward_context(replace(context, no_compile_layers=layers)):
+                yield
+            return
+        if self._groups is None:
+            self._groups = self._join_caches(context.attn_metadata)
+        metadata, slots = {}, {}
+        for group in self._groups:
+            parts = [
+                Part(
+                    context.attn_metadata[group.names[member]],
+                    None if tokens is None else tokens[place],
+                    group.first_blocks[member],
+                )
+                for place, member in enumerate(members)
+            ]
+            together = metadata_of(parts, group.builder)
+            metadata.update(dict.fromkeys(group.joined, together))
+            slots.update(dict.fromkeys(group.joined, together.slot_mapping))
+        joined = replace(
+            context, attn_metadata=metadata, slot_mapping=slots, no_compile_layers=layers
+        )
+        with override_forward_context(joined):
+            yield
+
+    def _join_caches(self, metadata: Mapping[str, Any]) -> list[_Alike]:
+        """Gives each joined layer its members' caches as one; layers with the same place in the
+        same metadata are of one group."""
+        alike: dict[Any, list[StackedAttention]] = {}
+        for each in self._stacked:
+            caches = [layer.kv_cache for layer in each.layers]
+            cache, first_blocks = join_caches(caches)
+            each.joined.__dict__.update(
+                {**each.layers[0].__dict__, "layer_name": each.joined.layer_name},
+                kv_cache=cache,
+            )
+            steps = tuple(id(metadata[layer.layer_name]) for layer in each.layers)
+            alike.setdefault((steps, tuple(first_blocks)), []).append(each)
+        return [
+            _Alike(
+                joined=[each.joined.layer_name for each in group],
+                names=[layer.layer_name for layer in group[0].layers],
+                first_blocks=first_blocks,
+                builder=metadata_builder([each.layers[0] for each in group], self._vllm_config),
+            )
+            for (_, first_blocks), group in alike.items()
+        ]
 
 
-direct_register_custom_op("prefmix_stacked_attention", _attend, mutates_args=["output"])
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Alike:
+    """Joined layers that one metadata serves."""
+
+    joined: list[str]
+    names: list[str]
+    """By member, the layer whose metadata tells where its requests are."""
+    first_blocks: Sequence[int]
+    """By member."""
+    builder: Any
 
 
-def stack_attention(base: nn.Module, stack: Stack) -> None:
+def join_caches(caches: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """One cache that has the blocks of all, and where in it the blocks of each begin.
+
+    Args:
+      caches: [blocks, ...] each, alike, in one piece of memory and whole blocks apart.
+    Raises: ValueError if they lie otherwise.
+    """
+    first = min(caches, key=lambda cache: cache.data_ptr())
+    block_bytes = first.stride(0) * first.itemsize
+    first_blocks = []
+    for cache in caches:
+        blocks, rest = divmod(cache.data_ptr() - first.data_ptr(), block_bytes)
+        kinds = {
+            (each.shape, each.stride(), each.untyped_storage().data_ptr())
+            for each in (cache, first)
+        }
+        if rest or len(kinds) > 1:
+            raise ValueError(
+                "the KV caches of a layer's policies are not whole blocks apart in one piece of "
+                "memory, as vLLM 0.32 makes them on a CPU; use that version"
+            )
+        first_blocks.append(blocks)
+    num_blocks = max(first_blocks) + len(first)
+    return first.as_strided((num_blocks, *first.shape[1:]), first.stride()), first_blocks
+
+
+def stack_attention(base: nn.Module, stack: Stack) -> list[StackedAttention]:
     """Puts a StackedAttention in the place of each attention layer.
 
+    Returns: those.
     Raises: AdapterError for a base whose layers mix tokens in another way.
     """
     from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
+    stacked = []
     for name, module in list(base.named_modules()):
         if isinstance(module, AttentionLayerBase) and type(module) is not Attention:
             raise AdapterError(
@@ -174,4 +268,6 @@ def stack_attention(base: nn.Module, stack: Stack) -> None:
         for attribute, child in list(module.named_children()):
             if type(child) is Attention:
                 layers = [child, *child.__dict__.pop("_further_members")]
-                setattr(module, attribute, StackedAttention(layers, stack))
+                stacked.append(StackedAttention(layers, stack))
+                setattr(module, attribute, stacked[-1])
+    return stacked

@@ -41,7 +41,12 @@ from mixing.loading import member_vllm_config
 from mixing.mixture_model import MixtureModel, members_with_weight
 from mixing.observer import Observer
 from mixing.sizes import parameter_bytes
-from mixing.stacked_attention import Stack, attention_per_member, stack_attention
+from mixing.stacked_attention import (
+    JoinedAttention,
+    Stack,
+    attention_per_member,
+    stack_attention,
+)
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -62,7 +67,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         config = member_vllm_config(vllm_config, self.spec.checkpoints[0], index=0)
         with attention_per_member(self.stack):
             base = initialize_model(config)
-        stack_attention(base, self.stack)
+        self.attention = JoinedAttention(stack_attention(base, self.stack), config)
         self.adapted = adapt_linears(base, adapters, self.stack)
         self.adapters = adapters
         # Another mixture of the same base is another graph: its compiled code is kept apart.
@@ -91,28 +96,28 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         slots: Sequence[torch.Tensor],
         tokens: Sequence[torch.Tensor] | None,
     ) -> None:
-        members = [member for member, active in enumerate(self.step.active) if active]
+        members = self.step.members
         if self.takes_any_rows:
-            if tokens is None:
-                self.stack.run(members, [len(input_ids)] * len(members))
-                rows_R = torch.arange(len(input_ids)).repeat(len(members))
-            else:
-                self.stack.run(members, [len(each) for each in tokens])
-                rows_R = torch.cat(list(tokens))
-            hidden_RD = self.trunk(input_ids[rows_R], positions[..., rows_R])
+            parts = tokens or [torch.arange(len(input_ids))] * len(members)
+            self.stack.run(members, [len(part) for part in parts])
+            rows_R = torch.cat(list(parts))
+            with self.attention.running(members, tokens):
+                hidden_RD = self.trunk(input_ids[rows_R], positions[..., rows_R])
         else:
             assert tokens is None, "rows are only left out where any number of them can run"
             self.stack.run(members)
             is_compiled = self.step.active == self.everyone
             hidden_RD = (self.trunk if is_compiled else self.trunk.forward)(input_ids, positions)
-        parts = dict(zip(members, self.stack.split(hidden_RD), strict=True))
-        for member, slot in enumerate(slots):
-            if member not in parts:
+        if tokens is not None or len(members) < len(slots):
+            for slot in slots:
                 slot.zero_()
-            elif tokens is None:
-                slot.copy_(parts[member])
+        for place, (member, hidden) in enumerate(
+            zip(members, self.stack.split(hidden_RD), strict=True)
+        ):
+            if tokens is None:
+                slots[member].copy_(hidden)
             else:
-                slot.zero_().index_copy_(0, tokens[members.index(member)], parts[member])
+                slots[member].index_copy_(0, tokens[place], hidden)
 
     @functools.cached_property
     def is_head_linear(self) -> bool:

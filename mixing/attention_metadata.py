@@ -1,0 +1,86 @@
+"""What attention is told of a step when members run some of its tokens, or many members at once.
+
+To vLLM's attention a step is a list of requests: how many tokens each has, how long it is by now,
+and which blocks of the KV cache are its own. A member that leaves requests out has a shorter list;
+several members whose caches are one have a longer one, with each member's requests in its own
+blocks. The backend's own builder makes the rest of it. On a CPU only.
+
+Shapes: T tokens and B requests of a step, of which a part has T_p and B_p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.v1.attention.backend import CommonAttentionMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Requests of a step in one member's cache."""
+
+    step: Any
+    """The CPUAttentionMetadata of the whole step for this cache."""
+    tokens: torch.Tensor | None = None
+    """int64 [T_p], ascending: all tokens of the requests in question; None: of all requests."""
+    first_block: int = 0
+    """Where the member's blocks begin in the cache that attention gets."""
+
+
+def metadata_of(parts: Sequence[Part], builder: Any) -> Any:
+    """The metadata of a pass whose rows are the tokens of one part after the other.
+
+    Args:
+      builder: of `metadata_builder`.
+    Returns: CPUAttentionMetadata of T_1 + ... + T_p tokens.
+    """
+    block_size = builder.kv_cache_spec.block_size
+    lengths, seq_lens, tables, slots = [], [], [], []
+    for part in parts:
+        step = part.step
+        own_lengths_B, own_slots_T = step.query_start_loc.diff(), step.slot_mapping
+        requests: Any = slice(None)
+        if part.tokens is not None:
+            is_run_T = torch.zeros(step.num_actual_tokens + 1, dtype=torch.bool)
+            is_run_T[part.tokens] = True
+            is_run_B = is_run_T[step.query_start_loc[:-1].long()] & (own_lengths_B > 0)
+            requests = is_run_B.nonzero()[:, 0]
+            own_slots_T = own_slots_T[part.tokens]
+        lengths.append(own_lengths_B[requests])
+        seq_lens.append(step.seq_lens[requests])
+        tables.append(step.block_table[requests] + part.first_block)
+        slots.append(own_slots_T + part.first_block * block_size)
+    lengths_B, slots_T = torch.cat(lengths), torch.cat(slots)
+    starts = torch.zeros(len(lengths_B) + 1, dtype=torch.int32)
+    torch.cumsum(lengths_B, 0, out=starts[1:])
+    return builder.build(
+        0,
+        CommonAttentionMetadata(
+            query_start_loc=starts,
+            query_start_loc_cpu=starts,
+            seq_lens=torch.cat(seq_lens),
+            num_reqs=len(lengths_B),
+            num_actual_tokens=len(slots_T),
+            max_query_len=max(part.step.max_query_len for part in parts),
+            max_seq_len=max(part.step.max_seq_len for part in parts),
+            block_table_tensor=torch.cat(tables),
+            slot_mapping=slots_T,
+            causal=parts[0].step.causal,
+        ),
+    )
+
+
+def metadata_builder(layers: Sequence[Any], vllm_config: VllmConfig) -> Any:
+    """A builder like the runner's own, for attention layers of one kind whose caches are there."""
+    specs = (layer.get_kv_cache_spec(vllm_config) for layer in layers)
+    spec = next(spec for spec in specs if spec is not None)  # None: it uses another layer's cache
+    block_size = layers[0].kv_cache.shape[2]  # [blocks, heads, block size, 2 * head size]
+    builder = layers[0].attn_backend.get_builder_cls()
+    names = [layer.layer_name for layer in layers]
+    return builder(
+        spec.copy_with_new_block_size(block_size), names, vllm_config, torch.device("cpu")
+    )
