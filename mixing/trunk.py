@@ -6,8 +6,9 @@ parameters are read once a step however many members there are:
     rows of a pass: | tokens of the 1st running member (T) | ... | tokens of the last one (T) |
 
 On a CPU each member has only the tokens of the requests that give it weight (mixing.sparing), and
-the compiled pass takes any members with any number of rows. On a GPU the running members have all
-T tokens, and one set of members is compiled.
+the compiled pass takes any members with any number of rows; a step of more rows than one policy's
+largest takes several passes. On a GPU the running members have all T tokens, and one set of members
+is compiled.
 
 Two kinds of layer know about the stack. A linear layer adds each member's low-rank update to that
 member's rows (mixing.adapted_linears). An attention layer hands each member's rows to that member's
@@ -23,7 +24,7 @@ K adapters (M, or M - 1 with a reference, which is the base itself and stands la
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -58,11 +59,12 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         super().__init__(vllm_config)
         assert not prefix, "a mixture is a whole model, never a part of one"
         adapters = [read_adapter(policy) for policy in self.spec.adapters]
-        max_tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        self.max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+        """Of a pass on a CPU: as many as one policy's largest step has."""
         self.stack = Stack(
             num_members=self.spec.num_members,
             num_adapters=len(adapters),
-            max_rows=max_tokens * self.spec.num_members if self.takes_any_rows else 0,
+            max_rows=self.max_rows if self.takes_any_rows else 0,
         )
         config = member_vllm_config(vllm_config, self.spec.checkpoints[0], index=0)
         with attention_per_member(self.stack):
@@ -96,28 +98,42 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         slots: Sequence[torch.Tensor],
         tokens: Sequence[torch.Tensor] | None,
     ) -> None:
-        members = self.step.members
         if self.takes_any_rows:
-            parts = tokens or [torch.arange(len(input_ids))] * len(members)
-            self.stack.run(members, [len(part) for part in parts])
-            rows_R = torch.cat(list(parts))
-            with self.attention.running(members, tokens):
-                hidden_RD = self.trunk(input_ids[rows_R], positions[..., rows_R])
-        else:
-            assert tokens is None, "rows are only left out where any number of them can run"
-            self.stack.run(members)
-            is_compiled = self.step.active == self.everyone
-            hidden_RD = (self.trunk if is_compiled else self.trunk.forward)(input_ids, positions)
+            self._run_parts(input_ids, positions, slots, tokens)
+            return
+        assert tokens is None, "rows are only left out where any number of them can run"
+        members = self.step.members
+        self.stack.run(members)
+        is_compiled = self.step.active == self.everyone
+        hidden_RD = (self.trunk if is_compiled else self.trunk.forward)(input_ids, positions)
+        parts = dict(zip(members, self.stack.split(hidden_RD), strict=True))
+        for member, slot in enumerate(slots):
+            if member in parts:
+                slot.copy_(parts[member])
+            else:
+                slot.zero_()
+
+    def _run_parts(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: Sequence[torch.Tensor],
+        tokens: Sequence[torch.Tensor] | None,
+    ) -> None:
+        members = self.step.members
         if tokens is not None or len(members) < len(slots):
             for slot in slots:
                 slot.zero_()
-        for place, (member, hidden) in enumerate(
-            zip(members, self.stack.split(hidden_RD), strict=True)
-        ):
-            if tokens is None:
-                slots[member].copy_(hidden)
-            else:
-                slots[member].index_copy_(0, tokens[place], hidden)
+        everything = torch.arange(len(input_ids))
+        parts = dict(zip(members, tokens or [everything] * len(members), strict=True))
+        for together in passes_of(parts, max_rows=self.max_rows):
+            rows_R = torch.cat([parts[member] for member in together])
+            self.stack.run(together, [len(parts[member]) for member in together])
+            own = None if tokens is None else [parts[member] for member in together]
+            with self.attention.running(together, own):
+                hidden_RD = self.trunk(input_ids[rows_R], positions[..., rows_R])
+            for member, hidden in zip(together, self.stack.split(hidden_RD), strict=True):
+                slots[member].index_copy_(0, parts[member], hidden)
 
     @functools.cached_property
     def is_head_linear(self) -> bool:
@@ -204,6 +220,24 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             for layer in self.adapted
             for factor in ("adapters_a", "adapters_b")
         }
+
+
+def passes_of(parts: Mapping[int, Sized], *, max_rows: int) -> list[list[int]]:
+    """The members that pass through the trunk together, so that no pass has more rows than that
+    unless one member has.
+
+    One read of the base serves all rows of a pass. But a pass of so many rows computes longer than
+    it reads, and what it computes outgrows the caches.
+    """
+    passes: list[list[int]] = []
+    num_rows = max_rows
+    for member, part in parts.items():
+        if not passes or num_rows + len(part) > max_rows:
+            passes.append([])
+            num_rows = 0
+        passes[-1].append(member)
+        num_rows += len(part)
+    return passes
 
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": -1})
