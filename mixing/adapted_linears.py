@@ -19,9 +19,9 @@ from vllm.model_executor.layers.linear import (
     UnquantizedLinearMethod,
 )
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
-from vllm.utils.torch_utils import direct_register_custom_op
 
 from mixing.adapters import Adapter, AdapterError, Factors
+from mixing.kernels.operators import operator
 from mixing.stacked_attention import Stack
 
 
@@ -82,7 +82,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
         out: torch.Tensor = self.inner.apply(layer, x, bias)
         a, b = layer.adapters_a, layer.adapters_b
         if self.stack.takes_any_rows:
-            torch.ops.vllm.prefmix_add_updates(out, x, a, b, self.stack.bounds)
+            _add_updates_operator(out, x, a, b, self.stack.bounds)
             return out
         running = self.stack.with_adapter
         if not running:
@@ -135,7 +135,13 @@ def _add_updates(
             out[start:end].addmm_(x[start:end] @ a[index], b[index])
 
 
-direct_register_custom_op("prefmix_add_updates", _add_updates, mutates_args=["out"])
+_add_updates_operator = operator(
+    "add_updates",
+    "(Tensor(a!) out, Tensor x, Tensor a, Tensor b, Tensor bounds) -> ()",
+    cpu=_add_updates,
+    cuda=_add_updates,
+    fake=lambda *arguments: None,
+)
 
 
 class JoinedFactors:

@@ -46,6 +46,7 @@ def build(*, dtype: torch.dtype = torch.float32) -> Any:
     model.device = torch.device("cpu")
     model.step, model.can_skip, model.observer = Step([True, True]), True, None
     model.is_single, model.checks_rows, model._table = False, False, None
+    model.takes_any_rows = False  # outside of an engine attention cannot be told who has which
     return model
 
 

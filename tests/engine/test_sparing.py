@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import AdaptedBase, EngineFactory, model_of
 from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs
 from tiny_policies import VOCAB_SIZE
 
 from mixing.spec import MixtureSpec
+from mixing.stacked_attention import join_caches
+from mixing.trunk import passes_of
 
 
 class Passes:
@@ -91,6 +94,43 @@ def test_prefixes_and_evictions_keep_to_what_each_member_ran(
     ]
     for again in (batch, batch[::-1]):
         assert oracle.worst_error(again, generate(llm, again)) < TOLERANCE_NATS
+
+
+def test_a_step_of_many_rows_takes_passes_of_few_members(
+    engine: EngineFactory, adapted: AdaptedBase
+) -> None:
+    """Prompts that fill a step in three of four members: never more rows than one policy's step."""
+    llm = engine(adapted.spec(reference=adapted.reference()), max_num_batched_tokens=64)
+    sizes: list[int] = []
+    model_of(llm).trunk.base.register_forward_hook(
+        lambda module, args, kwargs, hidden: sizes.append(hidden.shape[0]), with_kwargs=True
+    )
+    prompts = [tuple(range(3 + index, 43 + index)) for index in range(5)]
+    batch = [Job(prompt=prompt, weights=(0.5, 0.3, 0.0, 0.2), max_tokens=4) for prompt in prompts]
+    oracle = Oracle([*adapted.merged, adapted.base])
+    assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+    assert max(sizes) == 64
+    assert {3, 15} & set(sizes), "few rows go through together"
+
+
+def test_passes_hold_as_many_members_as_fit() -> None:
+    parts = {0: range(3), 2: range(3), 3: range(1), 5: range(9), 6: range(1)}
+    assert passes_of(parts, max_rows=7) == [[0, 2, 3], [5], [6]]
+    assert passes_of(parts, max_rows=1) == [[0], [2], [3], [5], [6]]
+    assert passes_of({}, max_rows=7) == []
+
+
+def test_caches_join_only_where_they_lie_whole_blocks_apart() -> None:
+    memory = torch.arange(3 * 5 * 2 * 4).view(3, 5, 2, 4)  # members, blocks, heads, the rest
+    joined, first_blocks = join_caches([memory[1], memory[2], memory[0]])
+    assert first_blocks == [5, 10, 0]
+    assert torch.equal(joined[5 + 3], memory[1, 3])
+    elsewhere = [memory[0], torch.zeros(5, 2, 4, dtype=torch.int64)]
+    shifted = [memory[0], memory.view(-1)[41:81].view(5, 2, 4)]
+    shorter = [memory[0], memory[1, :4]]
+    for caches in (elsewhere, shifted, shorter):
+        with pytest.raises(ValueError, match="whole blocks apart"):
+            join_caches(caches)
 
 
 @pytest.mark.parametrize("way", ["joined", "apart"])

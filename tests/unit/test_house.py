@@ -38,6 +38,7 @@ OPEN_MIXING = PURE_MIXING | {
 VLLM_AT_TOP = {
     "mixing.adapted_linears",
     "mixing.admission",
+    "mixing.attention_metadata",
     "mixing.heads",
     "mixing.loading",
     "mixing.mixture_model",
@@ -46,6 +47,7 @@ VLLM_AT_TOP = {
     "mixing.runner_v2",
     "mixing.scheduling",
     "mixing.sizes",
+    "mixing.sparing",
     "mixing.stacked_attention",
     "mixing.trunk",
     # Loaded by vLLM through the endpoint plugin, or by `launch` once it has set vLLM up.
