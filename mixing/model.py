@@ -27,7 +27,7 @@ from mixing.loading import (
 from mixing.mixture_model import MixtureModel, members_with_weight
 from mixing.sharing import share_identical_layers
 from mixing.sizes import parameter_bytes
-from mixing.sparing import MemberAttention
+from mixing.sparing import MemberAttention, is_plain_attention
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -57,6 +57,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         self.secondary_weights = secondary_sources(self.spec)
         # Layers that vLLM knows by name, such as attention, belong to one member each.
         self._named_layers = set(vllm_config.compilation_config.static_forward_context.values())
+        self.takes_any_rows &= is_plain_attention(self._named_layers)
 
     @property
     def _members(self) -> list[Any]:

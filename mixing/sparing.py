@@ -10,13 +10,15 @@ Shapes: T tokens, M members of a step, n of them running; member m runs T_m toke
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from vllm.config import VllmConfig
 from vllm.forward_context import ForwardContext, get_forward_context, override_forward_context
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
 from mixing.attention_metadata import Part, metadata_builder, metadata_of
 from mixing.loading import split_member_name
@@ -26,6 +28,14 @@ def takes_any_rows(device: torch.device) -> bool:
     """Whether a pass may hold any number of rows: where no CUDA graph replays it, and looking at
     the weights does not wait."""
     return device.type == "cpu"
+
+
+def is_plain_attention(layers: Iterable[Any]) -> bool:
+    """Whether all attention among a model's layers takes its requests from the metadata as they
+    come: not so, for one, attention over chunks, which has cut them up already."""
+    return all(
+        type(layer) is Attention for layer in layers if isinstance(layer, AttentionLayerBase)
+    )
 
 
 def tokens_of(weights_TM: torch.Tensor, members: Sequence[int]) -> list[torch.Tensor] | None:

@@ -10,7 +10,9 @@ import torch
 from conftest import AdaptedBase, EngineFactory, model_of
 from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs
 from tiny_policies import VOCAB_SIZE
+from vllm.model_executor.layers.attention import Attention
 
+from mixing.sparing import is_plain_attention
 from mixing.spec import MixtureSpec
 from mixing.stacked_attention import join_caches
 from mixing.trunk import passes_of
@@ -118,6 +120,15 @@ def test_passes_hold_as_many_members_as_fit() -> None:
     assert passes_of(parts, max_rows=7) == [[0, 2, 3], [5], [6]]
     assert passes_of(parts, max_rows=1) == [[0], [2], [3], [5], [6]]
     assert passes_of({}, max_rows=7) == []
+
+
+def test_attention_that_cuts_requests_itself_is_told_of_whole_steps() -> None:
+    class OverChunks(Attention):
+        pass
+
+    plain, other = Attention.__new__(Attention), OverChunks.__new__(OverChunks)
+    assert is_plain_attention([plain, object()])
+    assert not is_plain_attention([plain, other])
 
 
 def test_caches_join_only_where_they_lie_whole_blocks_apart() -> None:
