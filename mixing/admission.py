@@ -32,7 +32,7 @@ class UnsupportedEngineError(ValueError):
     """An engine option under which per-request weights would be lost or wrong."""
 
 
-def refuse_unsupported(vllm_config: VllmConfig) -> None:
+def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
     """Raises UnsupportedEngineError for the first option that cannot carry weights."""
     from vllm.platforms import current_platform
     from vllm.utils import torch_utils
@@ -69,6 +69,18 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
             "context parallelism is not supported by a mixture; use --tensor-parallel-size",
         ),
         (
+            vllm_config.cache_config.kv_sharing_fast_prefill,
+            "fast prefill gives some layers other tokens than the step has; drop "
+            "--kv-sharing-fast-prefill",
+        ),
+        (
+            spec.base is not None
+            and current_platform.is_cpu()
+            and vllm_config.kv_transfer_config is not None,
+            "on a CPU the policies of a shared trunk have one KV cache a layer, which no connector "
+            "knows; drop --kv-transfer-config, or serve full checkpoints with --policy",
+        ),
+        (
             not vllm_config.use_v2_model_runner and not current_platform.is_cpu(),
             "on this device a mixture needs vLLM's V2 model runner; unset "
             "VLLM_USE_V2_MODEL_RUNNER, and install Triton if it is missing",
@@ -99,7 +111,7 @@ class MixtureConfig(VerifyAndUpdateConfig):
                 f"--hf-overrides with the key {CONFIG_KEY!r} (see mixing.spec.hf_overrides)"
             )
         spec = MixtureSpec.from_dict(data)
-        refuse_unsupported(vllm_config)
+        refuse_unsupported(vllm_config, spec)
         check_engine_members(spec, vllm_config)
         model_config = vllm_config.model_config
         processors = list(model_config.logits_processors or [])

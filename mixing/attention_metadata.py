@@ -53,7 +53,8 @@ def metadata_of(parts: Sequence[Part], builder: Any) -> Any:
         lengths.append(own_lengths_B[requests])
         seq_lens.append(step.seq_lens[requests])
         tables.append(step.block_table[requests] + part.first_block)
-        slots.append(own_slots_T + part.first_block * block_size)
+        shifted_T = own_slots_T + part.first_block * block_size
+        slots.append(torch.where(own_slots_T < 0, own_slots_T, shifted_T))  # -1: nowhere
     lengths_B, slots_T = torch.cat(lengths), torch.cat(slots)
     starts = torch.zeros(len(lengths_B) + 1, dtype=torch.int32)
     torch.cumsum(lengths_B, 0, out=starts[1:])
@@ -76,8 +77,7 @@ def metadata_of(parts: Sequence[Part], builder: Any) -> Any:
 
 def metadata_builder(layers: Sequence[Any], vllm_config: VllmConfig) -> Any:
     """A builder like the runner's own, for attention layers of one kind whose caches are there."""
-    specs = (layer.get_kv_cache_spec(vllm_config) for layer in layers)
-    spec = next(spec for spec in specs if spec is not None)  # None: it uses another layer's cache
+    spec = layers[0].get_kv_cache_spec(vllm_config)
     block_size = layers[0].kv_cache.shape[2]  # [blocks, heads, block size, 2 * head size]
     builder = layers[0].attn_backend.get_builder_cls()
     names = [layer.layer_name for layer in layers]

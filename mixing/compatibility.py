@@ -200,6 +200,12 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
     for index, member in enumerate(spec.checkpoints):
         config = member_vllm_config(vllm_config, member, index=index).model_config
         _check_plain_text_model(member, config)
+        if config.is_moe and vllm_config.parallel_config.data_parallel_size > 1:
+            raise CompatibilityError(
+                f"policy {member.name!r} has experts, in which data-parallel ranks wait for each "
+                "other, but each rank runs what its own requests need; drop --data-parallel-size "
+                "and start one 'prefmix serve' per rank"
+            )
         if _quantization(config.hf_config) != own_quantization:
             raise CompatibilityError(
                 f"policies {first.name!r} and {member.name!r} are quantised differently "

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
+_SMALLEST = float(np.finfo(np.float32).tiny)
+"""What is smaller is zero, or may be taken for it, once weights are float32."""
+
+
 def spec_of(vllm_config: VllmConfig) -> MixtureSpec:
     """The mixture that an engine serves, read from its model config."""
     return MixtureSpec.from_dict(getattr(vllm_config.model_config.hf_config, CONFIG_KEY))
@@ -41,9 +45,13 @@ def weights_of_request(
     if weights is None:
         return spec.uniform_weights
     try:
-        return check_weights(weights, num_members=spec.num_members, weight_space=spec.weight_space)
+        checked = check_weights(
+            weights, num_members=spec.num_members, weight_space=spec.weight_space
+        )
     except WeightsError:
         return spec.uniform_weights
+    # Whoever asks whether a weight is zero, cache or engine, has to hear what float32 will say.
+    return tuple(0.0 if abs(weight) < _SMALLEST else weight for weight in checked)
 
 
 def rows_of_tokens(query_start_loc: torch.Tensor, num_tokens: int) -> torch.Tensor:

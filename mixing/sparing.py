@@ -39,17 +39,14 @@ def is_plain_attention(layers: Iterable[Any]) -> bool:
 
 
 def tokens_of(weights_TM: torch.Tensor, members: Sequence[int]) -> list[torch.Tensor] | None:
-    """Per running member the int64 [T_m] tokens that give it weight; None if all run all.
-
-    All run all in profiling and warm-up passes, and in batches that are padded.
-    """
+    """Per running member the int64 [T_m] tokens that give it weight; None if all run all, as in
+    profiling and warm-up passes."""
     metadata = get_forward_context().attn_metadata
     if len(members) < 2 or not metadata:
         return None
-    if next(iter(metadata.values())).num_actual_tokens != len(weights_TM):
-        return None
-    is_wanted_Tn = weights_TM[:, members] != 0
-    if is_wanted_Tn.all():
+    num_actual = next(iter(metadata.values())).num_actual_tokens
+    is_wanted_Tn = weights_TM[:num_actual, members] != 0
+    if num_actual == len(weights_TM) and is_wanted_Tn.all():
         return None
     return [column.nonzero()[:, 0] for column in is_wanted_Tn.unbind(dim=1)]
 

@@ -57,6 +57,7 @@ def test_bad_vectors_are_refused_at_admission_and_the_engine_lives(
             "speculative decoding",
         ),
         ({"runner": "pooling"}, "pooling"),
+        ({"kv_sharing_fast_prefill": True}, "fast prefill"),
     ],
 )
 def test_options_that_cannot_carry_weights_are_refused_at_start(
@@ -67,6 +68,43 @@ def test_options_that_cannot_carry_weights_are_refused_at_start(
     spec = spec_of_folders(policies)
     args = EngineArgs(model=spec.members[0].model, hf_overrides=hf_overrides(spec), **options)
     with pytest.raises(ValueError, match=message):
+        args.create_engine_config()
+
+
+def test_connectors_are_refused_where_members_share_a_cache(
+    policies: list[Path], adapted: AdaptedBase
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    connector = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
+    for spec in (spec_of_folders(policies), adapted.spec()):
+        args = EngineArgs(
+            model=spec.checkpoints[0].model,
+            hf_overrides=hf_overrides(spec),
+            kv_transfer_config=connector,  # type: ignore[arg-type]
+        )
+        if spec.base is None:
+            args.create_engine_config()
+        else:
+            with pytest.raises(ValueError, match="no connector knows"):
+                args.create_engine_config()
+
+
+def test_experts_on_data_parallel_ranks_are_refused(tmp_path: Path) -> None:
+    from tiny_policies import save_policy
+    from vllm.engine.arg_utils import EngineArgs
+
+    folder = save_policy(
+        tmp_path / "experts",
+        seed=0,
+        model_type="qwen3_moe",
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+    )
+    spec = spec_of_folders([folder])
+    args = EngineArgs(model=str(folder), hf_overrides=hf_overrides(spec), data_parallel_size=2)
+    with pytest.raises(ValueError, match="has experts"):
         args.create_engine_config()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs
 from tiny_policies import VOCAB_SIZE
 from vllm.model_executor.layers.attention import Attention
 
+from mixing.attention_metadata import Part, metadata_of
 from mixing.sparing import is_plain_attention
 from mixing.spec import MixtureSpec
 from mixing.stacked_attention import join_caches
@@ -158,3 +160,27 @@ def test_rows_of_a_trunk_find_their_adapter_however_it_is_held(
     assert all(rows == tokens for tokens, rows in passes.sizes), passes.sizes
     mixed = random_jobs(16, num_members=4, vocab_size=VOCAB_SIZE, seed=6)
     assert oracle.worst_error(mixed, generate(llm, mixed)) < TOLERANCE_NATS
+
+
+def test_requests_of_several_members_stand_one_after_the_other_in_their_own_blocks() -> None:
+    """Of three requests of 2, 1 and 3 tokens: all for one member, the outer ones for another."""
+    step = SimpleNamespace(
+        query_start_loc=torch.tensor([0, 2, 3, 6], dtype=torch.int32),
+        seq_lens=torch.tensor([2, 9, 35], dtype=torch.int32),
+        block_table=torch.tensor([[1, 0], [2, 0], [3, 4]], dtype=torch.int32),
+        slot_mapping=torch.tensor([32, 33, 72, 96, -1, 130]),
+        num_actual_tokens=6,
+        max_query_len=3,
+        max_seq_len=35,
+        causal=True,
+    )
+    builder = SimpleNamespace(
+        kv_cache_spec=SimpleNamespace(block_size=32), build=lambda prefix, common: common
+    )
+    outer = torch.tensor([0, 1, 3, 4, 5])
+    made = metadata_of([Part(step), Part(step, outer, first_block=10)], builder)
+    assert made.query_start_loc.tolist() == [0, 2, 3, 6, 8, 11]
+    assert made.seq_lens.tolist() == [2, 9, 35, 2, 35]
+    assert made.block_table_tensor.tolist() == [[1, 0], [2, 0], [3, 4], [11, 10], [13, 14]]
+    assert made.slot_mapping.tolist() == [32, 33, 72, 96, -1, 130, 352, 353, 416, -1, 450]
+    assert (made.num_reqs, made.num_actual_tokens) == (5, 11)

@@ -36,6 +36,18 @@ def test_bad_vectors_become_the_default_and_never_raise() -> None:
     assert weights_of_request(None, SPEC) == SPEC.uniform_weights
 
 
+def test_a_weight_that_float32_cannot_tell_from_zero_is_zero_for_cache_and_engine() -> None:
+    table = WeightTable(SPEC, num_rows=1, device=CPU)
+    for small in (1e-50, 1e-40, 2e-38, 1e-7):
+        sent = wire.to_extra_args([1.0 - 2 * small, small, small])
+        weights_M = weights_of_request(sent, SPEC)
+        table.write(0, sent)
+        table.flush(1)
+        runs = [weight != 0 for weight in weights_M]
+        assert list(table.active_members()) == runs == [value != 0 for value in row_of(table, 0)]
+        assert runs == [True, small > 1.2e-38, small > 1.2e-38]
+
+
 def test_table_follows_random_batch_changes() -> None:
     """Adds over old rows, one-way moves and swaps, in vLLM's order, 300 steps."""
     rng = random.Random(1)
