@@ -38,7 +38,7 @@ serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)
 	    "         \"max_tokens\": 80, \"preference_weights\": {\"positive\": 1, \"concise\": 2}}'" ''
 	@exec $(BIN)/prefmix serve policies/demo/serve.yaml --port $(PORT)
 
-test: test-unit test-engine ## all tests that need no GPU (about twelve minutes)
+test: test-unit test-engine ## all tests that need no GPU (about fourteen minutes)
 
 test-unit: ready ## the fast tests: no engine, about a minute
 	@$(BIN)/python -m pytest tests/unit

@@ -227,7 +227,7 @@ def passes_of(parts: Mapping[int, Sized], *, max_rows: int) -> list[list[int]]:
     unless one member has.
 
     One read of the base serves all rows of a pass. But a pass of so many rows computes longer than
-    it reads, and what it computes outgrows the caches.
+    it reads, and glibc maps each buffer above 32 MiB anew, which costs as much as a small product.
     """
     passes: list[list[int]] = []
     num_rows = max_rows
