@@ -16,7 +16,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --home-dir /cache --no-create-home prefmix \
     && install -d -o prefmix -g prefmix /cache /var/lib/prefmix \
-    && ln -s /opt/prefmix/lib/python3.11/site-packages/policies/demo /demo
+    && ln -s /opt/prefmix/lib/python3.11/site-packages/prefmix/policies/demo /demo
 ENV PATH=/opt/prefmix/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -26,7 +26,7 @@ ready:
 	@scripts/setup.sh --quiet
 
 demo: ready ## mix the demo policies and show what the weights do (about a minute)
-	@$(BIN)/python -m policies.demo.tour
+	@$(BIN)/python -m prefmix.policies.demo.tour
 
 fit-demo: ready ## fit the demo policies' weights and show what they buy (about four minutes)
 	@$(BIN)/python -m examples.fit_story
@@ -74,7 +74,7 @@ audit: ready ## licences of all packages, and their known vulnerabilities
 	@$(BIN)/python scripts/audit.py
 
 demo-policies: setup-train ## train the demo policies again from their seed (five minutes)
-	@$(BIN)/python -m policies.demo.build --output policies/demo/checkpoints --seed 0
+	@$(BIN)/python -m prefmix.policies.demo.build --output policies/demo/checkpoints --seed 0
 
 lock: ready ## write requirements/cpu.lock from what .venv holds
 	@scripts/lock.sh

@@ -15,10 +15,13 @@ for the run unless your own are given. What follows -- goes to vLLM, the same fo
 prefmix bench engine --model-size 8b -- --gpu-memory-utilization 0.3"""
 
 BENCHES = {
-    "engine": ("bench.engine", "output speed beside what one would run without a mixture"),
-    "http": ("bench.over_http", "what the HTTP layer adds to vLLM's own"),
-    "mixed-batch": ("bench.mixed_batch", "equal weights in all rows against different ones"),
-    "memory": ("bench.memory", "bytes of parameters, and of KV cache for a token"),
+    "engine": ("prefmix.bench.engine", "output speed beside what one would run without a mixture"),
+    "http": ("prefmix.bench.over_http", "what the HTTP layer adds to vLLM's own"),
+    "mixed-batch": (
+        "prefmix.bench.mixed_batch",
+        "equal weights in all rows against different ones",
+    ),
+    "memory": ("prefmix.bench.memory", "bytes of parameters, and of KV cache for a token"),
 }
 
 
@@ -45,7 +48,9 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     # Ended from outside, what it started has to end as well.
     signal.signal(signal.SIGTERM, _exit)
     if args.bench == "kernels":
-        return int(importlib.import_module("bench.kernels").main([*args.words, *passthrough]))
+        return int(
+            importlib.import_module("prefmix.bench.kernels").main([*args.words, *passthrough])
+        )
     module: Any = importlib.import_module(BENCHES[args.bench][0])
     return int(module.run(args, passthrough))
 

@@ -1,7 +1,7 @@
 """The ways to answer from K policies that are compared; each runs in a process of its own.
 
-`bench.worker` makes one from the settings that `bench.lineup` writes. vLLM and transformers are
-imported only then.
+`prefmix.bench.worker` makes one from the settings that `prefmix.bench.lineup` writes. vLLM and
+transformers are imported only then.
 
 Shapes: B requests, K policies, V vocabulary.
 """
@@ -14,10 +14,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.job import Job
-from bench.start import mixture_of, start_vllm
-from bench.worker import Worker
-from mixing import wire
+from prefmix.bench.job import Job
+from prefmix.bench.start import mixture_of, start_vllm
+from prefmix.bench.worker import Worker
+from prefmix.mixing import wire
 
 
 class Contestant:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import lineup as names
-from bench.job import Job, make_job
-from bench.lineup import Models, add_model_flags, lineup, prepare_models
-from bench.report import Spread, progress, show
-from bench.worker import Worker
+from prefmix.bench import lineup as names
+from prefmix.bench.job import Job, make_job
+from prefmix.bench.lineup import Models, add_model_flags, lineup, prepare_models
+from prefmix.bench.report import Spread, progress, show
+from prefmix.bench.worker import Worker
 
 CONTESTANTS = {
     "full": names.FULL,

@@ -1,4 +1,5 @@
-"""What `bench.kernels` lets compete: each kernel, its torch twin, and torch as one would write it.
+"""What `prefmix.bench.kernels` lets compete: each kernel, its torch twin, and torch as one would
+write it.
 
 Shapes: N rows, M members, V vocabulary, D hidden width.
 """
@@ -12,10 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from mixing.kernels.log_linear_mix import log_linear_mix, log_linear_mix_torch
-from mixing.kernels.mix_lm_head import mix_lm_head, mix_lm_head_torch
-from mixing.kernels.mixture_statistics import mixture_statistics, mixture_statistics_torch
-from server.exits import CommandError
+from prefmix.mixing.kernels.log_linear_mix import log_linear_mix, log_linear_mix_torch
+from prefmix.mixing.kernels.mix_lm_head import mix_lm_head, mix_lm_head_torch
+from prefmix.mixing.kernels.mixture_statistics import mixture_statistics, mixture_statistics_torch
+from prefmix.server.config.errors import CommandError
 
 SLACK = 1e-5
 """By how much an error may exceed eager torch's, in nats."""

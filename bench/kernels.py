@@ -1,7 +1,7 @@
 """Each kernel beside its torch twin, eager torch, and the time that its bytes take to move.
 
-    prefmix bench kernels                                   # or python -m bench.kernels
-    python -m bench.kernels --kernel mix_lm_head --rows 1 64 128 256 --members 4
+    prefmix bench kernels                                   # or python -m prefmix.bench.kernels
+    python -m prefmix.bench.kernels --kernel mix_lm_head --rows 1 64 128 256 --members 4
 
 Needs torch, on a GPU also Triton, not vLLM. Without a GPU there is no kernel: the torch twin serves
 there, and it competes with eager torch alone, at smaller sizes. Eager torch is what one would write
@@ -34,9 +34,9 @@ from typing import Any
 
 import torch
 
-from bench.kernel_contests import KERNELS, Size, errors
-from bench.report import Spread, progress, show
-from server.exits import CommandError
+from prefmix.bench.kernel_contests import KERNELS, Size, errors
+from prefmix.bench.report import Spread, progress, show
+from prefmix.server.config.errors import CommandError
 
 CACHE_BYTES = 128 << 20
 """More than any cache that inputs should not come from (an H200's L2 is 60 MB)."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixing.checkpoint_files import CheckpointFilesError, check_safe_models
-from mixing.spec import MixtureSpec, Policy
-from server.exits import CommandError
-from server.mixture_flags import add_policy_flags, mixture_overrides
+from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError, check_safe_models
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.server.cli.mixture_arguments import add_policy_flags, mixture_overrides
+from prefmix.server.config.errors import CommandError
 
 if TYPE_CHECKING:
-    from bench.random_models import Shape
+    from prefmix.bench.random_models import Shape
 
 FLOOR = "one policy"
 FULL = "full checkpoints"
@@ -78,7 +78,7 @@ def add_model_flags(parser: argparse.ArgumentParser, *, size: str) -> None:
 
 def shape_of_flags(args: argparse.Namespace) -> Shape:
     """The shape of the random models."""
-    from bench.random_models import Shape
+    from prefmix.bench.random_models import Shape
 
     names = ("layers", "hidden", "intermediate", "heads", "kv_heads", "vocab")
     sizes = dict(zip(names, SIZES[args.model_size], strict=True))
@@ -108,7 +108,7 @@ def prepare_models(args: argparse.Namespace, folder: Path, *, num_policies: int)
         return _given_models(args, num_policies)
     import torch
 
-    from bench.random_models import build_tokenizer, save_adapter, save_average, save_model
+    from prefmix.bench.random_models import build_tokenizer, save_adapter, save_average, save_model
 
     config = shape_of_flags(args).config()
     tokenizer = build_tokenizer(vocab_size=config.vocab_size)
@@ -130,7 +130,7 @@ def prepare_models(args: argparse.Namespace, folder: Path, *, num_policies: int)
 
 
 def _given_models(args: argparse.Namespace, num_policies: int) -> Models:
-    from server.config import ConfigError
+    from prefmix.server.config.serve_config import ConfigError
 
     try:
         given = mixture_overrides(args)
@@ -176,7 +176,7 @@ def lineup(
     options = common["options"]
 
     def one(kind: str, **more: Any) -> dict[str, Any]:
-        return {**common, "kind": f"bench.contestants:{kind}", **more}
+        return {**common, "kind": f"prefmix.bench.contestants:{kind}", **more}
 
     settings = {FLOOR: one("VllmEngine", model=models.one)}
     if len(policies) == num_policies:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import lineup as names
-from bench.contestants import VllmEngine
-from bench.engine import add_engine_flags, common_settings, model_name
-from bench.report import progress, show
-from bench.worker import Worker
+from prefmix.bench import lineup as names
+from prefmix.bench.contestants import VllmEngine
+from prefmix.bench.engine import add_engine_flags, common_settings, model_name
+from prefmix.bench.report import progress, show
+from prefmix.bench.worker import Worker
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
                     progress(f"no {name}: the models given do not allow it")
                     continue
                 progress(f"starting {name}, K = {num_policies}")
-                worker = Worker({**everyone[name], "kind": "bench.memory:MemoryProbe"})
+                worker = Worker({**everyone[name], "kind": "prefmix.bench.memory:MemoryProbe"})
                 worker.wait_started()
                 figures = worker.ask({})
                 worker.close()

@@ -9,11 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from bench import lineup as names
-from bench.engine import add_engine_flags, add_round_flags, common_settings, model_name, started
-from bench.job import Weights, make_job
-from bench.report import Spread, progress, show
-from bench.worker import Worker
+from prefmix.bench import lineup as names
+from prefmix.bench.engine import (
+    add_engine_flags,
+    add_round_flags,
+    common_settings,
+    model_name,
+    started,
+)
+from prefmix.bench.job import Weights, make_job
+from prefmix.bench.report import Spread, progress, show
+from prefmix.bench.worker import Worker
 
 LAYOUTS = (names.FULL, names.TRUNK)
 KINDS: tuple[Weights, ...] = get_args(Weights)

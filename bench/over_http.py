@@ -25,11 +25,11 @@ from typing import Any
 
 import psutil
 
-from bench.lineup import add_model_flags, prepare_models
-from bench.report import Spread, progress, show
-from bench.worker import Worker, environment
-from mixing.spec import MixtureSpec, Policy, hf_overrides
-from server.exits import CommandError
+from prefmix.bench.lineup import add_model_flags, prepare_models
+from prefmix.bench.report import Spread, progress, show
+from prefmix.bench.worker import Worker, environment
+from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
+from prefmix.server.config.errors import CommandError
 
 PLAIN, MIXTURE, PREFMIX = "vllm serve", "vllm serve, mixture of 1", "prefmix serve"
 HOST = "127.0.0.1"
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
                 name: stack.enter_context(serving(name, command, Path(folder)))
                 for name, command in commands(args, model, passthrough).items()
             }
-            client = Worker({"kind": "bench.http_load:HttpLoad"})
+            client = Worker({"kind": "prefmix.bench.http_load:HttpLoad"})
             stack.callback(client.close)
             client.wait_started()
             found = [
@@ -95,7 +95,7 @@ def commands(
         *([] if args.allow_unsafe_weights else ["--load-format=safetensors"]),
         *passthrough,
     ]
-    plain = [sys.executable, "-m", "bench.plain_server", "--model", model, "--host", HOST]
+    plain = [sys.executable, "-m", "prefmix.bench.plain_server", "--model", model, "--host", HOST]
     plain += ["--served-model-name", NAME, "--uvicorn-log-level=warning", *engine]
     ours = [str(PREFMIX_COMMAND), "serve", "--policy", f"one={model}"]
     ours += ["--allow-unsafe-weights"] if args.allow_unsafe_weights else []

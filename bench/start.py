@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mixing.spec import MixtureSpec, hf_overrides
+from prefmix.mixing.spec import MixtureSpec, hf_overrides
 
 
 def mixture_of(settings: Mapping[str, Any]) -> MixtureSpec | None:

@@ -1,8 +1,8 @@
 """A contestant in a process of its own, told what to do by lines of JSON.
 
 Engines do not share a process well, and one that ends takes its memory and threads with it. The
-child is `python -m bench.worker SETTINGS`; it ends when its standard input does, so none outlives
-the bench however that ends.
+child is `python -m prefmix.bench.worker SETTINGS`; it ends when its standard input does, so none
+outlives the bench however that ends.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from bench.job import Job
-from server.exits import CommandError
+from prefmix.bench.job import Job
+from prefmix.server.config.errors import CommandError
 
-ROOT = Path(__file__).resolve().parents[1]
 _MARK = "@bench "
 """Begins a line of the protocol: libraries print to the same stream."""
 
@@ -33,7 +31,6 @@ _END_TIMEOUT_S = 30
 def environment(*, num_threads: int | None = None) -> dict[str, str]:
     """What vLLM is started with; what is set outside stays as it is, but for `num_threads`."""
     threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
-    python_path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         # The engine computes in the contestant's process: no second one that could lag behind.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -43,7 +40,6 @@ def environment(*, num_threads: int | None = None) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         **os.environ,
         **threads,
-        "PYTHONPATH": os.pathsep.join(python_path),
     }
 
 
@@ -60,7 +56,7 @@ class Worker:
         """
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the child
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", json.dumps(settings)],
+            [sys.executable, "-m", "prefmix.bench.worker", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mixing.spec import MixtureSpec, Policy
-from policies.demo import CHECKPOINTS, REWARDS
-from weights.averaging import with_averages
-from weights.engine import Engine, LocalEngine
-from weights.evaluation import Evaluation, Reward, Weighting, evaluate
-from weights.fingerprint import fingerprints
-from weights.progress import Progress
-from weights.prompts import Prompt
-from weights.quiet import held_back_stderr
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.policies.demo import CHECKPOINTS, REWARDS
+from prefmix.weights.engines.content_hash import fingerprints
+from prefmix.weights.engines.local import Engine, LocalEngine
+from prefmix.weights.engines.progress import Progress
+from prefmix.weights.engines.prompts import Prompt
+from prefmix.weights.engines.quiet import held_back_stderr
+from prefmix.weights.evaluation.evaluate import Evaluation, Reward, Weighting, evaluate
+from prefmix.weights.evaluation.parameter_average import with_averages
 
 REFERENCE = "reference"
 NUM_RESPONSES = 24

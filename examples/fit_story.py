@@ -34,18 +34,18 @@ from examples.comparison import (
 )
 from examples.gains import Gains, against, conclusion, gains_table, measure_gains
 from examples.live_apply import apply_to_running_server
-from policies.demo import EVALUATION_PROMPTS, REWARDS
-from policies.demo.prompts import TRAINING_PROMPTS
-from policies.demo.tour import TourError
-from weights.fingerprint import fingerprints as fingerprints_of
-from weights.fit import FitJob
-from weights.fit_result import FitResult, FitSettings, Sampler
-from weights.output import write_store
-from weights.prompts import hash_of_prompts
-from weights.report import write_report
-from weights.summary import summary
-from weights.tables import aligned
-from weights.verdict import verdict
+from prefmix.policies.demo import EVALUATION_PROMPTS, REWARDS
+from prefmix.policies.demo.prompts import TRAINING_PROMPTS
+from prefmix.policies.demo.tour import TourError
+from prefmix.weights.engines.content_hash import fingerprints as fingerprints_of
+from prefmix.weights.engines.prompts import hash_of_prompts
+from prefmix.weights.evaluation.verdict import verdict
+from prefmix.weights.fit.job import FitJob
+from prefmix.weights.fit.output import write_store
+from prefmix.weights.fit.result import FitResult, FitSettings, Sampler
+from prefmix.weights.fit.summary import summary
+from prefmix.weights.report.fit_report import write_report
+from prefmix.weights.store.text_tables import aligned
 
 FOLDER = Path(".prefmix/fit-demo")
 CACHE = Path(".prefmix/fit")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from examples.comparison import REFERENCE
-from weights.evaluation import Evaluation, Floats
+from prefmix.weights.evaluation.evaluate import Evaluation, Floats
 
 NUM_BOOTSTRAP = 2000
 

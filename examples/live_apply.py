@@ -12,7 +12,7 @@ from pathlib import Path
 
 from openai import OpenAI, OpenAIError
 
-from policies.demo import tour
+from prefmix.policies.demo import tour
 
 _HEADERS = ("x-prefmix-profile", "x-prefmix-weights", "x-prefmix-weights-version")
 _TOKEN_VARIABLE = "PREFMIX_ADMIN_TOKEN"

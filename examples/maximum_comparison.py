@@ -23,8 +23,8 @@ from examples.training_runs import (
     tell_numbers,
     write_data,
 )
-from policies.demo.rewards import concise
-from policies.train.settings import METHODS, build
+from prefmix.policies.demo.rewards import concise
+from prefmix.policies.train.settings import METHODS, build
 
 LABELS: dict[str, Label] = {"always": deterministic, "Bradley-Terry": bradley_terry(24.0)}
 """24 a unit of reward is 6 a standard deviation, as for the demo policies."""
@@ -43,7 +43,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def compare(base: Base, folder: Path, *, num_seeds: int, steps: int) -> dict[str, list[Numbers]]:
     """Trains every contender on every kind of labels from every seed, data included."""
-    from policies.train.jobs import run
+    from prefmix.policies.train.jobs import run
 
     found: dict[str, list[Numbers]] = defaultdict(list)
     for seed in range(num_seeds):

@@ -28,8 +28,8 @@ from examples.training_runs import (
     tell_numbers,
     write_data,
 )
-from policies.demo.rewards import positive
-from policies.train.settings import METHODS, MixedSettings, build
+from prefmix.policies.demo.rewards import positive
+from prefmix.policies.train.settings import METHODS, MixedSettings, build
 
 LABELS: dict[str, Label] = {"clean": deterministic, "20 % flipped": flipped(0.2)}
 BETA = 1.0
@@ -72,7 +72,7 @@ def wrong_labels(folder: Path, rows: list[int]) -> float:
 
 
 def _direct(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Numbers:
-    from policies.train.jobs import run
+    from prefmix.policies.train.jobs import run
 
     values = shared_settings(folder, folder / "policy", steps=steps, seed=seed)
     run(build(METHODS["dpo"], values | {"beta": BETA}), tell=tell_nothing)
@@ -81,7 +81,7 @@ def _direct(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Numbe
 
 def _mixed(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Numbers:
     """Half of the steps offline, half online."""
-    from policies.train.jobs import run
+    from prefmix.policies.train.jobs import run
 
     output = folder / "policy"
     settings = _settings(folder, output, steps=steps // 2, seed=seed, reward=str(reward_model))
@@ -94,10 +94,10 @@ def _mixed(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Number
 
 def _online(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Numbers:
     """RLOO from the base and with the base as its reference, on all prompts."""
-    from policies.train.checkpoints import load_tokenizer
-    from policies.train.pairs import PAIR_FIELDS, read_rows
-    from policies.train.rewards import load_reward
-    from policies.train.trainers import train_online
+    from prefmix.policies.train.checkpoints import load_tokenizer
+    from prefmix.policies.train.pairs import PAIR_FIELDS, read_rows
+    from prefmix.policies.train.rewards import load_reward
+    from prefmix.policies.train.trainers import train_online
 
     output = folder / "policy"
     settings = _settings(folder, output, steps=steps, seed=seed, reward=str(reward_model))
@@ -116,9 +116,9 @@ def _online(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Numbe
 
 
 def _reward_model(folder: Path, *, steps: int, seed: int) -> Path:
-    from policies.train.checkpoints import load_tokenizer
-    from policies.train.pairs import PAIR_FIELDS, read_rows
-    from policies.train.trainers import train_reward_model
+    from prefmix.policies.train.checkpoints import load_tokenizer
+    from prefmix.policies.train.pairs import PAIR_FIELDS, read_rows
+    from prefmix.policies.train.trainers import train_reward_model
 
     output = folder / "reward-model"
     output.mkdir()

@@ -15,7 +15,7 @@ import torch
 
 from examples import maximum_comparison, mixed_comparison, training_memory
 from examples.training_runs import Base, table
-from policies.train.progress import quiet_libraries
+from prefmix.policies.train.progress import quiet_libraries
 
 PARTS = ("memory", "mixed", "maximum")
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from examples.training_runs import REFERENCE, markdown, shared_settings
-from policies.demo.preference import write_rows
-from policies.demo.tokenizer import chat_text
-from policies.train.progress import quiet_libraries
-from policies.train.settings import METHODS, DirectSettings, build
+from prefmix.policies.demo.preference import write_rows
+from prefmix.policies.demo.tokenizer import chat_text
+from prefmix.policies.train.progress import quiet_libraries
+from prefmix.policies.train.settings import METHODS, DirectSettings, build
 
 STEPS = 3
 NUM_PAIRS = 64
@@ -109,13 +109,13 @@ def _random_base(folder: Path) -> Path:
 
 
 def _direct(values: dict[str, Any], folder: Path) -> None:
-    from policies.train.jobs import run
+    from prefmix.policies.train.jobs import run
 
     run(build(METHODS["dpo"], values))
 
 
 def _maximum(values: dict[str, Any], folder: Path) -> None:
-    from policies.train.jobs import run
+    from prefmix.policies.train.jobs import run
 
     run(build(METHODS["maximum-preference"], values | {"sft_data": folder / "sft.jsonl"}))
 
@@ -125,9 +125,9 @@ def _with_reference(values: dict[str, Any], folder: Path) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from policies.train.checkpoints import load_policy, load_tokenizer, save_policy, train
-    from policies.train.pairs import PAIR_FIELDS, read_rows
-    from policies.train.trainers import trainer_arguments
+    from prefmix.policies.train.checkpoints import load_policy, load_tokenizer, save_policy, train
+    from prefmix.policies.train.pairs import PAIR_FIELDS, read_rows
+    from prefmix.policies.train.trainers import trainer_arguments
 
     settings = build(DirectSettings, values)
     pairs = read_rows(settings.data, PAIR_FIELDS)

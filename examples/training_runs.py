@@ -15,12 +15,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
-from policies.demo.evaluation import measure
-from policies.demo.preference import write_rows
-from policies.demo.prompts import TRAINING_PROMPTS
-from policies.demo.sampling import Response, sample_responses, score_responses
-from policies.demo.tokenizer import chat_text
+from prefmix.policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
+from prefmix.policies.demo.evaluation import measure
+from prefmix.policies.demo.preference import write_rows
+from prefmix.policies.demo.prompts import TRAINING_PROMPTS
+from prefmix.policies.demo.sampling import Response, sample_responses, score_responses
+from prefmix.policies.demo.tokenizer import chat_text
 
 REFERENCE = CHECKPOINTS / "reference"
 ANSWERS_PER_PROMPT = 12

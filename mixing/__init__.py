@@ -16,8 +16,8 @@ Glossary:
   parameters  what a network learned (vLLM's own `load_weights` keeps its spelling).
 """
 
-from mixing.simplex import WeightsError, check_weights, weights_from_preferences
-from mixing.spec import MixtureSpec, Policy, SpecError, WeightSpace
+from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
+from prefmix.mixing.spec import MixtureSpec, Policy, SpecError, WeightSpace
 
 __all__ = [
     "MixtureSpec",

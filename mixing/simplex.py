@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from mixing.spec import MixtureSpec, WeightSpace
+from prefmix.mixing.spec import MixtureSpec, WeightSpace
 
 SUM_TOLERANCE = 1e-3
 """How far a given vector may be from summing to 1: loose enough for weights rounded to 3 digits."""

@@ -67,7 +67,8 @@ class MixtureSpec:
     weight_space: WeightSpace = "simplex"
     base: str | None = None
     """None: every member is a full checkpoint. A model: the policies are LoRA adapters of it, which
-    share its parameters (mixing.trunk), and the reference, if any, is that model itself."""
+    share its parameters (prefmix.mixing.models.shared_trunk), and the reference, if any, is that
+    model itself."""
     base_revision: str | None = None
     """Hub revision of `base`."""
 

@@ -12,7 +12,8 @@ from typing import Any
 WEIGHTS_KEY = "prefmix_weights"
 
 MEASURE_KEY = "prefmix_measure"
-"""A string: the request's tokens are measured, and the figures kept under it (mixing.observer)."""
+"""A string: the request's tokens are measured, and the figures kept under it
+(prefmix.mixing.batch.statistics)."""
 
 
 FAILED_PREFIX = "prefmix_failed:"

@@ -205,7 +205,7 @@ first_import() {
 import openai, pytest, torch._inductor.compile_fx, transformers, vllm
 import vllm.entrypoints.openai.api_server, vllm.model_executor.models.llama, vllm.v1.engine.core
 import vllm.v1.worker.${backend}_worker
-import server, weights, mixing"
+import prefmix.server, prefmix.weights, prefmix.mixing"
 }
 
 echo "set-up: $("$python" -V 2>&1), $backend, into $VENV"

@@ -1,9 +1,9 @@
-"""The HTTP room: `prefmix serve`, the OpenAI-compatible routes and what they refuse.
+"""The HTTP server and the `prefmix` command.
 
-Importing this package needs neither vLLM nor torch. Modules that do (`schemas`, `routes`,
-`endpoints`, `engine_args`) are imported by vLLM's plugin loader or by `launch`, after `--help` and
-every configuration error have been dealt with.
+One request passes through `traffic` (is there room for it?), `auth` (may it?), `api` (which
+weights, and what is answered) and vLLM's own serving code. `plugin` is where vLLM finds these
+routes.
 
-One request through this room: `routes` reads the body, `resolve` turns its names into weights,
-`schemas` puts the weights on vLLM's sampling parameters, vLLM's own serving code does the rest.
+Importing this package loads neither vLLM nor torch. Modules that need them are imported by vLLM's
+plugin loader or by `launch`, after `--help` and every configuration error have been dealt with.
 """

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from mixing.kernels.members import present_members
-from mixing.kernels.operators import operator
+from prefmix.mixing.kernels.members import present_members
+from prefmix.mixing.kernels.operators import operator
 
 _BLOCK_ELEMENTS = 1 << 17
 """On a CPU so many float32 are mixed at a time, half a MiB: what is in work stays in the cache."""
@@ -117,7 +117,7 @@ def _on_cuda(
     signed: bool,
 ) -> torch.Tensor:
     # Triton is imported with the first tensor that needs it, not with the package.
-    from mixing.kernels.log_linear_mix_triton import log_linear_mix_triton
+    from prefmix.mixing.kernels.log_linear_mix_triton import log_linear_mix_triton
 
     return log_linear_mix_triton(logits, weights, columns, vocab_size, soft_caps, scales)
 

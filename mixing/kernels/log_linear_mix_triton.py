@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mixing.kernels.tuning import Config, Tuner, many
+from prefmix.mixing.kernels.tuning import Config, Tuner, many
 
 TUNER = Tuner(
     {"BLOCK_V": 2048, "num_warps": 4},

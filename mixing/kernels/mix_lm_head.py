@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 import torch
 
-from mixing.kernels.log_linear_mix import log_linear_mix
-from mixing.kernels.members import present_members
-from mixing.kernels.operators import operator
+from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
+from prefmix.mixing.kernels.members import present_members
+from prefmix.mixing.kernels.operators import operator
 
 FUSED_ROWS: dict[tuple[int, int], range] = {}
 """By CUDA compute capability, the numbers of rows N where the Triton kernel was measured faster
-than the torch twin by `python -m bench.kernels --kernel mix_lm_head`.
+than the torch twin by `python -m prefmix.bench.kernels --kernel mix_lm_head`.
 
 Empty: no device has been measured yet. A device that is not listed takes the torch twin, whose
 products are the vendor's library; so does a CPU, always.
@@ -165,7 +165,7 @@ def _on_cuda(
     if not fused:
         return mix_lm_head_torch(hidden, heads, weights, columns, vocab_size, scales)
     # Triton is imported with the first tensor that needs it, not with the package.
-    from mixing.kernels.mix_lm_head_triton import mix_lm_head_triton
+    from prefmix.mixing.kernels.mix_lm_head_triton import mix_lm_head_triton
 
     return mix_lm_head_triton(hidden, heads, weights, columns, vocab_size, scales)
 

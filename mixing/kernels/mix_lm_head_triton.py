@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mixing.kernels.tuning import Config, Tuner
+from prefmix.mixing.kernels.tuning import Config, Tuner
 
 TUNER = Tuner(
     {"BLOCK_V": 64, "BLOCK_D": 64, "num_warps": 4, "num_stages": 2},

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from mixing.kernels.log_linear_mix import soft_capped
-from mixing.kernels.members import present_members
-from mixing.kernels.operators import operator
+from prefmix.mixing.kernels.log_linear_mix import soft_capped
+from prefmix.mixing.kernels.members import present_members
+from prefmix.mixing.kernels.operators import operator
+from prefmix.mixing.kernels.statistics_outputs import Outputs, empty_outputs
 
 _BLOCK_ELEMENTS = 1 << 17
 """On a CPU so many logits of a member are worked on at a time: half a MiB stays in the cache."""
@@ -81,22 +82,6 @@ def mixture_statistics(
     return MixtureStatistics(*_operator(tensors, weights_NM, tokens_N, columns, soft_caps, scales))
 
 
-_Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def empty_outputs(weights: torch.Tensor, num_present: int) -> _Outputs:
-    """Memory for the statistics' six tensors; NaN and False where a member may be missing."""
-    num_rows, num_members = weights.shape
-    shapes = [(num_rows,)] * 3 + [(num_rows, num_members)] * 2
-    a, b, c, d, e = (
-        torch.empty(shape, dtype=torch.float32, device=weights.device) for shape in shapes
-    )
-    if num_present < num_members:
-        d.fill_(torch.nan)
-        e.fill_(torch.nan)
-    return a, b, c, d, e, torch.zeros_like(d, dtype=torch.bool)
-
-
 def mixture_statistics_torch(
     logits: list[torch.Tensor],
     weights: torch.Tensor,
@@ -104,7 +89,7 @@ def mixture_statistics_torch(
     columns: list[int],
     soft_caps: list[float],
     scales: list[float],
-) -> _Outputs:
+) -> Outputs:
     """The torch twin, on any device: arguments as `present_members` leaves them."""
     outputs = empty_outputs(weights, len(columns))
     num_rows = weights.shape[0]
@@ -236,9 +221,9 @@ def _on_cuda(
     columns: list[int],
     soft_caps: list[float],
     scales: list[float],
-) -> _Outputs:
+) -> Outputs:
     # Triton is imported with the first tensor that needs it, not with the package.
-    from mixing.kernels.mixture_statistics_triton import mixture_statistics_triton
+    from prefmix.mixing.kernels.mixture_statistics_triton import mixture_statistics_triton
 
     return mixture_statistics_triton(logits, weights, tokens, columns, soft_caps, scales)
 
@@ -250,7 +235,7 @@ def _shapes(
     columns: list[int],
     soft_caps: list[float],
     scales: list[float],
-) -> _Outputs:
+) -> Outputs:
     return empty_outputs(weights, len(columns))
 
 

@@ -22,9 +22,9 @@ import torch
 import triton
 import triton.language as tl
 
-from mixing.kernels.log_linear_mix_triton import soft_capped_tile
-from mixing.kernels.mixture_statistics import empty_outputs
-from mixing.kernels.tuning import Config, Tuner, many
+from prefmix.mixing.kernels.log_linear_mix_triton import soft_capped_tile
+from prefmix.mixing.kernels.statistics_outputs import empty_outputs
+from prefmix.mixing.kernels.tuning import Config, Tuner, many
 
 TUNER = Tuner(
     {"BLOCK_V": 1024, "num_warps": 4},

@@ -9,8 +9,8 @@ This module is pure Python: importing it loads neither torch, transformers nor v
 
 from pathlib import Path
 
-from policies.demo.prompts import EVALUATION_PROMPTS
-from policies.demo.rewards import REWARDS
+from prefmix.policies.demo.prompts import EVALUATION_PROMPTS
+from prefmix.policies.demo.rewards import REWARDS
 
 CHECKPOINTS: Path = Path(__file__).resolve().parent / "checkpoints"
 """Folder with one Hugging Face checkpoint a policy: reference, positive, concise, polite."""

@@ -1,7 +1,7 @@
 """Trains and writes the demo policies: data, tokenizer, reference, three policies, cards, manifest.
 
-  python -m policies.demo.build --output policies/demo/checkpoints --seed 0
-  python -m policies.demo.build --output DIR --quick     # a smoke test: text not worth reading
+  python -m prefmix.policies.demo.build --output policies/demo/checkpoints --seed 0
+  python -m prefmix.policies.demo.build --output DIR --quick     # a smoke test
 
 The reference is trained here, the others from it by `prefmix train` (needs `make setup-train`).
 One thread. On one machine and one set of versions the seed fixes every byte.
@@ -24,11 +24,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from policies.demo.cards import policy_card, reference_card
-from policies.demo.evaluation import Measurement, format_table, measure
-from policies.demo.grammar import sample_reviews
-from policies.demo.model import FILE_MODE, new_model, round_to_bfloat16, save_checkpoint
-from policies.demo.preference import (
+from prefmix.policies.demo.cards import policy_card, reference_card
+from prefmix.policies.demo.evaluation import Measurement, format_table, measure
+from prefmix.policies.demo.grammar import sample_reviews
+from prefmix.policies.demo.model import FILE_MODE, new_model, round_to_bfloat16, save_checkpoint
+from prefmix.policies.demo.preference import (
     LABEL_SCALE,
     NUM_RESPONSES,
     draw_pairs,
@@ -36,12 +36,12 @@ from policies.demo.preference import (
     sft_rows,
     write_rows,
 )
-from policies.demo.prompts import TRAINING_PROMPTS
-from policies.demo.recipes import RECIPES, Recipe, train
-from policies.demo.reference import ReferenceConfig, make_examples, train_reference
-from policies.demo.rewards import REWARDS
-from policies.demo.tokenizer import train_tokenizer
-from policies.train.progress import quiet_libraries
+from prefmix.policies.demo.prompts import TRAINING_PROMPTS
+from prefmix.policies.demo.recipes import RECIPES, Recipe, train
+from prefmix.policies.demo.reference import ReferenceConfig, make_examples, train_reference
+from prefmix.policies.demo.rewards import REWARDS
+from prefmix.policies.demo.tokenizer import train_tokenizer
+from prefmix.policies.train.progress import quiet_libraries
 
 QUICK_REFERENCE = ReferenceConfig(num_steps=800)
 QUICK_RECIPES = {name: recipe.shortened(3) for name, recipe in RECIPES.items()}

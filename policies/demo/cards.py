@@ -3,10 +3,10 @@
 import textwrap
 from collections.abc import Mapping
 
-from policies.demo.evaluation import Measurement, format_table
-from policies.demo.preference import LABEL_SCALE
-from policies.demo.recipes import Recipe
-from policies.demo.reference import ReferenceConfig
+from prefmix.policies.demo.evaluation import Measurement, format_table
+from prefmix.policies.demo.preference import LABEL_SCALE
+from prefmix.policies.demo.recipes import Recipe
+from prefmix.policies.demo.reference import ReferenceConfig
 
 OBJECTIVES: dict[str, str] = {
     "positive": "favourable opinion words: tanh(sum of valences / 3)",
@@ -73,9 +73,9 @@ stayed below 200.
 ## Reproduce
 
 `make setup-train`, then
-`python -m policies.demo.build --output policies/demo/checkpoints --seed {seed}`; `manifest.json`
-holds the versions, settings, measurements and hashes. One machine and thread repeats it
-exactly; other processors may differ in the last digits and so in the parameters.
+`python -m prefmix.policies.demo.build --output policies/demo/checkpoints --seed {seed}`;
+`manifest.json` holds the versions, settings, measurements and hashes. One machine and thread
+repeats it exactly; other processors may differ in the last digits and so in the parameters.
 
 Licence: Apache-2.0.
 """

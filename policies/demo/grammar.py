@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from policies.demo.domains import DOMAINS, Domain
-from policies.demo.prompts import TRAINING_PROMPTS, item_of
-from policies.demo.templates import (
+from prefmix.policies.demo.domains import DOMAINS, Domain
+from prefmix.policies.demo.prompts import TRAINING_PROMPTS, item_of
+from prefmix.policies.demo.templates import (
     ADVICE,
     AUDIENCES,
     BODIES,
@@ -55,7 +55,9 @@ def domain_of(item: str) -> Domain:
     for domain in DOMAINS:
         if item in domain.items:
             return domain
-    raise ValueError(f"unknown item {item!r}; the items are listed in policies.demo.domains")
+    raise ValueError(
+        f"unknown item {item!r}; the items are listed in prefmix.policies.demo.domains"
+    )
 
 
 def adjectives(domain: Domain, aspect: str, register: Register, level: int) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The demo's rewards in TRL's form, for `prefmix train` and `prefmix eval`.
 
-For example --reward policies.demo.judges:concise
+For example --reward prefmix.policies.demo.judges:concise
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from policies.demo import rewards
+from prefmix.policies.demo import rewards
 
 Answer = str | list[dict[str, str]]
 """A text, or the messages of an answer."""

@@ -46,7 +46,7 @@ RECIPES: dict[str, Recipe] = {
     "polite": Recipe(
         method="mixed-preference",
         settings={
-            "reward": "policies.demo.judges:polite",
+            "reward": "prefmix.policies.demo.judges:polite",
             "quantile": 0.5,
             "steps": 60,
             "batch_pairs": 32,
@@ -71,8 +71,8 @@ def train(objective: str, recipe: Recipe, base: Path, data: Path, *, seed: int) 
       base: checkpoint of the reference policy.
       data: folder with `<objective>.jsonl`, the pairs, and sft.jsonl; the policy goes there too.
     """
-    from policies.train.jobs import run
-    from policies.train.settings import METHODS, build
+    from prefmix.policies.train.jobs import run
+    from prefmix.policies.train.settings import METHODS, build
 
     files: dict[str, Any] = {
         "base": str(base),

@@ -1,6 +1,6 @@
 """Shows what mixture weights do: serves the demo policies, asks them, measures, prints a table.
 
-    make demo        (or: python -m policies.demo.tour)
+    make demo        (or: python -m prefmix.policies.demo.tour)
 
 Starts `prefmix serve` on a free loopback port, sends the same prompts under several weights
 through the official OpenAI client, scores every answer with the demo's rewards, stops the server.
@@ -31,7 +31,7 @@ from typing import IO, Any, NoReturn
 
 from openai import AsyncOpenAI, OpenAIError
 
-from policies.demo import EVALUATION_PROMPTS, REWARDS
+from prefmix.policies.demo import EVALUATION_PROMPTS, REWARDS
 
 CONFIG = Path(__file__).with_name("serve.yaml")
 MODEL = "demo"

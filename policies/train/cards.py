@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from policies.train.pairs import Rows
-from policies.train.settings import TrainSettings
-from policies.train.stages import told_course
+from prefmix.policies.train.pairs import Rows
+from prefmix.policies.train.settings import TrainSettings
+from prefmix.policies.train.stages import told_course
 
 PACKAGES = ("torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets")
 

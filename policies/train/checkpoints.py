@@ -16,10 +16,10 @@ from transformers import (
     TrainerCallback,
 )
 
-from policies.train import TrainError
-from policies.train.progress import show_steps
-from policies.train.safe_files import loading
-from policies.train.settings import TrainSettings
+from prefmix.policies.train import TrainError
+from prefmix.policies.train.progress import show_steps
+from prefmix.policies.train.safe_files import loading
+from prefmix.policies.train.settings import TrainSettings
 
 _FILE_MODE = 0o644
 _TRAINER_STATE = "trainer_state.json"

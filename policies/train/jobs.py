@@ -8,17 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from policies.train.cards import about, write_cards
-from policies.train.checkpoints import load_config, load_tokenizer
-from policies.train.pairs import ANSWER_FIELDS, PAIR_FIELDS, TEXT_FIELDS, Rows, read_rows
-from policies.train.progress import quiet_libraries
-from policies.train.rewards import Reward, load_reward
-from policies.train.safe_files import check_safe
-from policies.train.settings import DirectSettings, MaximumSettings, MixedSettings, TrainSettings
-from policies.train.splitter import split_pairs
-from policies.train.stages import Stages, Tell, say
-from policies.train.tokens import check_tokenizer, encode
-from policies.train.trainers import train_direct, train_maximum, train_online, train_reward_model
+from prefmix.policies.train.cards import about, write_cards
+from prefmix.policies.train.checkpoints import load_config, load_tokenizer
+from prefmix.policies.train.pairs import ANSWER_FIELDS, PAIR_FIELDS, TEXT_FIELDS, Rows, read_rows
+from prefmix.policies.train.progress import quiet_libraries
+from prefmix.policies.train.rewards import Reward, load_reward
+from prefmix.policies.train.safe_files import check_safe
+from prefmix.policies.train.settings import (
+    DirectSettings,
+    MaximumSettings,
+    MixedSettings,
+    TrainSettings,
+)
+from prefmix.policies.train.splitter import split_pairs
+from prefmix.policies.train.stages import Stages, Tell, say
+from prefmix.policies.train.tokens import check_tokenizer, encode
+from prefmix.policies.train.trainers import (
+    train_direct,
+    train_maximum,
+    train_online,
+    train_reward_model,
+)
 
 
 def run(settings: TrainSettings, *, tell: Tell = say) -> Path:

@@ -9,15 +9,15 @@ import torch
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
-from policies.train.maximum_preference import (
+from prefmix.policies.train.maximum_preference import (
     IGNORED,
     Terms,
     maximum_preference_loss,
     sequence_logprobs,
     shuffled_passes,
 )
-from policies.train.settings import MaximumSettings
-from policies.train.tokens import Example
+from prefmix.policies.train.settings import MaximumSettings
+from prefmix.policies.train.tokens import Example
 
 ROLES = ("chosen", "rejected", "sft", "text")
 

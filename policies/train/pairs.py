@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from policies.train import TrainError
+from prefmix.policies.train import TrainError
 
 Content = str | list[dict[str, str]]
 """A text, or messages of a chat."""

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from policies.train.stages import telling_measure
+from prefmix.policies.train.stages import telling_measure
 
 LINE_INTERVAL_S = 30.0
 """Without a terminal: the least time between two lines."""

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
-from policies.train import TrainError
-from policies.train.pairs import Content
-from policies.train.safe_files import check_safe, loading
-from policies.train.tokens import render
+from prefmix.policies.train import TrainError
+from prefmix.policies.train.pairs import Content
+from prefmix.policies.train.safe_files import check_safe, loading
+from prefmix.policies.train.tokens import render
 
 _BATCH_ROWS = 16
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixing.checkpoint_files import REMEDY, unsafe_file
-from policies.train import TrainError
+from prefmix.mixing.checkpoints.safe_files import REMEDY, unsafe_file
+from prefmix.policies.train import TrainError
 
 
 def check_safe(model: str, what: str, *, allow_unsafe_weights: bool) -> None:

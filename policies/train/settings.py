@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from policies.train import SettingsError
+from prefmix.policies.train import SettingsError
 
 
 def _setting(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.train import TrainError
+from prefmix.policies.train import TrainError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from policies.train import TrainError
+from prefmix.policies.train import TrainError
 
 MANIFEST = "manifest.json"
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from policies.train import TrainError
-from policies.train.pairs import Content, Rows
+from prefmix.policies.train import TrainError
+from prefmix.policies.train.pairs import Content, Rows
 
 _MARKUP = re.compile(r"<\|[A-Za-z_]+\|>|</?s>|\[/?INST\]")
 """Control tokens of the usual chat formats."""

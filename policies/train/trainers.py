@@ -12,14 +12,29 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, TrainingArguments, set_seed
 
-from policies.train.checkpoints import load_policy, lora_config, save_policy, steps_done, train
-from policies.train.maximum_trainer import MaximumPreferenceTrainer, PlannedExamples, collate
-from policies.train.pairs import Rows
-from policies.train.progress import without_warnings
-from policies.train.rewards import Reward
-from policies.train.safe_files import loading
-from policies.train.settings import DirectSettings, MaximumSettings, MixedSettings, TrainSettings
-from policies.train.tokens import encode, encode_text
+from prefmix.policies.train.checkpoints import (
+    load_policy,
+    lora_config,
+    save_policy,
+    steps_done,
+    train,
+)
+from prefmix.policies.train.maximum_trainer import (
+    MaximumPreferenceTrainer,
+    PlannedExamples,
+    collate,
+)
+from prefmix.policies.train.pairs import Rows
+from prefmix.policies.train.progress import without_warnings
+from prefmix.policies.train.rewards import Reward
+from prefmix.policies.train.safe_files import loading
+from prefmix.policies.train.settings import (
+    DirectSettings,
+    MaximumSettings,
+    MixedSettings,
+    TrainSettings,
+)
+from prefmix.policies.train.tokens import encode, encode_text
 
 Facts = dict[str, Any]
 

@@ -25,9 +25,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
-from weights.fit_result import FitSettings
-from weights.mirror_descent import DescentSettings, curvature, restarts, run_stride
-from weights.objective import Responses
+from prefmix.weights.fit.mirror_descent import DescentSettings, curvature, restarts, run_stride
+from prefmix.weights.fit.objective import Responses
+from prefmix.weights.fit.result import FitSettings
 
 
 def make_responses(*, prompts: int, responses: int, policies: int) -> Responses:

@@ -25,9 +25,9 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
-from bench.lineup import add_model_flags, prepare_models
-from mixing import wire
-from mixing.spec import MixtureSpec, Policy, hf_overrides
+from prefmix.bench.lineup import add_model_flags, prepare_models
+from prefmix.mixing import wire
+from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
 
 WAYS = {
     "off": (0, False, False),

@@ -36,12 +36,11 @@ from typing import Any, NamedTuple, TypeVar
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
 
-from server_process import ServerProcess  # noqa: E402
-
-from weights.changes import with_profile  # noqa: E402
-from weights.profiles import build_profile_set  # noqa: E402
-from weights.store import WeightsStore  # noqa: E402
-from weights.store_format import spec_of_members  # noqa: E402
+from prefmix.weights.store.edits import with_profile  # noqa: E402
+from prefmix.weights.store.format import spec_of_members  # noqa: E402
+from prefmix.weights.store.profiles import build_profile_set  # noqa: E402
+from prefmix.weights.store.store import WeightsStore  # noqa: E402
+from support.server_process import ServerProcess  # noqa: E402
 
 _WARM_UP_S = 5  # the engine's first batches of a new size take longer
 _T = TypeVar("_T")

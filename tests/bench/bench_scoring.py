@@ -20,9 +20,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from bench.lineup import add_model_flags, prepare_models  # noqa: E402
-from bench.report import Spread, show  # noqa: E402
-from bench.worker import Worker  # noqa: E402
+from prefmix.bench.lineup import add_model_flags, prepare_models  # noqa: E402
+from prefmix.bench.report import Spread, show  # noqa: E402
+from prefmix.bench.worker import Worker  # noqa: E402
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 32, 96
 PLAIN, FIT = "plain vLLM, one policy", "the fit's engine, one of K policies"
@@ -58,8 +58,8 @@ def _plain(models: list[str], options: Any, rows: list[tuple[int, ...]]) -> Call
 
 
 def _fit(models: list[str], options: Any, rows: list[tuple[int, ...]]) -> Callable[[], object]:
-    from mixing.spec import MixtureSpec, Policy
-    from weights.engine import LocalEngine
+    from prefmix.mixing.spec import MixtureSpec, Policy
+    from prefmix.weights.engines.local import LocalEngine
 
     members = tuple(Policy(name=f"p{index}", model=model) for index, model in enumerate(models))
     engine = LocalEngine.start(MixtureSpec(policies=members), **options)

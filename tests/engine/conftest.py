@@ -19,14 +19,13 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 RUNNER = os.environ.get("PREFMIX_TEST_RUNNER", "v1")
 if RUNNER == "v2":
-    import triton_interpreter
+    from support import triton_interpreter
 
     triton_interpreter.install()
 
-from tiny_adapters import save_adapter, save_merged  # noqa: E402
-from tiny_policies import save_policy  # noqa: E402
-
-from mixing.spec import MixtureSpec, Policy, hf_overrides  # noqa: E402
+from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides  # noqa: E402
+from support.tiny_adapters import save_adapter, save_merged  # noqa: E402
+from support.tiny_policies import save_policy  # noqa: E402
 
 EngineFactory = Callable[..., Any]
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import AdaptedBase, EngineFactory
 from safetensors.torch import load_file, save_file
-from tiny_adapters import save_adapter
-from tiny_policies import VOCAB_SIZE, save_policy
 
-from mixing.adapters import AdapterError
-from mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.checkpoints.lora import AdapterError
+from prefmix.mixing.spec import MixtureSpec, Policy
+from support.tiny_adapters import save_adapter
+from support.tiny_policies import VOCAB_SIZE, save_policy
 
 
 @pytest.mark.parametrize("value", [float("nan"), 3e38])
@@ -125,7 +125,7 @@ def damaged(folder: Path, source: Path, kind: str) -> Path:
 def test_a_damaged_adapter_is_refused_before_an_engine_starts(
     adapted: AdaptedBase, tmp_path: Path, kind: str, words: list[str]
 ) -> None:
-    from mixing.compatibility import CompatibilityError, check_members
+    from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
 
     broken = Policy(name="broken", model=str(damaged(tmp_path / "x", adapted.adapters[0], kind)))
     spec = MixtureSpec(policies=(broken,), base=str(adapted.base))
@@ -137,7 +137,7 @@ def test_a_damaged_adapter_is_refused_before_an_engine_starts(
 
 
 def test_a_full_checkpoint_given_as_adapter_is_told_so(adapted: AdaptedBase) -> None:
-    from mixing.compatibility import CompatibilityError, check_members
+    from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
 
     policy = Policy(name="whole", model=str(adapted.merged[0]))
     with pytest.raises(CompatibilityError, match="full checkpoint: serve it with --policy"):

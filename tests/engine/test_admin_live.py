@@ -17,10 +17,10 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import PREFMIX, ServerProcess, free_port
 
-from server.access import LEVELS, Level
-from server.engine_statistics import INTERVAL_S
+from prefmix.server.auth.access_levels import LEVELS, Level
+from prefmix.server.telemetry.engine_statistics import INTERVAL_S
+from support.server_process import PREFMIX, ServerProcess, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "policies" / "demo" / "serve.yaml"

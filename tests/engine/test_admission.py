@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from conftest import AdaptedBase, EngineFactory, spec_of_folders
-from exactness import TOLERANCE_NATS, Job, Oracle, generate
 
-from mixing import wire
-from mixing.scheduling import salt_for
-from mixing.spec import hf_overrides
+from prefmix.mixing import wire
+from prefmix.mixing.engine.scheduler import salt_for
+from prefmix.mixing.spec import hf_overrides
+from support.exactness import TOLERANCE_NATS, Job, Oracle, generate
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,9 @@ def test_connectors_are_refused_where_members_share_a_cache(
 
 
 def test_experts_on_data_parallel_ranks_are_refused(tmp_path: Path) -> None:
-    from tiny_policies import save_policy
     from vllm.engine.arg_utils import EngineArgs
+
+    from support.tiny_policies import save_policy
 
     folder = save_policy(
         tmp_path / "experts",
@@ -109,8 +110,9 @@ def test_experts_on_data_parallel_ranks_are_refused(tmp_path: Path) -> None:
 
 
 def test_common_length_is_the_shortest_members(policies: list[Path], tmp_path: Path) -> None:
-    from tiny_policies import save_policy
     from vllm.engine.arg_utils import EngineArgs
+
+    from support.tiny_policies import save_policy
 
     short = save_policy(tmp_path / "short", seed=5, max_position_embeddings=128)
     spec = spec_of_folders([policies[0], short])

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from conftest import shut_down
 
-from bench import lineup as names
-from bench.contestants import TransformersLoop
-from bench.job import Job, make_job
-from bench.lineup import Models, lineup
-from bench.memory import MemoryProbe
-from bench.random_models import Shape, save_adapter, save_model
+from prefmix.bench import lineup as names
+from prefmix.bench.contestants import TransformersLoop
+from prefmix.bench.job import Job, make_job
+from prefmix.bench.lineup import Models, lineup
+from prefmix.bench.memory import MemoryProbe
+from prefmix.bench.random_models import Shape, save_adapter, save_model
 
 SHAPE = Shape(layers=2, hidden=64, intermediate=128, heads=2, kv_heads=2, vocab=320)
 NUM_POLICIES = 2

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 from conftest import RUNNER, AdaptedBase, EngineFactory, metric, spec_of_folders
-from tiny_faults import with_nan_logit, with_nan_token, with_overflow
 
-from mixing import wire
-from mixing.spec import MixtureSpec, Policy
-from weights.engine import LocalEngine
-from weights.fit_result import FitError
+from prefmix.mixing import wire
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.weights.engines.local import EngineError, LocalEngine
+from support.tiny_faults import with_nan_logit, with_nan_token, with_overflow
 
 BAD_TOKEN = 77
 SOUND = [(5, 6, 7), tuple(range(100, 140)), (9,) * 20, (200, 201)]
@@ -101,7 +100,7 @@ def test_a_spoiled_head_is_found_too(
     for sampling in ways[: 2 if RUNNER == "v2" else 3]:  # Triton's interpreter knows no top_p
         ended = generate(llm, [SOUND[0]] * 3, weights, **sampling)
         assert [(reason, failed) for _, reason, failed in ended] == expected
-    with pytest.raises(FitError, match="head computed NaN"):
+    with pytest.raises(EngineError, match="head computed NaN"):
         LocalEngine(llm).sample([SOUND[0]], (0.5, 0.5), num_responses=2, max_tokens=3, seed=0)
 
 

@@ -25,7 +25,8 @@ from playwright.sync_api import (
     expect,
     sync_playwright,
 )
-from server_process import ServerProcess
+
+from support.server_process import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "policies" / "demo" / "serve.yaml"

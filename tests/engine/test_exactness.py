@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from conftest import RUNNER, EngineFactory, metric
-from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, served
-from tiny_policies import VOCAB_SIZE
 
-from mixing import wire
-from mixing.spec import MixtureSpec
+from prefmix.mixing import wire
+from prefmix.mixing.spec import MixtureSpec
+from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, served
+from support.tiny_policies import VOCAB_SIZE
 
 
 @pytest.fixture(scope="module")

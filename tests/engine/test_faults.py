@@ -19,8 +19,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from server_process import ServerProcess, engine_flags
-from tiny_faults import with_nan_token
+
+from support.server_process import ServerProcess, engine_flags
+from support.tiny_faults import with_nan_token
 
 END_S = 60.0
 """After the death of any of its processes the server has ended within so many seconds."""

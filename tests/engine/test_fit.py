@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import AdaptedBase, EngineFactory, spec_of_folders
-from exactness import Oracle
-from server_process import ServerProcess, run_prefmix
 
-from mixing.spec import MixtureSpec, Policy
-from weights.engine import LocalEngine
-from weights.prompts import Prompt
-from weights.remote import RemoteEngine
-from weights.store_format import parse
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.weights.engines.local import LocalEngine
+from prefmix.weights.engines.prompts import Prompt
+from prefmix.weights.engines.remote import RemoteEngine
+from prefmix.weights.store.format import parse
+from support.exactness import Oracle
+from support.server_process import ServerProcess, run_prefmix
 
 PROMPTS = [Prompt(id=str(index), text=text) for index, text in enumerate(("the", "weights are"))]
 
@@ -118,7 +118,7 @@ def test_fit_command_writes_a_store_that_serves(server: ServerProcess, tmp_path:
         assert (tmp_path / f"{sampler}-report" / "report.html").exists()
 
 
-REWARDS = [f"--reward={name}=policies.demo.judges:{name}" for name in ("concise", "polite")]
+REWARDS = [f"--reward={name}=prefmix.policies.demo.judges:{name}" for name in ("concise", "polite")]
 
 
 def evaluation(tmp_path: Path, *words: str) -> dict[str, dict[str, Any]]:

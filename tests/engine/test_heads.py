@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import AdaptedBase, EngineFactory, model_of
-from exactness import TOLERANCE_NATS, Oracle, generate, random_jobs
-from tiny_policies import VOCAB_SIZE
 
-from mixing.heads import Logits, is_linear
+from prefmix.mixing.models.lm_heads import Logits, is_linear
+from support.exactness import TOLERANCE_NATS, Oracle, generate, random_jobs
+from support.tiny_policies import VOCAB_SIZE
 
 WIDTH, VOCAB = 2048, 1003
 

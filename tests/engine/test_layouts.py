@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import RUNNER, EngineFactory, model_of, spec_of_folders
-from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, rounding_errors, served
 from safetensors.torch import load_file, save_file
-from tiny_policies import VOCAB_SIZE, save_policy
 
-from mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.spec import MixtureSpec, Policy
+from support.exactness import (
+    TOLERANCE_NATS,
+    Job,
+    Oracle,
+    generate,
+    random_jobs,
+    rounding_errors,
+    served,
+)
+from support.tiny_policies import VOCAB_SIZE, save_policy
 
 
 def jobs(num_jobs: int, *, num_members: int, seed: int = 0) -> list[Job]:
@@ -168,7 +176,7 @@ def test_one_product_over_all_heads_is_exact(
     engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way a GPU takes: widths differ, one head is padded. Not if a head begins with a norm."""
-    from mixing.heads import plain_heads
+    from prefmix.mixing.models.lm_heads import plain_heads
 
     folders = [
         save_policy(tmp_path / "wide", seed=1, hidden=128, vocab_size=VOCAB_SIZE + 64),
@@ -236,7 +244,7 @@ def test_compiled_policies_of_one_shape_keep_their_own_parameters(
 
 def test_demo_policies_are_exact_on_real_prompts(engine: EngineFactory) -> None:
     """Trained policies, their own chat template, 36 requests of different weights at once."""
-    from policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
+    from prefmix.policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
 
     folders = [CHECKPOINTS / name for name in ("positive", "concise", "polite")]
     llm = engine(spec_of_folders(folders), max_num_batched_tokens=64)

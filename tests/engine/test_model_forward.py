@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from mixing.mixture_model import Step
-from mixing.model import LogLinearMixtureForCausalLM
-from mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.models.base import Step
+from prefmix.mixing.models.full_checkpoints import LogLinearMixtureForCausalLM
+from prefmix.mixing.spec import MixtureSpec, Policy
 
 WIDTHS = (4, 2)
 
@@ -95,7 +95,10 @@ def test_where_cache_blocks_are_not_kept_apart_every_member_runs() -> None:
 
 def test_registering_turns_off_compile_artefacts_that_never_load_on_cpu() -> None:
     """And leaves alone what the user has set."""
-    code = "import os, mixing.plugin as p; p.register(); print(os.environ['VLLM_USE_AOT_COMPILE'])"
+    code = (
+        "import os, prefmix.mixing.engine.plugin as p; p.register();"
+        "print(os.environ['VLLM_USE_AOT_COMPILE'])"
+    )
     environment = {key: value for key, value in os.environ.items() if key != "VLLM_USE_AOT_COMPILE"}
     for setting, expected in (({}, "0"), ({"VLLM_USE_AOT_COMPILE": "1"}, "1")):
         done = subprocess.run(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import AdaptedBase, EngineFactory, model_of, spec_of_folders
-from exactness import Job, Oracle, random_jobs, served
-from tiny_policies import VOCAB_SIZE
 
-from mixing import wire
+from prefmix.mixing import wire
+from support.exactness import Job, Oracle, random_jobs, served
+from support.tiny_policies import VOCAB_SIZE
 
 TOLERANCE_NATS = 1e-3
 """Of KL, entropy and log-probs in float32."""

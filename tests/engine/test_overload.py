@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import ServerProcess, engine_flags
+
+from support.server_process import ServerProcess, engine_flags
 
 MAX_RUNNING, MAX_WAITING = 4, 2
 MAX_BODY = 200_000

@@ -1,8 +1,8 @@
 """The exactness tests once more, on vLLM's V2 model runner, which GPUs use by default.
 
-V2 needs Triton kernels; on a CPU they run in Triton's interpreter (tests/triton_interpreter.py),
-which has to be set up before vLLM is imported: hence a process of its own. `make test-v2` runs all
-layouts this way.
+V2 needs Triton kernels; on a CPU they run in Triton's interpreter
+(tests/support/triton_interpreter.py), which has to be set up before vLLM is imported: hence a
+process of its own. `make test-v2` runs all layouts this way.
 """
 
 from __future__ import annotations

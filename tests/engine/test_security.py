@@ -15,9 +15,9 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import load_file
-from server_process import ServerProcess, engine_flags
 
-from server.access import LEVELS, Level, check_levels
+from prefmix.server.auth.access_levels import LEVELS, Level, check_levels
+from support.server_process import ServerProcess, engine_flags
 
 KEYS = {"old": "key-old-4c1f0a9be2d84f6f", "new": "key-new-7d3a5512c0b94e8a"}
 ADMIN = "admin-9f2b6c7d8e1a4053"
@@ -100,10 +100,13 @@ def bearer(secret: str) -> dict[str, str]:
 
 
 def test_every_router_of_ours_is_listed() -> None:
-    from server import admin, catalog, console, readiness, routes
+    from prefmix.server.admin import routes as admin_routes
+    from prefmix.server.api import generate, models
+    from prefmix.server.console import routes as console_routes
+    from prefmix.server.traffic import readiness
 
-    for module in (admin, catalog, console, readiness, routes):
-        check_levels(module.router.routes, admin_route=admin.AdminRoute)
+    for module in (admin_routes, models, console_routes, readiness, generate):
+        check_levels(module.router.routes, admin_route=admin_routes.AdminRoute)
 
 
 def test_every_route_asks_for_what_its_level_says(anyone: httpx.Client) -> None:

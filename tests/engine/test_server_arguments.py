@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from mixing.spec import CONFIG_KEY, MixtureSpec
-from server.config import ServeConfig
-from server.environment import check_entry_points
-from server.exits import CommandError
+from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec
+from prefmix.server.config.errors import CommandError
+from prefmix.server.config.serve_config import ServeConfig
+from prefmix.server.launch.environment import check_entry_points
 
 
 def build(*passthrough: str, **fields: Any) -> Namespace:
-    engine_args = importlib.import_module("server.engine_args")
+    engine_args = importlib.import_module("prefmix.server.launch.engine_args")
     policies = {"a": "org/a", "b": {"model": "org/b", "revision": "v2"}}
     config = ServeConfig.model_validate({"policies": policies, **fields})
     args: Namespace = engine_args.build_arguments(config, config.spec(), passthrough)
@@ -117,7 +117,7 @@ def test_flags_that_cannot_be_are_refused(words: list[str], parts: list[str]) ->
     ],
 )
 def test_engine_keys_that_cannot_be_are_refused(engine: dict[Any, Any], part: str) -> None:
-    engine_args = importlib.import_module("server.engine_args")
+    engine_args = importlib.import_module("prefmix.server.launch.engine_args")
     if 3 in engine:  # the configuration refuses it before
         with pytest.raises(CommandError, match=part):
             engine_args.engine_tokens(engine)

@@ -14,7 +14,8 @@ import httpx
 import openai
 import pytest
 import yaml
-from server_process import API_KEY, ServerProcess, engine_flags
+
+from support.server_process import API_KEY, ServerProcess, engine_flags
 
 POLICIES = ("one", "two", "three")
 UNIFORM = "one=0.333333333,two=0.333333333,three=0.333333333"

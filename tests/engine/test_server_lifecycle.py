@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import AdaptedBase
-from server_process import ServerProcess, engine_flags, free_port, run_prefmix
-from tiny_policies import build_tokenizer, save_policy
+
+from support.server_process import ServerProcess, engine_flags, free_port, run_prefmix
+from support.tiny_policies import build_tokenizer, save_policy
 
 
 def policy_flags(*folders: Path) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from server_process import ServerProcess, engine_flags
+
+from support.server_process import ServerProcess, engine_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "metrics-admin-token"

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import AdaptedBase, EngineFactory, model_of
-from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs
-from tiny_policies import VOCAB_SIZE
 from vllm.model_executor.layers.attention import Attention
 
-from mixing.attention_metadata import Part, metadata_of
-from mixing.sparing import is_plain_attention
-from mixing.spec import MixtureSpec
-from mixing.stacked_attention import join_caches
-from mixing.trunk import passes_of
+from prefmix.mixing.models.attention_metadata import Part, metadata_of
+from prefmix.mixing.models.shared_trunk import passes_of
+from prefmix.mixing.models.skipping import is_plain_attention
+from prefmix.mixing.models.stacked_attention import join_caches
+from prefmix.mixing.spec import MixtureSpec
+from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs
+from support.tiny_policies import VOCAB_SIZE
 
 
 class Passes:
@@ -152,7 +152,9 @@ def test_rows_of_a_trunk_find_their_adapter_however_it_is_held(
 ) -> None:
     """As part of the layers' matrices, or apart: of quantised layers, or too wide. A reference."""
     if way == "apart":
-        monkeypatch.setattr("mixing.adapted_linears.join_factors", lambda *arguments: None)
+        monkeypatch.setattr(
+            "prefmix.mixing.models.lora_linears.join_factors", lambda *arguments: None
+        )
     llm = engine(adapted.spec(reference=adapted.reference()), max_num_batched_tokens=64)
     oracle, passes = Oracle([*adapted.merged, adapted.base]), Passes(llm)
     batch = one_hot_jobs(9, num_members=4)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import RUNNER, AdaptedBase, EngineFactory, model_of
-from exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, rounding_errors
-from tiny_adapters import save_adapter, save_merged
-from tiny_policies import VOCAB_SIZE, save_policy
+
+from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, rounding_errors
+from support.tiny_adapters import save_adapter, save_merged
+from support.tiny_policies import VOCAB_SIZE, save_policy
 
 
 def jobs(num_jobs: int, *, num_members: int, seed: int = 0) -> list[Job]:
@@ -32,9 +33,9 @@ def served_base(root: Path, *, num_adapters: int = 2, **options: Any) -> Adapted
 
 def keep_adapters_apart(monkeypatch: pytest.MonkeyPatch, *, any_rows: bool) -> None:
     """Adapters as quantised layers hold them; without `any_rows` the pass of a GPU."""
-    monkeypatch.setattr("mixing.adapted_linears.join_factors", lambda *arguments: None)
+    monkeypatch.setattr("prefmix.mixing.models.lora_linears.join_factors", lambda *arguments: None)
     if not any_rows:
-        monkeypatch.setattr("mixing.mixture_model.takes_any_rows", lambda device: False)
+        monkeypatch.setattr("prefmix.mixing.models.base.takes_any_rows", lambda device: False)
 
 
 @pytest.fixture

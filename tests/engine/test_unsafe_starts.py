@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from server_process import engine_flags, free_port, run_prefmix
+
+from support.server_process import engine_flags, free_port, run_prefmix
 
 KEY = "key-7d3a5512c0b94e8a"
 ADMIN = "admin-9f2b6c7d8e1a4053"

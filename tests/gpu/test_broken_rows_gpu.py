@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mixing.broken_rows import culprits
+from prefmix.mixing.batch.broken_rows import find_broken_rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,7 +24,7 @@ def test_rows_are_found_without_a_host_sync() -> None:
     sound = mixed_NV[[0, 2, 4]].clone()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        codes_N = culprits(mixed_NV, hidden, weights_NM)
+        codes_N = find_broken_rows(mixed_NV, hidden, weights_NM)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert codes_N is not None

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from exactness import generate, random_jobs, rounding_errors
-from tiny_policies import VOCAB_SIZE, save_policy
 
-from mixing.spec import MixtureSpec, Policy, hf_overrides
+from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
+from support.exactness import generate, random_jobs, rounding_errors
+from support.tiny_policies import VOCAB_SIZE, save_policy
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from head_cases import HEADS, check_heads, make_heads
-from kernel_cases import CASES, SLACK, Case, check_mixed, check_statistics, make_case
 
-from mixing.kernels.log_linear_mix import log_linear_mix
-from mixing.kernels.mix_lm_head import mix_lm_head
-from mixing.kernels.mixture_statistics import MixtureStatistics, mixture_statistics
+from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
+from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
+from prefmix.mixing.kernels.mixture_statistics import MixtureStatistics, mixture_statistics
+from support.head_cases import HEADS, check_heads, make_heads
+from support.kernel_cases import CASES, SLACK, Case, check_mixed, check_statistics, make_case
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mixing.kernels.log_linear_mix import log_linear_mix
-from mixing.reference import mixture_logprobs_reference
+from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
+from prefmix.mixing.reference import mixture_logprobs_reference
 
 pytestmark = [
     pytest.mark.gpu,

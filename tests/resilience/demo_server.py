@@ -18,7 +18,8 @@ if str(ROOT / "tests" / "engine") not in sys.path:  # as a script, not under pyt
     sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "engine")]
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
-from server_process import ServerProcess  # noqa: E402
+
+from support.server_process import ServerProcess  # noqa: E402
 
 CONFIG = ROOT / "policies" / "demo" / "serve.yaml"
 MEMBERS = ("positive", "concise", "polite", "reference")

@@ -25,10 +25,10 @@ from promises import Model, Stream, check, shown, wait_in_force
 from report import publish, run_parser, table
 from shapes import LASTING, PASSING
 
-from weights import changes
-from weights.profiles import ProfileSet
-from weights.store import Change, WeightsStore
-from weights.store_format import document
+from prefmix.weights.store import edits
+from prefmix.weights.store.format import document
+from prefmix.weights.store.profiles import ProfileSet
+from prefmix.weights.store.store import Change, WeightsStore
 
 _MAX_STREAMS = 6
 
@@ -95,7 +95,7 @@ class Interleaving:
         name, ratios = self._name(), self._ratios()
         self._changed(
             self.demo.admin("PUT", f"/profiles/{name}", {"weights": ratios}, **self._if_match()),
-            changes.with_profile(self.model.in_force, name, ratios),
+            edits.with_profile(self.model.in_force, name, ratios),
         )
 
     def delete_profile(self) -> None:
@@ -104,15 +104,15 @@ class Interleaving:
         if name not in self.model.in_force.profiles:
             assert answer.status == 404, answer
         else:
-            self._changed(answer, changes.without_profile(self.model.in_force, name))
+            self._changed(answer, edits.without_profile(self.model.in_force, name))
 
     def choose_default(self) -> None:
         name = self.rng.choice(LASTING)
         answer = self.demo.admin("PUT", "/default", {"profile": name}, **self._if_match())
-        self._changed(answer, changes.with_default(self.model.in_force, name))
+        self._changed(answer, edits.with_default(self.model.in_force, name))
 
     def apply_document(self) -> None:
-        fresh = changes.with_profile(self.model.in_force, self._name(), self._ratios())
+        fresh = edits.with_profile(self.model.in_force, self._name(), self._ratios())
         self._changed(self.demo.admin("POST", "/weights/apply", document(fresh)), fresh)
 
     def roll_back(self) -> None:
@@ -181,7 +181,7 @@ class Interleaving:
         writer = threading.Thread(
             target=lambda: made.append(
                 self._store.change(
-                    lambda old: changes.with_profile(old, names[0], ratios, provenance=stamp)
+                    lambda old: edits.with_profile(old, names[0], ratios, provenance=stamp)
                 )
             )
         )
@@ -290,7 +290,7 @@ class Interleaving:
 
     def _write(self) -> Change:
         name, ratios = self._name(), self._ratios()
-        return self._store.change(lambda old: changes.with_profile(old, name, ratios))
+        return self._store.change(lambda old: edits.with_profile(old, name, ratios))
 
     def _name(self) -> str:
         return self.rng.choice(LASTING + PASSING)

@@ -24,11 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from demo_server import DemoServer
 from report import publish, run_parser, table
-from server_process import PREFMIX, clean_environment
-from store_writer import kill_a_writer, new_store
 from traffic import Traffic
 
-from weights.store import WeightsStore
+from prefmix.weights.store.store import WeightsStore
+from support.server_process import PREFMIX, clean_environment
+from support.store_writer import kill_a_writer, new_store
 
 _FIT_TIMEOUT_S = 600
 

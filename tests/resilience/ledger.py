@@ -14,8 +14,8 @@ from typing import Any
 from demo_server import MEMBERS, Answer, DemoServer
 from shapes import LASTING, PASSING
 
-from weights.changes import with_profile
-from weights.store import WeightsStore
+from prefmix.weights.store.edits import with_profile
+from prefmix.weights.store.store import WeightsStore
 
 _VISIBLE_WITHIN_S = 15.0
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from demo_server import KEY, MEMBERS, DemoServer, total
 
-from weights.profiles import ProfileSet
-from weights.store import WeightsStore
-from weights.store_format import from_document
+from prefmix.weights.store.format import from_document
+from prefmix.weights.store.profiles import ProfileSet
+from prefmix.weights.store.store import WeightsStore
 
 _VISIBLE_WITHIN_S = 15.0
 

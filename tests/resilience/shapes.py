@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from demo_server import MAX_MODEL_LEN, MEMBERS
 
-from policies.demo.prompts import EVALUATION_PROMPTS
+from prefmix.policies.demo.prompts import EVALUATION_PROMPTS
 
 Expectation = Literal["ok", "refused", "either"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from mixing.spec import NAME_PATTERN, WEIGHT_SPACES, MixtureSpec, Policy
-from weights.profiles import CUSTOM_PROFILE, ProfileSet, build_profile_set
+from prefmix.mixing.spec import NAME_PATTERN, WEIGHT_SPACES, MixtureSpec, Policy
+from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet, build_profile_set
 
 MEMBERS = ("positive", "concise", "polite", "reference")
 PROFILES = ("even", "solo", "short-and-kind")

@@ -18,14 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import any_json, any_text, names, plain_text, specs, valid_ratios
 
-from mixing.spec import MixtureSpec
-from server import request_log
-from server.accounting import Account
-from server.cli import COMMANDS, main, split_passthrough
-from server.config import ConfigError, ServeConfig, load_config, policies_from_flags
-from weights import score_table
-from weights.prompts import PromptsError, read_prompts
-from weights.score_table import ScoreTableError
+from prefmix.mixing.spec import MixtureSpec
+from prefmix.server.api.accounting import Account
+from prefmix.server.cli.main import COMMANDS, main, split_passthrough
+from prefmix.server.config.serve_config import (
+    ConfigError,
+    ServeConfig,
+    load_config,
+    policies_from_flags,
+)
+from prefmix.server.telemetry import request_log
+from prefmix.weights.engines.prompts import PromptsError, read_prompts
+from prefmix.weights.fit import score_table
+from prefmix.weights.fit.score_table import ScoreTableError
 
 KEYS = tuple(ServeConfig.model_fields)
 

@@ -12,11 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import any_json, any_text, plain_objects, profile_names, profile_sets
 
-from weights.changes import with_profile
-from weights.profiles import ProfileError, ProfileSet, build_profile_set
-from weights.store import WeightsStore
-from weights.store_errors import StoreError, StoreFormatError
-from weights.store_format import document, dump, from_document, parse, spec_of_members
+from prefmix.weights.store.edits import with_profile
+from prefmix.weights.store.errors import StoreError, StoreFormatError
+from prefmix.weights.store.format import document, dump, from_document, parse, spec_of_members
+from prefmix.weights.store.profiles import ProfileError, ProfileSet, build_profile_set
+from prefmix.weights.store.store import WeightsStore
 
 GOOD = build_profile_set(
     {"even": {"a": 1, "b": 1}, "solo": {"b": 1}},

@@ -28,13 +28,13 @@ from strategies import (
     valid_ratios,
 )
 
-from mixing.simplex import WeightsError, check_weights, weights_from_preferences
-from mixing.spec import MixtureSpec, Policy
-from mixing.wire import WEIGHTS_KEY, from_extra_args, measured_as, to_extra_args
-from server.errors import RequestError, UnknownModelError, error_response, short_repr
-from server.metrics import REASONS
-from server.resolve import WEIGHTS_HEADER, Preferences, resolve
-from weights.profiles import build_profile_set
+from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.wire import WEIGHTS_KEY, from_extra_args, measured_as, to_extra_args
+from prefmix.server.api.resolve import WEIGHTS_HEADER, Preferences, resolve
+from prefmix.server.http.errors import RequestError, UnknownModelError, error_response, short_repr
+from prefmix.server.telemetry.metrics import REASONS
+from prefmix.weights.store.profiles import build_profile_set
 
 SPEC = MixtureSpec(
     policies=tuple(Policy(name=name, model="m") for name in MEMBERS[:3]),

@@ -1,7 +1,8 @@
 """Warnings are errors here; the engine's tests run code of others that warns."""
 
-import interpreted_kernels  # noqa: F401 - before anything else imports Triton
 import pytest
+
+from support import interpreted_kernels  # noqa: F401 - before anything else imports Triton
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

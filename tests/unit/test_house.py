@@ -10,62 +10,68 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("mixing", "weights", "server", "policies", "examples", "bench", "deploy")
+from support.architecture import (
+    OUTSIDE,
+    ROOMS,
+    ROOT,
+    SOURCES,
+    drawing,
+    import_circle,
+    imports,
+    imports_of,
+    upward_arrows,
+)
 
-MAY_IMPORT = {
-    "mixing": {"mixing"},
-    "weights": {"weights", "mixing"},
-    "server": {"server", "weights", "mixing"},
-    "policies": {"policies", "mixing"},
-    "examples": {"examples", "policies", "weights", "mixing"},
-    "bench": {"bench", "server", "weights", "mixing"},
-    "deploy": {"deploy"},
+PURE_MIXING = {
+    "prefmix.mixing",
+    "prefmix.mixing.reference",
+    "prefmix.mixing.simplex",
+    "prefmix.mixing.spec",
+    "prefmix.mixing.wire",
 }
-PURE_MIXING = {"mixing", "mixing.reference", "mixing.simplex", "mixing.spec", "mixing.wire"}
 """Modules that no engine is needed for."""
 
-TRAIN_ENTRIES = {"server.evaluate", "server.evaluation_rewards", "server.train"}
-"""The modules of `server` that may import `policies.train`, in functions."""
-
 OPEN_MIXING = PURE_MIXING | {
-    "mixing.adapters",
-    "mixing.checkpoint_files",
-    "mixing.compatibility",
+    "prefmix.mixing.checkpoints.compatibility",
+    "prefmix.mixing.checkpoints.lora",
+    "prefmix.mixing.checkpoints.safe_files",
 }
 """All that the other rooms may import of `mixing`."""
 
+TRAIN_ENTRIES = {
+    "prefmix.server.cli.eval",
+    "prefmix.server.cli.eval_rewards",
+    "prefmix.server.cli.train",
+}
+"""The modules of `server` that may import `prefmix.policies.train`, in functions."""
+
 VLLM_AT_TOP = {
-    "mixing.adapted_linears",
-    "mixing.admission",
-    "mixing.attention_metadata",
-    "mixing.heads",
-    "mixing.loading",
-    "mixing.mixture_model",
-    "mixing.model",
-    "mixing.request_weights",
-    "mixing.runner_v2",
-    "mixing.scheduling",
-    "mixing.sizes",
-    "mixing.sparing",
-    "mixing.stacked_attention",
-    "mixing.trunk",
+    "prefmix.mixing.batch.model_state_v2",
+    "prefmix.mixing.engine.admission",
+    "prefmix.mixing.engine.member_checks",
+    "prefmix.mixing.engine.scheduler",
+    "prefmix.mixing.models.attention_metadata",
+    "prefmix.mixing.models.base",
+    "prefmix.mixing.models.full_checkpoints",
+    "prefmix.mixing.models.lm_heads",
+    "prefmix.mixing.models.loading",
+    "prefmix.mixing.models.lora_linears",
+    "prefmix.mixing.models.shared_trunk",
+    "prefmix.mixing.models.sizes",
+    "prefmix.mixing.models.skipping",
+    "prefmix.mixing.models.stacked_attention",
     # Loaded by vLLM through the endpoint plugin, or by `launch` once it has set vLLM up.
-    "server.catalog",
-    "server.endpoints",
-    "server.engine_args",
-    "server.routes",
-    "server.schemas",
+    "prefmix.server.api.generate",
+    "prefmix.server.api.models",
+    "prefmix.server.api.schemas",
+    "prefmix.server.launch.engine_args",
+    "prefmix.server.plugin",
 }
 """Everywhere else vLLM is imported inside functions, or not at all."""
 
 FORBIDDEN_FILE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
-
-SOURCES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for room in ROOMS
-    for path in sorted((ROOT / room).rglob("*.py"))
-}
+MAX_SOURCE_FILES = 27
+"""Python files of one folder; a larger folder shows no structure."""
 
 
 def _trees(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
@@ -74,73 +80,83 @@ def _trees(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
             yield path.relative_to(ROOT), ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _imports(node: ast.AST, *, inside_functions: bool) -> Iterator[str]:
-    """Full names of what a module imports; `from mixing import wire` counts as `mixing.wire`."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import):
-            yield from (alias.name for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            assert child.level == 0, "imports are absolute in this house"
-            names = [f"{child.module}.{alias.name}" for alias in child.names]
-            yield from (name if name in SOURCES else str(child.module) for name in names)
-        elif inside_functions or not _runs_later(child):
-            yield from _imports(child, inside_functions=inside_functions)
+def _package(name: str) -> str:
+    return name.partition(".")[0]
 
 
-def _runs_later(node: ast.AST) -> bool:
-    """Whether importing a module skips the node: a function's body, or for type checkers only."""
-    if isinstance(node, ast.If):
-        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+def test_the_documented_arrows_are_the_imports() -> None:
+    """docs/architecture.md draws which folder imports which; `-rP` shows the drawing here, too."""
+    drawn = drawing()
+    print(drawn)
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    documented = text.split("```arrows\n")[1].split("\n```")[0]
+    assert upward_arrows(documented) == []
+    assert documented == drawn, f"the imports are now:\n{drawn}"
 
 
-def _imports_of(module: str, *, inside_functions: bool = True) -> set[str]:
-    tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
-    return set(_imports(tree, inside_functions=inside_functions))
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert import_circle() is None
 
 
-def _room(module: str) -> str:
-    return module.partition(".")[0]
+def test_no_folder_holds_more_files_than_one_can_take_in() -> None:
+    folders = {path.parent for path, _ in _trees(*ROOMS, *OUTSIDE, "tests")}
+    counts = {str(folder): len(list((ROOT / folder).glob("*.py"))) for folder in folders}
+    assert not {folder: count for folder, count in counts.items() if count > MAX_SOURCE_FILES}
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_rooms_import_only_downwards(module: str) -> None:
-    ours = {name for name in _imports_of(module) if _room(name) in ROOMS}
-    if module in TRAIN_ENTRIES:
-        at_top = _imports_of(module, inside_functions=False)
-        assert "policies" not in {_room(name) for name in at_top}
-        ours = {name for name in ours if not name.startswith("policies.train")}
-    upwards = {name for name in ours if _room(name) not in MAY_IMPORT[_room(module)]}
-    assert not upwards, f"{module} may not import {sorted(upwards)}"
+def test_rooms_are_imported_under_one_name() -> None:
+    """`import server` would load a second copy of prefmix.server, or a user's own server.py."""
+    bare = {
+        f"{path}: {name}"
+        for path, tree in _trees(*ROOMS, *OUTSIDE, "src", "tests")
+        for name in imports(tree)
+        if _package(name) in ROOMS
+    }
+    assert not bare
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if _room(name) != "mixing"])
+def test_training_is_imported_when_it_is_asked_for() -> None:
+    for module in SOURCES.keys() - TRAIN_ENTRIES:
+        if module.startswith("prefmix.server"):
+            assert not _of(imports_of(module), "prefmix.policies"), module
+    for module in TRAIN_ENTRIES:
+        at_top = imports_of(module, inside_functions=False)
+        assert not _of(at_top, "prefmix.policies"), module
+
+
+def _of(names: set[str], package: str) -> set[str]:
+    return {name for name in names if name == package or name.startswith(f"{package}.")}
+
+
+@pytest.mark.parametrize(
+    "module", [name for name in SOURCES if not name.startswith("prefmix.mixing")]
+)
 def test_other_rooms_leave_the_engine_side_of_mixing_alone(module: str) -> None:
-    of_mixing = {name for name in _imports_of(module) if _room(name) == "mixing"}
-    if module == "bench.kernel_contests":  # measures them by themselves
-        of_mixing = {name for name in of_mixing if not name.startswith("mixing.kernels")}
+    of_mixing = _of(imports_of(module), "prefmix.mixing")
+    if module == "prefmix.bench.kernel_contests":  # measures them by themselves
+        of_mixing = {name for name in of_mixing if not name.startswith("prefmix.mixing.kernels")}
     assert of_mixing <= OPEN_MIXING, f"{module} imports {sorted(of_mixing - OPEN_MIXING)}"
 
 
 @pytest.mark.parametrize("module", sorted(PURE_MIXING))
 def test_pure_part_of_mixing_needs_no_engine(module: str) -> None:
-    imported = _imports_of(module)
-    engine = {name for name in imported if _room(name) in ("vllm", "triton")}
+    imported = imports_of(module)
+    engine = {name for name in imported if _package(name) in ("vllm", "triton")}
     assert not engine, f"{module} imports {sorted(engine)}"
-    of_mixing = {name for name in imported if _room(name) == "mixing"}
+    of_mixing = _of(imported, "prefmix.mixing")
     assert of_mixing <= PURE_MIXING, f"{module} imports {sorted(of_mixing - PURE_MIXING)}"
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if ".kernels." in name])
 def test_kernels_know_no_engine(module: str) -> None:
-    engine = {name for name in _imports_of(module) if _room(name) == "vllm"}
+    engine = {name for name in imports_of(module) if _package(name) == "vllm"}
     assert not engine, f"{module} imports {sorted(engine)}"
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name not in VLLM_AT_TOP])
 def test_vllm_is_imported_at_the_top_of_few_modules(module: str) -> None:
-    imported = _imports_of(module, inside_functions=False)
-    assert not {name for name in imported if _room(name) == "vllm"}, (
+    imported = imports_of(module, inside_functions=False)
+    assert not {name for name in imported if _package(name) == "vllm"}, (
         f"{module} imports vllm at its top; do so in a function, or add the module to VLLM_AT_TOP"
     )
 
@@ -148,7 +164,7 @@ def test_vllm_is_imported_at_the_top_of_few_modules(module: str) -> None:
 def test_importing_the_packages_loads_no_engine() -> None:
     """A fresh process, since this one may have imported anything by now."""
     script = (
-        "import sys, server, weights, mixing, bench.command\n"
+        "import sys, server, weights, mixing, prefmix.bench.command\n"
         "print(*sorted({'vllm', 'triton', 'torch', 'transformers'} & set(sys.modules)))"
     )
     run = subprocess.run(
@@ -158,7 +174,7 @@ def test_importing_the_packages_loads_no_engine() -> None:
 
 
 def test_files_are_named_for_nouns() -> None:
-    paths = [path for path, _ in _trees(*ROOMS, "tests")]
+    paths = [path for path, _ in _trees(*ROOMS, *OUTSIDE, "src", "tests")]
     assert not [str(path) for path in paths if FORBIDDEN_FILE_NAMES & {path.stem, *path.parts}]
 
 
@@ -175,7 +191,7 @@ def _identifiers(tree: ast.AST) -> Iterator[str]:
 def test_nothing_is_named_by_the_ambiguous_acronym() -> None:
     """Three methods share it, so no command, class, option or file is called that and no more."""
     acronym = "m" + "po"
-    for path, tree in _trees(*ROOMS, "tests"):
+    for path, tree in _trees(*ROOMS, *OUTSIDE, "src", "tests"):
         names = {*_identifiers(tree), path.stem}
         assert acronym not in {name.lower() for name in names}, path
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
@@ -188,11 +204,11 @@ def test_only_what_is_shown_reads_the_wall_clock() -> None:
     clock = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|utcnow|today)\(")
     reading = {
         str(path)
-        for path, _ in _trees(*ROOMS)
+        for path, _ in _trees(*ROOMS, *OUTSIDE, "src")
         if clock.search((ROOT / path).read_text(encoding="utf-8"))
     }
     assert reading == {
-        "server/metrics.py",  # when the last reload was
+        "server/telemetry/metrics.py",  # when the last reload was
         "bench/report.py",  # when a benchmark was
         "deploy/check_live.py",  # which span Prometheus is asked about
     }
@@ -216,15 +232,21 @@ def test_lock_holds_plain_pins_and_the_gpu_tools_agree() -> None:
 
 
 def test_readme_tree_names_what_exists() -> None:
-    """Every file and folder before the comment column; indented names lie in the folder above."""
+    """Every folder before the comment column; indented names lie in the folder above."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = readme.split("## The tree")[1].split("```")[1]
-    folder = ROOT
-    for line in tree.strip("\n").splitlines():
-        names = re.findall(r"[\w./-]+(?:/|\.py|\.yaml)(?= |$)", line.rstrip().split("   ")[0])
-        if not line.startswith(" "):
+    lines = readme.split("## The tree")[1].split("```")[1].strip("\n").splitlines()
+    assert len(lines) <= 30
+    named, room = set[str](), ""
+    for line in lines:
+        names = re.findall(r"(?<!\S)([\w./-]+)/(?=\s|$)", line)
+        if line.startswith(" "):
+            names = [f"{room}/{name}" for name in names]
+        else:
             assert names, line
-            folder = ROOT / names[0]
-        for name in names:
-            parent = folder if line.startswith("  ") else ROOT
-            assert (parent / name).exists(), f"README.md: {line!r} names {name}"
+            room = names[0]
+        assert all((ROOT / name).is_dir() for name in names), f"README.md: {line!r}"
+        named.update(names)
+    inner = {str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).glob("*/")}
+    with_code = {name for name in inner if (ROOT / name / "__init__.py").exists()}
+    told = {name for name in with_code if not name.startswith("policies/")}
+    assert told <= named, f"README.md's tree lacks {sorted(told - named)}"

@@ -29,6 +29,6 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_settings_are_spelled_as_the_code_has_them() -> None:
-    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "server").glob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "server").rglob("*.py"))
     for name in set(re.findall(r"PREFMIX_[A-Z_]+", PAGE)):
         assert name.removesuffix("_FILE") in code, name

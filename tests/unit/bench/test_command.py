@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from bench.command import BENCHES
-from bench.over_http import HOST, MIXTURE, PLAIN, PREFMIX, commands, with_port
-from server.cli import main
+from prefmix.bench.command import BENCHES
+from prefmix.bench.over_http import HOST, MIXTURE, PLAIN, PREFMIX, commands, with_port
+from prefmix.server.cli.main import main
 
 
 def test_help_lists_every_bench(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,9 +46,9 @@ def test_the_kernels_bench_reads_its_own_flags(monkeypatch: pytest.MonkeyPatch) 
         seen.extend(argv)
         return 7
 
-    module = types.ModuleType("bench.kernels")
+    module = types.ModuleType("prefmix.bench.kernels")
     vars(module)["main"] = kernels_main
-    monkeypatch.setitem(sys.modules, "bench.kernels", module)
+    monkeypatch.setitem(sys.modules, "prefmix.bench.kernels", module)
     words = ["--rows", "1", "--help", "x", "-v"]
     assert main(["bench", "kernels", *words]) == 7
     assert seen == words
@@ -57,7 +57,7 @@ def test_the_kernels_bench_reads_its_own_flags(monkeypatch: pytest.MonkeyPatch) 
 def test_the_servers_differ_in_nothing_but_what_is_compared() -> None:
     import argparse
 
-    from bench.command import add_arguments
+    from prefmix.bench.command import add_arguments
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)

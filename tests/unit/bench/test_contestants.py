@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 import torch
 
-from bench.contestants import Contestant, draw_mixed
-from bench.job import Job, make_job
-from bench.memory import unique_bytes
+from prefmix.bench.contestants import Contestant, draw_mixed
+from prefmix.bench.job import Job, make_job
+from prefmix.bench.memory import unique_bytes
 
 
 def test_complete_lists_are_drawn_from_the_log_linear_mixture() -> None:

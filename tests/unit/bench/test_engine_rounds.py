@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bench import lineup as names
-from bench.command import add_arguments
-from bench.engine import Rounds, measure_rounds, measurements_of, table
-from bench.job import Job
+from prefmix.bench import lineup as names
+from prefmix.bench.command import add_arguments
+from prefmix.bench.engine import Rounds, measure_rounds, measurements_of, table
+from prefmix.bench.job import Job
 
 START_S = 0.25
 

@@ -9,9 +9,9 @@ from functools import cache
 import pytest
 import torch
 
-from bench import kernel_contests, kernels
-from bench.kernel_contests import KERNELS, SLACK, Size, errors
-from server.exits import CommandError
+from prefmix.bench import kernel_contests, kernels
+from prefmix.bench.kernel_contests import KERNELS, SLACK, Size, errors
+from prefmix.server.config.errors import CommandError
 
 SMALL = ["--rows", "1", "5", "--vocab", "507", "--members", "2", "--hidden", "16", "--rounds", "2"]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from bench import lineup as names
-from bench.command import add_arguments
-from bench.lineup import Models, lineup, prepare_models, shape_of_flags
-from mixing.spec import MixtureSpec
-from server.exits import CommandError
+from prefmix.bench import lineup as names
+from prefmix.bench.command import add_arguments
+from prefmix.bench.lineup import Models, lineup, prepare_models, shape_of_flags
+from prefmix.mixing.spec import MixtureSpec
+from prefmix.server.config.errors import CommandError
 
 OPTIONS = {"dtype": "bfloat16", "enable_prefix_caching": False}
 ALL = Models(policies=("a", "b", "c"), base="z", adapters=("x", "y", "w"), average="m")

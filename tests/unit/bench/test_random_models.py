@@ -11,7 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench.random_models import Shape, build_tokenizer, save_adapter, save_average, save_model
+from prefmix.bench.random_models import (
+    Shape,
+    build_tokenizer,
+    save_adapter,
+    save_average,
+    save_model,
+)
 
 SHAPE = Shape(layers=2, hidden=128, intermediate=192, heads=4, kv_heads=2, vocab=400)
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench.report import Spread, show
+from prefmix.bench.report import Spread, show
 
 
 def test_a_slow_round_leaves_ratios_alone() -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from bench.worker import Worker
-from server.exits import CommandError
+from prefmix.bench.worker import Worker
+from prefmix.server.config.errors import CommandError
 
 
 def test_a_contestant_that_cannot_start_says_why() -> None:
-    worker = Worker({"kind": "bench.contestants:Nobody"})
+    worker = Worker({"kind": "prefmix.bench.contestants:Nobody"})
     with pytest.raises(CommandError, match="no attribute 'Nobody'"):
         worker.wait_started()
     assert worker.is_over
 
 
 def test_a_request_that_fails_says_why() -> None:
-    worker = Worker({"kind": "bench.contestants:SeparateEngines", "models": []})
+    worker = Worker({"kind": "prefmix.bench.contestants:SeparateEngines", "models": []})
     assert worker.wait_started()["num_threads"] >= 1
     with pytest.raises(CommandError, match="KeyError: 'job'"):
         worker.ask({})
@@ -24,7 +24,7 @@ def test_a_request_that_fails_says_why() -> None:
 
 
 def test_closing_ends_the_process_which_had_the_threads_it_was_given() -> None:
-    settings = {"kind": "bench.contestants:SeparateEngines", "models": [], "num_threads": 1}
+    settings = {"kind": "prefmix.bench.contestants:SeparateEngines", "models": [], "num_threads": 1}
     worker = Worker(settings)
     assert worker.wait_started()["num_threads"] == 1
     assert not worker.is_over

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mixing.spec import MixtureSpec, Policy
-from server.limits import Limits
-from weights.store_format import for_mixture, from_document
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.server.config.limits import Limits
+from prefmix.weights.store.format import for_mixture, from_document
 
 KUBERNETES = Path(__file__).resolve().parents[3] / "deploy" / "kubernetes"
 OVERLAYS = ("cpu", "gpu")

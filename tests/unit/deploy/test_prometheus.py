@@ -57,7 +57,7 @@ def _vllm_sources() -> str:
 def test_queries_name_metrics_that_exist(query: Query) -> None:
     """deploy/check_live.py asks a real server; this only catches a name that has changed."""
     recorded = {rule["record"] for rule in RULE_LIST if "record" in rule}
-    sources = "".join(path.read_text(encoding="utf-8") for path in SERVER.glob("*metrics.py"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in SERVER.rglob("*metrics.py"))
     ours = set(re.findall(r'"(prefmix_\w+)"', sources))
     from_elsewhere = {"prefmix_reward", "http_requests_total", "process_resident_memory_bytes"}
     vllm = _vllm_sources()

@@ -10,12 +10,12 @@ import pytest
 
 from examples import comparison, fit_story, live_apply
 from examples.gains import measure_gains
-from policies.demo import REWARDS, tour
-from weights.engine import Response, Tokens
-from weights.evaluation import Weighting
-from weights.fit_result import FitResult
-from weights.progress import LINE_INTERVAL_S, Progress
-from weights.prompts import Prompt
+from prefmix.policies.demo import REWARDS, tour
+from prefmix.weights.engines.local import Response, Tokens
+from prefmix.weights.engines.progress import LINE_INTERVAL_S, Progress
+from prefmix.weights.engines.prompts import Prompt
+from prefmix.weights.evaluation.evaluate import Weighting
+from prefmix.weights.fit.result import FitResult
 
 THIRD = 1 / 3
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from examples.gains import Gains, against, conclusion, gains_table, measure_gains
-from weights.evaluation import Evaluation, Floats, Weighting
+from prefmix.weights.evaluation.evaluate import Evaluation, Floats, Weighting
 
 OBJECTIVES = ("positive", "concise", "polite")
 NUM_PROMPTS, NUM_RESPONSES = 64, 8

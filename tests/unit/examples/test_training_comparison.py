@@ -7,16 +7,9 @@ from pathlib import Path
 import pytest
 
 from examples.mixed_comparison import wrong_labels
-from examples.training_runs import (
-    Label,
-    bradley_terry,
-    deterministic,
-    flipped,
-    table,
-    write_data,
-)
-from policies.demo.rewards import concise
-from policies.demo.sampling import Response
+from examples.training_runs import Label, bradley_terry, deterministic, flipped, table, write_data
+from prefmix.policies.demo.rewards import concise
+from prefmix.policies.demo.sampling import Response
 
 
 def _answer(prompt: int, length: int) -> Response:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreted_kernels import WHY_NOT
+
+from support.interpreted_kernels import WHY_NOT
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mixing import wire
-from mixing.simplex import WeightsError, check_weights, weights_from_preferences
-from mixing.spec import MixtureSpec, Policy
+from prefmix.mixing import wire
+from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
+from prefmix.mixing.spec import MixtureSpec, Policy
 
 
 def spec(*, weight_space: Any = "simplex", reference: bool = False) -> MixtureSpec:

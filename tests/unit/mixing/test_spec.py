@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from mixing.spec import ARCHITECTURE, CONFIG_KEY, MixtureSpec, Policy, SpecError, hf_overrides
+from prefmix.mixing.spec import (
+    ARCHITECTURE,
+    CONFIG_KEY,
+    MixtureSpec,
+    Policy,
+    SpecError,
+    hf_overrides,
+)
 
 
 def policy(name: str = "a") -> Policy:

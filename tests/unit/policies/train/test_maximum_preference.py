@@ -5,14 +5,14 @@ import math
 
 import torch
 
-from policies.train.maximum_preference import (
+from prefmix.policies.train.maximum_preference import (
     IGNORED,
     maximum_preference_loss,
     sequence_logprobs,
     shuffled_passes,
 )
-from policies.train.maximum_trainer import PlannedExamples, collate
-from policies.train.tokens import Example
+from prefmix.policies.train.maximum_trainer import PlannedExamples, collate
+from prefmix.policies.train.tokens import Example
 
 COEFFICIENTS = {"scale": 0.3, "sft_weight": 0.05, "text_weight": 0.02}
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_policies import build_tokenizer, save_policy
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from policies.train import TrainError
-from policies.train.rewards import FunctionReward, load_function, load_reward
-from policies.train.safe_files import check_safe, loading
+from prefmix.policies.train import TrainError
+from prefmix.policies.train.rewards import FunctionReward, load_function, load_reward
+from prefmix.policies.train.safe_files import check_safe, loading
+from support.tiny_policies import build_tokenizer, save_policy
 
 PROMPTS = ["p", "p", "p"]
 ANSWERS = ["one", "two", "three"]

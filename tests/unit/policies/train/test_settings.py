@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from policies.train import SettingsError
-from policies.train.settings import METHODS, DirectSettings, build, resolve_paths
+from prefmix.policies.train import SettingsError
+from prefmix.policies.train.settings import METHODS, DirectSettings, build, resolve_paths
 
 REQUIRED = {"base": "./base", "data": "pairs.jsonl", "output": "out"}
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from policies.train import TrainError
-from policies.train.splitter import split_pairs
+from prefmix.policies.train import TrainError
+from prefmix.policies.train.splitter import split_pairs
 
 
 def test_threshold_is_the_smallest_easy_gap() -> None:

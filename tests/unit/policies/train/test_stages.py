@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from policies.train import TrainError
-from policies.train.checkpoints import _last_complete
-from policies.train.stages import Stages
+from prefmix.policies.train import TrainError
+from prefmix.policies.train.checkpoints import _last_complete
+from prefmix.policies.train.stages import Stages
 
 ABOUT = {"settings": {"seed": 0}, "data": {"pairs": {"sha256": "a"}}}
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_policies import VOCAB_SIZE, build_tokenizer
 
-from policies.train import TrainError
-from policies.train.pairs import PAIR_FIELDS, Rows, read_rows
-from policies.train.tokens import check_tokenizer, encode, encode_text
+from prefmix.policies.train import TrainError
+from prefmix.policies.train.pairs import PAIR_FIELDS, Rows, read_rows
+from prefmix.policies.train.tokens import check_tokenizer, encode, encode_text
+from support.tiny_policies import VOCAB_SIZE, build_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_policies import save_policy
 from transformers import AutoModelForCausalLM, Trainer
 
-from mixing.compatibility import check_members
-from mixing.spec import MixtureSpec, Policy
-from policies.train import TrainError
-from policies.train.settings import METHODS, build
+from prefmix.mixing.checkpoints.compatibility import check_members
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.policies.train import TrainError
+from prefmix.policies.train.settings import METHODS, build
+from support.tiny_policies import save_policy
 
 pytestmark = [
     pytest.mark.train,
@@ -62,7 +62,7 @@ def run(base: Path, tmp_path: Path) -> Run:
     _write(tmp_path / "text.jsonl", [{"text": TEXT}])
 
     def run(method: str, output: str, **settings: Any) -> Path:
-        from policies.train.jobs import run as run_job
+        from prefmix.policies.train.jobs import run as run_job
 
         few = {"steps": 5, "batch_pairs": 2, "save_steps": 2, "log_steps": 1}
         files = {"base": str(base), "data": tmp_path / "pairs.jsonl", "output": tmp_path / output}
@@ -162,7 +162,7 @@ def test_run_killed_before_its_policy_is_saved_resumes(
             raise KeyboardInterrupt
         save(*args, final=final, **kwargs)
 
-    from policies.train import trainers
+    from prefmix.policies.train import trainers
 
     whole = run(method, "whole", **settings)
     save = trainers.save_policy
@@ -289,7 +289,7 @@ def test_reward_that_fails_online_leaves_no_policy(
             return [float("nan")]
         return length(prompts, completions)
 
-    monkeypatch.setattr("policies.train.rewards.load_function", lambda spec: reward)
+    monkeypatch.setattr("prefmix.policies.train.rewards.load_function", lambda spec: reward)
     with pytest.raises(TrainError, match="an answer drawn for the prompt '"):
         run("mixed-preference", "out", reward="judge:score")
     assert not (tmp_path / "out").exists()
@@ -306,7 +306,7 @@ def test_reward_that_fails_on_a_pair_names_it_and_leaves_nothing(
             raise RuntimeError("no judge")
         return [float("nan")]
 
-    monkeypatch.setattr("policies.train.rewards.load_function", lambda spec: reward)
+    monkeypatch.setattr("prefmix.policies.train.rewards.load_function", lambda spec: reward)
     with pytest.raises(TrainError, match=r"pairs\.jsonl line 4, 'chosen': the reward"):
         run("mixed-preference", "out", reward="judge:score")
     assert not list(tmp_path.glob("out*"))

@@ -1,0 +1,213 @@
+"""Measures the mixture while it serves: a sample of all tokens, and every token of some requests.
+
+A step is measured after its tokens are drawn: each member's logits for the rows in question go
+through `mixture_statistics` once more. What is measured stays on the device until it is taken.
+
+Shapes: N rows of a step, R measured rows, M members, F = 3 + 3 M figures a row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from prefmix.mixing.kernels.mixture_statistics import mixture_statistics
+from prefmix.mixing.spec import MixtureSpec
+
+PARTS = ("forward", "mix")
+"""What a measured step's time is told apart into."""
+
+_MAX_REQUESTS = 4096
+"""Measured requests whose figures nobody took; the oldest are dropped."""
+
+
+class MeasuredModel(Protocol):
+    """The part of a mixture model that its measurement needs."""
+
+    @property
+    def spec(self) -> MixtureSpec:
+        """The mixture."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+
+    def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        """Logits [N, C] of each member, None for those that did not run in this step."""
+
+
+class MixtureStatisticsCollector:
+    """The measurements of one engine process, on its model."""
+
+    def __init__(self, model: MeasuredModel, *, every: int) -> None:
+        """Args:
+        every: all tokens of each such step are measured; 0 measures none.
+        """
+        self._model = model
+        self._every = every
+        self._step = 0
+        self.is_sampled = False
+        """Whether the step under way is one of the sample."""
+        self.wants_logits = False
+        """Whether the step under way will need the members' logits."""
+        self.wants_all_logits = False
+        """Whether it will need those of every row."""
+        self.kept: tuple[Sequence[torch.Tensor], torch.Tensor, list[Any] | None] | None = None
+        """The step's members' hidden states, weights and, where they were computed, logits."""
+        self._records: OrderedDict[str, dict[str, list[tuple[torch.Tensor, int]]]] = OrderedDict()
+        self._reset()
+
+    def _reset(self) -> None:
+        num_members = self._model.spec.num_members
+        self._sums_F = torch.zeros(3 + 3 * num_members, dtype=torch.float64)
+        self._counts_F = torch.zeros(3 + 3 * num_members, dtype=torch.int64)
+        self._pending: list[torch.Tensor] = []
+        self._weights: Counter[tuple[float, ...]] = Counter()
+        self._num_steps = 0
+        self._clocks: list[tuple[str, Any, Any]] = []
+
+    def begin_step(self, keys: Sequence[str | None]) -> None:
+        """A batch's forward pass begins. Args: keys: per row, under what to keep its figures."""
+        self._step += 1
+        self.is_sampled = self._every > 0 and self._step % self._every == 0
+        self.wants_logits = self.is_sampled or any(keys)
+        self.wants_all_logits = self.is_sampled or (self.wants_logits and all(keys))
+        self._keys = list(keys)
+        self.kept = None
+
+    def keep_logits(self, logits: list[torch.Tensor | None]) -> None:
+        """The members' logits [N, C] of the rows that are being mixed: they need not be computed
+        again."""
+        if self.kept is not None:
+            self.kept = (*self.kept[:2], logits)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Takes the time of one of PARTS, on a GPU without waiting for it."""
+        if self._model.device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            yield
+            end.record()
+            self._clocks.append((part, begin, end))
+        else:
+            start = time.perf_counter()
+            yield
+            self._clocks.append((part, start, time.perf_counter()))
+
+    def tokens_drawn(
+        self, tokens_N1: torch.Tensor, req_ids: Sequence[str], is_drawn_N: np.ndarray
+    ) -> None:
+        """A step's tokens are there. Must not raise: an exception here would end the engine.
+
+        Args:
+          tokens_N1: int [N, 1], in batch order.
+          req_ids: of the N requests.
+          is_drawn_N: bool; False for rows whose token is thrown away (prompt chunks).
+        """
+        kept, self.kept = self.kept, None
+        if kept is None or len(kept[1]) != len(tokens_N1) or len(self._keys) < len(tokens_N1):
+            return
+        keys = self._keys[: len(tokens_N1)]
+        rows = [row for row, key in enumerate(keys) if is_drawn_N[row] and (self.is_sampled or key)]
+        if not rows:
+            return
+        packed_RF = self._measure(kept, rows, tokens_N1)
+        if packed_RF is None:
+            return
+        if self.is_sampled:
+            self._num_steps += 1
+            self._pending.append(packed_RF)
+            self._weights.update(map(tuple, kept[1][rows].tolist()))
+        for place, row in enumerate(rows):
+            key = keys[row]
+            if key is not None:
+                requests = self._records.setdefault(key, {})
+                requests.setdefault(req_ids[row], []).append((packed_RF, place))
+        while len(self._records) > _MAX_REQUESTS:
+            self._records.popitem(last=False)
+
+    def _measure(
+        self,
+        kept: tuple[Sequence[torch.Tensor], torch.Tensor, list[Any] | None],
+        rows: list[int],
+        tokens_N1: torch.Tensor,
+    ) -> torch.Tensor | None:
+        hidden, weights_NM, logits = kept
+        everyone = len(rows) == len(weights_NM)
+        pick = slice(None) if everyone else torch.tensor(rows, device=weights_NM.device)
+        if logits is None:
+            logits = self._model.member_logits([each[pick] for each in hidden])
+        else:
+            logits = [None if each is None else each[pick] for each in logits]
+        if all(each is None for each in logits):  # a rank that does not gather logits
+            return None
+        tokens_R = tokens_N1[pick, 0].to(torch.int64)
+        figures = mixture_statistics(logits, weights_NM[pick].contiguous(), tokens_R)
+        columns = [each if each.ndim == 2 else each[:, None] for each in figures]
+        packed_RF = torch.cat([column.to(torch.float32) for column in columns], dim=1)
+        # It may have run for the sake of other rows, but not necessarily from the first token on.
+        packed_RF[:, 3:].masked_fill_((weights_NM[pick] == 0).repeat(1, 3), torch.nan)
+        return packed_RF
+
+    def take_sample(self) -> dict[str, Any]:
+        """What was measured since the last call: sums over tokens, by member, in nats.
+
+        `kl`, `agreement` and `tokens_by_member` count the tokens of requests that give the member
+        weight.
+        """
+        num_members = self._model.spec.num_members
+        for packed_RF in self._pending:
+            host_RF = packed_RF.double().cpu()
+            is_number = torch.isfinite(host_RF)
+            self._sums_F += torch.where(is_number, host_RF, 0.0).sum(0)
+            self._counts_F += is_number.sum(0)
+        sums, counts = self._sums_F.tolist(), self._counts_F.tolist()
+        kl, logprob, agrees = (
+            slice(3 + part * num_members, 3 + (part + 1) * num_members) for part in range(3)
+        )
+        seconds = dict.fromkeys(PARTS, 0.0)
+        for part, begin, end in self._clocks:
+            if isinstance(begin, float):
+                seconds[part] += end - begin
+            else:
+                end.synchronize()
+                seconds[part] += begin.elapsed_time(end) / 1e3
+        sample = {
+            "steps": self._num_steps,
+            "seconds": seconds,
+            "tokens": counts[1],
+            "entropy": sums[1],
+            "kl": sums[kl],
+            "agreement": sums[agrees],
+            "tokens_by_member": counts[logprob],
+            "weights": list(self._weights.items()),
+        }
+        self._reset()
+        return sample
+
+    def take_request(self, key: str, sample: int | None = None) -> dict[str, list[list[float]]]:
+        """The figures of a request's tokens, and forgets them.
+
+        Args:
+          key: under which they were kept.
+          sample: only this one of the n samples that vLLM draws as requests "0_ID", "1_ID", ...
+        Returns: engine's request id -> per token F figures: log Z, entropy, the mixture's log-prob,
+          then per member KL, log-prob and agreement. NaN for a member without weight.
+        """
+        requests = self._records.get(key, {})
+        taken = [req_id for req_id in requests if sample is None or req_id.startswith(f"{sample}_")]
+        figures = {}
+        for req_id in taken:
+            records = requests.pop(req_id)
+            rows = [packed_RF[place] for packed_RF, place in records]
+            figures[req_id] = torch.stack(rows).tolist()
+        if not requests:
+            self._records.pop(key, None)
+        return figures

@@ -1,0 +1,1 @@
+"""Checking and reading checkpoints and adapters before the engine loads them."""

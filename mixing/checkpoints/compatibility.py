@@ -1,0 +1,178 @@
+"""Whether models can be mixed: one tokenizer, one vocabulary, one kind of numbers.
+
+Mixing adds up logits index by index, so index v must mean the same token to every member. What
+differs without harm (depth, width, heads, architecture, padding of the vocabulary) is allowed;
+what would be silently wrong is refused with the first difference found.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefmix.mixing.checkpoints.lora import AdapterError, read_adapter
+from prefmix.mixing.spec import MixtureSpec, Policy
+
+
+class CompatibilityError(ValueError):
+    """Models that cannot share one mixture, or a model that cannot be read."""
+
+
+@functools.lru_cache(maxsize=8)
+def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> tuple[str, ...]:
+    """Checks that all members of a mixture agree on what a token is.
+
+    Args:
+      spec: the mixture.
+      trust_remote_code: passed on to transformers.
+    Returns: warnings worth showing, one sentence each.
+    Raises: CompatibilityError naming both policies and the first difference.
+    """
+    warnings: list[str] = []
+    for adapter in spec.adapters:
+        try:
+            read_adapter(adapter)
+        except AdapterError as error:
+            raise CompatibilityError(str(error)) from error
+    first, *others = (_Facts(member, trust_remote_code) for member in spec.checkpoints)
+    for facts in (first, *others):
+        facts.check_vocabulary_fits()
+    for facts in others:
+        for what, ours, theirs in _differences(first, facts):
+            raise CompatibilityError(
+                f"policies {first.name!r} and {facts.name!r} cannot be mixed: their {what} differ "
+                f"({first.name}: {ours}; {facts.name}: {theirs}). A mixture adds up logits token "
+                "by token; use models that were trained from one base with one tokenizer"
+            )
+        if facts.tokenizer.chat_template != first.tokenizer.chat_template:
+            warnings.append(
+                f"policies {first.name!r} and {facts.name!r} have different chat templates; "
+                f"that of {first.name!r} is used for all, choose another with --chat-template FILE"
+            )
+        if facts.end_token_ids != first.end_token_ids:
+            warnings.append(
+                f"policies {first.name!r} and {facts.name!r} end a text with different tokens "
+                f"({first.end_token_ids} and {facts.end_token_ids}); "
+                f"those of {first.name!r} are used, "
+                "add others with stop_token_ids in the request"
+            )
+    return tuple(warnings)
+
+
+class _Facts:
+    """What is compared of one member."""
+
+    def __init__(self, member: Policy, trust_remote_code: bool) -> None:
+        from transformers import AutoConfig, GenerationConfig
+
+        self.name = member.name
+        options = {"revision": member.revision}
+        _check_folder(member)
+        try:
+            self.config = AutoConfig.from_pretrained(
+                member.model, trust_remote_code=trust_remote_code, **options
+            ).get_text_config()
+            self.tokenizer = _tokenizer(member, trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise CompatibilityError(
+                f"policy {member.name!r}: cannot read the config and tokenizer of {member.model!r} "
+                f"({_first_line(error)}); give a folder or hub id in Hugging Face layout"
+            ) from error
+        try:
+            generation = GenerationConfig.from_pretrained(member.model, **options)
+        except OSError:
+            generation = self.config
+        end = generation.eos_token_id if generation.eos_token_id is not None else []
+        self.end_token_ids = sorted({end} if isinstance(end, int) else set(end))
+        self.vocabulary: dict[str, int] = self.tokenizer.get_vocab()
+
+    def check_vocabulary_fits(self) -> None:
+        """A tokenizer may know fewer tokens than the model has rows (padding), never more."""
+        highest = max(self.vocabulary.values())
+        if highest >= self.config.vocab_size:
+            token = next(token for token, index in self.vocabulary.items() if index == highest)
+            raise CompatibilityError(
+                f"policy {self.name!r}: its tokenizer has token {token!r} at index {highest}, but "
+                f"the model's vocabulary ends at {self.config.vocab_size - 1}; the tokenizer "
+                "belongs to another model"
+            )
+
+    @property
+    def special_tokens(self) -> dict[str, object]:
+        # The padding token is left out: serving never pads, and fine-tunes often rename it.
+        names = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
+        return {name: getattr(self.tokenizer, name, None) for name in names}
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """How text is split, as JSON by section; empty for tokenizers without a Rust backend."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return {}
+        state = json.loads(backend.to_str())
+        rules = {
+            section: state[section]
+            for section in ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+        }
+        rules["merges"] = state["model"].get("merges")
+        rules["kind"] = state["model"].get("type")
+        return {section: json.dumps(rule, ensure_ascii=False) for section, rule in rules.items()}
+
+
+def _tokenizer(member: Policy, trust_remote_code: bool) -> Any:
+    """The tokenizer as its files say.
+
+    Not through AutoTokenizer first: it adapts a tokenizer to the model's architecture, so one and
+    the same tokenizer.json would look different in a Llama and in a Qwen folder.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(member.model, revision=member.revision)
+    except (OSError, ValueError):
+        return AutoTokenizer.from_pretrained(
+            member.model, revision=member.revision, trust_remote_code=trust_remote_code
+        )
+
+
+def _differences(first: _Facts, other: _Facts) -> Iterator[tuple[str, str, str]]:
+    """(what, the first's, the other's), most telling first; lazily, for one is enough."""
+    ours, theirs = first.vocabulary, other.vocabulary
+    if ours != theirs:
+        by_index, by_index_other = _inverted(ours), _inverted(theirs)
+        for index in sorted(by_index.keys() | by_index_other.keys()):
+            token, token_other = by_index.get(index), by_index_other.get(index)
+            if token != token_other:
+                yield f"vocabularies, at index {index},", _shown(token), _shown(token_other)
+    for name, special in first.special_tokens.items():
+        if special != other.special_tokens[name]:
+            yield f"special tokens ({name})", _shown(special), _shown(other.special_tokens[name])
+    rules, rules_other = first.rules, other.rules
+    for section in sorted(rules.keys() | rules_other.keys()):
+        rule, rule_other = rules.get(section), rules_other.get(section)
+        if rule != rule_other:
+            yield f"tokenizers' {section} rules", f"{rule:.80}", f"{rule_other:.80}"
+
+
+def _inverted(vocabulary: dict[str, int]) -> dict[int, str]:
+    return {index: token for token, index in vocabulary.items()}
+
+
+def _shown(token: object) -> str:
+    return "none" if token is None else repr(token)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _check_folder(member: Policy) -> None:
+    path = Path(member.model).expanduser()
+    if path.is_absolute() and not path.is_dir():
+        raise CompatibilityError(
+            f"policy {member.name!r}: there is no folder {member.model!r}; "
+            "give a folder with config.json and safetensors, or a hub id"
+        )

@@ -1,0 +1,191 @@
+"""LoRA adapters in PEFT's format: what is in them, checked before an engine starts.
+
+Formats: `adapter_config.json` and `adapter_model.safetensors` as written by peft's
+`save_pretrained`. The config's meaning (rsLoRA, per-module ranks and alphas, what is unsupported)
+is vLLM's own reading of it, vllm.lora.peft_helper.PEFTHelper (vLLM 0.32).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefmix.mixing.spec import Policy
+
+if TYPE_CHECKING:
+    import torch
+
+_TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_SHARED = ("embed_tokens", "lm_head", "wte", "embed_out")
+
+
+class AdapterError(ValueError):
+    """An adapter that cannot be read or cannot share a trunk."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The low-rank update of one linear layer: W + scaling * B A."""
+
+    lora_a: torch.Tensor
+    """[r, in]."""
+    lora_b: torch.Tensor
+    """[out, r]."""
+    scaling: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One policy's adapter on disk."""
+
+    name: str
+    folder: Path
+    ranks: Mapping[str, int]
+    """Linear layer of the checkpoint, such as `model.layers.0.self_attn.q_proj`, to its rank."""
+    helper: Any
+
+    @contextmanager
+    def opened(self) -> Iterator[Any]:
+        """Yields read(module) -> Factors, while the file is open."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / "adapter_model.safetensors", framework="pt") as file:
+
+            def read(module: str) -> Factors:
+                stem = f"base_model.model.{module}.lora_"
+                return Factors(
+                    lora_a=file.get_tensor(f"{stem}A.weight"),
+                    lora_b=file.get_tensor(f"{stem}B.weight"),
+                    scaling=self.helper.get_rank_and_scaling(module)[1],
+                )
+
+            yield read
+
+
+@functools.lru_cache(maxsize=64)
+def read_adapter(policy: Policy) -> Adapter:
+    """Reads an adapter's config and the shapes of its tensors.
+
+    Args:
+      policy: its `model` is a local folder or a hub id.
+    Raises: AdapterError naming the policy, the file and what to do.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = _folder(policy)
+    wrong = f"policy {policy.name!r}: the adapter in {str(folder)!r} "
+    helper = _config(folder, wrong)
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        others = [file.name for file in folder.glob("adapter_model.*")]
+        came = f" (there is {others[0]})" if others else ""
+        raise AdapterError(
+            f"{wrong}has no adapter_model.safetensors{came}; save it with peft's "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    shapes: dict[tuple[str, str], list[int]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                match = _TENSOR_NAME.fullmatch(key)
+                module = match["module"] if match else key
+                if any(part in _SHARED for part in module.split(".")):
+                    raise AdapterError(
+                        f"{wrong}changes {module.removeprefix('base_model.model.')!r}, but all "
+                        "members share the base's embeddings and LM head; merge it into the base "
+                        "(peft: merge_and_unload) and serve full checkpoints with --policy"
+                    )
+                if match is None:
+                    raise AdapterError(
+                        f"{wrong}holds the tensor {key!r}; only lora_A and lora_B of linear layers "
+                        "can share a trunk: merge it into the base (peft: merge_and_unload) and "
+                        "serve full checkpoints with --policy"
+                    )
+                shapes[module, match["side"]] = file.get_slice(key).get_shape()
+    except SafetensorError as error:
+        raise AdapterError(f"{wrong}cannot be read: {path.name}: {error}") from error
+    ranks: dict[str, int] = {}
+    for (module, side), shape in shapes.items():
+        other = shapes.get((module, "B" if side == "A" else "A"))
+        if other is None:
+            raise AdapterError(f"{wrong}has lora_{side} of {module!r} but not its other factor")
+        if side == "A":
+            rank = helper.get_rank_and_scaling(module)[0]
+            if not shape[0] == other[1] == rank:
+                raise AdapterError(
+                    f"{wrong}has rank {shape[0]} (lora_A) and {other[1]} (lora_B) at {module!r}, "
+                    f"but adapter_config.json says {rank}"
+                )
+            ranks[module] = rank
+    if not ranks:
+        raise AdapterError(f"{wrong}is empty: {path.name} holds no tensors")
+    return Adapter(name=policy.name, folder=folder, ranks=ranks, helper=helper)
+
+
+def _folder(policy: Policy) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    path = Path(policy.model).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute():
+        raise AdapterError(
+            f"policy {policy.name!r}: there is no folder {policy.model!r}; "
+            "give a folder with adapter_config.json, or a hub id"
+        )
+    try:
+        return Path(snapshot_download(policy.model, revision=policy.revision))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise AdapterError(
+            f"policy {policy.name!r}: cannot fetch the adapter {policy.model!r} ({reason}); "
+            "give a folder with adapter_config.json, or a hub id"
+        ) from error
+
+
+def _config(folder: Path, wrong: str) -> Any:
+    from vllm.lora.peft_helper import PEFTHelper
+
+    if not (folder / "adapter_config.json").is_file():
+        remedy = (
+            "it is a full checkpoint: serve it with --policy, without --base"
+            if (folder / "config.json").is_file()
+            else "give a folder as written by peft's save_pretrained"
+        )
+        raise AdapterError(f"{wrong}has no adapter_config.json; {remedy}")
+    unreadable = f"{wrong}has an unreadable adapter_config.json: "
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{unreadable}{error}") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{unreadable}it is a {type(config).__name__}, no JSON object")
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise AdapterError(
+            f"{wrong}is of type {kind!r}; only LoRA (peft_type 'LORA') can share a trunk: merge it "
+            "into the base, if it can be (peft: merge_and_unload), and serve full checkpoints "
+            "with --policy"
+        )
+    try:
+        helper = PEFTHelper.from_dict(config)
+        for pattern in (*helper.rank_pattern, *helper.alpha_pattern):
+            re.compile(pattern)
+    except (ValueError, TypeError, KeyError, re.error) as error:
+        raise AdapterError(f"{unreadable}{error}") from error
+    problems = helper._validate_features()
+    if helper.bias != "none":
+        problems.append(f"bias is {helper.bias!r}.")
+    if problems:
+        raise AdapterError(
+            f"{wrong}uses what a shared trunk cannot ({' '.join(problems)}); merge it into the "
+            "base (peft: merge_and_unload) and serve full checkpoints with --policy"
+        )
+    return helper

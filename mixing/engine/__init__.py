@@ -1,0 +1,1 @@
+"""Hooks into vLLM: plugin, admission of requests, scheduler, worker extension."""

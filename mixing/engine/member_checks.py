@@ -1,0 +1,72 @@
+"""Checks of the members against the engine that is to run them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.models import ModelRegistry
+
+from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
+from prefmix.mixing.models.loading import member_vllm_config
+from prefmix.mixing.spec import MixtureSpec, Policy
+
+logger = init_logger(f"vllm.{__name__}")
+
+
+def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
+    """Checks the members against the engine that is to run them, and settles the common length.
+
+    Raises: CompatibilityError for models that vLLM runs in another way than plain text models.
+    """
+    model_config = vllm_config.model_config
+    warnings = check_members(spec, trust_remote_code=model_config.trust_remote_code)
+    for warning in warnings:
+        logger.warning_once("%s", warning)
+    wanted = model_config.original_max_model_len
+    first = spec.checkpoints[0]
+    own_quantization = _quantization(model_config.hf_config)
+    for index, member in enumerate(spec.checkpoints):
+        config = member_vllm_config(vllm_config, member, index=index).model_config
+        _check_plain_text_model(member, config)
+        if config.is_moe and vllm_config.parallel_config.data_parallel_size > 1:
+            raise CompatibilityError(
+                f"policy {member.name!r} has experts, in which data-parallel ranks wait for each "
+                "other, but each rank runs what its own requests need; drop --data-parallel-size "
+                "and start one 'prefmix serve' per rank"
+            )
+        if _quantization(config.hf_config) != own_quantization:
+            raise CompatibilityError(
+                f"policies {first.name!r} and {member.name!r} are quantised differently "
+                f"({own_quantization}; {_quantization(config.hf_config)}); one engine runs one "
+                "quantisation, convert one of them"
+            )
+        limit = config.get_and_verify_max_len(
+            None if wanted is None else model_config.max_model_len
+        )
+        model_config.max_model_len = min(model_config.max_model_len, limit)
+
+
+def _quantization(hf_config: Any) -> str:
+    settings = getattr(hf_config, "quantization_config", None)
+    if settings is None:
+        return "none"
+    return json.dumps(
+        settings if isinstance(settings, dict) else settings.to_dict(), sort_keys=True
+    )
+
+
+def _check_plain_text_model(member: Policy, config: Any) -> None:
+    info, architecture = ModelRegistry.inspect_model_cls(config.architectures, config)
+    for is_refused, kind in (
+        (not info.is_text_generation_model, "no text-generation model"),
+        (info.supports_multimodal, "multimodal"),
+        (info.is_hybrid or info.is_attention_free, "a state-space or hybrid model"),
+    ):
+        if is_refused:
+            raise CompatibilityError(
+                f"policy {member.name!r} is {kind} ({architecture}); a mixture takes decoder-only "
+                "text models with attention"
+            )

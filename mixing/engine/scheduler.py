@@ -1,0 +1,142 @@
+"""The scheduler's part in a mixture: whose cache blocks may be shared, which requests must end.
+
+Prefix-cache blocks that were filled by different sets of policies are kept apart. A policy without
+weight in a whole step does not run (prefmix.mixing.models.full_checkpoints), so its part of that
+step's KV blocks is never written. Were such a block found again by a request that needs the policy,
+its answer would be silently wrong. Requests therefore only share blocks with requests that give
+weight to the same
+members: the set becomes part of the cache salt, which vLLM mixes into the hash of a prompt's first
+block and so into all that follow. It is done here, where every request enters the engine, and not
+in the front process, because not every route or client would have to know about it.
+
+A request from whose row no token can be drawn (prefmix.mixing.batch.broken_rows) ends with an
+error; the others go on. Nothing it has cached is found again, in case the numbers were spoiled in
+memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from prefmix.mixing import wire
+from prefmix.mixing.batch.broken_rows import names_of
+from prefmix.mixing.batch.request_weights import SCHEDULER_PATH, spec_of, weights_of_request
+from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.workarounds.zero_kv_blocks import begin_blocks_clean
+
+logger = init_logger(f"vllm.{__name__}")
+
+
+def salt_for(spec: MixtureSpec, weights_M: tuple[float, ...], user_salt: str | None) -> str | None:
+    """The cache salt of a request: its set of active members, then the salt it came with.
+
+    Injective, so that no choice of user salt reaches another set's blocks. Requests that use every
+    member and bring no salt keep vLLM's plain hashes.
+    """
+    mask = sum(1 << index for index, weight in enumerate(weights_M) if weight != 0)
+    if user_salt is None and mask == (1 << spec.num_members) - 1:
+        return None
+    return f"{mask:x}/{user_salt or ''}"
+
+
+class MixtureScheduler(Scheduler):
+    """Salts each request when it enters the engine, and ends those whose rows are broken."""
+
+    def __init__(self, *, vllm_config: VllmConfig, **kwargs: Any) -> None:
+        begin_blocks_clean()
+        super().__init__(vllm_config=vllm_config, **kwargs)
+        self.mixture = spec_of(vllm_config)
+
+    def add_request(self, request: Request) -> None:
+        salt = salt_for(self.mixture, self._weights_of(request), request.cache_salt)
+        if salt != request.cache_salt:
+            request.cache_salt = salt
+            request.block_hashes.clear()
+            request.update_block_hashes()
+        super().add_request(request)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        codes = model_runner_output.num_nans_in_logits
+        if not codes or not any(codes.values()):
+            return super().update_from_output(scheduler_output, model_runner_output)
+        broken = self._without_tokens(codes, model_runner_output)
+        model_runner_output.num_nans_in_logits = None
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        self._end(broken, outputs)
+        return outputs
+
+    def _without_tokens(
+        self, codes: Mapping[str, int], output: ModelRunnerOutput
+    ) -> dict[str, int]:
+        """The codes of requests whose broken row was to give a token, and takes that token away."""
+        broken = {}
+        for req_id, code in codes.items():
+            tokens = output.sampled_token_ids[output.req_id_to_index[req_id]]
+            if code and tokens:  # a part of a prompt draws none
+                broken[req_id] = code
+                tokens.clear()
+        return broken
+
+    def _end(self, broken: Mapping[str, int], outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Ends requests with an error that names the policy, and forgets what they have cached."""
+        for req_id in broken:
+            if req_id in self.requests:
+                blocks = self.kv_cache_manager.get_block_ids(req_id)
+                self.kv_cache_manager.evict_blocks({block for group in blocks for block in group})
+        for request in self.finish_requests(broken, RequestStatus.FINISHED_ERROR):
+            weights_M, names = self._weights_of(request), self.mixture.member_names
+            policies = names_of(broken[request.request_id], weights_M, names)
+            outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
+                EngineCoreOutput(
+                    request_id=request.request_id,
+                    new_token_ids=[],
+                    finish_reason=request.get_finished_reason(),
+                    stop_reason=wire.to_stop_reason(policies),
+                    events=request.take_events(),
+                    trace_headers=request.trace_headers,
+                )
+            )
+
+    def _weights_of(self, request: Request) -> tuple[float, ...]:
+        sampling_params = request.sampling_params
+        extra_args = None if sampling_params is None else sampling_params.extra_args
+        return weights_of_request(extra_args, self.mixture)
+
+
+class AsyncMixtureScheduler(MixtureScheduler, AsyncScheduler):
+    """The same for engines that schedule a step ahead."""
+
+
+def mixture_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Scheduler:
+    """Builds the variant that the engine's mode asks for, which is only settled by now."""
+    is_async = vllm_config.scheduler_config.async_scheduling
+    scheduler_class = AsyncMixtureScheduler if is_async else MixtureScheduler
+    return scheduler_class(vllm_config=vllm_config, **kwargs)
+
+
+def choose(vllm_config: VllmConfig) -> str | type | None:
+    """The engine's `scheduler_cls`: ours, unless KV blocks are already reused in another way."""
+    chosen = vllm_config.scheduler_config.scheduler_cls
+    reasons = [
+        (chosen not in (None, SCHEDULER_PATH), "a custom scheduler was asked for"),
+        (vllm_config.kv_transfer_config is not None, "a KV connector shares cache blocks"),
+        # Ranks that exchange experts must all run the same members.
+        (vllm_config.parallel_config.enable_expert_parallel, "expert parallelism is on"),
+    ]
+    for prevents, reason in reasons:
+        if prevents:
+            logger.info("Policies without weight run all the same: %s.", reason)
+            return chosen
+    return SCHEDULER_PATH

@@ -1,0 +1,129 @@
+"""What the front process may ask of an engine's workers, by vLLM's worker-extension RPC.
+
+Source of the interfaces: parallel_config.worker_extension_cls and collective_rpc (vLLM 0.32). The
+methods become part of vLLM's worker class, so their names begin with `prefmix_`.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import numpy as np
+
+from prefmix.mixing.batch.statistics import MixtureStatisticsCollector
+from prefmix.mixing.workarounds.zero_kv_blocks import cpu_cleaner
+
+
+class MixtureWorker:
+    """Mixed into vLLM's worker."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    def prefmix_ignore_interrupts(self) -> None:
+        """Leaves Ctrl-C, which a terminal sends to every process, to the front process: that ends
+        this one by SIGTERM, once the requests under way have ended."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def prefmix_observe(self, every: int) -> None:
+        """Begins to measure: requests that ask for it, and all tokens of every n-th step."""
+        runner, model = self.model_runner, self.model_runner.model
+        if model.observer is None:
+            if self.vllm_config.use_v2_model_runner:
+                runner.sampler = WatchedSampler.of(runner)
+            else:
+                runner.sampler.register_forward_hook(_after_sampling(runner))
+        model.observer = MixtureStatisticsCollector(model, every=every)
+
+    def prefmix_check_rows(self) -> None:
+        """Begins to report the rows that no token can be drawn from
+        (prefmix.mixing.batch.broken_rows)."""
+        runner, model = self.model_runner, self.model_runner.model
+        if model.checks_rows or not model.can_skip:  # another scheduler would not end the requests
+            return
+        if self.vllm_config.use_v2_model_runner:
+            runner.sampler = WatchedSampler.of(runner)
+        else:
+            runner.sample_tokens = _with_broken_rows(runner)
+            runner._zero_block_ids = cpu_cleaner(runner)
+        model.checks_rows = True
+
+    def prefmix_take_sample(self) -> dict[str, Any] | None:
+        """See MixtureStatisticsCollector.take_sample."""
+        observer = self.model_runner.model.observer
+        return None if observer is None else observer.take_sample()
+
+    def prefmix_take_request(
+        self, key: str, sample: int | None = None
+    ) -> dict[str, list[list[float]]]:
+        """See MixtureStatisticsCollector.take_request; of the ranks, only those that gather logits
+        have any."""
+        observer = self.model_runner.model.observer
+        return {} if observer is None else observer.take_request(key, sample)
+
+    def prefmix_sizes(self) -> dict[str, list[int]]:
+        """Bytes on this rank: of parameters by member, those of several members last; of KV cache
+        by member and token."""
+        from prefmix.mixing.models.sizes import kv_bytes_per_token
+
+        model = self.model_runner.model
+        return {
+            "parameters": model.parameter_bytes(),
+            "kv_per_token": kv_bytes_per_token(model, self.vllm_config),
+        }
+
+
+def _after_sampling(runner: Any) -> Any:
+    def hook(sampler: Any, args: Any, output: Any) -> None:
+        observer, batch = runner.model.observer, runner.input_batch
+        if observer.kept is None:  # nobody wants to know about this step
+            return
+        num_rows = batch.num_reqs
+        is_drawn = ~runner.discard_request_mask.np[:num_rows]
+        observer.tokens_drawn(output.sampled_token_ids, batch.req_ids[:num_rows], is_drawn)
+
+    return hook
+
+
+def _with_broken_rows(runner: Any) -> Any:
+    """V1's `sample_tokens`; vLLM's own count of NaNs is the field that carries the codes."""
+    sample_tokens = runner.sample_tokens
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        output = sample_tokens(*args, **kwargs)
+        codes_N = runner.model.step.broken_rows_N
+        if codes_N is not None:
+            output.num_nans_in_logits = dict(zip(output.req_ids, codes_N.tolist(), strict=True))
+        return output
+
+    return wrapped
+
+
+class WatchedSampler:
+    """V2's sampler, which is no torch module and knows no hooks, with a look at what it draws."""
+
+    @classmethod
+    def of(cls, runner: Any) -> WatchedSampler:
+        """The runner's sampler, wrapped once."""
+        sampler = runner.sampler
+        return sampler if isinstance(sampler, cls) else cls(sampler, runner.model)
+
+    def __init__(self, sampler: Any, model: Any) -> None:
+        self._sampler = sampler
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
+
+    def __call__(self, logits: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        output = self._sampler(logits, batch, *args, **kwargs)
+        if self._model.step.broken_rows_N is not None:
+            output.num_nans = self._model.step.broken_rows_N  # goes to the host with the tokens
+        observer = self._model.observer
+        if observer is None or observer.kept is None:
+            return output
+        ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
+        is_drawn: np.ndarray = ends[: batch.num_reqs] >= batch.prefill_len_np[: batch.num_reqs]
+        observer.tokens_drawn(output.sampled_token_ids, batch.req_ids, is_drawn)
+        return output

@@ -1,0 +1,171 @@
+"""`LogLinearMixtureForCausalLM`: M full checkpoints as one vLLM model.
+
+Shapes: T tokens, N logits rows, M members, V vocabulary, D_m hidden width of member m.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader.utils import initialize_model
+
+from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
+from prefmix.mixing.models.base import MixtureModel, members_with_weight
+from prefmix.mixing.models.deduplicate import share_identical_layers
+from prefmix.mixing.models.lm_heads import PlainHead, plain_heads
+from prefmix.mixing.models.loading import (
+    member_prefix,
+    member_vllm_config,
+    secondary_sources,
+    split_member_name,
+)
+from prefmix.mixing.models.sizes import parameter_bytes
+from prefmix.mixing.models.skipping import MemberAttention, is_plain_attention
+
+logger = init_logger(f"vllm.{__name__}")
+
+
+class LogLinearMixtureForCausalLM(MixtureModel):
+    """The composite model. Built by vLLM; the members come from the config's mixture spec."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config)
+        assert not prefix, "a mixture is a whole model, never a part of one"
+        configs = [
+            member_vllm_config(vllm_config, member, index=index)
+            for index, member in enumerate(self.spec.members)
+        ]
+        # A ModuleDict, not a ModuleList: vLLM wants exactly one number in a layer's name.
+        self.members = nn.ModuleDict(
+            {
+                f"p{index}": initialize_model(config, prefix=member_prefix(index))
+                for index, config in enumerate(configs)
+            }
+        )
+        self.hidden_sizes = [config.model_config.get_hidden_size() for config in configs]
+        # Of all members, not of those that happen to run: a row must not depend on its neighbours.
+        self.common_vocab_size = min(config.model_config.get_vocab_size() for config in configs)
+        self._parameter_bytes: list[int] | None = None  # known once loaded, before repacking
+        self._attention = MemberAttention(vllm_config)
+        self.secondary_weights = secondary_sources(self.spec)
+        # Layers that vLLM knows by name, such as attention, belong to one member each.
+        self._named_layers = set(vllm_config.compilation_config.static_forward_context.values())
+        self.takes_any_rows &= is_plain_attention(self._named_layers)
+
+    @property
+    def _members(self) -> list[Any]:
+        return list(self.members.values())
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Part of vLLM's model interface; members embed their own inputs."""
+        return self._members[0].embed_input_ids(input_ids)
+
+    def run_members(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: Sequence[torch.Tensor],
+        tokens: Sequence[torch.Tensor] | None,
+    ) -> None:
+        if tokens is not None:
+            self._run_parts(input_ids, positions, slots, tokens)
+            return
+        for slot, member, active in zip(slots, self._members, self.step.active, strict=True):
+            # Copied at once: with CUDA graphs the next member may reuse this one's output memory.
+            if active:
+                slot.copy_(member(input_ids, positions))
+            else:
+                slot.zero_()
+
+    def _run_parts(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: Sequence[torch.Tensor],
+        tokens: Sequence[torch.Tensor],
+    ) -> None:
+        parts = dict(zip(self.step.members, tokens, strict=True))
+        for slot in slots:
+            slot.zero_()
+        with self._attention.running(parts):
+            for index, own in parts.items():
+                hidden = self._members[index](input_ids[own], positions[..., own])
+                slots[index].index_copy_(0, own, hidden)
+
+    @functools.cached_property
+    def plain_heads(self) -> list[PlainHead] | None:
+        """Every member's output matrix where one product can mix them all; None elsewhere.
+
+        On a CPU vLLM multiplies by a repacked copy of the matrix, which is faster.
+        """
+        if self.device.type == "cpu":
+            return None
+        return plain_heads(self._members, self.dtype)
+
+    def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
+        if self.plain_heads is not None:
+            return self._mix_heads(self.plain_heads, hidden, weights_NM)
+        return self.mix_logits(self._logits_of(hidden, members_with_weight(weights_NM)), weights_NM)
+
+    def _mix_heads(
+        self, heads: Sequence[PlainHead], hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor
+    ) -> torch.Tensor | None:
+        """One product over all heads' rows of this rank, then one gather."""
+        mixed = heads[0].gather(
+            mix_lm_head(
+                hidden,
+                [head.weight_VD for head in heads],
+                weights_NM,
+                scale=[head.scale for head in heads],
+            )
+        )
+        if mixed is None:
+            return None
+        mixed = mixed[:, : self.common_vocab_size]
+        missing = self.vocab_size - mixed.shape[1]
+        return nn.functional.pad(mixed, (0, missing), value=-torch.inf) if missing else mixed
+
+    def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        return self._logits_of(hidden, self.step.active)
+
+    def _logits_of(
+        self, hidden: Sequence[torch.Tensor], which: Sequence[bool]
+    ) -> list[torch.Tensor | None]:
+        logits = [
+            member.compute_logits(hidden_ND.contiguous()) if wanted else None
+            for member, hidden_ND, wanted in zip(self._members, hidden, which, strict=True)
+        ]
+        return [None if each is None else each[:, : self.common_vocab_size] for each in logits]
+
+    def parameter_bytes(self) -> list[int]:
+        return self._parameter_bytes or parameter_bytes(self._members)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Hands each member its own checkpoint's tensors, streaming.
+
+        Args:
+          weights: (name, tensor) pairs; the first member's names come bare, the others' with
+            `member_prefix`, each checkpoint in one piece.
+        Returns: the names of the parameters that were set.
+        """
+        loaded: set[str] = set()
+        spared_bytes = 0
+        for index, tensors in groupby(weights, key=lambda item: split_member_name(item[0])[0]):
+            own_names = ((split_member_name(name)[1], tensor) for name, tensor in tensors)
+            names = self._members[index].load_weights(own_names)
+            loaded.update(f"{member_prefix(index)}.{name}" for name in names)
+            spared_bytes += share_identical_layers(
+                self._members[index], self._members[:index], keep=self._named_layers
+            )
+        if spared_bytes:
+            mib = spared_bytes / 2**20
+            logger.info("Policies have layers in common: %.1f MiB are stored once.", mib)
+        self._parameter_bytes = parameter_bytes(self._members)
+        return loaded

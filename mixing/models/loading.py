@@ -1,0 +1,78 @@
+"""From a mixture spec to what vLLM needs to build and fill each member.
+
+Source of the interfaces: vllm.config.VllmConfig, vllm.model_executor.model_loader (vLLM 0.32).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+from vllm.config import ModelConfig, VllmConfig
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.transformers_utils.config import get_config, get_hf_text_config
+
+from prefmix.mixing.spec import MixtureSpec, Policy
+
+_MEMBER_NAME = re.compile(r"members\.p(\d+)\.(.*)", re.DOTALL)
+
+
+def member_prefix(index: int) -> str:
+    """Where a member's modules and tensors live inside the composite model."""
+    return f"members.p{index}"
+
+
+def split_member_name(name: str) -> tuple[int, str]:
+    """A checkpoint tensor's member and own name; a bare name belongs to the first member."""
+    match = _MEMBER_NAME.fullmatch(name)
+    return (int(match[1]), match[2]) if match else (0, name)
+
+
+def member_hf_config(member: Policy, model_config: ModelConfig) -> Any:
+    """The member's own Hugging Face config, read as vLLM reads a model's."""
+    return get_config(
+        member.model, trust_remote_code=model_config.trust_remote_code, revision=member.revision
+    )
+
+
+def member_vllm_config(vllm_config: VllmConfig, member: Policy, *, index: int) -> VllmConfig:
+    """The engine's config as one member must see it.
+
+    `sliding_window` is the trap here: attention layers read it from the cache config, which would
+    give every member the first one's window.
+    """
+    hf_config = member_hf_config(member, vllm_config.model_config)
+    config = copy.copy(vllm_config)
+    config.cache_config = copy.copy(vllm_config.cache_config)
+    config.cache_config.sliding_window = uniform_sliding_window(hf_config)
+    config = config.with_hf_config(hf_config)
+    # with_hf_config leaves the first member's text config, from which sizes are read.
+    config.model_config.hf_text_config = get_hf_text_config(config.model_config.hf_config)
+    config.model_config.model_arch_config = config.model_config.get_model_arch_config()
+    if index:
+        config.model_config.model = member.model
+        config.model_config.revision = member.revision
+    return config
+
+
+def uniform_sliding_window(hf_config: Any) -> int | None:
+    """The attention window of a model whose layers all slide; None if any attends in full.
+
+    The rule of vllm.engine.arg_utils.EngineArgs.create_engine_config: a model that alternates sets
+    the window layer by layer.
+    """
+    text_config = get_hf_text_config(hf_config)
+    layer_types = getattr(text_config, "layer_types", None)
+    if layer_types is not None and any(kind != "sliding_attention" for kind in layer_types):
+        return None
+    return getattr(text_config, "sliding_window", None) or None
+
+
+def secondary_sources(spec: MixtureSpec) -> list[DefaultModelLoader.Source]:
+    """The checkpoints of all members but the first, which vLLM loads by itself."""
+    return [
+        DefaultModelLoader.Source(member.model, member.revision, prefix=f"{member_prefix(index)}.")
+        for index, member in enumerate(spec.members)
+        if index
+    ]

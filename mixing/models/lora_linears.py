@@ -1,0 +1,295 @@
+"""Linear layers of the base that add to each member's rows that member's low-rank update.
+
+Shapes: T tokens, n running members, K adapters, I inputs, O outputs; in adapters' factors R is the
+sum of ranks, of inputs and outputs the number of rows of the stack (at most n T).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    QKVParallelLinear,
+    RowParallelLinear,
+    UnquantizedLinearMethod,
+)
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+
+from prefmix.mixing.checkpoints.lora import Adapter, AdapterError, Factors
+from prefmix.mixing.kernels.operators import operator
+from prefmix.mixing.models.stacked_attention import Stack
+
+
+class AdapterLinearMethod(QuantizeMethodBase):
+    """A linear layer's own method, plus each member's low-rank update of that member's rows.
+
+    The update is computed where the layer's own product is, on this rank's share of inputs and
+    outputs and before anything is reduced or gathered, so that tensor parallelism needs no more.
+    """
+
+    def __init__(
+        self,
+        layer: LinearBase,
+        inner: QuantizeMethodBase,
+        parts: Mapping[str, int | None],
+        adapters: Sequence[Adapter],
+        stack: Stack,
+        *,
+        dtype: torch.dtype,
+    ) -> None:
+        """Args:
+        layer: the layer; gets the parameters adapters_a [K, in, R] and adapters_b [K, R, out].
+        inner: how the layer multiplies by itself.
+        parts: checkpoint's name of each part of the layer to its place among the layer's
+          outputs (q, k, v of a fused layer: 0, 1, 2), None for the whole.
+        """
+        self.inner = inner
+        self.layer = layer
+        self.parts = parts
+        self.stack = stack
+        ranks = [sum(adapter.ranks.get(part, 0) for part in parts) for adapter in adapters]
+        shape_a = (len(adapters), _input_size(layer), max(ranks))
+        shape_b = (len(adapters), max(ranks), sum(layer.output_partition_sizes))
+        for name, shape in (("adapters_a", shape_a), ("adapters_b", shape_b)):
+            # Parts of the outputs that an adapter leaves alone stay zero.
+            layer.register_parameter(
+                name, nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
+            )
+        self.bytes_per_adapter = (math.prod(shape_a[1:]) + math.prod(shape_b[1:])) * dtype.itemsize
+        self.loaded_ranks = [0] * len(adapters)
+        self.adapters = adapters
+        self.joined: JoinedFactors | None = None
+
+    def create_weights(self, layer: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Made by the layer's own method before."""
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        if isinstance(self.inner, UnquantizedLinearMethod) and layer.weight.is_cpu:
+            self.joined = join_factors(layer, self.inner, self.stack)
+        self.inner.process_weights_after_loading(layer)
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Args: x: [R, in], or [1, R, in] in models that are transformers' code. Returns: alike."""
+        if x.dim() > 2:
+            return self.apply(layer, x.flatten(0, -2), bias).reshape(*x.shape[:-1], -1)
+        if self.joined is not None:
+            return self.joined.apply(layer, x, bias)
+        out: torch.Tensor = self.inner.apply(layer, x, bias)
+        a, b = layer.adapters_a, layer.adapters_b
+        if self.stack.takes_any_rows:
+            _add_updates_operator(out, x, a, b, self.stack.bounds)
+            return out
+        running = self.stack.with_adapter
+        if not running:
+            return out
+        if len(running) < self.stack.num_adapters:
+            a, b = a[running], b[running]
+        num_tokens = x.shape[0] // len(self.stack.members)
+        rows = len(running) * num_tokens
+        low_KTR = torch.bmm(x[:rows].view(len(running), num_tokens, x.shape[-1]), a)
+        own_KTO = out[:rows].view(len(running), num_tokens, out.shape[-1])
+        adapted = torch.baddbmm(own_KTO, low_KTR, b).view(rows, out.shape[-1])
+        return adapted if rows == out.shape[0] else torch.cat([adapted, out[rows:]])
+
+    def load(self, index: int, read: Callable[[str], Factors]) -> None:
+        """Copies this rank's share of one adapter's factors into the layer.
+
+        Args:
+          index: which adapter.
+          read: its tensors by the checkpoint's layer name.
+        """
+        adapter = self.adapters[index]
+        for part, place in self.parts.items():
+            rank = adapter.ranks.get(part)
+            if rank is None:
+                continue
+            factors = read(part)
+            _check_shape(self.layer, adapter, part, place, factors)
+            start = self.loaded_ranks[index]
+            self.loaded_ranks[index] += rank
+            dtype = self.layer.adapters_b.dtype
+            a_RI = factors.lora_a.to(dtype)
+            b_RO = (factors.lora_b.float() * factors.scaling).T.to(dtype)
+            _check_finite(adapter, part, a_RI, b_RO)
+            if isinstance(self.layer, RowParallelLinear):
+                share = _input_size(self.layer)
+                a_RI = a_RI.narrow(1, self.layer.tp_rank * share, share)
+            self.layer.adapters_a.data[index, :, start : start + rank].copy_(a_RI.T)
+            for target, source, size in _output_shares(self.layer, place):
+                self.layer.adapters_b.data[
+                    index, start : start + rank, target : target + size
+                ].copy_(b_RO[:, source : source + size])
+
+
+def _add_updates(
+    out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bounds: torch.Tensor
+) -> None:
+    """The operator: adds to the rows of each adapter, [start, end) in `bounds`, its own update."""
+    for index, (start, end) in enumerate(bounds.tolist()):
+        if start < end:
+            out[start:end].addmm_(x[start:end] @ a[index], b[index])
+
+
+_add_updates_operator = operator(
+    "add_updates",
+    "(Tensor(a!) out, Tensor x, Tensor a, Tensor b, Tensor bounds) -> ()",
+    cpu=_add_updates,
+    cuda=_add_updates,
+    fake=lambda *arguments: None,
+)
+
+
+class JoinedFactors:
+    """The CPU's way: every lora_A is part of the layer's own matrix, every lora_B of one more.
+
+    Small batched products cost their call on a CPU. One product with [W; A_1 ... A_K] gives each
+    row the layer's output and every adapter's low-rank input; the foreign ones are cleared before
+    one product with [B_1 ... B_K] adds the row's own update.
+    """
+
+    def __init__(
+        self, inner: UnquantizedLinearMethod, up: nn.Module, stack: Stack, *, rank: int
+    ) -> None:
+        """Args:
+        inner: multiplies by a module's `weight`, which it has repacked.
+        up: has the [out, K * R] weight of all lora_B.
+        rank: R.
+        """
+        self._inner = inner
+        self._up = up
+        self._stack = stack
+        self._rank = rank
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """As AdapterLinearMethod.apply."""
+        num_low = self._stack.num_adapters * self._rank
+        joined: torch.Tensor = self._inner.apply(layer, x, None)
+        out, low = joined.split([joined.shape[-1] - num_low, num_low], dim=-1)  # type: ignore[no-untyped-call]
+        own = self._stack.owners(x.shape[0])[:, :, None]
+        places = (x.shape[0], self._stack.num_adapters, self._rank)
+        low = torch.where(own, low.reshape(places), 0.0).reshape(low.shape)
+        out = out + self._inner.apply(self._up, low, None)
+        return out if bias is None else out + bias.to(out.dtype)
+
+
+def join_factors(layer: Any, inner: UnquantizedLinearMethod, stack: Stack) -> JoinedFactors | None:
+    """Moves a loaded layer's adapters into its own matrix; None where they would outgrow it."""
+    a_KIR, b_KRO = layer.adapters_a.data, layer.adapters_b.data
+    num_low = a_KIR.shape[0] * a_KIR.shape[2]
+    if num_low > min(layer.weight.shape):
+        return None
+    down = a_KIR.transpose(1, 2).reshape(num_low, -1)
+    layer.weight = nn.Parameter(torch.cat([layer.weight.data, down]), requires_grad=False)
+    up = nn.Module()
+    up.weight = nn.Parameter(b_KRO.reshape(num_low, -1).T.contiguous(), requires_grad=False)
+    inner.process_weights_after_loading(up)
+    for name in ("adapters_a", "adapters_b"):
+        delattr(layer, name)
+    return JoinedFactors(inner, up, stack, rank=a_KIR.shape[2])
+
+
+def adapt_linears(
+    base: Any, adapters: Sequence[Adapter], stack: Stack
+) -> dict[str, AdapterLinearMethod]:
+    """Gives each linear layer that any adapter changes an AdapterLinearMethod.
+
+    Returns: by the layer's name in the base.
+    Raises: AdapterError for an adapter of something that is no linear layer of the base.
+    """
+    linears = {
+        name: module for name, module in base.named_modules() if isinstance(module, LinearBase)
+    }
+    parts_of: dict[str, dict[str, int | None]] = {}
+    for adapter in adapters:
+        for part in adapter.ranks:
+            layer, place = _layer_of(base, part)
+            if layer not in linears:
+                raise AdapterError(
+                    f"policy {adapter.name!r}: its adapter changes {part!r}, which is no linear "
+                    f"layer of the base ({type(base).__name__}); it was trained on another model, "
+                    "or on layers that cannot share a trunk"
+                )
+            parts_of.setdefault(layer, {})[part] = place
+    methods = {}
+    for layer, parts in parts_of.items():
+        module = linears[layer]
+        assert module.quant_method is not None
+        ordered = dict(sorted(parts.items(), key=lambda item: item[1] or 0))
+        module.quant_method = AdapterLinearMethod(
+            module, module.quant_method, ordered, adapters, stack, dtype=torch.get_default_dtype()
+        )
+        methods[layer] = module.quant_method
+    return methods
+
+
+def _layer_of(base: Any, part: str) -> tuple[str, int | None]:
+    """The base's layer that holds a checkpoint's layer, and its place in it if it is one of many.
+
+    Source: the attributes hf_to_vllm_mapper and packed_modules_mapping of vLLM's model classes.
+    """
+    mapper = getattr(base, "hf_to_vllm_mapper", None)
+    name = part if mapper is None else mapper.get_rename_mapper().map_name(part) or part
+    stem, _, last = name.rpartition(".")
+    for packed, pieces in getattr(base, "packed_modules_mapping", {}).items():
+        if last in pieces and len(pieces) > 1:
+            return f"{stem}.{packed}", pieces.index(last)
+    return name, None
+
+
+def _input_size(layer: LinearBase) -> int:
+    """This rank's share of the inputs."""
+    return int(getattr(layer, "input_size_per_partition", layer.input_size))
+
+
+def _output_shares(layer: LinearBase, place: int | None) -> list[tuple[int, int, int]]:
+    """Which of a checkpoint's outputs this rank holds: (where here, where there, how many)."""
+    sizes: list[int] = layer.output_partition_sizes
+    shares, here, there = [], 0, 0
+    for index, size in enumerate(sizes):
+        rank, ranks = _shard(layer, index)
+        if place in (None, index):
+            shares.append((here, there + rank * size, size))
+        here += size
+        there += size * ranks if place is None else 0
+    return shares
+
+
+def _shard(layer: LinearBase, index: int) -> tuple[int, int]:
+    """This rank's shard of the outputs at `index`, and how many shards there are."""
+    if isinstance(layer, RowParallelLinear) or not hasattr(layer, "input_size_per_partition"):
+        return 0, 1  # all outputs on every rank
+    replicas = 1
+    if isinstance(layer, QKVParallelLinear) and index > 0:
+        replicas = layer.num_kv_head_replicas
+    return layer.tp_rank // replicas, layer.tp_size // replicas
+
+
+def _check_shape(
+    layer: LinearBase, adapter: Adapter, part: str, place: int | None, factors: Factors
+) -> None:
+    outputs = sum(
+        size * _shard(layer, index)[1]
+        for index, size in enumerate(layer.output_partition_sizes)
+        if place in (None, index)
+    )
+    came = (factors.lora_b.shape[0], factors.lora_a.shape[1])
+    if came != (outputs, layer.input_size):
+        raise AdapterError(
+            f"policy {adapter.name!r}: its adapter of {part!r} is for a layer of {came[1]} inputs "
+            f"and {came[0]} outputs, but the base's has {layer.input_size} and {outputs}; it was "
+            "trained on another model"
+        )
+
+
+def _check_finite(adapter: Adapter, part: str, a_RI: torch.Tensor, b_RO: torch.Tensor) -> None:
+    """All rows are multiplied by all adapters, foreign ones by zeros: 0 times infinity is NaN."""
+    if not (a_RI.isfinite().all() and b_RO.isfinite().all()):
+        raise AdapterError(
+            f"policy {adapter.name!r}: its adapter of {part!r} holds NaN or infinite numbers, or "
+            f"some too large for {b_RO.dtype}; train or save it again"
+        )

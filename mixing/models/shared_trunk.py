@@ -1,0 +1,266 @@
+"""`SharedTrunkMixtureForCausalLM`: one base and K LoRA adapters of it as one vLLM model.
+
+The tokens of all members are stacked and pass through the base's layers together, so the base's
+parameters are read once a step however many members there are:
+
+    rows of a pass: | tokens of the 1st running member (T) | ... | tokens of the last one (T) |
+
+On a CPU each member has only the tokens of the requests that give it weight
+(prefmix.mixing.models.skipping), and the compiled pass takes any members with any number of rows; a
+step of more rows than one policy's largest takes several passes. On a GPU the running members have
+all T tokens, and one set of members is compiled.
+
+Two kinds of layer know about the stack. A linear layer adds each member's low-rank update to that
+member's rows (prefmix.mixing.models.lora_linears). An attention layer hands each member's rows to
+that member's own attention, which has its own KV cache (prefmix.mixing.models.stacked_attention).
+Everything else (norms, rotary embeddings, activations) is row by row and vLLM's own, whatever the
+architecture. The members share the LM head, and a sum of logits W h_k is W applied to a sum of
+hidden states: one LM head per step, unless a soft-cap stands in between.
+
+Shapes: T tokens, n running members, R rows of the stack (n T or fewer), N logits rows, M members,
+K adapters (M, or M - 1 with a reference, which is the base itself and stands last), D hidden width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.compilation.decorators import support_torch_compile
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.model_loader.utils import initialize_model
+
+from prefmix.mixing.batch.statistics import MixtureStatisticsCollector
+from prefmix.mixing.checkpoints.lora import read_adapter
+from prefmix.mixing.models.base import MixtureModel, members_with_weight
+from prefmix.mixing.models.lm_heads import is_linear
+from prefmix.mixing.models.loading import member_vllm_config
+from prefmix.mixing.models.lora_linears import adapt_linears
+from prefmix.mixing.models.sizes import parameter_bytes
+from prefmix.mixing.models.stacked_attention import (
+    JoinedAttention,
+    Stack,
+    attention_per_member,
+    stack_attention,
+)
+
+logger = init_logger(f"vllm.{__name__}")
+
+
+class SharedTrunkMixtureForCausalLM(MixtureModel):
+    """The composite model. Built by vLLM; base and adapters come from the config's spec."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config)
+        assert not prefix, "a mixture is a whole model, never a part of one"
+        adapters = [read_adapter(policy) for policy in self.spec.adapters]
+        self.max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+        """Of a pass on a CPU: as many as one policy's largest step has."""
+        self.stack = Stack(
+            num_members=self.spec.num_members,
+            num_adapters=len(adapters),
+            max_rows=self.max_rows if self.takes_any_rows else 0,
+        )
+        config = member_vllm_config(vllm_config, self.spec.checkpoints[0], index=0)
+        with attention_per_member(self.stack):
+            base = initialize_model(config)
+        self.attention = JoinedAttention(stack_attention(base, self.stack), config)
+        self.adapted = adapt_linears(base, adapters, self.stack)
+        self.adapters = adapters
+        # Another mixture of the same base is another graph: its compiled code is kept apart.
+        config.additional_config = {
+            **(config.additional_config or {}),
+            "prefmix_trunk": [sorted(adapter.ranks.items()) for adapter in adapters],
+        }
+        compilable = [each for each in base.modules() if hasattr(each, "do_not_compile")]
+        is_compiled = not all(each.do_not_compile for each in compilable)
+        self.trunk = StackedTrunk(vllm_config=config, base=base, stack=self.stack)
+        if not is_compiled:
+            self.trunk.do_not_compile = True
+        for module in compilable:
+            module.do_not_compile = True  # it is part of the trunk's graph, or runs layer by layer
+        self.hidden_sizes = [config.model_config.get_hidden_size()] * self.spec.num_members
+        self._parameter_bytes: list[int] | None = None  # known once loaded, before repacking
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Part of vLLM's model interface; the base embeds its own inputs."""
+        return self.trunk.base.embed_input_ids(input_ids)
+
+    def run_members(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: Sequence[torch.Tensor],
+        tokens: Sequence[torch.Tensor] | None,
+    ) -> None:
+        if self.takes_any_rows:
+            self._run_parts(input_ids, positions, slots, tokens)
+            return
+        assert tokens is None, "rows are only left out where any number of them can run"
+        members = self.step.members
+        self.stack.run(members)
+        is_compiled = self.step.active == self.everyone
+        hidden_RD = (self.trunk if is_compiled else self.trunk.forward)(input_ids, positions)
+        parts = dict(zip(members, self.stack.split(hidden_RD), strict=True))
+        for member, slot in enumerate(slots):
+            if member in parts:
+                slot.copy_(parts[member])
+            else:
+                slot.zero_()
+
+    def _run_parts(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: Sequence[torch.Tensor],
+        tokens: Sequence[torch.Tensor] | None,
+    ) -> None:
+        members = self.step.members
+        if tokens is not None or len(members) < len(slots):
+            for slot in slots:
+                slot.zero_()
+        everything = torch.arange(len(input_ids))
+        parts = dict(zip(members, tokens or [everything] * len(members), strict=True))
+        for together in passes_of(parts, max_rows=self.max_rows):
+            rows_R = torch.cat([parts[member] for member in together])
+            self.stack.run(together, [len(parts[member]) for member in together])
+            own = None if tokens is None else [parts[member] for member in together]
+            with self.attention.running(together, own):
+                hidden_RD = self.trunk(input_ids[rows_R], positions[..., rows_R])
+            for member, hidden in zip(together, self.stack.split(hidden_RD), strict=True):
+                slots[member].index_copy_(0, parts[member], hidden)
+
+    @functools.cached_property
+    def is_head_linear(self) -> bool:
+        """Whether mixed hidden states make mixed logits: no soft-cap or norm after the mixing."""
+        base = self.trunk.base
+        processors = [each for each in base.modules() if isinstance(each, LogitsProcessor)]
+        is_plain = len(processors) == 1 and not processors[0].soft_cap
+        if is_plain and is_linear(
+            base.compute_logits, self.hidden_sizes[0], dtype=self.dtype, device=self.device
+        ):
+            return True
+        logger.info(
+            "%s does more to hidden states than one product: every policy's logits are mixed.",
+            type(base).__name__,
+        )
+        return False
+
+    def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
+        has_weight = members_with_weight(weights_NM)
+        if self.is_head_linear:
+            # A member without weight must leave no trace, whatever its cache holds: 0 * inf is NaN.
+            terms = [
+                torch.where(weight_N1 == 0, 0.0, weight_N1 * hidden_ND)
+                for hidden_ND, weight_N1, present in zip(
+                    hidden, torch.split(weights_NM, 1, dim=-1), has_weight, strict=True
+                )
+                if present
+            ]
+            mixed_ND = torch.stack(terms).sum(0).to(self.dtype)
+            if self.observer is not None and self.observer.wants_all_logits:
+                return self._mix_and_keep(mixed_ND, hidden, self.observer)
+            return self.trunk.base.compute_logits(mixed_ND)
+        return self.mix_logits(self._logits_of(hidden, has_weight), weights_NM)
+
+    def _mix_and_keep(
+        self,
+        mixed_ND: torch.Tensor,
+        hidden: Sequence[torch.Tensor],
+        observer: MixtureStatisticsCollector,
+    ) -> torch.Tensor | None:
+        """The mixture's logits, and in the same pass over the head's matrix those of the members,
+        which the observer is going to ask for."""
+        mixed_NV, *logits = self._logits_of([mixed_ND, *hidden], [True, *self.step.active])
+        observer.keep_logits(logits)
+        return mixed_NV
+
+    def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        return self._logits_of(hidden, self.step.active)
+
+    def _logits_of(
+        self, hidden: Sequence[torch.Tensor], which: Sequence[bool]
+    ) -> list[torch.Tensor | None]:
+        """The shared LM head over the rows of several members at once."""
+        rows = torch.cat([each for each, wanted in zip(hidden, which, strict=True) if wanted])
+        stacked = self.trunk.base.compute_logits(rows)
+        if stacked is None:
+            return [None] * len(hidden)
+        parts = iter(torch.split(stacked, hidden[0].shape[0]))
+        return [next(parts) if wanted else None for wanted in which]
+
+    def parameter_bytes(self) -> list[int]:
+        return self._parameter_bytes or self._sum_parameters()
+
+    def _sum_parameters(self) -> list[int]:
+        total = parameter_bytes([self.trunk.base])[0]
+        one_adapter = sum(method.bytes_per_adapter for method in self.adapted.values())
+        adapters = [one_adapter] * len(self.adapters)
+        reference = [0] * (self.spec.num_members - len(adapters))
+        return [*adapters, *reference, total - sum(adapters)]
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Loads the base's tensors, then each adapter from its own folder.
+
+        Args:
+          weights: (name, tensor) pairs of the base checkpoint.
+        Returns: the names of the parameters that were set.
+        """
+        loaded: set[str] = self.trunk.base.load_weights(weights)
+        for index, adapter in enumerate(self.adapters):
+            with adapter.opened() as read:
+                for method in self.adapted.values():
+                    method.load(index, read)
+        self._parameter_bytes = self._sum_parameters()
+        names = {f"trunk.base.{name}" for name in loaded}
+        return names | {
+            f"trunk.base.{layer}.{factor}"
+            for layer in self.adapted
+            for factor in ("adapters_a", "adapters_b")
+        }
+
+
+def passes_of(parts: Mapping[int, Sized], *, max_rows: int) -> list[list[int]]:
+    """The members that pass through the trunk together, so that no pass has more rows than that
+    unless one member has.
+
+    One read of the base serves all rows of a pass. But a pass of so many rows computes longer than
+    it reads, and glibc maps each buffer above 32 MiB anew, which costs as much as a small product.
+    """
+    passes: list[list[int]] = []
+    num_rows = max_rows
+    for member, part in parts.items():
+        if not passes or num_rows + len(part) > max_rows:
+            passes.append([])
+            num_rows = 0
+        passes[-1].append(member)
+        num_rows += len(part)
+    return passes
+
+
+@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": -1})
+class StackedTrunk(nn.Module):
+    """The base over stacked rows: what is compiled as one graph, if vLLM compiles the base."""
+
+    do_not_compile: bool
+
+    def __init__(
+        self, *, vllm_config: VllmConfig, prefix: str = "", base: Any, stack: Stack
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.stack = stack
+
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Args: input_ids, positions: int [R], or [T] where all running members have all tokens.
+        Returns: [R, D], member by member."""
+        if not self.stack.takes_any_rows:
+            copies = len(self.stack.members)
+            input_ids, positions = input_ids.repeat(copies), positions.repeat(copies)
+        hidden: torch.Tensor = self.base(input_ids, positions)
+        return hidden

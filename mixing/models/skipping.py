@@ -1,0 +1,87 @@
+"""Each member runs the tokens of the requests that give it weight, and no others. On a CPU only.
+
+Layers that look at a row alone are simply given fewer rows; attention is told of fewer requests
+(prefmix.mixing.models.attention_metadata). Nobody ever reads what a member's KV cache holds for the
+others: blocks are kept apart by the set of members that filled them
+(prefmix.mixing.engine.scheduler).
+
+Shapes: T tokens, M members of a step, n of them running; member m runs T_m tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.forward_context import ForwardContext, get_forward_context, override_forward_context
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+from prefmix.mixing.models.attention_metadata import Part, metadata_builder, metadata_of
+from prefmix.mixing.models.loading import split_member_name
+
+
+def takes_any_rows(device: torch.device) -> bool:
+    """Whether a pass may hold any number of rows: where no CUDA graph replays it, and looking at
+    the weights does not wait."""
+    return device.type == "cpu"
+
+
+def is_plain_attention(layers: Iterable[Any]) -> bool:
+    """Whether all attention among a model's layers takes its requests from the metadata as they
+    come: not so, for one, attention over chunks, which has cut them up already."""
+    return all(
+        type(layer) is Attention for layer in layers if isinstance(layer, AttentionLayerBase)
+    )
+
+
+def tokens_of(weights_TM: torch.Tensor, members: Sequence[int]) -> list[torch.Tensor] | None:
+    """Per running member the int64 [T_m] tokens that give it weight; None if all run all, as in
+    profiling and warm-up passes."""
+    metadata = get_forward_context().attn_metadata
+    if len(members) < 2 or not metadata:
+        return None
+    num_actual = next(iter(metadata.values())).num_actual_tokens
+    is_wanted_Tn = weights_TM[:num_actual, members] != 0
+    if num_actual == len(weights_TM) and is_wanted_Tn.all():
+        return None
+    return [column.nonzero()[:, 0] for column in is_wanted_Tn.unbind(dim=1)]
+
+
+class MemberAttention:
+    """Attention layers of members that run one after the other, each on its own tokens."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        self._vllm_config = vllm_config
+        self._groups: list[tuple[int, list[str], Any]] | None = None
+        """(member, names of its layers with the same metadata, their builder), once known."""
+
+    @contextmanager
+    def running(self, tokens: dict[int, torch.Tensor]) -> Iterator[None]:
+        """Inside, each member's layers expect its rows only. Args: tokens: by member [T_m]."""
+        context = get_forward_context()
+        if self._groups is None:
+            self._groups = self._find_groups(context)
+        metadata, slots = dict(context.attn_metadata), dict(context.slot_mapping)
+        for member, names, builder in self._groups:
+            if member in tokens:
+                own = metadata_of([Part(metadata[names[0]], tokens[member])], builder)
+                metadata.update(dict.fromkeys(names, own))
+                slots.update(dict.fromkeys(names, own.slot_mapping))
+        narrowed = dataclasses.replace(context, attn_metadata=metadata, slot_mapping=slots)
+        with override_forward_context(narrowed):
+            yield
+
+    def _find_groups(self, context: ForwardContext) -> list[tuple[int, list[str], Any]]:
+        alike: dict[tuple[int, int], list[str]] = {}
+        for name, step in context.attn_metadata.items():
+            alike.setdefault((split_member_name(name)[0], id(step)), []).append(name)
+        layers = context.no_compile_layers
+        return [
+            (member, names, metadata_builder([layers[name] for name in names], self._vllm_config))
+            for (member, _), names in alike.items()
+        ]

@@ -1,0 +1,76 @@
+"""The admin routes on a loopback port of their own, away from the inference routes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import socket
+from collections.abc import Generator
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from prefmix.server.admin import routes
+from prefmix.server.auth.access_levels import check_levels
+from prefmix.server.auth.middleware import AccessMiddleware
+from prefmix.server.auth.tokens import Tokens
+from prefmix.server.http.errors import http_exception
+from prefmix.server.http.keep_alive import KEEP_ALIVE_S
+from prefmix.server.http.openapi import describe_refusals
+from prefmix.server.traffic.middleware import BodyLimit
+
+HOST = "127.0.0.1"
+
+MAX_BODY_BYTES = 4 * 2**20
+"""A store's document with thousands of profiles fits."""
+
+
+def admin_app(state: routes.AdminState) -> FastAPI:
+    """An application with the admin routes and their description, and nothing else."""
+    app = FastAPI(
+        title="prefmix admin",
+        version=importlib.metadata.version("prefmix"),
+        # Pages with scripts from another host, into which people would type the token.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(routes.router)
+    describe_refusals(app)
+    app.add_exception_handler(HTTPException, http_exception)
+    setattr(app.state, routes.ADMIN_KEY, state)
+    check_levels(app.router.routes, admin_route=routes.AdminRoute)
+    app.add_middleware(BodyLimit, max_body_bytes=MAX_BODY_BYTES)
+    app.add_middleware(AccessMiddleware, keys=Tokens([]), admin=state.tokens)
+    return app
+
+
+def listen(port: int) -> socket.socket:
+    """Binds the port, which all API processes share: each can make a change in all.
+
+    Raises: OSError if another program has it.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((HOST, port))
+    return listener
+
+
+async def serve_admin(app: FastAPI, listener: socket.socket) -> None:
+    """Answers until cancelled, then closes the socket."""
+    with listener:
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        await _Server(config).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leaves the signals to the main server."""
+        yield

@@ -1,0 +1,237 @@
+"""Changing the profiles of a running server: all of a change in all API processes, or nothing.
+
+A change is made ready aside (under the store's lock), accepted by every API process, written to
+the store, and only then put in force by one assignment in each process. Requests under way keep
+the weights they were admitted with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from prefmix.mixing.spec import MixtureSpec
+from prefmix.server.admin.two_phase_commit import Agreement, DisagreementError, Message
+from prefmix.server.telemetry import audit_log
+from prefmix.server.telemetry.metrics import WeightsMetrics
+from prefmix.weights.store.errors import StoreFormatError, StoreMissingError
+from prefmix.weights.store.format import document, for_mixture, from_document
+from prefmix.weights.store.profiles import CurrentProfiles, ProfileSet
+from prefmix.weights.store.store import Change, Edit, WeightsStore
+
+
+class NoStoreError(ValueError):
+    """The server has no store, so that a change could not be kept."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this server was started without a weights store, so a change could not be kept; "
+            "start it with --weights-store PATH"
+        )
+
+
+class LiveWeights:
+    """The profiles in force in this process, and the way to change them in all."""
+
+    def __init__(
+        self,
+        *,
+        spec: MixtureSpec,
+        profiles: CurrentProfiles,
+        store: Path | None,
+        folder: Path,
+        num_processes: int,
+        name: str | None = None,
+    ) -> None:
+        """Wires up; `start` begins.
+
+        Args:
+          spec: the mixture served.
+          profiles: what requests read; changed by this object only.
+          store: the store's file, None without one.
+          folder: private to this server, for its API processes to meet.
+          num_processes: how many API processes there are.
+          name: of this process in messages; None is its number.
+        """
+        self.spec = spec
+        self._profiles = profiles
+        self._store = None if store is None else WeightsStore(store, spec=spec)
+        self._agreement = Agreement(
+            folder, num_processes=num_processes, receive=self._receive, name=name
+        )
+        self._metrics = WeightsMetrics(profiles.current, spec.member_names)
+        self._prepared: ProfileSet | None = None
+        self._sha256_of = {profiles.current.version: profiles.current.sha256}
+        self._own_turn = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Lets the other API processes reach this one."""
+        await self._agreement.start()
+
+    def close(self) -> None:
+        """Ends what `start` began."""
+        self._agreement.close()
+
+    @property
+    def current(self) -> ProfileSet:
+        """The profiles in force."""
+        return self._profiles.current
+
+    @property
+    def store(self) -> WeightsStore:
+        """The store. Raises: NoStoreError."""
+        if self._store is None:
+            raise NoStoreError
+        return self._store
+
+    async def change(
+        self,
+        edit: Edit,
+        *,
+        who: str,
+        what: str,
+        expected: str | None = None,
+        dry_run: bool = False,
+    ) -> Change:
+        """Edits the profiles, in the store and in force.
+
+        Args:
+          edit: from the present set to the wanted one.
+          who: whose change it is, for the audit log.
+          what: what it is, for the audit log.
+          expected: the version or sha256 the caller has seen; None accepts any.
+          dry_run: check everything and change nothing.
+        Raises: StoreError, ProfileError, NoStoreError, DisagreementError; nothing has changed.
+        """
+        if dry_run:
+            return await asyncio.to_thread(
+                self.store.change, edit, expected=expected, dry_run=True, in_force=self.current
+            )
+        try:
+            change = await self._audited(lambda: self._change(edit, expected), who=who, what=what)
+        except ValueError:
+            self._metrics.changed("refused")
+            raise
+        self._metrics.changed("unchanged" if change.is_noop else "ok")
+        return change
+
+    async def reload(
+        self, *, who: str, trigger: str, dry_run: bool = False, is_quiet: bool = False
+    ) -> Change:
+        """Reads the store again and puts what it holds in force.
+
+        Args:
+          who: whose wish it is, for the audit log.
+          trigger: what asked for it, one of prefmix.server.telemetry.metrics.TRIGGERS.
+          dry_run: read and check only.
+          is_quiet: do not report that nothing has changed.
+        Raises: as `change`; what was in force stays so.
+        """
+        if dry_run:
+            return Change(self.current, await asyncio.to_thread(self._read))
+        try:
+            change = await self._audited(self._reload, who=who, what="reload", is_quiet=is_quiet)
+        except ValueError:
+            self._metrics.reload_refused(trigger)
+            raise
+        self._metrics.reloaded(trigger, changed=not change.is_noop)
+        return change
+
+    async def _audited(
+        self,
+        make: Callable[[], Awaitable[Change]],
+        *,
+        who: str,
+        what: str,
+        is_quiet: bool = False,
+    ) -> Change:
+        try:
+            async with self._own_turn, self._agreement.turn():
+                change = await make()
+        except ValueError as error:
+            audit_log.refused(who, what, str(error))
+            raise
+        if not (is_quiet and change.is_noop):
+            audit_log.changed(who, what, change)
+        return change
+
+    async def _change(self, edit: Edit, expected: str | None) -> Change:
+        async with contextlib.AsyncExitStack() as stack:
+            prepared = self.store.prepared(edit, expected=expected, in_force=self.current)
+            # The lock may have to be waited for, and the disk too: not in the event loop.
+            change = await asyncio.to_thread(prepared.__enter__)
+            stack.callback(prepared.__exit__, None, None, None)
+            # Even if nothing is to be written, the file may be ahead of what is in force.
+            is_ahead = not self._is_in_force(change.after)
+            if is_ahead:
+                await self._prepare_all(change.after)
+            await asyncio.to_thread(self.store.commit, change)
+            if is_ahead:
+                await self._commit_all(change.after)
+        return change
+
+    async def _reload(self) -> Change:
+        before, after = self.current, await asyncio.to_thread(self._read)
+        if not self._is_in_force(after):
+            await self._prepare_all(after)
+            await self._commit_all(after)
+        return Change(before, after)
+
+    def _read(self) -> ProfileSet:
+        """What the file holds. One version number means one content, now and earlier."""
+        try:
+            found = self.store.read()
+        except (StoreFormatError, StoreMissingError) as error:
+            hint = "put a good file in place, or 'prefmix weights rollback' writes what is in force"
+            raise type(error)(f"{error}; {hint}") from None
+        known = self._sha256_of.get(found.version)
+        if known is None and found.version in self.store.versions():
+            known = self.store.read_version(found.version).sha256
+        if known not in (None, found.sha256):
+            newest = max(self._sha256_of)
+            raise StoreFormatError(
+                f"{self.store.path}: version is {found.version}, but that number has been used for "
+                f"other content; raise it to {newest + 1} or more, or use 'prefmix weights apply'"
+            )
+        return found
+
+    def _is_in_force(self, profiles: ProfileSet) -> bool:
+        current = self.current
+        return (profiles.version, profiles.sha256) == (current.version, current.sha256)
+
+    async def _prepare_all(self, profiles: ProfileSet) -> None:
+        await self._agreement.tell_all({"kind": "prepare", "document": document(profiles)})
+
+    async def _commit_all(self, profiles: ProfileSet) -> None:
+        self._put_in_force(profiles)
+        try:
+            await self._agreement.tell_all({"kind": "commit", "sha256": profiles.sha256})
+        except DisagreementError as error:
+            raise DisagreementError(
+                f"version {profiles.version} is in force here, but {error}; that process follows "
+                "when it next reads the store"
+            ) from None
+
+    def _put_in_force(self, profiles: ProfileSet) -> None:
+        self._profiles.swap(profiles)
+        self._sha256_of[profiles.version] = profiles.sha256
+        self._metrics.in_force(profiles)
+
+    async def _receive(self, message: Message) -> Message:
+        """Answers another API process, or the launcher that got a signal."""
+        kind = message.get("kind")
+        if kind == "prepare":
+            found = from_document(message.get("document"), source="another API process")
+            self._prepared = for_mixture(found, self.spec, source="another API process")
+        elif kind == "commit":
+            prepared, self._prepared = self._prepared, None
+            if prepared is None or prepared.sha256 != message.get("sha256"):
+                raise ValueError("it was asked to put in force what it has not prepared")
+            self._put_in_force(prepared)
+        elif kind == "reload":
+            await self.reload(who=str(message.get("who")), trigger="signal")
+        else:
+            raise ValueError(f"it does not know the message {kind!r}")
+        return {"version": self.current.version}

@@ -1,0 +1,295 @@
+"""The admin routes: looking at and changing the profiles of a running server.
+
+Each answers only to an admin token (server/auth/admin_tokens.py). A change answers with the version
+and sha256 that are then in force in every API process; `If-Match` with a version or sha256 refuses
+it if others are, and `?dry_run=true` checks everything and changes nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefmix.server.admin.live_weights import LiveWeights, NoStoreError
+from prefmix.server.admin.two_phase_commit import DisagreementError
+from prefmix.server.auth.access_levels import Level
+from prefmix.server.auth.middleware import unauthorized
+from prefmix.server.auth.tokens import Tokens
+from prefmix.server.http.errors import error_response
+from prefmix.server.http.openai_route import OpenAIRoute
+from prefmix.weights.store import edits
+from prefmix.weights.store.errors import (
+    StaleVersionError,
+    StoreBusyError,
+    StoreError,
+    StoreFileError,
+    StoreFullError,
+    StoreMissingError,
+    StoreReadOnlyError,
+    UnknownEntryError,
+)
+from prefmix.weights.store.format import document, from_document
+from prefmix.weights.store.profiles import ProfileError, ProfileSet
+from prefmix.weights.store.store import Change, Edit, Rollback
+
+ADMIN_KEY = "prefmix_admin"
+"""The attribute of `app.state` that holds an AdminState."""
+
+_STATUS: tuple[tuple[type[ValueError], HTTPStatus], ...] = (
+    (StaleVersionError, HTTPStatus.PRECONDITION_FAILED),
+    (UnknownEntryError, HTTPStatus.NOT_FOUND),
+    (StoreBusyError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (DisagreementError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (StoreMissingError, HTTPStatus.CONFLICT),
+    (NoStoreError, HTTPStatus.CONFLICT),
+    (StoreFullError, HTTPStatus.INSUFFICIENT_STORAGE),
+    (StoreReadOnlyError, HTTPStatus.CONFLICT),
+    (StoreFileError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (StoreError, HTTPStatus.BAD_REQUEST),
+    (ProfileError, HTTPStatus.BAD_REQUEST),
+)
+"""The first class that fits decides."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdminState:
+    """What the routes need; one per API process."""
+
+    tokens: Tokens
+    live: LiveWeights
+
+
+class AdminRoute(OpenAIRoute):
+    """Asks for the token's name, behind the guard; turns refusals into answers."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wraps OpenAIRoute's handler."""
+        handler = super().get_route_handler()
+
+        @functools.wraps(handler)
+        async def handle(request: Request) -> Response:
+            holder = _state(request).tokens.holder(request.headers.get("authorization", ""))
+            if holder is None:
+                return unauthorized(Level.ADMIN)
+            request.state.admin_name = holder
+            try:
+                return await handler(request)
+            except ValueError as error:
+                status = next((code for kind, code in _STATUS if isinstance(error, kind)), None)
+                if status is None:
+                    raise
+                return error_response(str(error), status=status)
+
+        return handle
+
+
+class ProfileBody(BaseModel):
+    """A profile to store."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    weights: dict[str, Any]
+    """Policy to number: ratios on the simplex, divided by their sum."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """Where the weights came from; kept as it is."""
+
+
+class DefaultBody(BaseModel):
+    """The profile to make the default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    profile: str
+
+
+class RollbackBody(BaseModel):
+    """The version to return to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """None is the version before the present one."""
+
+
+class ChangeAnswer(BaseModel):
+    """What a change did."""
+
+    version: int
+    """The version in force in every API process; after a dry run, the one it would become."""
+    sha256: str
+    """Of that version's content."""
+    previous_version: int
+    previous_sha256: str
+    changed: bool
+    """False if the content was equal already."""
+    dry_run: bool
+    set_aside: str | None = None
+    """Where a rollback has kept a store file that could not be read; else null."""
+
+
+router = APIRouter(
+    prefix="/admin",
+    tags=["admin"],
+    route_class=AdminRoute,
+    # Only describes the scheme; AdminRoute checks, before a body is read.
+    dependencies=[Depends(HTTPBearer(auto_error=False, scheme_name="admin token"))],
+)
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "No admin token, or a wrong one."},
+    412: {"description": "If-Match names neither the version nor the sha256 of the store."},
+}
+DryRun = Annotated[bool, Query(description="Check everything and change nothing.")]
+IfMatch = Annotated[
+    str | None, Header(description='The "version" or "sha256" last seen; else 412.')
+]
+
+
+@router.get("/weights", responses=_ERRORS)
+async def show_weights(request: Request) -> JSONResponse:
+    """The profiles in force, with their provenance."""
+    profiles = _state(request).live.current
+    return JSONResponse(_described(profiles), headers=_entity_tag(profiles))
+
+
+@router.get("/weights/history", responses=_ERRORS)
+def show_history(request: Request) -> JSONResponse:
+    """Every version that is kept, the present one last."""
+    versions = _state(request).live.store.history()
+    return JSONResponse({"versions": [_described(entry) for entry in versions]})
+
+
+@router.put("/profiles/{name}", responses=_ERRORS)
+async def put_profile(
+    request: Request,
+    name: str,
+    body: ProfileBody,
+    dry_run: DryRun = False,
+    if_match: IfMatch = None,
+) -> ChangeAnswer:
+    """Adds or replaces one profile."""
+
+    def edit(current: ProfileSet) -> ProfileSet:
+        return edits.with_profile(
+            current, name, body.weights, spec=spec, provenance=body.provenance
+        )
+
+    spec = _state(request).live.spec
+    return await _change(request, edit, f"put:{name:.64}", dry_run, if_match)
+
+
+@router.delete("/profiles/{name}", responses=_ERRORS)
+async def delete_profile(
+    request: Request, name: str, dry_run: DryRun = False, if_match: IfMatch = None
+) -> ChangeAnswer:
+    """Removes one profile; the default cannot be removed."""
+
+    def edit(current: ProfileSet) -> ProfileSet:
+        return edits.without_profile(current, name)
+
+    return await _change(request, edit, f"delete:{name:.64}", dry_run, if_match)
+
+
+@router.put("/default", responses=_ERRORS)
+async def put_default(
+    request: Request, body: DefaultBody, dry_run: DryRun = False, if_match: IfMatch = None
+) -> ChangeAnswer:
+    """Chooses the profile of requests that name none."""
+
+    def edit(current: ProfileSet) -> ProfileSet:
+        return edits.with_default(current, body.profile)
+
+    return await _change(request, edit, f"default:{body.profile:.64}", dry_run, if_match)
+
+
+@router.post("/weights/apply", responses=_ERRORS)
+async def apply_document(
+    request: Request,
+    body: Annotated[dict[str, Any], Body(description="A document in the store's format.")],
+    replace: Annotated[bool, Query(description="Drop all other profiles.")] = False,
+    dry_run: DryRun = False,
+    if_match: IfMatch = None,
+) -> ChangeAnswer:
+    """Merges the profiles of a document, as `prefmix fit` writes it; all of it or nothing."""
+    other = from_document(body, source="the document")
+    spec = _state(request).live.spec
+    apply = edits.replaced if replace else edits.merged
+
+    def edit(current: ProfileSet) -> ProfileSet:
+        return apply(current, other, source="the document", spec=spec)
+
+    return await _change(request, edit, "replace" if replace else "apply", dry_run, if_match)
+
+
+@router.post("/weights/rollback", responses=_ERRORS)
+async def roll_back(
+    request: Request,
+    body: RollbackBody | None = None,
+    dry_run: DryRun = False,
+    if_match: IfMatch = None,
+) -> ChangeAnswer:
+    """Makes an earlier version's content the newest version; repairs a broken store file."""
+    version = None if body is None else body.version
+    edit = Rollback(_state(request).live.store, version)
+    return await _change(request, edit, f"rollback:{version or 'last'}", dry_run, if_match)
+
+
+@router.post("/weights/reload", responses=_ERRORS)
+async def reload(request: Request, dry_run: DryRun = False) -> ChangeAnswer:
+    """Reads the store's file again; a file that is refused changes nothing."""
+    live = _state(request).live
+    return _answer(
+        await live.reload(who=request.state.admin_name, trigger="admin", dry_run=dry_run), dry_run
+    )
+
+
+async def _change(
+    request: Request, edit: Edit, what: str, dry_run: bool, if_match: str | None
+) -> ChangeAnswer:
+    change = await _state(request).live.change(
+        edit,
+        who=request.state.admin_name,
+        what=what,
+        expected=None if if_match is None else _expected(if_match),
+        dry_run=dry_run,
+    )
+    return _answer(change, dry_run)
+
+
+def _answer(change: Change, dry_run: bool) -> ChangeAnswer:
+    assert change.before is not None, "a server starts from a store that exists"
+    return ChangeAnswer(
+        version=change.after.version,
+        sha256=change.after.sha256,
+        previous_version=change.before.version,
+        previous_sha256=change.before.sha256,
+        changed=not change.is_noop,
+        dry_run=dry_run,
+        set_aside=None if change.set_aside is None else str(change.set_aside),
+    )
+
+
+def _expected(if_match: str) -> str:
+    """The version or hash of an If-Match header; quotes and a weak mark are dropped."""
+    return if_match.strip().removeprefix("W/").strip('"')
+
+
+def _described(profiles: ProfileSet) -> dict[str, Any]:
+    return {**document(profiles), "sha256": profiles.sha256}
+
+
+def _entity_tag(profiles: ProfileSet) -> dict[str, str]:
+    return {"ETag": f'"{profiles.sha256}"'}
+
+
+def _state(request: Request) -> AdminState:
+    state: AdminState = getattr(request.app.state, ADMIN_KEY)
+    return state

@@ -1,0 +1,171 @@
+"""The API processes of one server agree on a change before any of them puts it in force.
+
+Each process listens on a Unix socket in a folder that only this server uses. A change is sent to
+all of them twice: `prepare`, which every process must accept, then `commit`, which puts it in
+force. Nothing has happened if one is missing or refuses. With one process both are local.
+
+One message is one line of JSON each way on a connection of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from prefmix.weights.store.durable_file import file_lock
+
+Message = dict[str, Any]
+Receive = Callable[[Message], Awaitable[Message]]
+
+ANSWER_TIMEOUT_S = 5.0
+"""How long a process may take to answer; its event loop is busy for milliseconds, not seconds."""
+
+LOCK_TIMEOUT_S = 20.0
+"""How long a change waits for the one before it."""
+
+_MAX_MESSAGE_BYTES = 64 * 2**20
+
+
+class DisagreementError(ValueError):
+    """Not every API process could follow, and why. The change was not made."""
+
+
+class Agreement:
+    """This process's place among the API processes. The caller keeps its own changes in order."""
+
+    def __init__(
+        self, folder: Path, *, num_processes: int, receive: Receive, name: str | None = None
+    ) -> None:
+        """Joins in `start`.
+
+        Args:
+          folder: where the sockets are; private to this server.
+          num_processes: how many API processes there are in all.
+          receive: answers the messages of others; raises ValueError to refuse.
+          name: of this process in messages; None is its number.
+        """
+        self._folder = folder
+        self._num_processes = num_processes
+        self._receive = receive
+        self._own = folder / f"{name or os.getpid()}.sock"
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Begins to listen."""
+        self._server = await asyncio.start_unix_server(
+            self._answer, path=str(self._own), limit=_MAX_MESSAGE_BYTES
+        )
+
+    def close(self) -> None:
+        """Stops listening."""
+        if self._server is not None:
+            self._server.close()
+        self._own.unlink(missing_ok=True)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Holds the right to make a change; one holder at a time in all processes.
+
+        Raises: DisagreementError if another change takes too long.
+        """
+        if self._num_processes == 1:
+            yield
+            return
+        lock = file_lock(self._folder / "lock", timeout_s=LOCK_TIMEOUT_S)
+        try:
+            await asyncio.to_thread(lock.__enter__)
+        except OSError as error:
+            if not isinstance(error, TimeoutError):
+                raise DisagreementError(
+                    f"the API processes cannot meet in {self._folder}: {error.strerror}"
+                ) from None
+            raise DisagreementError(
+                f"another change has been under way for {LOCK_TIMEOUT_S:g} s; try again"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.__exit__(None, None, None)
+
+    async def tell_all(self, message: Message) -> None:
+        """Sends a message to every other process and waits until each has accepted it.
+
+        Raises: DisagreementError naming who is missing or what one answered.
+        """
+        if self._num_processes == 1:
+            return
+        sockets = sockets_in(self._folder)
+        if len(sockets) != self._num_processes:
+            raise DisagreementError(
+                f"{len(sockets)} of {self._num_processes} API processes are up; try again when "
+                "all are"
+            )
+        others = [path for path in sockets if path != self._own]
+        answers = await asyncio.gather(*(_ask(path, message) for path in others))
+        for path, answer in zip(others, answers, strict=True):
+            if not answer.get("ok"):
+                raise DisagreementError(
+                    f"API process {path.stem} did not follow: {answer.get('reason', 'no reason')}"
+                )
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            answer = await self._reply(await reader.readline())
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+        except (ConnectionError, asyncio.LimitOverrunError, ValueError):
+            pass  # whoever asked has gone, and reads the missing answer as a refusal
+        finally:
+            writer.close()
+
+    async def _reply(self, line: bytes) -> Message:
+        try:
+            return {"ok": True, **await self._receive(json.loads(line))}
+        except ValueError as error:
+            return {"ok": False, "reason": str(error)}
+
+
+def sockets_in(folder: Path) -> list[Path]:
+    """The sockets of the API processes that have joined."""
+    return sorted(folder.glob("*.sock"))
+
+
+def ask_any(folder: Path, message: Message, *, timeout_s: float) -> Message:
+    """Sends a message to one of the processes, from outside their event loops.
+
+    Returns: its answer. Raises: DisagreementError if none can be reached.
+    """
+    reason = "none is up yet"
+    for path in sockets_in(folder):
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(timeout_s)
+                connection.connect(str(path))
+                connection.sendall(json.dumps(message).encode() + b"\n")
+                with connection.makefile("rb") as answer:
+                    return dict(json.loads(answer.readline()))
+        except (OSError, ValueError) as error:
+            reason = str(error)
+    raise DisagreementError(f"no API process can be reached: {reason}")
+
+
+async def _ask(path: Path, message: Message) -> Message:
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(str(path), limit=_MAX_MESSAGE_BYTES)
+            try:
+                writer.write(json.dumps(message).encode() + b"\n")
+                await writer.drain()
+                return dict(json.loads(await reader.readline()))
+            finally:
+                writer.close()
+    except TimeoutError:
+        return {"ok": False, "reason": f"no answer within {ANSWER_TIMEOUT_S:g} s"}
+    except (OSError, ValueError) as error:
+        return {"ok": False, "reason": f"it cannot be reached: {error}"}

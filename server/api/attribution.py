@@ -1,0 +1,119 @@
+"""`preference_attribution`: which policy carried an answer, from what the engine measured.
+
+A request asks with `"preference_attribution": true`, or `"tokens"` for every token; each choice of
+the answer (when streaming, its last chunk) then has
+
+    {"num_tokens": 12, "mean_logprob": -0.8, "mean_entropy": 1.1, "log_partition": -2.3,
+     "policies": {"helpful": {"mean_logprob": -0.7, "mean_kl": 0.3, "agreement": 0.75}, ...},
+     "tokens": [{"wanted_by": "helpful", "logprobs": {"helpful": -0.2, ...}}, ...]}
+
+in nats. `mean_kl` is KL(mixture || policy), `agreement` the share of tokens that were the policy's
+own first choice, `log_partition` the sum of log Z over the tokens: the log importance weight from
+the served, token-level mixture to the sequence-level product. `wanted_by` is the policy that gave
+the token most. A policy with weight 0 has null everywhere: it takes no part, and whether it runs
+for the sake of other requests must not show in this one's answer.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefmix.server.http.errors import RequestError, short_repr
+
+FIELD = "preference_attribution"
+
+
+class Attribution:
+    """One request's wish, and the names its figures are kept under in the engine."""
+
+    def __init__(self, wish: object) -> None:
+        """Args:
+        wish: the body's field.
+        Raises: RequestError unless it is true, "tokens", false or absent.
+        """
+        if wish not in (None, False, True, "tokens") or (
+            isinstance(wish, int | float) and (not isinstance(wish, bool))
+        ):
+            raise RequestError(
+                f'{FIELD} is {short_repr(wish)}; expected true, false or "tokens"', param=FIELD
+            )
+        self.is_wanted = bool(wish)
+        self.by_token = wish == "tokens"
+        self._name = uuid.uuid4().hex if self.is_wanted else ""
+        self._num_prompts = 0
+
+    def next_key(self) -> str:
+        """The key of one more prompt of the request; prompts come in order."""
+        self._num_prompts += 1
+        return f"{self._name}.{self._num_prompts - 1}"
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys given out so far."""
+        return [f"{self._name}.{prompt}" for prompt in range(self._num_prompts)]
+
+    def place(self, choice: int, *, num_samples: int) -> tuple[str, int]:
+        """The key of a choice's prompt, and which of its samples it is."""
+        return f"{self._name}.{choice // num_samples}", choice % num_samples
+
+
+def describe(
+    rows: Sequence[Sequence[float]], weights: Mapping[str, float], *, by_token: bool
+) -> dict[str, Any]:
+    """The field of one choice.
+
+    Args:
+      rows: per token as MixtureStatisticsCollector.take_request answers.
+      weights: the request's, by member, in weight order.
+      by_token: whether to describe each token as well.
+    """
+    count = len(weights)
+    by_name: dict[str, Any] = {}
+    for index, (name, weight) in enumerate(weights.items()):
+        if weight == 0:
+            by_name[name] = dict.fromkeys(("mean_logprob", "mean_kl", "agreement"))
+            continue
+        by_name[name] = {
+            "mean_logprob": _mean(row[3 + count + index] for row in rows),
+            "mean_kl": _mean(row[3 + index] for row in rows),
+            "agreement": _mean(
+                row[3 + 2 * count + index] for row in rows if not math.isnan(row[3 + count + index])
+            ),
+        }
+    described: dict[str, Any] = {
+        "num_tokens": len(rows),
+        "mean_logprob": _mean(row[2] for row in rows),
+        "mean_entropy": _mean(row[1] for row in rows),
+        "log_partition": _number(math.fsum(row[0] for row in rows)),
+        "policies": by_name,
+    }
+    if by_token:
+        described["tokens"] = [
+            _token(dict(zip(weights, row[3 + count : 3 + 2 * count], strict=True)), weights)
+            for row in rows
+        ]
+    return described
+
+
+def _token(logprobs: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, Any]:
+    known = {
+        name: value
+        for name, value in logprobs.items()
+        if weights[name] != 0 and not math.isnan(value)
+    }
+    return {
+        "wanted_by": max(known, key=lambda name: known[name]) if known else None,
+        "logprobs": {name: _number(known.get(name, math.nan)) for name in logprobs},
+    }
+
+
+def _mean(values: Any) -> float | None:
+    known = [value for value in values if not math.isnan(value)]
+    return _number(math.fsum(known) / len(known)) if known else None
+
+
+def _number(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None

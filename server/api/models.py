@@ -1,0 +1,65 @@
+"""What is served: `GET /v1/models` and `GET /v1/mixture`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+
+from prefmix.mixing.spec import Policy
+from prefmix.server.api.state import MixtureState, mixture_state
+from prefmix.server.http.openai_route import OpenAIRoute
+
+router = APIRouter(route_class=OpenAIRoute)
+
+
+@router.get("/v1/models")
+async def list_models(raw_request: Request) -> JSONResponse:
+    """The mixture, and every profile as NAME@PROFILE."""
+    serving: OpenAIServingModels = raw_request.app.state.openai_serving_models
+    listing = await serving.show_available_models()
+    return JSONResponse(with_profiles(listing.model_dump(), mixture_state(raw_request)))
+
+
+@router.get("/v1/mixture")
+async def show_mixture(raw_request: Request) -> JSONResponse:
+    """The policies, the reference, the weight space and the profiles in force."""
+    return JSONResponse(describe(mixture_state(raw_request)))
+
+
+def with_profiles(listing: dict[str, Any], state: MixtureState) -> dict[str, Any]:
+    """Adds one card per profile after each card of the mixture."""
+    profiles = state.profiles.current.profiles
+    cards: list[dict[str, Any]] = []
+    for card in listing["data"]:
+        cards.append(card)
+        if card["id"] in state.model_names:
+            name = card["id"]
+            cards.extend(
+                {**card, "id": f"{name}@{profile}", "parent": name} for profile in profiles
+            )
+    return {**listing, "data": cards}
+
+
+def describe(state: MixtureState) -> dict[str, Any]:
+    """The body of `GET /v1/mixture`."""
+    spec, profiles = state.spec, state.profiles.current
+    return {
+        "object": "mixture",
+        "model": state.model_names[0],
+        "weight_space": spec.weight_space,
+        "policies": [_policy(policy) for policy in spec.policies],
+        "base": spec.base,
+        "reference": None if spec.reference is None else _policy(spec.reference),
+        "default_profile": profiles.default,
+        "version": profiles.version,
+        "sha256": profiles.sha256,
+        "answers_at_once": state.admission.most,
+        "profiles": {name: {"weights": profiles.weights(name)} for name in profiles.profiles},
+    }
+
+
+def _policy(policy: Policy) -> dict[str, Any]:
+    return {"name": policy.name, "model": policy.model, "revision": policy.revision}

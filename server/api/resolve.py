@@ -1,0 +1,176 @@
+"""Where names become numbers: the only place that turns what a request says into its weights.
+
+A request may name weights in four ways, at most one of them at a time:
+  preference_weights   {"helpful": 3, "harmless": 1}
+  preference_profile   "cautious"
+  model                "prefmix@cautious"
+  vllm_xargs           {"prefmix_weights": [0.75, 0.25]}, vLLM's own pass-through field
+Naming none means the default profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
+from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.wire import WEIGHTS_KEY, from_extra_args
+from prefmix.server.http.errors import RequestError, UnknownModelError, short_repr
+from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet
+
+PROFILE_HEADER = "x-prefmix-profile"
+WEIGHTS_HEADER = "x-prefmix-weights"
+VERSION_HEADER = "x-prefmix-weights-version"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolution:
+    """The weights one request keeps from admission to its last token."""
+
+    weights: tuple[float, ...]
+    """One weight per member, summing to 1."""
+    profile: str
+    """The profile they came from, or `custom`."""
+    version: int
+    """Version of the profile set that was in force."""
+    model: str
+    """The served model name, without any @PROFILE."""
+    member_names: tuple[str, ...]
+    """The members, in weight order."""
+
+    def headers(self) -> dict[str, str]:
+        """The response headers that report it. Nine digits are more than a float32 holds."""
+        pairs = zip(self.member_names, self.weights, strict=True)
+        return {
+            PROFILE_HEADER: self.profile,
+            WEIGHTS_HEADER: ",".join(f"{name}={weight:.9g}" for name, weight in pairs),
+            VERSION_HEADER: str(self.version),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preferences:
+    """What a request said about its weights, as it came."""
+
+    model: str | None = None
+    weights: object = None
+    """`preference_weights`: unchecked, None if absent."""
+    profile: object = None
+    """`preference_profile`: unchecked, None if absent."""
+    extra_args: Mapping[str, object] | None = None
+    """`vllm_xargs`; only the entry under `wire.WEIGHTS_KEY` matters here."""
+
+
+def resolve(
+    preferences: Preferences,
+    *,
+    spec: MixtureSpec,
+    profiles: ProfileSet,
+    model_names: tuple[str, ...],
+) -> Resolution:
+    """Turns what a request said into the weights it is served with.
+
+    Args:
+      preferences: the request's fields.
+      spec: the mixture served.
+      profiles: the profile set in force, read once by the caller.
+      model_names: names the mixture is served under; the first is the default.
+    Raises: RequestError (400) or UnknownModelError (404), listing what exists.
+    """
+    model, model_profile = split_model(preferences.model, profiles, model_names=model_names)
+    raw_weights = from_extra_args(preferences.extra_args)
+    _at_most_one(
+        {
+            "preference_weights": preferences.weights,
+            "preference_profile": preferences.profile,
+            "model": model_profile,
+            f"vllm_xargs.{WEIGHTS_KEY}": raw_weights,
+        },
+        model=preferences.model,
+    )
+
+    profile = CUSTOM_PROFILE
+    if preferences.weights is not None:
+        weights_M = _custom_weights(preferences.weights, spec)
+    elif raw_weights is not None:
+        weights_M = _raw_weights(raw_weights, spec)
+    else:
+        profile = model_profile or _profile(preferences.profile, profiles)
+        weights_M = profiles.profiles[profile]
+    return Resolution(
+        weights=weights_M,
+        profile=profile,
+        version=profiles.version,
+        model=model,
+        member_names=spec.member_names,
+    )
+
+
+def split_model(
+    model: str | None, profiles: ProfileSet, *, model_names: tuple[str, ...]
+) -> tuple[str, str | None]:
+    """Splits NAME or NAME@PROFILE into the served name and the profile, None without one."""
+    if not model:
+        return model_names[0], None
+    if model in model_names:
+        return model, None
+    name, _, profile = model.rpartition("@")
+    if name in model_names and profile in profiles.profiles:
+        return name, profile
+    if name in model_names:
+        raise UnknownModelError(
+            f"The model {short_repr(model)} does not exist: {name} has no profile "
+            f"{short_repr(profile)}; its profiles are: {', '.join(profiles.profiles)}",
+            param="model",
+            reason="unknown_profile",
+        )
+    raise UnknownModelError(
+        f"The model {short_repr(model)} does not exist; served here: {', '.join(model_names)}, "
+        f"or {model_names[0]}@PROFILE with PROFILE one of: {', '.join(profiles.profiles)}",
+        param="model",
+    )
+
+
+def _at_most_one(ways: Mapping[str, object], *, model: str | None) -> None:
+    fields = [field for field, value in ways.items() if value is not None]
+    if len(fields) > 1:
+        said = [f"model {model!r}" if field == "model" else field for field in fields]
+        raise RequestError(
+            f"{' and '.join(said)} were both given; send one of them, as each alone decides "
+            "the weights",
+            param=next(field for field in fields if field != "model"),
+            reason="ambiguous",
+        )
+
+
+def _custom_weights(weights: object, spec: MixtureSpec) -> tuple[float, ...]:
+    try:
+        return weights_from_preferences(weights, spec)
+    except WeightsError as error:
+        raise RequestError(
+            f"preference_weights: {error}", param="preference_weights", reason=error.reason
+        ) from None
+
+
+def _raw_weights(weights: object, spec: MixtureSpec) -> tuple[float, ...]:
+    try:
+        return check_weights(weights, num_members=spec.num_members, weight_space=spec.weight_space)
+    except WeightsError as error:
+        raise RequestError(
+            f"vllm_xargs.{WEIGHTS_KEY}: {error}", param="vllm_xargs", reason=error.reason
+        ) from None
+
+
+def _profile(profile: object, profiles: ProfileSet) -> str:
+    if profile is None:
+        return profiles.default
+    if isinstance(profile, str) and profile in profiles.profiles:
+        return profile
+    wrong = "does not exist" if isinstance(profile, str) else "is not a string"
+    raise RequestError(
+        f"preference_profile {short_repr(profile)} {wrong}; "
+        f"the profiles are: {', '.join(profiles.profiles)}",
+        param="preference_profile",
+        reason="unknown_profile",
+    )

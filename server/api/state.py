@@ -1,0 +1,43 @@
+"""What this server's routes know about the mixture they serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from prefmix.mixing.spec import MixtureSpec
+from prefmix.server.api.resolve import Preferences, Resolution, resolve
+from prefmix.server.telemetry.engine_statistics import EngineStatistics
+from prefmix.server.traffic.admission_control import AdmissionController
+from prefmix.weights.store.profiles import CurrentProfiles
+
+STATE_KEY = "prefmix"
+"""The attribute of `app.state` that holds a MixtureState."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureState:
+    """One per API process, made when the engine is ready."""
+
+    spec: MixtureSpec
+    model_names: tuple[str, ...]
+    """Names the mixture is served under; the first is the default."""
+    profiles: CurrentProfiles
+    statistics: EngineStatistics
+    admission: AdmissionController
+
+    def resolve(self, preferences: Preferences) -> Resolution:
+        """Resolves a request against the profiles in force at this moment."""
+        return resolve(
+            preferences,
+            spec=self.spec,
+            profiles=self.profiles.current,
+            model_names=self.model_names,
+        )
+
+
+def mixture_state(request: Request) -> MixtureState:
+    """The state of the app that received `request`."""
+    state: MixtureState = getattr(request.app.state, STATE_KEY)
+    return state

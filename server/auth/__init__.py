@@ -1,0 +1,1 @@
+"""Who may call which route: access levels, API keys, admin tokens."""

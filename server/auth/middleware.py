@@ -1,0 +1,102 @@
+"""The API key and the admin token, asked for before anything of a request is read.
+
+vLLM guards path prefixes (/v1 and a few more) and leaves what lies outside them open, /tokenize
+included. Here it is the other way round: a path that server/auth/access_levels.py does not list
+needs the key.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi.responses import JSONResponse
+from starlette._utils import get_route_path
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from prefmix.server.auth import failed_logins
+from prefmix.server.auth.access_levels import Level, level_of
+from prefmix.server.auth.tokens import Tokens
+from prefmix.server.http.errors import error_response
+
+_ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+}
+_HEADERS = {Level.OPEN: _ALWAYS, Level.ADMIN: _ALWAYS | {"Cache-Control": "no-store"}}
+"""For browsers, where an answer does not say otherwise itself."""
+
+_SURFACES: dict[Level, failed_logins.Surface] = {Level.KEY: "key", Level.ADMIN: "admin"}
+_MESSAGES = {
+    Level.KEY: "this server needs its API key; send it as 'Authorization: Bearer KEY'",
+    Level.ADMIN: (
+        "the admin routes need an admin token; send it as 'Authorization: Bearer TOKEN' (the API "
+        "key is another)"
+    ),
+}
+
+
+class AccessMiddleware:
+    """ASGI middleware: 401 unless the request carries what its path's level asks for."""
+
+    def __init__(self, app: ASGIApp, *, keys: Tokens, admin: Tokens) -> None:
+        """Args:
+        keys: the API keys; with none the routes of level KEY are open.
+        admin: the admin tokens; with none there must be no admin routes.
+        """
+        self.app = app
+        self._secrets = {Level.KEY: keys, Level.ADMIN: admin}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or answers 401."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        # What the router will look at: another reading of the path would be a way around.
+        level = level_of(get_route_path(scope))
+        if level in _HEADERS:
+            send = _with_headers(send, _HEADERS[level])
+        if self._may_pass(level, scope):
+            await self.app(scope, receive, send)
+            return
+        failed_logins.note(_SURFACES[level], scope)
+        await unauthorized(level)(scope, receive, send)
+
+    def _may_pass(self, level: Level, scope: Scope) -> bool:
+        known = self._secrets.get(level)
+        if not known:
+            return True
+        headers = Headers(scope=scope)
+        is_known = known.holder(headers.get("authorization", "")) is not None
+        return is_known or _is_preflight(scope, headers)
+
+
+def unauthorized(level: Level) -> JSONResponse:
+    """The answer to a request without a valid key or token."""
+    response = error_response(_MESSAGES[level], status=HTTPStatus.UNAUTHORIZED)
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _is_preflight(scope: Scope, headers: Headers) -> bool:
+    """A browser's question before a request, which has no credentials by design.
+
+    The CORS middleware answers it; no route sees it.
+    """
+    return (
+        scope.get("method") == "OPTIONS"
+        and "origin" in headers
+        and "access-control-request-method" in headers
+    )
+
+
+def _with_headers(send: Send, headers: dict[str, str]) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            own = MutableHeaders(scope=message)
+            for name, value in headers.items():
+                own.setdefault(name, value)
+        await send(message)
+
+    return send_with_headers

@@ -1,0 +1,2 @@
+"""The commands: `prefmix serve`, `fit`, `eval`, `train` and `weights`; their flags and their
+output."""

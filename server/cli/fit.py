@@ -1,0 +1,243 @@
+"""`prefmix fit`: its flags, and from them a fit whose result is a file of the weights store."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefmix.server.cli.batch_engine import checked_fingerprints, local_engine, remote_engine
+from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
+from prefmix.server.config.errors import CommandError
+
+if TYPE_CHECKING:
+    from prefmix.mixing.spec import MixtureSpec
+    from prefmix.server.config.serve_config import ServeConfig
+    from prefmix.weights.engines.local import Engine
+    from prefmix.weights.fit.result import FitResult, FitSettings
+
+EPILOG = """\
+The prompts file has one JSON object a line: {"prompt": "..."} or {"messages": [...]}. Policies come
+from CONFIG.yaml, the file of 'prefmix serve', or from flags. Everything after -- goes to vLLM.
+Example: prefmix fit mixture.yaml --prompts prompts.jsonl --profile fitted --output weights.json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `prefmix fit`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.usage = (
+        "prefmix fit [CONFIG.yaml] --prompts FILE | --scores FILE [flags] [-- vLLM flags]"
+    )
+    add = parser.add_argument
+    add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file")
+    add_mixture_flags(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompts", type=Path, help="JSONL file of prompts to fit on")
+    source.add_argument("--scores", type=Path, help="Parquet score table from elsewhere")
+    add(
+        "--server",
+        metavar="URL",
+        help="draw and score with this running prefmix server; its key: PREFMIX_API_KEY, or _FILE",
+    )
+    add("--profile", default="fitted", help="name of the fitted profile; default fitted")
+    add("--output", type=Path, required=True, help="store file to write, such as weights.json")
+    add(
+        "--sampler",
+        choices=("mixture", "reference"),
+        default="mixture",
+        help="mixture fits what is served (default); reference is the paper's estimator",
+    )
+    add(
+        "--objective",
+        choices=("maxmin", "fixed"),
+        default="maxmin",
+        help="fixed takes --importance as it is and only measures",
+    )
+    add("--importance", action="append", metavar="NAME=NUMBER", help="for --objective fixed")
+    add("--beta", type=float, help="KL coefficient of a table of rewards")
+    add("--responses", type=int, default=16, help="responses a prompt; default 16")
+    add("--max-tokens", type=int, default=128, help="longest response; default 128")
+    add("--rounds", type=int, default=12, help="rounds of the mixture sampler; default 12")
+    add("--round-prompts", type=int, default=64, help="prompts a round; default 64")
+    add("--steps", type=int, default=600, help="descent steps, reference sampler; default 600")
+    add("--batch", type=int, default=64, help="prompts a descent step; default 64")
+    add(
+        "--step-size",
+        type=float,
+        help="rounds: share of a Newton step, default 0.5; descent: in 1 / curvature, default 4",
+    )
+    add("--schedule", choices=("sqrt", "constant"), default="sqrt", help="of descent steps")
+    add("--min-weight", type=float, default=0.0, help="floor of every weight; default 0")
+    add("--restarts", type=int, default=8, help="runs of the descent; default 8")
+    add("--seed", type=int, default=0, help="of sampling and batches; default 0")
+    add("--cache", type=Path, default=Path(".prefmix/fit"), help="where draws are kept")
+    add("--report", type=Path, help="folder for the HTML report; default beside --output")
+
+
+def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
+    """Fits, prints the summary and writes store file and report."""
+    from prefmix.mixing.checkpoints.compatibility import CompatibilityError
+    from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
+    from prefmix.mixing.spec import SpecError, check_name
+    from prefmix.server.config.serve_config import ConfigError
+    from prefmix.weights.engines.local import EngineError
+    from prefmix.weights.engines.prompts import PromptsError
+    from prefmix.weights.engines.remote import RemoteError
+    from prefmix.weights.fit.result import FitError
+    from prefmix.weights.fit.score_table import ScoreTableError
+
+    try:
+        check_name(args.profile, what="profile")
+        settings = _settings(args)
+        result, spec, provenance = _fit(args, settings, passthrough)
+    except (ConfigError, SpecError, CompatibilityError, CheckpointFilesError) as error:
+        raise CommandError(str(error), exit_code=2) from None
+    except (EngineError, FitError, PromptsError, RemoteError, ScoreTableError) as error:
+        raise CommandError(str(error)) from None
+    _publish(args, result, spec, {**provenance, "settings": _plain(settings)})
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> FitSettings:
+    from prefmix.weights.fit.mirror_descent import DescentSettings
+    from prefmix.weights.fit.result import FitError, FitSettings
+
+    importances = _importances(args)
+    steps = {} if args.step_size is None else {"step_size": args.step_size}
+    rounds = {} if args.step_size is None else {"round_step_size": args.step_size}
+    try:
+        descent = DescentSettings(
+            num_steps=args.steps,
+            batch_prompts=args.batch,
+            schedule=args.schedule,
+            min_weight=args.min_weight,
+            seed=args.seed,
+            **steps,
+        )
+    except ValueError as error:
+        raise FitError(str(error)) from None
+    return FitSettings(
+        sampler=args.sampler,
+        importances=importances,
+        num_responses=args.responses,
+        max_tokens=args.max_tokens,
+        num_rounds=args.rounds,
+        round_prompts=args.round_prompts,
+        num_restarts=args.restarts,
+        descent=descent,
+        **rounds,
+    )
+
+
+def _importances(args: argparse.Namespace) -> dict[str, float] | None:
+    if args.objective == "maxmin":
+        if args.importance:
+            raise CommandError(
+                "--importance is only used with --objective fixed; add that or leave it out",
+                exit_code=2,
+            )
+        return None
+    importances: dict[str, float] = {}
+    for item in args.importance or ():
+        name, _, number = item.partition("=")
+        try:
+            importances[name] = float(number)
+        except ValueError:
+            raise CommandError(
+                f"--importance is {item!r}; expected NAME=NUMBER, such as helpful=2", exit_code=2
+            ) from None
+    if not importances:
+        raise CommandError("--objective fixed needs --importance NAME=NUMBER", exit_code=2)
+    return importances
+
+
+def _fit(
+    args: argparse.Namespace, settings: FitSettings, passthrough: Sequence[str]
+) -> tuple[FitResult, MixtureSpec | None, dict[str, Any]]:
+    """(result, mixture if one is known, provenance)."""
+    from prefmix.weights.engines.prompts import hash_of_prompts, read_prompts
+    from prefmix.weights.fit import score_table
+    from prefmix.weights.fit.job import FitJob, fit_table
+
+    has_policies = args.config is not None or args.policy or args.base
+    config, spec = _spec(args) if has_policies else (None, None)
+    if args.scores is not None:
+        names = None if spec is None else spec.policy_names
+        table = score_table.read(args.scores, policies=names)
+        found = fit_table(table, settings, beta=args.beta)
+        return found, spec, {"scores": _file_hash(args.scores)}
+    prompts = read_prompts(args.prompts)
+    engine, spec, fingerprints = _engine(args, config, spec, passthrough)
+    job = FitJob(
+        spec=spec,
+        prompts=prompts,
+        settings=settings,
+        engine=engine,
+        fingerprints=fingerprints,
+        cache=args.cache,
+    )
+    return job.run(), spec, {"prompts": hash_of_prompts(prompts), "policies": fingerprints}
+
+
+def _spec(args: argparse.Namespace) -> tuple[ServeConfig, MixtureSpec]:
+    from prefmix.server.config.serve_config import load_config
+    from prefmix.weights.fit.result import FitError
+
+    config = load_config(args.config, mixture_overrides(args))
+    spec = config.spec()
+    if spec.weight_space != "simplex":
+        raise FitError("a fit finds weights on the simplex; weight_space is affine")
+    return config, spec
+
+
+def _engine(
+    args: argparse.Namespace,
+    config: ServeConfig | None,
+    spec: MixtureSpec | None,
+    passthrough: Sequence[str],
+) -> tuple[Callable[[], Engine], MixtureSpec, dict[str, str]]:
+    """(what makes the engine, its mixture, content hash of each member)."""
+    if args.server is not None:
+        remote, models = remote_engine(args.server)
+        return lambda: remote, remote.spec, models
+    if config is None or spec is None:
+        raise CommandError(
+            "no policies: give a CONFIG.yaml, --policy NAME=MODEL, --base and --adapter, or "
+            "--server URL",
+            exit_code=2,
+        )
+    hashes = checked_fingerprints(config, spec)
+    return lambda: local_engine(config, spec, passthrough), spec, hashes
+
+
+def _publish(
+    args: argparse.Namespace,
+    result: FitResult,
+    spec: MixtureSpec | None,
+    provenance: dict[str, Any],
+) -> None:
+    from prefmix.weights.fit.output import write_store
+    from prefmix.weights.fit.summary import summary
+    from prefmix.weights.report.fit_report import write_report
+
+    print(summary(result))
+    names = result.names if spec is None else spec.member_names
+    provenance = write_store(args.output, result, names, profile=args.profile, about=provenance)
+    folder = args.report or args.output.with_name(args.output.stem + "-report")
+    page = write_report(result, folder, title=f"Fit of {args.profile}", provenance=provenance)
+    print(f"\nweights  {args.output}\nreport   {page}")
+
+
+def _plain(settings: FitSettings) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(settings)
+
+
+def _file_hash(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,158 @@
+"""The `prefmix` command: finds the subcommand, reads its flags, reports errors in one sentence.
+
+Exit codes: 0 done, 1 it could not start or failed, 2 wrong usage or configuration, 130 and 143
+ended by Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn, Protocol, cast
+
+from prefmix.server.config.errors import CommandError
+
+
+class CommandModule(Protocol):
+    """What a subcommand's module offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the subcommand's flags."""
+
+    def run(self, args: argparse.Namespace, passthrough: Sequence[str]) -> int:
+        """Does the work; returns the exit code. `passthrough` is what came after `--`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand; its module is imported only when it is the one asked for."""
+
+    name: str
+    module: str
+    summary: str
+    takes_engine_flags: bool = True
+    """Whether words after `--` mean something to it."""
+
+    def load(self) -> CommandModule:
+        """Imports the module."""
+        return cast(CommandModule, importlib.import_module(self.module))
+
+
+COMMANDS = (
+    Command("serve", "prefmix.server.cli.serve", "serve a mixture of policies over HTTP"),
+    Command("fit", "prefmix.server.cli.fit", "fit the weights of a profile and certify them"),
+    Command(
+        "weights",
+        "prefmix.server.cli.weights",
+        "look at and change the profiles that are served",
+        takes_engine_flags=False,
+    ),
+    Command(
+        "train",
+        "prefmix.server.cli.train",
+        "train a policy for one objective from preference pairs",
+        takes_engine_flags=False,
+    ),
+    Command(
+        "eval",
+        "prefmix.server.cli.eval",
+        "measure what policies, profiles, mixtures and parameter averages earn",
+    ),
+    Command("bench", "prefmix.bench.command", "measure what mixing costs beside the alternatives"),
+)
+
+
+class OneSentenceParser(argparse.ArgumentParser):
+    """Raises CommandError instead of printing usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(message, exit_code=2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `prefmix` command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except CommandError as error:
+        print(f"prefmix: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"prefmix {importlib.metadata.version('prefmix')}")
+        return 0
+    command = next((command for command in COMMANDS if command.name == argv[0]), None)
+    if command is None:
+        names = ", ".join(command.name for command in COMMANDS)
+        raise CommandError(
+            f"unknown command {argv[0]!r}{_suggestion(argv[0], [c.name for c in COMMANDS])}; "
+            f"the commands are: {names}",
+            exit_code=2,
+        )
+    return _run(command, argv[1:])
+
+
+def _run(command: Command, argv: list[str]) -> int:
+    own, passthrough = split_passthrough(argv)
+    module = command.load()
+    parser = OneSentenceParser(
+        prog=f"prefmix {command.name}",
+        description=f"prefmix {command.name}: {command.summary}.",
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    args, unknown = parser.parse_known_args(own)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        what = "flag" if unknown[0].startswith("-") else "argument"
+        name = re.split("=", unknown[0], maxsplit=1)[0]
+        hint = "vLLM's own flags go after '--', and " if command.takes_engine_flags else ""
+        raise CommandError(
+            f"unknown {what} {name!r}{_suggestion(name, flags)}; {hint}"
+            f"'prefmix {command.name} --help' lists the others",
+            exit_code=2,
+        )
+    return module.run(args, passthrough)
+
+
+def split_passthrough(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits the command line at the first `--`, which itself is dropped."""
+    argv = list(argv)
+    if "--" not in argv:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
+
+
+def _suggestion(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _help() -> str:
+    lines = [f"  {command.name:<8} {command.summary}" for command in COMMANDS]
+    return "\n".join(
+        [
+            "usage: prefmix COMMAND ...",
+            "",
+            "Inference-time policy mixing: K language-model policies in one vLLM engine.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "'prefmix COMMAND --help' explains a command; 'prefmix --version' prints the version.",
+        ]
+    )

@@ -1,0 +1,62 @@
+"""The flags that say what is mixed, the same for every command that takes a mixture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_mixture_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `add_policy_flags`, and --reference."""
+    add_policy_flags(parser)
+    parser.add_argument(
+        "--reference",
+        metavar="NAME=MODEL",
+        help="the policy the others were aligned from; with --base, the base itself",
+    )
+
+
+def add_policy_flags(parser: argparse._ActionsContainer) -> None:
+    """Adds --policy, --base, --adapter and --allow-unsafe-weights to a parser or a group."""
+    add = parser.add_argument
+    add(
+        "--policy",
+        action="append",
+        metavar="NAME=MODEL",
+        help="a policy as a full checkpoint; repeat for each",
+    )
+    add("--base", metavar="MODEL", help="one model that all policies are LoRA adapters of")
+    add(
+        "--adapter",
+        action="append",
+        metavar="NAME=PATH",
+        help="a policy as an adapter of --base (PEFT format); repeat for each",
+    )
+    add(
+        "--allow-unsafe-weights",
+        action="store_true",
+        default=None,
+        help="also load .bin and .pt checkpoints, which can run any code",
+    )
+
+
+def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of ServeConfig that the flags of `add_mixture_flags` or `add_policy_flags` give.
+
+    Raises: ConfigError for a malformed flag or a missing folder.
+    """
+    from prefmix.server.config.serve_config import policies_from_flags, resolve_model
+
+    overrides: dict[str, Any] = {}
+    if args.policy is not None:
+        overrides["policies"] = policies_from_flags("--policy", args.policy)
+    if args.base is not None:
+        overrides["base"] = {"model": resolve_model(args.base, folder=Path.cwd(), where="--base")}
+    if args.adapter is not None:
+        overrides["adapters"] = policies_from_flags("--adapter", args.adapter)
+    if getattr(args, "reference", None) is not None:
+        overrides["reference"] = policies_from_flags("--reference", [args.reference])
+    if args.allow_unsafe_weights is not None:
+        overrides["allow_unsafe_weights"] = args.allow_unsafe_weights
+    return overrides

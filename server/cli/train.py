@@ -1,0 +1,98 @@
+"""`prefmix train METHOD`: its flags and file, and from them the settings of a run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefmix.server.config.errors import CommandError
+
+if TYPE_CHECKING:
+    from prefmix.policies.train.settings import TrainSettings
+
+SUMMARIES = {
+    "dpo": "Direct Preference Optimization, the baseline",
+    "maximum-preference": "preference as reward, off-policy (arXiv 2312.16430)",
+    "mixed-preference": "DPO on clear pairs, then RLOO on the others' prompts (arXiv 2403.19443)",
+}
+EPILOG = """\
+Data are TRL's preference pairs: prompt, chosen and rejected, texts or messages. Started again with
+the same settings, a run that was killed goes on. The result is for 'prefmix serve'.
+Example: prefmix train dpo --base ./base --data pairs.jsonl --output helpful --lora-rank 16"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the methods, and to each a flag for every one of its settings."""
+    from prefmix.policies.train.settings import METHODS
+
+    methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
+    for name, settings in METHODS.items():
+        sub = methods.add_parser(
+            name,
+            help=SUMMARIES[name],
+            description=f"{SUMMARIES[name]}.",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+        )
+        sub.add_argument("--config", type=Path, metavar="FILE", help="the same settings as YAML")
+        _add_settings(sub, settings)
+
+
+def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
+    """Trains one policy; returns the exit code."""
+    from prefmix.policies.train import SettingsError, TrainError
+
+    if passthrough:
+        raise CommandError("'prefmix train' takes nothing after '--'", exit_code=2)
+    try:
+        settings = _settings(args)
+        if importlib.util.find_spec("trl") is None:
+            raise CommandError("training needs TRL and PEFT, the extra 'train': make setup-train")
+        from prefmix.policies.train.jobs import run as run_job
+
+        print(f"\nwrote {run_job(settings)}")
+    except SettingsError as error:
+        raise CommandError(str(error), exit_code=2) from None
+    except TrainError as error:
+        raise CommandError(str(error)) from None
+    return 0
+
+
+def _add_settings(parser: argparse.ArgumentParser, settings: type[TrainSettings]) -> None:
+    from prefmix.policies.train.settings import kind_of
+
+    for item in fields(settings):
+        options: dict[str, Any] = {"help": item.metadata["help"], "dest": item.name}
+        if not any(item.default is none for none in (MISSING, None, False)):  # 0 is a default
+            options["help"] += f"; default {item.default}"
+        if item.metadata["adapter"] is not None:
+            options["help"] += f", of an adapter {item.metadata['adapter']}"
+        kind = kind_of(item, settings)
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": kind, "choices": item.metadata["choices"]}
+            options["metavar"] = None if options["choices"] else item.name.split("_")[-1].upper()
+        parser.add_argument(f"--{item.name.replace('_', '-')}", **options)
+
+
+def _settings(args: argparse.Namespace) -> TrainSettings:
+    from prefmix.policies.train import SettingsError
+    from prefmix.policies.train.settings import METHODS, build, resolve_paths
+    from prefmix.server.config.yaml_file import YamlError, read_yaml
+
+    flags = {name: value for name, value in vars(args).items() if name not in ("method", "config")}
+    cls = METHODS[args.method]
+    values: dict[Any, Any] = {}
+    if "config" in args:
+        try:
+            values = resolve_paths(cls, read_yaml(args.config), args.config.parent)
+        except YamlError as error:
+            raise SettingsError(str(error)) from None
+    return build(cls, {**values, **flags})

@@ -1,0 +1,253 @@
+"""`prefmix weights`: look at and change the profiles of a store file or of a running server.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefmix.server.cli.weights_target import (
+    FileTarget,
+    Precondition,
+    Receipt,
+    ServerTarget,
+    Target,
+    read_profiles,
+)
+from prefmix.weights.store.format import document
+from prefmix.weights.store.profiles import ProfileSet
+from prefmix.weights.store.text_tables import difference_table, history_table, profile_table
+
+TOKEN_VARIABLE = "PREFMIX_ADMIN_TOKEN"
+
+EPILOG = f"""\
+Every command works on a file (--weights-store PATH) or on a running server (--url URL). A server
+wants its admin token: --token-file FILE, the environment variable {TOKEN_VARIABLE}, or --token
+TOKEN, which other users of this machine can see. POLICY=NUMBER are ratios, divided by their sum.
+For example: prefmix weights set careful helpful=1 harmless=3 --weights-store weights.json"""
+
+
+class UsageError(ValueError):
+    """The command line does not say enough, or says too much."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the subcommands of `prefmix weights` and their flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def command(
+        name: str, action: Callable[[argparse.Namespace], int], summary: str, *, changes: bool
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=f"{summary}.", allow_abbrev=False)
+        sub.set_defaults(run_action=action)
+        _add_target(sub)
+        if changes:
+            _add_guard(sub)
+        return sub
+
+    sub = command("show", _show, "print the profiles in force", changes=False)
+    sub.add_argument("--json", action="store_true", help="print the store's document")
+    sub = command("set", _set, "add or replace a profile", changes=True)
+    sub.add_argument("name", metavar="PROFILE")
+    sub.add_argument("pairs", metavar="POLICY=NUMBER", nargs="+")
+    sub = command("delete", _delete, "remove a profile", changes=True)
+    sub.add_argument("name", metavar="PROFILE")
+    sub = command(
+        "default", _default, "choose the profile of requests that name none", changes=True
+    )
+    sub.add_argument("name", metavar="PROFILE")
+    command("history", _history, "list the versions that are kept", changes=False)
+    sub = command("rollback", _rollback, "return to an earlier version's content", changes=True)
+    sub.add_argument("version", metavar="VERSION", nargs="?", type=int, help="default: the last")
+    sub = command("diff", _diff, "show what changed between two versions", changes=False)
+    sub.add_argument("old", metavar="OLD", nargs="?", type=int, help="default: the one before NEW")
+    sub.add_argument("new", metavar="NEW", nargs="?", type=int, help="default: the present one")
+    sub = command("validate", _validate, "check a file in the store's format", changes=False)
+    sub.add_argument("file", metavar="FILE", type=Path)
+    sub = command(
+        "apply", _apply, "merge the profiles of a file, as 'prefmix fit' writes it", changes=True
+    )
+    sub.add_argument("file", metavar="FILE", type=Path)
+    sub.add_argument(
+        "--replace",
+        action="store_true",
+        help="drop the profiles the file does not have, and take its default",
+    )
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--weights-store", type=Path, metavar="PATH", help="the store file")
+    add("--url", help="a running server, such as http://127.0.0.1:8000")
+    add("--token-file", type=Path, metavar="FILE", help="a file that holds the admin token")
+    add("--token", help=f"the admin token; better in a file or in {TOKEN_VARIABLE}")
+
+
+def _add_guard(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--if-match",
+        metavar="VERSION",
+        help="the version or sha256 last seen: refuse if another is in force",
+    )
+    add("--dry-run", action="store_true", help="check everything and change nothing")
+
+
+def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
+    """Does one action; returns the exit code."""
+    try:
+        if passthrough:
+            raise UsageError("prefmix weights takes nothing after '--'")
+        code: int = args.run_action(args)
+    except UsageError as error:
+        return _fail(error, code=2)
+    except ValueError as error:  # the store's, the profiles' and the server's refusals
+        return _fail(error, code=1)
+    return code
+
+
+def _fail(error: ValueError, *, code: int) -> int:
+    print(f"prefmix: error: {error}", file=sys.stderr)
+    return code
+
+
+def _target(args: argparse.Namespace) -> Target:
+    if (args.weights_store is None) == (args.url is None):
+        raise UsageError("give either --weights-store PATH or --url URL")
+    if args.weights_store is not None:
+        if args.token is not None or args.token_file is not None:
+            raise UsageError("a token belongs to --url; a store file needs none")
+        return FileTarget(args.weights_store)
+    return ServerTarget(args.url, _token(args))
+
+
+def _token(args: argparse.Namespace) -> str:
+    if args.token is not None and args.token_file is not None:
+        raise UsageError("give either --token or --token-file")
+    token = args.token or os.environ.get(TOKEN_VARIABLE, "")
+    if args.token_file is not None:
+        try:
+            token = args.token_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise UsageError(f"cannot read the token file {args.token_file}: {reason}") from None
+    token = token.strip()
+    if not token:
+        raise UsageError(
+            f"--url needs the server's admin token: set {TOKEN_VARIABLE} or give --token-file FILE"
+        )
+    if not (token.isascii() and token.isprintable()):
+        raise UsageError("the admin token has characters that no HTTP header can carry")
+    return token
+
+
+def _guard(args: argparse.Namespace) -> Precondition:
+    return Precondition(expected=args.if_match, dry_run=args.dry_run)
+
+
+def _show(args: argparse.Namespace) -> int:
+    target = _target(args)
+    profiles = target.read()
+    if args.json:
+        print(json.dumps({**document(profiles), "sha256": profiles.sha256}, indent=2))
+        return 0
+    _print_profiles(profiles, where=target.name)
+    return 0
+
+
+def _set(args: argparse.Namespace) -> int:
+    preferences = _preferences(args.pairs)
+    return _report(_target(args).set_profile(args.name, preferences, _guard(args)), args)
+
+
+def _delete(args: argparse.Namespace) -> int:
+    return _report(_target(args).delete_profile(args.name, _guard(args)), args)
+
+
+def _default(args: argparse.Namespace) -> int:
+    return _report(_target(args).set_default(args.name, _guard(args)), args)
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    return _report(_target(args).rollback(args.version, _guard(args)), args)
+
+
+def _apply(args: argparse.Namespace) -> int:
+    return _report(_target(args).apply(args.file, _guard(args), replace=args.replace), args)
+
+
+def _history(args: argparse.Namespace) -> int:
+    print(history_table(_target(args).history()))
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    versions = {entry.version: entry for entry in _target(args).history()}
+    new = max(versions) if args.new is None else args.new
+    older = [number for number in versions if number < new]
+    old = args.old if args.old is not None else max(older, default=new)
+    for number in (old, new):
+        if number not in versions:
+            kept = ", ".join(map(str, versions))
+            raise ValueError(f"version {number} is not kept; kept are: {kept}")
+    print(difference_table(versions[old], versions[new]) or f"versions {old} and {new} are equal")
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    profiles = read_profiles(args.file)
+    where = "in the store's format"
+    if args.weights_store is not None or args.url is not None:
+        target = _target(args)
+        target.apply(args.file, Precondition(dry_run=True), replace=False)
+        where = f"and fits {target.name}"
+    _print_profiles(profiles, where=str(args.file))
+    print(f"\n{args.file} is valid {where}")
+    return 0
+
+
+def _print_profiles(profiles: ProfileSet, *, where: str) -> None:
+    print(f"{where}, version {profiles.version}, sha256 {profiles.sha256[:12]}\n")
+    print(profile_table(profiles))
+    print("\n* the default")
+
+
+def _preferences(pairs: Sequence[str]) -> dict[str, float]:
+    preferences: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, number = pair.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = None
+        if not (name and equals) or value is None:
+            raise UsageError(f"{pair!r} is not POLICY=NUMBER, such as helpful=0.5")
+        if name in preferences:
+            raise UsageError(f"{name!r} is given twice; one number for each policy")
+        preferences[name] = value
+    return preferences
+
+
+def _report(receipt: Receipt, args: argparse.Namespace) -> int:
+    digest = f"sha256 {receipt.sha256[:12]}"
+    if not receipt.is_changed:
+        print(f"unchanged: version {receipt.version}, {digest}")
+    elif args.dry_run:
+        print(f"valid: would become version {receipt.version}, {digest}; nothing was changed")
+    elif receipt.previous_version is None:
+        print(f"created: version {receipt.version}, {digest}")
+    else:
+        print(f"version {receipt.previous_version} -> {receipt.version}, {digest}")
+    if receipt.set_aside is not None:
+        verb = "would be" if args.dry_run else "is"
+        print(f"the store file could not be read; what it held {verb} kept as {receipt.set_aside}")
+    return 0

@@ -1,0 +1,1 @@
+"""The configuration file and flags as checked values, and the settings shared by processes."""

@@ -1,0 +1,1 @@
+"""The mixing console: its routes, and its page in `page/`."""

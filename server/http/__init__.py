@@ -1,0 +1,1 @@
+"""OpenAI-shaped errors, route class, headers and the OpenAPI page."""

@@ -1,0 +1,177 @@
+"""Every refusal this server sends, in OpenAI's shape: {"error": {message, type, param, code}}.
+
+  RequestError            a request that cannot be served; 400 unless it says otherwise
+  └── UnknownModelError   404, the model does not exist
+
+`type` and `code` use vLLM's words (BadRequestError, NotFoundError; code is the HTTP status), so
+that a client sees one vocabulary whichever layer refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+_TYPES = {
+    HTTPStatus.BAD_REQUEST: "BadRequestError",
+    HTTPStatus.UNAUTHORIZED: "AuthenticationError",
+    HTTPStatus.NOT_FOUND: "NotFoundError",
+    HTTPStatus.METHOD_NOT_ALLOWED: "MethodNotAllowedError",
+    HTTPStatus.REQUEST_TIMEOUT: "RequestTimeoutError",
+    HTTPStatus.CONFLICT: "ConflictError",
+    HTTPStatus.PRECONDITION_FAILED: "PreconditionFailedError",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "RequestTooLargeError",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "InternalServerError",
+    HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableError",
+    HTTPStatus.GATEWAY_TIMEOUT: "GatewayTimeoutError",
+    HTTPStatus.INSUFFICIENT_STORAGE: "InsufficientStorageError",
+}
+
+_MAX_VALUE_CHARS = 80
+_MAX_REASONS = 3
+
+
+class RequestError(ValueError):
+    """A request that cannot be served: what was wrong, what came, what is allowed."""
+
+    status = HTTPStatus.BAD_REQUEST
+
+    def __init__(
+        self, message: str, *, param: str | None = None, reason: str | None = None
+    ) -> None:
+        """Args:
+        message: one sentence.
+        param: the field it is about.
+        reason: if it is about the weights: one of prefmix.server.telemetry.metrics.REASONS.
+        """
+        super().__init__(message)
+        self.param = param
+        self.reason = reason
+
+    def response(self) -> JSONResponse:
+        """The answer to send."""
+        return error_response(str(self), status=self.status, param=self.param)
+
+
+class UnknownModelError(RequestError):
+    """The `model` of a request is not served here."""
+
+    status = HTTPStatus.NOT_FOUND
+
+
+def error_body(message: str, *, status: HTTPStatus, param: str | None = None) -> dict[str, Any]:
+    """The JSON body of a refusal."""
+    kind = _TYPES.get(status, status.phrase)
+    param = None if param is None else _in_utf8(param)
+    message = _in_utf8(message)
+    return {"error": {"message": message, "type": kind, "param": param, "code": status.value}}
+
+
+def error_response(message: str, *, status: HTTPStatus, param: str | None = None) -> JSONResponse:
+    """A refusal as a response."""
+    return JSONResponse(error_body(message, status=status, param=param), status_code=status)
+
+
+async def http_exception(request: Request, error: Exception) -> JSONResponse:
+    """404 and 405 in OpenAI's shape, for an application's exception handlers."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    message = error.detail
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+        message = f"{request.method} {request.url.path} is not served here"
+    response = error_response(message, status=status)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def validation_response(error: RequestValidationError) -> JSONResponse:
+    """A 400 for a body that did not parse or validate: one sentence, no dump of pydantic's."""
+    message, param = describe_validation(error.errors())
+    return error_response(message, status=HTTPStatus.BAD_REQUEST, param=param)
+
+
+def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
+    """Turns pydantic's list of errors into one sentence and the field it is about.
+
+    Only the first offending field is described; a union type reports one error for each of its
+    branches, which become one "expected ... or ..." here.
+    """
+    if not errors:
+        return "the request body is not valid", None
+    first = errors[0]
+    if not isinstance(first, dict):
+        return one_line(str(first)), None
+    kind = first.get("type")
+    if kind == "json_invalid":
+        reason = one_line(str(first.get("ctx", {}).get("error", "not JSON")))
+        position = first.get("loc", ("body", 0))[-1]
+        return f"the request body is not valid JSON: {reason} at character {position}", None
+
+    cause = first.get("ctx", {}).get("error") if isinstance(first.get("ctx"), dict) else None
+    if isinstance(cause, Exception):
+        # vLLM's own checks raise an error that knows its field.
+        param = getattr(cause, "parameter", None) or _field(first)
+        return one_line(_plain_message(cause)), param
+
+    param = _field(first)
+    if param is None:
+        return "the request body is not a JSON object", None
+    if kind == "missing":
+        return f"{param} is missing", param
+    about_it = (error for error in errors if isinstance(error, dict) and _field(error) == param)
+    reasons = dict.fromkeys(_expectation(error) for error in about_it)
+    expected = ", or ".join(list(reasons)[:_MAX_REASONS])
+    return f"{param} is {short_repr(_input(errors, param, first))}; {expected}", param
+
+
+def short_repr(value: object) -> str:
+    """`value` as Python writes it, cut to a length fit for a message."""
+    if isinstance(value, (dict, list, tuple)) and len(value) > 10:
+        return f"a {'JSON object' if isinstance(value, dict) else 'list'} of {len(value)} items"
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= _MAX_VALUE_CHARS else text[:_MAX_VALUE_CHARS] + "..."
+
+
+def _field(error: dict[str, Any]) -> str | None:
+    """The top-level body field an error is about; None for the body itself."""
+    names = [part for part in error.get("loc", ()) if part not in ("body", "query", "path")]
+    # Wrapping validators appear in the location as function-wrap[...].
+    names = [name for name in names if not (isinstance(name, str) and "[" in name)]
+    return str(names[0]) if names else None
+
+
+def _input(errors: Sequence[Any], param: str, first: dict[str, Any]) -> object:
+    """What came for the whole field where that is known, else the offending part of it."""
+    for error in errors:
+        loc = error.get("loc", ()) if isinstance(error, dict) else ()
+        if loc and str(loc[-1]) == param:
+            return error.get("input")
+    return first.get("input")
+
+
+def _expectation(error: dict[str, Any]) -> str:
+    message = one_line(str(error.get("msg", "not valid")))
+    return message.removeprefix("Input ").replace("should be", "expected", 1)
+
+
+def _plain_message(error: Exception) -> str:
+    return str(error.args[0]) if error.args else str(error)
+
+
+def _in_utf8(text: str) -> str:
+    # JSON can name half a surrogate pair, which no UTF-8 can carry back.
+    return text.encode(errors="backslashreplace").decode()
+
+
+def one_line(text: str) -> str:
+    """`text` with every run of blanks and line ends made one blank."""
+    return " ".join(text.split())

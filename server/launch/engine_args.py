@@ -1,0 +1,158 @@
+"""vLLM's arguments: what the user passed through, with the mixture put in.
+
+The user's flags are read by vLLM's own parser; what belongs to prefmix is then set on the result,
+so no spelling or abbreviation of an owned flag can slip past.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from prefmix.mixing.spec import MixtureSpec, hf_overrides
+from prefmix.server.config.errors import CommandError
+from prefmix.server.config.serve_config import ServeConfig
+from prefmix.server.launch.safety import check_cross_origin, safe_load_format
+
+_OWNED = {
+    "model_tag": "the policies are given with --policy NAME=MODEL or policies: in the file",
+    "model": "the policies are given with --policy NAME=MODEL or policies: in the file",
+    "revision": "a policy's revision is given as {model: ..., revision: ...} in the file",
+    "served_model_name": "use --name before '--', or name: in the file",
+    "host": "use --host before '--', or host: in the file",
+    "port": "use --port before '--', or port: in the file",
+    "shutdown_timeout": "use --drain-timeout before '--', or drain_timeout: in the file",
+    "max_num_queued_reqs": "use --max-waiting before '--', or max_waiting: in the file",
+    "config": "put vLLM's flags under engine: in the prefmix file",
+}
+_REFUSED = {
+    "grpc": "requests over gRPC could not name their weights",
+    "grpc_port": "requests over gRPC could not name their weights",
+    "data_parallel_multi_port_external_lb": (
+        "its servers would be started without prefmix; start one 'prefmix serve' per rank with "
+        "--data-parallel-rank"
+    ),
+}
+_UNSET = object()
+
+
+class _Parser(FlexibleArgumentParser):
+    """vLLM's parser, raising one sentence instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            word = message.removeprefix(prefix).split("=")[0].split()[0]
+            close = difflib.get_close_matches(word, flags, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            message = f"unknown flag {word}{hint}"
+        raise CommandError(f"vLLM's flags: {message}", exit_code=2)
+
+
+def engine_tokens(engine: Mapping[str, Any]) -> list[str]:
+    """The file's `engine:` mapping as command-line words; keys in snake or kebab case.
+
+    Raises: CommandError for a key or value that no flag can carry.
+    """
+    words: list[str] = []
+    for key, value in engine.items():
+        if not isinstance(key, str) or not key.strip("-"):
+            raise CommandError(f"engine: the key {key!r} is no vLLM flag", exit_code=2)
+        flag = key.strip("-").replace("_", "-")
+        if value is None:
+            raise CommandError(
+                f"engine.{key} is empty; give it a value, true or false", exit_code=2
+            )
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            words += [f"--{flag}", *(str(item) for item in value)]
+        elif isinstance(value, dict):
+            words.append(f"--{flag}={json.dumps(value)}")
+        else:
+            words.append(f"--{flag}={value}")
+    return words
+
+
+def build_arguments(
+    config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]
+) -> Namespace:
+    """Parses the user's vLLM flags and adds the mixture.
+
+    Args:
+      config: what to serve; its `engine` flags come first, so `passthrough` overrides them.
+      spec: the mixture.
+      passthrough: the words after `--`.
+    Returns: what vLLM's own `serve` command runs on.
+    Raises: CommandError for an unknown flag, a bad value or a flag that prefmix owns.
+    """
+    args = _parse([*engine_tokens(config.engine), *passthrough])
+    first = spec.checkpoints[0]
+    args.model_tag = None
+    args.model = first.model
+    args.revision = first.revision
+    args.served_model_name = [config.name]
+    args.host = config.host
+    args.port = config.port
+    args.shutdown_timeout = config.limits().shutdown_timeout
+    args.config = None
+    args.hf_overrides = _hf_overrides(args.hf_overrides, spec)
+    try:
+        validate_parsed_serve_args(args)
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"vLLM's flags: {error}", exit_code=2) from None
+    args.enable_offline_docs &= not args.disable_fastapi_docs
+    check_cross_origin(args)
+    if not config.allow_unsafe_weights:
+        args.load_format = safe_load_format(args.load_format)
+    return args
+
+
+def _parse(words: list[str]) -> Namespace:
+    parser = _Parser(prog="prefmix serve --")
+    make_arg_parser(parser)
+    # Progress bars, uvicorn's start-up lines and its access log are for those who ask for them.
+    parser.set_defaults(uvicorn_log_level="warning", use_tqdm_on_load=False)
+    # The scripts of /docs from this server, not from a public host.
+    parser.set_defaults(enable_offline_docs=True)
+    defaults = {name: parser.get_default(name) for name in _OWNED}
+    if any(word == "--config" or word.startswith("--config=") for word in words):
+        raise CommandError(f"vLLM's flag --config: {_OWNED['config']}", exit_code=2)
+    # A name already in the namespace is left alone by argparse unless its flag appears.
+    args: Namespace = parser.parse_args(words, Namespace(**dict.fromkeys(_OWNED, _UNSET)))
+    for name, remedy in _OWNED.items():
+        # A positional argument that is absent comes as None.
+        if getattr(args, name) not in (_UNSET, None):
+            what = repr(args.model_tag) if name == "model_tag" else _flag(name)
+            raise CommandError(f"vLLM's argument {what} is not accepted: {remedy}", exit_code=2)
+        setattr(args, name, defaults[name])
+    for name, reason in _REFUSED.items():
+        if getattr(args, name, None):
+            raise CommandError(f"vLLM's flag {_flag(name)} is not accepted: {reason}", exit_code=2)
+    return args
+
+
+def _hf_overrides(given: object, spec: MixtureSpec) -> dict[str, Any]:
+    """The user's overrides of the first policy's config, plus the two that make the mixture."""
+    if not isinstance(given, dict):
+        raise CommandError("vLLM's flag --hf-overrides: expected a JSON object", exit_code=2)
+    ours = hf_overrides(spec)
+    taken = ours.keys() & given.keys()
+    if taken:
+        raise CommandError(
+            f"vLLM's flag --hf-overrides sets {min(taken)!r}, which prefmix sets itself; "
+            "leave that key out",
+            exit_code=2,
+        )
+    return {**given, **ours}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,106 @@
+"""The environment variables vLLM is started with: defaults for what the user left unset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, MutableMapping
+from importlib.metadata import EntryPoint, entry_points
+
+from prefmix.server.config.errors import CommandError
+from prefmix.server.http.keep_alive import KEEP_ALIVE_S
+
+PLUGIN = "prefmix"
+LOG_LEVEL = "PREFMIX_LOG_LEVEL"
+LOG_LEVELS = ("warning", "info", "debug")
+
+_GENERAL_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.platform_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.stat_logger_plugins",
+)
+_OWN_ENTRY_POINTS = ("vllm.general_plugins", "vllm.endpoint_plugins")
+
+
+def log_level(environ: MutableMapping[str, str] = os.environ) -> str:
+    """The level asked for in PREFMIX_LOG_LEVEL; `warning` unless set.
+
+    Raises: CommandError for an unknown level.
+    """
+    level = environ.get(LOG_LEVEL, "warning").lower()
+    if level not in LOG_LEVELS:
+        raise CommandError(
+            f"{LOG_LEVEL} is {level!r}; allowed: {', '.join(LOG_LEVELS)}", exit_code=2
+        )
+    return level
+
+
+def set_logging(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Keeps vLLM's log on stderr and to warnings by default. Call before importing vLLM."""
+    environ.setdefault("VLLM_LOGGING_LEVEL", log_level(environ).upper())
+    environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+
+
+def set_keep_alive(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Keeps connections open between requests for KEEP_ALIVE_S; vLLM's default is 5 s."""
+    environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEP_ALIVE_S))
+
+
+def set_no_telemetry(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Keeps vLLM and the hub's client from reporting to their makers what is run here."""
+    environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def set_plugins(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Names this package in VLLM_PLUGINS, without switching off what would load otherwise.
+
+    vLLM loads an endpoint plugin only if the variable names it, and once the variable is set it
+    loads no other plugin that is not named. So an unset variable becomes the list of everything
+    that would have loaded.
+    """
+    given = environ.get("VLLM_PLUGINS")
+    names = _installed_plugins() if given is None else given.split(",")
+    environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*filter(None, names), PLUGIN]))
+
+
+def check_entry_points() -> None:
+    """Checks that vLLM will find both plugins, and that both can be imported.
+
+    Raises: CommandError naming the group and the cause.
+    """
+    for group in _OWN_ENTRY_POINTS:
+        point = next(_named(entry_points(group=group)), None)
+        if point is None:
+            raise CommandError(
+                f"vLLM would not find this package: it declares no {PLUGIN!r} in the entry point "
+                f"group {group}; install it with 'pip install .' (or -e .) first"
+            )
+        try:
+            point.load()
+        except Exception as error:  # whatever the import raises is the message
+            raise CommandError(f"the plugin {point.value} cannot be imported: {error}") from error
+
+
+def set_cpu_defaults(environ: MutableMapping[str, str], *, kv_cache_bytes: int | None) -> list[str]:
+    """Sets what the CPU backend needs to start well; returns a line for each thing worth saying.
+
+    Args:
+      environ: the environment to change.
+      kv_cache_bytes: `--kv-cache-memory-bytes`, None if not given.
+    """
+    # Ahead-of-time artifacts are written but never load again on CPU, so they only cost time.
+    environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+    if kv_cache_bytes is not None or "VLLM_CPU_KVCACHE_SPACE" in environ:
+        return []
+    # Without a size vLLM wants 92 % of the machine's memory and refuses to start if less is free.
+    environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    return ["on CPU the KV cache takes 1 GiB; VLLM_CPU_KVCACHE_SPACE=N (GiB) changes that"]
+
+
+def _installed_plugins() -> list[str]:
+    return [point.name for group in _GENERAL_GROUPS for point in entry_points(group=group)]
+
+
+def _named(points: Iterable[EntryPoint]) -> Iterator[EntryPoint]:
+    return (point for point in points if point.name == PLUGIN)

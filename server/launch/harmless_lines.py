@@ -1,0 +1,51 @@
+"""Lines that vLLM and its libraries print at every start or end and that ask nothing of the user.
+
+They are dropped at the default log level; PREFMIX_LOG_LEVEL=info shows everything. A line is listed
+here only if it is known to be harmless for a mixture.
+"""
+
+from __future__ import annotations
+
+import re
+
+_HARMLESS = (
+    # The CPU wheel has no Triton backend, and the mixture needs none there.
+    "Triton is installed, but doesn't include CPU backend",
+    "Triton is not installed. triton-cpu is expected",
+    "Model Runner V2 requires Triton",
+    # Restates flags that the user gave or that a backend without compilation implies.
+    "Enforce eager set, disabling",
+    "Inductor compilation was disabled by user settings",
+    "Reset SSM cache type",
+    # Our own scheduler, named to vLLM by our own plugin.
+    "Using custom scheduler class prefmix.mixing.",
+    # The machine's set-up, reported once per process.
+    "Found ulimit of",
+    "Warning: NUMA binding",
+    "is not found in LD_PRELOAD",
+    # An ordered end: vLLM ends its workers at once unless --shutdown-timeout is given.
+    "[shutdown]",
+    # Reference counts of Triton's C++ bindings when the interpreter is taken down.
+    "nanobind: ",
+    "nanobind.readthedocs.io",
+)
+_LEAK = re.compile(r" - (leaked (instance|type|function)|\.\.\. skipped remainder)")
+# "/…/site-packages/vllm/file.py:138: FutureWarning: …", followed by an indented source line.
+_LIBRARY_WARNING = re.compile(r"\S*/site-packages/\S+\.py:\d+: \w*Warning: ")
+
+
+class HarmlessLineFilter:
+    """Recognises harmless lines; keeps one line of memory for warnings of two lines."""
+
+    def __init__(self) -> None:
+        self._source_line_follows = False
+
+    def is_harmless(self, line: str) -> bool:
+        """Whether a line asks nothing of the user."""
+        follows, self._source_line_follows = self._source_line_follows, False
+        if follows and line.startswith("  "):
+            return True
+        if _LIBRARY_WARNING.match(line):
+            self._source_line_follows = True
+            return True
+        return bool(_LEAK.match(line)) or any(text in line for text in _HARMLESS)

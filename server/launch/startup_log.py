@@ -1,0 +1,151 @@
+"""Keeps the screen readable while the engine starts, and remembers why it did not.
+
+vLLM's processes report a failed start as several tracebacks, one per process. While `StartupLog` is
+open, what they and this process write to stderr passes through here: tracebacks are held back and
+their exception is remembered, until `release` says that the server runs. Harmless lines (`noise`)
+are dropped throughout; everything else goes on unchanged.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import re
+import sys
+import threading
+from types import TracebackType
+from typing import Self
+
+from prefmix.server.launch.harmless_lines import HarmlessLineFilter
+
+OWN_PREFIX = "prefmix: "
+"""How every line of the launcher itself begins."""
+
+# "(EngineCore pid=12) ERROR 11-20 11:05:02 [core.py:1510] text", or a plain line.
+_LOG_LINE = re.compile(
+    r"(?:\((?P<process>[^)]*\bpid=\d+)\) )?(?:[A-Z]+ \S+ \S+ \[[^\]]*\] )?(?P<text>.*)"
+)
+_EXCEPTION = re.compile(r"(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
+_CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
+_ANNOUNCEMENT = re.compile(
+    r"(EngineCore|WorkerProc) failed to start\.|Process [\w-]+:$|Worker proc \S+ died unexpectedly"
+)
+# These only say that another process failed.
+_SECONDARY = ("KeyboardInterrupt", "SystemExit", "Engine core init", "WorkerProc init")
+
+
+class TracebackFilter:
+    """Sorts lines: returns those to show, keeps the cause of the first traceback."""
+
+    def __init__(self) -> None:
+        self.cause: str | None = None
+        """What the first failing process raised, as `Type: message`; None if nothing failed."""
+        self._inside: set[str] = set()
+        self._decided = False
+
+    def show(self, line: str) -> bool:
+        """Whether a line is to be shown; tracebacks are not."""
+        match = _LOG_LINE.match(line)
+        assert match is not None, "the pattern matches every line"
+        process, text = match["process"] or "", match["text"].rstrip("\r\n")
+        if text.startswith("Traceback (most recent call last):"):
+            self._inside.add(process)
+            return False
+        if _ANNOUNCEMENT.match(text):
+            return False
+        if text.startswith(_CHAINED):
+            self._inside.add(process)
+            self._decided = False
+            return False
+        if process not in self._inside:
+            return bool(text) or not self._inside
+        if text and not text[0].isspace() and (found := _EXCEPTION.match(text)):
+            self._inside.discard(process)
+            self._remember(found)
+        return False
+
+    def _remember(self, found: re.Match[str]) -> None:
+        name = found["type"].rpartition(".")[2]
+        sentence = f"{name}: {found['message']}" if found["message"] else name
+        if not self._decided and not sentence.removeprefix("RuntimeError: ").startswith(_SECONDARY):
+            self.cause = sentence
+            self._decided = True
+
+
+class StartupLog:
+    """Puts a pipe in front of stderr, for this process and all it starts."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._filter = TracebackFilter()
+        self._noise = HarmlessLineFilter()
+        self._released = threading.Event()
+        self._muted = threading.Event()
+        self._stderr = -1
+        self._reader: threading.Thread | None = None
+
+    @property
+    def cause(self) -> str | None:
+        """What the first failing process raised; None if nothing is known."""
+        return self._filter.cause
+
+    def __enter__(self) -> Self:
+        """Starts filtering."""
+        if self._enabled:
+            # Runs last of all: what C++ libraries say while they are unloaded is noise.
+            atexit.register(_silence_stderr)
+            sys.stderr.flush()
+            self._stderr = os.dup(2)
+            read_end, write_end = os.pipe()
+            os.dup2(write_end, 2)
+            os.close(write_end)
+            self._reader = threading.Thread(target=self._pump, args=(read_end,), daemon=True)
+            self._reader.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Gives stderr back."""
+        self.close()
+
+    def close(self) -> None:
+        """Gives stderr back and waits for what was written last."""
+        if self._reader is not None:
+            sys.stderr.flush()
+            os.dup2(self._stderr, 2)
+            # A process that outlives this one would hold the pipe open: do not wait for it.
+            self._reader.join(timeout=2)
+
+    def release(self) -> None:
+        """Shows everything from now on: the server runs, so a traceback is news."""
+        self._released.set()
+
+    def mute(self) -> None:
+        """Shows only our own lines from now on: an end that was asked for has no other news."""
+        self._muted.set()
+
+    def _shows(self, text: str) -> bool:
+        if self._muted.is_set():
+            return text.startswith(OWN_PREFIX)
+        shown = self._filter.show(text) or self._released.is_set()
+        return shown and not self._noise.is_harmless(text)
+
+    def _pump(self, read_end: int) -> None:
+        with os.fdopen(read_end, "rb") as stream, contextlib.suppress(OSError):
+            for line in stream:
+                if self._shows(line.decode(errors="replace")):
+                    # A log that takes no more must not stop those who write to it.
+                    with contextlib.suppress(OSError):
+                        os.write(self._stderr, line)
+
+
+def _silence_stderr() -> None:
+    sys.stderr.flush()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)

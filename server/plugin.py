@@ -1,0 +1,229 @@
+"""vLLM's endpoint plugin: puts this server's routes in place of vLLM's, and nothing beside them.
+
+vLLM serves more routes than carry weights: /invocations, /v1/messages, batch chat and others would
+answer with the default mixture, or without the API key. So only an allowlist is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.metadata
+import sys
+from argparse import Namespace
+from collections.abc import Coroutine
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import State
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
+
+from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec
+from prefmix.server.admin import routes as admin_routes
+from prefmix.server.admin.listener import admin_app, listen, serve_admin
+from prefmix.server.admin.live_weights import LiveWeights
+from prefmix.server.admin.store_watch import watch
+from prefmix.server.api import docs_page, generate, models
+from prefmix.server.api.state import STATE_KEY, MixtureState
+from prefmix.server.auth import failed_logins
+from prefmix.server.auth.access_levels import LEVELS, check_levels, path_of
+from prefmix.server.auth.admin_tokens import admin_tokens
+from prefmix.server.auth.api_keys import api_keys, as_tokens
+from prefmix.server.auth.middleware import AccessMiddleware
+from prefmix.server.auth.tokens import Tokens
+from prefmix.server.config.limits import LIMITS_ATTRIBUTE, Limits
+from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
+from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
+from prefmix.server.console import routes as console_routes
+from prefmix.server.http.errors import http_exception
+from prefmix.server.http.openapi import describe_refusals
+from prefmix.server.telemetry import audit_log, failed_policies, request_log
+from prefmix.server.telemetry.engine_statistics import EngineStatistics
+from prefmix.server.telemetry.metrics import MixtureMetrics
+from prefmix.server.traffic import readiness
+from prefmix.server.traffic.middleware import TEXT_PATHS
+from prefmix.server.traffic.setup import TrafficSetup
+from prefmix.weights.store.profiles import CurrentProfiles, ProfileSet, build_profile_set
+
+PROFILES_ATTRIBUTE = "prefmix_profiles"
+"""Where `prefmix serve` leaves the ProfileSet on vLLM's parsed arguments."""
+
+OWN_ROUTES = (
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/mixture"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+)
+"""Routes that must be this package's, not vLLM's: they resolve weights or model names."""
+
+
+class PrefmixEndpoints:
+    """Factory and plugin for vLLM's `vllm.endpoint_plugins` group."""
+
+    name = "prefmix"
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        self._app: FastAPI | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Drops vLLM's other routes and adds ours; vLLM then replaces its equals by them."""
+        app.title = "prefmix"
+        app.version = importlib.metadata.version("prefmix")
+        describe_refusals(app)
+        keep_allowed_routes(app)
+        app.include_router(generate.router)
+        app.include_router(models.router)
+        app.include_router(readiness.router)
+        app.add_exception_handler(HTTPException, http_exception)
+        self._app = app
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Reads the mixture from the engine's config and opens the routes.
+
+        Raises: RuntimeError if the model served is no mixture or a route is not ours.
+        """
+        assert self._app is not None, "attach_router() comes before init_state()"
+        spec = mixture_spec(engine_client)
+        profiles: ProfileSet | None = getattr(args, PROFILES_ATTRIBUTE, None)
+        if profiles is None:
+            profiles = build_profile_set({}, spec)
+        paths = state.openai_serving_models.base_model_paths
+        live: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
+        bounds = TrafficSetup(
+            engine_client,
+            getattr(args, LIMITS_ATTRIBUTE, Limits()),
+            folder=None if live is None else live.folder,
+            num_processes=args.api_server_count or 1,
+        )
+        observing: TelemetrySettings = getattr(args, TELEMETRY_ATTRIBUTE, TelemetrySettings())
+        statistics = EngineStatistics(
+            engine_client, MixtureMetrics(spec), every=observing.statistics_every
+        )
+        mixture = MixtureState(
+            spec=spec,
+            model_names=tuple(path.name for path in paths),
+            profiles=CurrentProfiles(profiles),
+            statistics=statistics,
+            admission=bounds.admission,
+        )
+        setattr(state, STATE_KEY, mixture)
+        request_log.set_up(observing.request_log)
+        audit_log.set_up()
+        failed_logins.set_up()
+        await statistics.start()
+        failed_policies.set_up()
+        watched = failed_policies.FailedPolicies(engine_client.generate)
+        engine_client.generate = watched.generate
+        self._start(statistics.follow(), "the engine's statistics")
+        # vLLM adds routes of its own after attach_router.
+        keep_allowed_routes(self._app)
+        check_own_routes(self._app)
+        docs_page.attach(self._app)
+        console_routes.attach(self._app, getattr(args, console_routes.CONSOLE_ATTRIBUTE, None))
+        keys = api_keys(args.api_key)
+        self._start(bounds.bound_server(state), "the bound on the connections")
+        self._start(bounds.readiness.follow(), "the watch on the engine")
+        tokens = await self._open_admin(mixture, state, args, keys)
+        check_levels(self._app.router.routes, admin_route=admin_routes.AdminRoute)
+        bounds.surround(self._app)
+        guard(self._app, keys, tokens)
+
+    async def _open_admin(
+        self, mixture: MixtureState, state: State, args: Namespace, keys: list[str]
+    ) -> Tokens:
+        """Starts what may change the profiles: the admin routes, the watch on the store.
+
+        Returns: what opens the admin routes of the main port; nothing if it has none.
+        """
+        assert self._app is not None
+        settings: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
+        if settings is None:  # vLLM's own `serve` with this plugin: the profiles stay as they are
+            return Tokens([])
+        live = LiveWeights(
+            spec=mixture.spec,
+            profiles=mixture.profiles,
+            store=settings.store,
+            folder=settings.folder,
+            num_processes=args.api_server_count or 1,
+        )
+        await live.start()
+        if settings.store is not None:
+            reload = functools.partial(
+                live.reload, who="file-watch", trigger="watch", is_quiet=True
+            )
+            self._start(watch(settings.store, reload), "the watch on the weights store")
+        tokens = admin_tokens(api_keys=keys)
+        if not tokens:
+            return tokens
+        admin_state = admin_routes.AdminState(tokens=tokens, live=live)
+        if settings.admin_port is not None:
+            listener = listen(settings.admin_port)
+            self._start(serve_admin(admin_app(admin_state), listener), "the admin port")
+            return Tokens([])
+        setattr(state, admin_routes.ADMIN_KEY, admin_state)
+        self._app.include_router(admin_routes.router)
+        self._app.openapi_schema = None
+        return tokens
+
+    def _start(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Runs `work` as long as the server; says so if it breaks off."""
+
+        def report(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                print(f"prefmix: {what} has ended: {error}", file=sys.stderr, flush=True)
+
+        task = asyncio.create_task(work)
+        task.add_done_callback(report)
+        self._tasks.append(task)
+
+
+def mixture_spec(engine_client: Any) -> MixtureSpec:
+    """The mixture the engine was started with."""
+    data = getattr(engine_client.vllm_config.model_config.hf_config, CONFIG_KEY, None)
+    if data is None:
+        raise RuntimeError(
+            "the prefmix plugin is active but the model served is no mixture; start it with "
+            "'prefmix serve', or leave prefmix out of VLLM_PLUGINS"
+        )
+    return MixtureSpec.from_dict(data)
+
+
+def guard(app: FastAPI, keys: list[str], tokens: Tokens) -> None:
+    """Puts the check of keys and tokens around everything else, vLLM's own check included.
+
+    vLLM has built the middleware stack by now, so `app.add_middleware` would be refused.
+    """
+    inner = app.middleware_stack or app.build_middleware_stack()
+    app.middleware_stack = AccessMiddleware(inner, keys=as_tokens(keys), admin=tokens)
+
+
+def keep_allowed_routes(app: FastAPI) -> None:
+    """Removes every route that server/auth/access_levels.py does not list; those that make text
+    come first."""
+    routes = [route for route in app.router.routes if path_of(route) in LEVELS]
+    # Each request is compared with one after another, by the router and by vLLM's metrics.
+    app.router.routes[:] = sorted(routes, key=lambda route: path_of(route) not in TEXT_PATHS)
+    app.openapi_schema = None
+
+
+def check_own_routes(app: FastAPI) -> None:
+    """Raises RuntimeError unless each of OWN_ROUTES is answered by this package."""
+    for method, path in OWN_ROUTES:
+        route = _matching_route(app, method, path)
+        module = getattr(getattr(route, "endpoint", None), "__module__", "")
+        if module not in (generate.__name__, models.__name__):
+            raise RuntimeError(
+                f"{method} {path} is answered by {module or 'nothing'}, not by prefmix; "
+                "another plugin has taken it, remove that one from VLLM_PLUGINS"
+            )
+
+
+def _matching_route(app: FastAPI, method: str, path: str) -> BaseRoute | None:
+    scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+    return next((r for r in app.router.routes if r.matches(scope)[0] is Match.FULL), None)

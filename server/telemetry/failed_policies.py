@@ -1,0 +1,85 @@
+"""Requests that a policy has failed: the engine ended them because it computed no numbers.
+
+The engine names the policies in the stop reason (prefmix.mixing.engine.scheduler). Here that
+becomes an error for the client, a metric, and one line of log a minute for each policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from prefmix.mixing import wire
+from prefmix.server.telemetry.metrics import POLICY_FAILURES
+from prefmix.server.telemetry.stderr_logger import to_stderr
+
+LOG_INTERVAL_S = 60.0
+"""A policy that fails every request is reported this often."""
+
+failure: ContextVar[str | None] = ContextVar("failure", default=None)
+"""What has failed in the request that this task answers."""
+
+_LOGGER = logging.getLogger("prefmix.faults")
+
+
+def set_up() -> None:
+    """Sends the lines to stderr, whatever vLLM's log level is."""
+    to_stderr(_LOGGER, logging.Formatter("%(asctime)s prefmix: %(message)s"))
+
+
+class FailedPolicies:
+    """Stands before an engine client's `generate`; one per API process."""
+
+    def __init__(
+        self, generate: Callable[..., Any], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Args:
+        generate: the engine client's own.
+        clock: seconds, from any beginning.
+        """
+        self._generate = generate
+        self._clock = clock
+        self._num_silent: dict[str, int] = {}
+        self._said_at: dict[str, float] = {}
+
+    async def generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """The engine's outputs. Raises: vLLM's GenerationError, an HTTP 500, naming the policy."""
+        from vllm.exceptions import GenerationError
+
+        async with contextlib.aclosing(self._generate(*args, **kwargs)) as outputs:
+            async for output in outputs:
+                for answer in output.outputs:
+                    if answer.stop_reason is None:
+                        continue
+                    failed = wire.failed_policies(answer.stop_reason)
+                    if failed:
+                        self._note(failed)
+                        failure.set(describe(failed))
+                        raise GenerationError(describe(failed))
+                yield output
+
+    def _note(self, policies: Sequence[str]) -> None:
+        now = self._clock()
+        for name in policies:
+            POLICY_FAILURES.labels(name).inc()
+            if now - self._said_at.get(name, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
+                self._num_silent[name] = self._num_silent.get(name, 0) + 1
+                continue
+            self._said_at[name] = now
+            more = self._num_silent.pop(name, 0)
+            since = f" ({more} more requests since this was last said)" if more else ""
+            _LOGGER.error("%s%s", describe(policies), since)
+
+
+def describe(policies: Sequence[str]) -> str:
+    """What happened, in one sentence."""
+    names = ", ".join(repr(name) for name in policies)
+    who = f"policy {names}" if len(policies) == 1 else f"one of the policies {names}"
+    return (
+        f"{who} computed NaN or infinity where the next token's logits should be, so none could be "
+        "drawn; give it weight 0 or change the text, and check its checkpoint"
+    )

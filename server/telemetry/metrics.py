@@ -1,0 +1,260 @@
+"""What Prometheus sees of the mixture, beside vLLM's own metrics. docs/metrics.md lists them all.
+
+With several API processes counters add up over them, and of a gauge the newest value of any
+process counts. Labels only take values from bounded sets: policies, profiles, reasons.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from prefmix.mixing.spec import MixtureSpec
+from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet
+
+NO_PROFILE = "none"
+"""The profile label of a request that was refused before its weights were known."""
+
+OUTCOMES = ("ok", "rejected", "error", "cancelled", "refused", "timeout", "drained")
+REASONS = (
+    "all_zero",
+    "ambiguous",
+    "empty",
+    "negative",
+    "not_a_number",
+    "not_finite",
+    "out_of_range",
+    "sum",
+    "unknown_policy",
+    "unknown_profile",
+    "wrong_length",
+    "wrong_type",
+)
+TRIGGERS = ("admin", "signal", "watch")
+RESULTS = ("ok", "unchanged", "refused")
+SHARED = "shared"
+"""The policy label of parameters that several policies use."""
+
+
+def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+    """A gauge of which the newest value of any API process counts."""
+    return Gauge(name, text, labels, multiprocess_mode="mostrecent")
+
+
+REQUESTS = Counter(
+    "prefmix_requests",
+    "Requests for text by profile and how they ended: ok, rejected (4xx), error (5xx), cancelled "
+    "by the client, refused (503: overloaded or ending), timeout (504), drained (cut by the end of "
+    "the server). Profile custom is weights in the request, none a request refused before.",
+    ["profile", "outcome"],
+)
+REJECTED = Counter(
+    "prefmix_weights_rejected", "Requests refused because of their weights, by reason.", ["reason"]
+)
+POLICY_FAILURES = Counter(
+    "prefmix_policy_failures",
+    "Requests that ended with an error because the policy computed NaN or infinity.",
+    ["policy"],
+)
+AUTH_FAILURES = Counter(
+    "prefmix_auth_failures",
+    "Requests refused for want of a valid credential: key is the API key, admin the admin token.",
+    ["surface"],
+)
+_PROFILE_WEIGHT = gauge(
+    "prefmix_profile_weight",
+    "Weight of each policy in each profile in force.",
+    ["profile", "policy"],
+)
+_DEFAULT_PROFILE = gauge(
+    "prefmix_default_profile", "1 for the profile of requests that name none.", ["profile"]
+)
+_VERSION = gauge("prefmix_weights_version", "Version of the profiles in force.")
+_INFO = gauge(
+    "prefmix_weights_info", "1 for the content hash of the profiles in force.", ["sha256"]
+)
+_SUCCESSFUL = gauge(
+    "prefmix_weights_last_reload_successful",
+    "1 if the last reload of the weights store was successful, 0 if it was refused.",
+)
+_SUCCESS_TIME = gauge(
+    "prefmix_weights_last_reload_success_timestamp_seconds",
+    "When the last successful reload of the weights store was, in Unix time.",
+)
+_RELOADS = Counter(
+    "prefmix_weights_reloads",
+    "Reloads of the weights store by what asked for them and how they ended.",
+    ["trigger", "result"],
+)
+_CHANGES = Counter(
+    "prefmix_weights_changes", "Changes of the profiles over the admin API.", ["result"]
+)
+_TOKEN_WEIGHT = Histogram(
+    "prefmix_token_weight",
+    "Weight of each policy in the drawing of a token, over the measured tokens.",
+    ["policy"],
+    buckets=[step / 10 for step in range(11)],
+)
+_TOKENS = Counter(
+    "prefmix_statistics_tokens",
+    "Generated tokens at which the mixture was measured: all tokens of a sample of steps.",
+)
+_POLICY_TOKENS = Counter(
+    "prefmix_policy_tokens",
+    "Measured tokens of requests that give the policy weight; without, it does not always run.",
+    ["policy"],
+)
+_KL = Counter(
+    "prefmix_kl_nats",
+    "Sum of KL(mixture || policy) over prefmix_policy_tokens_total, in nats.",
+    ["policy"],
+)
+_ENTROPY = Counter(
+    "prefmix_entropy_nats",
+    "Sum of the mixture's entropy over prefmix_statistics_tokens_total, in nats.",
+)
+_AGREEMENT = Counter(
+    "prefmix_agreement_tokens",
+    "Of prefmix_policy_tokens_total those that were the policy's own first choice.",
+    ["policy"],
+)
+_STEP_SECONDS = Counter(
+    "prefmix_step_seconds",
+    "Engine time of the measured steps: forward is all policies' passes, mix LM heads and mixing.",
+    ["part"],
+)
+_STEPS = Counter("prefmix_step_samples", "Engine steps that were measured.")
+_PARAMETER_BYTES = gauge(
+    "prefmix_parameter_bytes",
+    "Bytes of parameters on one rank that only this policy uses; shared: that several use.",
+    ["policy"],
+)
+_KV_BYTES = gauge(
+    "prefmix_kv_bytes_per_token", "Bytes of KV cache on one rank a token and policy.", ["policy"]
+)
+_BUILD = gauge(
+    "prefmix_build_info",
+    "1; which software serves, and how.",
+    ["version", "vllm", "torch", "layout"],
+)
+
+
+class WeightsMetrics:
+    """What is in force, and how changes of it went."""
+
+    def __init__(self, profiles: ProfileSet, member_names: Sequence[str]) -> None:
+        """Args:
+        profiles: what is in force at the start.
+        member_names: in weight order.
+        """
+        self._member_names = member_names
+        self._shown: ProfileSet | None = None
+        for trigger in TRIGGERS:
+            for result in RESULTS:
+                _RELOADS.labels(trigger, result)
+        for result in RESULTS:
+            _CHANGES.labels(result)
+        self.in_force(profiles)
+        _SUCCESSFUL.set(1)
+        _SUCCESS_TIME.set(time.time())
+
+    def in_force(self, profiles: ProfileSet) -> None:
+        """Another set is in force."""
+        before, self._shown = self._shown, profiles
+        if before is not None:
+            for name in before.profiles.keys() - profiles.profiles.keys():
+                _forget(_DEFAULT_PROFILE, name)
+                for policy in self._member_names:
+                    _forget(_PROFILE_WEIGHT, name, policy)
+            if before.sha256 != profiles.sha256:
+                _forget(_INFO, before.sha256)
+        for name, weights_M in profiles.profiles.items():
+            _DEFAULT_PROFILE.labels(name).set(name == profiles.default)
+            for policy, weight in zip(self._member_names, weights_M, strict=True):
+                _PROFILE_WEIGHT.labels(name, policy).set(weight)
+        _expect_requests(profiles.profiles)
+        _VERSION.set(profiles.version)
+        _INFO.labels(profiles.sha256).set(1)
+
+    def reloaded(self, trigger: str, *, changed: bool) -> None:
+        """The store was read, whether or not it had changed."""
+        _RELOADS.labels(trigger, "ok" if changed else "unchanged").inc()
+        _SUCCESSFUL.set(1)
+        _SUCCESS_TIME.set(time.time())
+
+    def reload_refused(self, trigger: str) -> None:
+        """The store was refused; the old profiles still serve."""
+        _RELOADS.labels(trigger, "refused").inc()
+        _SUCCESSFUL.set(0)
+
+    def changed(self, result: str) -> None:
+        """A change over the admin API ended. Args: result: one of RESULTS."""
+        _CHANGES.labels(result).inc()
+
+
+class MixtureMetrics:
+    """What the engine measures and how large it is."""
+
+    def __init__(self, spec: MixtureSpec) -> None:
+        self._names = spec.member_names
+        for reason in REASONS:
+            REJECTED.labels(reason)
+        _expect_requests((CUSTOM_PROFILE, NO_PROFILE))
+        for name in self._names:
+            for each in (_POLICY_TOKENS, _KL, _AGREEMENT, _TOKEN_WEIGHT, POLICY_FAILURES):
+                each.labels(name)
+        for part in ("forward", "mix"):
+            _STEP_SECONDS.labels(part)
+        layout = "full checkpoints" if spec.base is None else "shared trunk"
+        versions = [importlib.metadata.version(package) for package in ("prefmix", "torch")]
+        _BUILD.labels(versions[0], _vllm_version(), versions[1], layout).set(1)
+
+    def sizes(self, sizes: Mapping[str, Sequence[int]]) -> None:
+        """Args: sizes: as MixtureWorker.prefmix_sizes answers."""
+        for name, size in zip((*self._names, SHARED), sizes["parameters"], strict=True):
+            _PARAMETER_BYTES.labels(name).set(size)
+        for name, size in zip(self._names, sizes["kv_per_token"], strict=True):
+            _KV_BYTES.labels(name).set(size)
+
+    def measured(self, sample: Mapping[str, Any]) -> None:
+        """Adds what an engine measured. Args: sample: as MixtureStatisticsCollector.take_sample
+        answers."""
+        _STEPS.inc(sample["steps"])
+        for part, seconds in sample["seconds"].items():
+            _STEP_SECONDS.labels(part).inc(seconds)
+        _TOKENS.inc(sample["tokens"])
+        _ENTROPY.inc(max(sample["entropy"], 0.0))
+        for index, name in enumerate(self._names):
+            _POLICY_TOKENS.labels(name).inc(sample["tokens_by_member"][index])
+            _AGREEMENT.labels(name).inc(sample["agreement"][index])
+            # A KL of equal distributions may come out as -1e-9; counters only rise.
+            _KL.labels(name).inc(max(sample["kl"][index], 0.0))
+        for weights_M, count in sample["weights"]:
+            for name, weight in zip(self._names, weights_M, strict=True):
+                for _ in range(count):
+                    _TOKEN_WEIGHT.labels(name).observe(weight)
+
+
+def _expect_requests(profiles: Iterable[str]) -> None:
+    # Series that exist from the start can be told from series that are missing.
+    for profile in profiles:
+        for outcome in OUTCOMES:
+            REQUESTS.labels(profile, outcome)
+
+
+def _forget(gauge: Gauge, *labels: str) -> None:
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # where series cannot be removed
+        gauge.labels(*labels).set(0)
+    else:
+        gauge.remove(*labels)
+
+
+def _vllm_version() -> str:
+    import vllm
+
+    return str(vllm.__version__)

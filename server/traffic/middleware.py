@@ -1,0 +1,167 @@
+"""What stands between the HTTP server and the application: bounds on what comes in.
+
+Around every route a bound on the body. Around the routes that make text also: refused at once,
+before the body is read, while too many wait or the server is ending; ended at their deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from http import HTTPStatus
+
+from fastapi.responses import JSONResponse
+from starlette._utils import get_route_path
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from prefmix.server.config.limits import Limits
+from prefmix.server.http.errors import RequestError, short_repr
+from prefmix.server.http.headers import header
+from prefmix.server.telemetry.load_metrics import count_refused
+from prefmix.server.telemetry.metrics import NO_PROFILE, REQUESTS
+from prefmix.server.traffic import drain as ending
+from prefmix.server.traffic.admission_control import AdmissionController, OverloadedError
+from prefmix.server.traffic.drain import Drain
+from prefmix.server.traffic.request_body import (
+    BodyTooLargeError,
+    BodyTooSlowError,
+    ClientGoneError,
+    has_body,
+    read_body,
+    replayed,
+)
+from prefmix.server.traffic.request_lifetime import RequestLifetime, Termination
+
+TIMEOUT_HEADER = "x-prefmix-timeout"
+"""Seconds after which a client gives its request up; it cannot lengthen the server's own bound."""
+
+TEXT_PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses"})
+"""Routes whose POST makes text."""
+
+
+class BodyLimit:
+    """ASGI middleware: 413 for a body that is too long, 408 for one that takes too long."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self.app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads the body and passes the request on, or answers."""
+        if scope["type"] != "http" or not has_body(scope):
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await read_body(scope, receive, limit=self._max_body_bytes)
+        except ClientGoneError:
+            return
+        except (BodyTooLargeError, BodyTooSlowError) as error:
+            is_large = isinstance(error, BodyTooLargeError)
+            count_refused("body_too_large" if is_large else "body_too_slow")
+            response = error.response()
+            # A slow client is still sending; one that has sent too much has been heard out.
+            if not is_large:
+                response.headers["Connection"] = "close"
+            await response(scope, receive, send)
+            return
+        await self.app(scope, replayed(body, receive), send)
+
+
+class Intake:
+    """ASGI middleware: admission, drain and deadline of the requests for text."""
+
+    def __init__(
+        self, app: ASGIApp, *, admission: AdmissionController, drain: Drain, limits: Limits
+    ) -> None:
+        """Args: app: with its bodies bounded by `BodyLimit`, inside of this."""
+        self.app = app
+        self._admission = admission
+        self._drain = drain
+        self._timeout_s = limits.request_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or refuses it."""
+        if not _makes_text(scope):
+            await self.app(scope, receive, send)
+            return
+        try:
+            timeout_s = self._check(scope)
+        except RequestError as error:
+            await self._refusal(error)(scope, receive, send)
+            return
+        exchange = RequestLifetime(scope, receive, send)
+        self._drain.enter(exchange)
+        timer = None
+        if timeout_s is not None:
+            timer = asyncio.get_running_loop().call_later(
+                timeout_s, exchange.end, deadline(timeout_s)
+            )
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except Exception:
+            if exchange.cut is None:  # else the application has stumbled over the end
+                raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            await exchange.close()
+            self._drain.leave(exchange)
+
+    def _check(self, scope: Scope) -> float | None:
+        """The seconds the request may take, if it may come in at all. Raises: RequestError."""
+        if self._drain.is_on:
+            raise OverloadedError(ending.MESSAGE, retry_after_s=ending.RETRY_AFTER_S)
+        self._admission.check()
+        return shortest(self._timeout_s, header(scope, TIMEOUT_HEADER.encode()))
+
+    def _refusal(self, error: RequestError) -> JSONResponse:
+        """Counts and answers; an overloaded server does this most of the time."""
+        response = error.response()
+        if not isinstance(error, OverloadedError):
+            REQUESTS.labels(NO_PROFILE, "rejected").inc()
+            return response
+        REQUESTS.labels(NO_PROFILE, "refused").inc()
+        count_refused("draining" if self._drain.is_on else "overloaded")
+        if self._drain.is_on:
+            response.headers["Connection"] = "close"
+        return response
+
+
+def shortest(own_s: float | None, asked: str | None) -> float | None:
+    """The time a request has: the server's bound, or what its client asks for if that is less.
+
+    Args:
+      own_s: the server's, in seconds; None without.
+      asked: the value of TIMEOUT_HEADER; None without.
+    Raises: RequestError if that is no positive number.
+    """
+    if asked is None:
+        return own_s
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise RequestError(
+            f"the header {TIMEOUT_HEADER} is {short_repr(asked)}; expected a number of seconds "
+            "above 0"
+        )
+    return seconds if own_s is None else min(seconds, own_s)
+
+
+def deadline(timeout_s: float) -> Termination:
+    """The end of a request that has taken too long."""
+    return Termination(
+        outcome="timeout",
+        status=HTTPStatus.GATEWAY_TIMEOUT,
+        message=f"the request was not answered within its {timeout_s:g} s; ask for fewer tokens "
+        "(max_tokens), or allow it more time",
+    )
+
+
+def _makes_text(scope: Scope) -> bool:
+    return (
+        scope["type"] == "http"
+        and scope["method"] == "POST"
+        and get_route_path(scope) in TEXT_PATHS
+    )

@@ -1,0 +1,71 @@
+"""Puts the bounds on load around an application: admission, body, deadline, drain, connections."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import State
+
+from prefmix.server.config.limits import LAST_ANSWERS_S, Limits
+from prefmix.server.telemetry.load_metrics import show_max_waiting
+from prefmix.server.traffic import connections
+from prefmix.server.traffic.admission_control import AdmissionController
+from prefmix.server.traffic.drain import Drain
+from prefmix.server.traffic.engine_load import EngineLoad, make_admission, num_engines
+from prefmix.server.traffic.middleware import BodyLimit, Intake
+from prefmix.server.traffic.readiness import READINESS_KEY, Readiness
+from prefmix.server.traffic.shared_counts import SharedCounts
+
+
+class TrafficSetup:
+    """All of one API process. Make it in the event loop."""
+
+    def __init__(
+        self, engine_client: Any, limits: Limits, *, folder: Path | None, num_processes: int
+    ) -> None:
+        """Begins to count, and has the engine's end wait for the requests under way.
+
+        Args:
+          engine_client: vLLM's.
+          limits: as the launcher set them.
+          folder: where the API processes meet; None counts this one alone.
+          num_processes: how many API processes there are.
+        """
+        rank = engine_client.vllm_config.parallel_config._api_process_rank
+        self._limits = limits
+        self._counts = SharedCounts(
+            folder,
+            process=0 if folder is None else max(rank, 0),
+            num_processes=1 if folder is None else num_processes,
+            num_engines=num_engines(engine_client),
+        )
+        self.admission: AdmissionController = make_admission(
+            engine_client, self._counts, max_waiting=limits.max_waiting
+        )
+        show_max_waiting(self.admission.max_waiting)
+        EngineLoad(self._counts, self.admission).attach(engine_client)
+        unfinished = engine_client.output_processor.get_num_unfinished_requests
+        self._drain = Drain(timeout_s=limits.drain_timeout, unfinished=unfinished)
+        self._drain.hold_back(engine_client)
+        self.readiness = Readiness(engine_client, self._counts, self._drain)
+
+    def surround(self, app: FastAPI) -> None:
+        """Puts the bounds around everything that the application has so far."""
+        inner = app.middleware_stack or app.build_middleware_stack()
+        body_limit = BodyLimit(inner, max_body_bytes=self._limits.max_body_bytes)
+        app.middleware_stack = Intake(
+            body_limit, admission=self.admission, drain=self._drain, limits=self._limits
+        )
+        setattr(app.state, READINESS_KEY, self.readiness)
+
+    async def bound_server(self, state: State) -> None:
+        """Waits for the HTTP server to exist, bounds its connections and its end."""
+        while getattr(state, "server", None) is None:
+            await asyncio.sleep(0.01)
+        # vLLM stops the engine first; an answer lost on the way would be awaited for ever.
+        state.server.config.timeout_graceful_shutdown = round(LAST_ANSWERS_S)
+        connections.bound(state.server.config)
+        self._counts.start()

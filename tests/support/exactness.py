@@ -1,0 +1,144 @@
+"""Compares what an engine served with what transformers computes for the same mixture.
+
+A `Job` is one request; `worst_error` runs every member over the tokens that the engine produced and
+mixes them with `prefmix.mixing.reference`, in float64: the largest error of a log-probability, in
+nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from prefmix.mixing import wire
+from prefmix.mixing.reference import mixture_logprobs_reference
+
+TOLERANCE_NATS = 1e-4
+"""float32 engine against float32 transformers; the promise to users is 2e-3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One request: prompt token ids, weights in member order, tokens to generate."""
+
+    prompt: tuple[int, ...]
+    weights: tuple[float, ...]
+    max_tokens: int = 12
+    seed: int = 0
+
+
+def random_jobs(
+    num_jobs: int, *, num_members: int, vocab_size: int, seed: int, longest: int = 150
+) -> list[Job]:
+    """Requests of mixed length and weights: one-hot, with zeros, uniform, and anything between."""
+    rng = np.random.default_rng(seed)
+    shared_prefix = tuple(int(token) for token in rng.integers(2, vocab_size, size=longest // 2))
+    jobs = []
+    for index in range(num_jobs):
+        weights = rng.dirichlet(np.full(num_members, 0.7))
+        if index % 4 == 0:
+            weights = np.eye(num_members)[rng.integers(num_members)]
+        elif index % 4 == 1 and num_members > 1:
+            weights[rng.integers(num_members)] = 0.0
+        length = int(rng.integers(1, longest if index % 3 else 8))
+        own = tuple(int(token) for token in rng.integers(2, vocab_size, size=length))
+        jobs.append(
+            Job(
+                prompt=shared_prefix + own[:20] if index % 5 == 0 else own,
+                weights=tuple(float(weight) for weight in weights / weights.sum()),
+                max_tokens=int(rng.integers(4, 48)),
+                seed=index,
+            )
+        )
+    return jobs
+
+
+def generate(llm: Any, jobs: Sequence[Job], **sampling: Any) -> list[Any]:
+    """All jobs at once through a vLLM `LLM`; sampled at temperature 1 unless told otherwise."""
+    from vllm import SamplingParams
+
+    settings = {"temperature": 1.0, "logprobs": 0, "ignore_eos": True, **sampling}
+    params = [
+        SamplingParams(
+            max_tokens=job.max_tokens,
+            seed=job.seed,
+            extra_args=wire.to_extra_args(job.weights),
+            **settings,
+        )
+        for job in jobs
+    ]
+    prompts = [{"prompt_token_ids": list(job.prompt)} for job in jobs]
+    return llm.generate(prompts, params, use_tqdm=False)
+
+
+class Oracle:
+    """The members of a mixture in plain transformers."""
+
+    def __init__(self, folders: Iterable[Path], *, dtype: torch.dtype = torch.float32) -> None:
+        self.models = [
+            AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation="eager"
+            ).eval()
+            for folder in folders
+        ]
+
+    @torch.no_grad()
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """float32 [T, M, V] raw logits after each of T tokens, cut to the smallest vocabulary."""
+        ids = torch.tensor([list(tokens)])
+        logits = [model(ids).logits[0].float() for model in self.models]
+        common = min(member.shape[-1] for member in logits)
+        return torch.stack([member[:, :common] for member in logits], dim=1)
+
+    def logprobs(self, tokens: Sequence[int], weights: Sequence[float]) -> torch.Tensor:
+        """float64 [T, V] log-probabilities of the mixture after each of T tokens."""
+        weights_TM = torch.tensor([list(weights)] * len(tokens), dtype=torch.float64)
+        return mixture_logprobs_reference(self.logits(tokens), weights_TM)
+
+    def errors(self, job: Job, tokens: Sequence[int], logprobs: Sequence[float]) -> np.ndarray:
+        """Served minus true log-probability of each generated token, in nats."""
+        expected = self.logprobs((*job.prompt, *tokens), job.weights)
+        first = len(job.prompt) - 1
+        truth = [expected[first + step, token].item() for step, token in enumerate(tokens)]
+        return np.asarray(logprobs) - np.asarray(truth)
+
+    def worst_error(self, jobs: Sequence[Job], outputs: Sequence[Any]) -> float:
+        """The largest absolute error over all tokens of all completions of all jobs."""
+        worst = 0.0
+        for job, output in zip(jobs, outputs, strict=True):
+            for completion in output.outputs:
+                assert completion.token_ids, "an empty completion proves nothing"
+                worst = max(worst, np.abs(self.errors(job, *served(completion))).max())
+        return float(worst)
+
+
+def served(completion: Any) -> tuple[list[int], list[float]]:
+    """(tokens, their log-probabilities) of one vLLM completion."""
+    tokens = list(completion.token_ids)
+    steps = zip(tokens, completion.logprobs, strict=True)
+    return tokens, [step[token].logprob for token, step in steps]
+
+
+def rounding_errors(
+    folders: Sequence[Path], jobs: Sequence[Job], outputs: Sequence[Any], *, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Root mean square errors in `dtype` against float32 truth: (engine's, transformers' own)."""
+    exact, rounded = Oracle(folders), Oracle(folders, dtype=dtype)
+    engine_errors, transformers_errors = [], []
+    for job, output in zip(jobs, outputs, strict=True):
+        tokens, logprobs = served(output.outputs[0])
+        engine_errors.append(exact.errors(job, tokens, logprobs))
+        after = rounded.logprobs((*job.prompt, *tokens), job.weights)[len(job.prompt) - 1 :]
+        own = [after[step, token].item() for step, token in enumerate(tokens)]
+        transformers_errors.append(exact.errors(job, tokens, own))
+    engine, transformers = (
+        float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
+        for errors in (engine_errors, transformers_errors)
+    )
+    return engine, transformers

@@ -1,0 +1,37 @@
+"""Imports the kernels for Triton's interpreter, where there is no GPU to compile them for.
+
+Triton must know when it is first imported, so tests/unit/conftest.py imports this before any test
+module is collected. The environment variable is not left behind for other processes to find.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import torch
+
+KERNEL_MODULES = (
+    "prefmix.mixing.kernels.log_linear_mix_triton",
+    "prefmix.mixing.kernels.mix_lm_head_triton",
+    "prefmix.mixing.kernels.mixture_statistics_triton",
+)
+
+
+def _why_not() -> str | None:
+    if torch.cuda.is_available():
+        return "there is a GPU: tests/gpu runs the same cases, compiled"
+    if "triton" in sys.modules:
+        return "Triton was imported before it was told to interpret; run tests/unit by itself"
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        for module in KERNEL_MODULES:
+            importlib.import_module(module)
+    finally:
+        del os.environ["TRITON_INTERPRET"]
+    return None
+
+
+WHY_NOT = _why_not()
+"""Why kernels do not run on CPU tensors in this process; None if they do."""

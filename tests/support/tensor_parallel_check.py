@@ -1,0 +1,62 @@
+"""Serves a mixture on two CPU ranks and prints the worst errors against full checkpoints.
+
+Full checkpoints are served twice: each with its own LM head, and with one product over all heads,
+which is a GPU's way.
+
+python tests/support/tensor_parallel_check.py SPEC_JSON FOLDER FOLDER ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def mix_plain_heads(worker: Any) -> bool:
+    """On each rank: one product over all heads, if they allow it."""
+    from prefmix.mixing.models.lm_heads import plain_heads
+
+    model = worker.model_runner.model
+    if not hasattr(type(model), "plain_heads"):
+        return False
+    model.plain_heads = plain_heads(list(model.members.values()), model.dtype)
+    return model.plain_heads is not None
+
+
+def main() -> None:
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    tests = Path(__file__).resolve().parents[1]
+    sys.path[:0] = [str(tests), str(tests.parent)]
+    from vllm import LLM
+
+    from prefmix.mixing.spec import MixtureSpec, hf_overrides
+    from support.exactness import Oracle, generate, random_jobs
+    from support.tiny_policies import VOCAB_SIZE
+
+    spec = MixtureSpec.from_dict(json.loads(sys.argv[1]))
+    folders = [Path(argument) for argument in sys.argv[2:]]
+    llm = LLM(
+        model=spec.checkpoints[0].model,
+        hf_overrides=hf_overrides(spec),
+        dtype="float32",
+        tensor_parallel_size=2,
+        enforce_eager=True,
+        max_model_len=256,
+        max_num_batched_tokens=64,
+        max_num_seqs=16,
+    )
+    jobs = random_jobs(12, num_members=len(folders), vocab_size=VOCAB_SIZE, seed=0)
+    oracle = Oracle(folders)
+    print("worst error:", oracle.worst_error(jobs, generate(llm, jobs)))
+    if all(llm.collective_rpc(mix_plain_heads)):
+        print("one product:", oracle.worst_error(jobs, generate(llm, jobs)))
+
+
+if __name__ == "__main__":
+    main()

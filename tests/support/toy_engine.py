@@ -1,0 +1,113 @@
+"""An engine whose law is known: policies that are Markov chains over a few tokens.
+
+Every response has the same length, so all of them can be enumerated and the deployed mixture's KLs
+computed exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import log_softmax
+
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.weights.engines.local import Response, Tokens
+from prefmix.weights.engines.prompts import Prompt
+from prefmix.weights.fit.objective import Floats
+
+NUM_TOKENS, LENGTH = 4, 4
+
+
+class ToyEngine:
+    """K policies, then a reference; the token after t depends on t and the prompt's number."""
+
+    def __init__(self, *, num_policies: int = 3, seed: int = 0, num_prompts: int = 8) -> None:
+        rng = np.random.default_rng(seed)
+        shape = (num_prompts, NUM_TOKENS + 1, NUM_TOKENS)
+        base = rng.normal(size=shape)
+        own = rng.normal(size=(num_policies, *shape)) * 0.8
+        self.logits_MPST = np.concatenate([base + own, base[None]])
+        self.prompts = [
+            Prompt(id=str(index), text=f"prompt {index}") for index in range(num_prompts)
+        ]
+        self.calls = {"sample": 0, "score": 0}
+        names = [f"p{index}" for index in range(num_policies)]
+        self.spec = MixtureSpec(
+            policies=tuple(Policy(name=name, model=name) for name in names),
+            reference=Policy(name="reference", model="reference"),
+        )
+
+    def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
+        """A prompt's one token is its number."""
+        return [(int(prompt.id),) for prompt in prompts]
+
+    def sample(
+        self,
+        prompts: Sequence[Tokens],
+        weights_M: Sequence[float],
+        *,
+        num_responses: int,
+        max_tokens: int,
+        seed: int,
+    ) -> list[list[Response]]:
+        """Draws token by token from the token-level mixture."""
+        self.calls["sample"] += 1
+        rng = np.random.default_rng(seed)
+        law_PST = self._law(weights_M)
+        drawn = []
+        for (prompt,) in prompts:
+            tokens = np.zeros((num_responses, LENGTH), dtype=int)
+            state = np.zeros(num_responses, dtype=int)
+            for step in range(LENGTH):
+                noise = rng.gumbel(size=(num_responses, NUM_TOKENS))
+                tokens[:, step] = (law_PST[prompt, state] + noise).argmax(axis=1)
+                state = tokens[:, step] + 1
+            logprobs = self._logprobs(law_PST[prompt], tokens)
+            drawn.append(
+                [
+                    Response(tokens=tuple(row), logprob=float(logprob))
+                    for row, logprob in zip(tokens.tolist(), logprobs, strict=True)
+                ]
+            )
+        return drawn
+
+    def score(
+        self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
+    ) -> list[float]:
+        """Exact log-probabilities under the token-level mixture."""
+        self.calls["score"] += 1
+        law_PST = self._law(weights_M)
+        return [
+            float(self._logprobs(law_PST[prompt], np.array([tokens]))[0])
+            for (prompt,), tokens in pairs
+        ]
+
+    def _law(self, weights_M: Sequence[float]) -> Floats:
+        """log p(next token | prompt, state) of the mixture, [P, S, T]."""
+        law_PST: Floats = log_softmax(np.tensordot(weights_M, self.logits_MPST, axes=1), axis=-1)
+        return law_PST
+
+    @staticmethod
+    def _logprobs(law_ST: Floats, tokens_NL: np.ndarray) -> Floats:
+        states_NL = np.concatenate([np.zeros((len(tokens_NL), 1), int), tokens_NL[:, :-1] + 1], 1)
+        logprobs_N: Floats = law_ST[states_NL, tokens_NL].sum(axis=1)
+        return logprobs_N
+
+    def deployed_kl(self, weights_K: Floats) -> Floats:
+        """Exact KL(token-level mixture || policy), mean over prompts, [K]."""
+        sequences_NL = np.array(list(itertools.product(range(NUM_TOKENS), repeat=LENGTH)))
+        mixture_PST = self._law([*weights_K, 0.0])
+        policies = [self._law(row) for row in np.eye(len(weights_K) + 1)[:-1]]
+        kl_PK = []
+        for prompt in range(len(self.prompts)):
+            log_mix_N = self._logprobs(mixture_PST[prompt], sequences_NL)
+            kl_PK.append(
+                [
+                    np.exp(log_mix_N) @ (log_mix_N - self._logprobs(law_PST[prompt], sequences_NL))
+                    for law_PST in policies
+                ]
+            )
+        kl_K: Floats = np.mean(kl_PK, axis=0)
+        return kl_K

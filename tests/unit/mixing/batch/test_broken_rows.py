@@ -1,0 +1,82 @@
+"""Which rows are broken, who is to blame, and that sound rows stay as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prefmix.mixing import wire
+from prefmix.mixing.batch.broken_rows import find_broken_rows, names_of
+from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
+
+NAN, INF = torch.nan, torch.inf
+ROWS, VOCAB, NUM_MEMBERS = 5, 33, 3
+
+
+def mixture(
+    weights_NM: torch.Tensor,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = [torch.randn(ROWS, 8, generator=generator) for _ in range(NUM_MEMBERS)]
+    logits = [torch.randn(ROWS, VOCAB, generator=generator) for _ in range(NUM_MEMBERS)]
+    return hidden, logits
+
+
+def test_sound_rows_are_not_touched() -> None:
+    weights_NM = torch.full((ROWS, NUM_MEMBERS), 1 / NUM_MEMBERS)
+    hidden, logits = mixture(weights_NM)
+    logits[0][:, 4] = -INF  # a ban is no failure
+    mixed_NV = log_linear_mix(logits, weights_NM)
+    before = mixed_NV.clone()
+    assert find_broken_rows(mixed_NV, hidden, weights_NM, logits) is None
+    assert torch.equal(mixed_NV, before)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("where", ["hidden", "logits"])
+def test_the_row_and_the_policy_are_found(value: float, where: str) -> None:
+    """Row 1 through member 2; in row 3 member 2 is as bad but has no weight."""
+    weights_NM = torch.full((ROWS, NUM_MEMBERS), 1 / NUM_MEMBERS)
+    weights_NM[3] = torch.tensor([0.5, 0.5, 0.0])
+    hidden, logits = mixture(weights_NM)
+    if where == "hidden":
+        hidden[2][[1, 3], 5] = value
+    for row in (1, 3):  # one NaN or +inf spoils a row, -inf only everywhere
+        logits[2][row, slice(None) if value == -INF else 7] = value
+    mixed_NV = log_linear_mix(logits, weights_NM)
+    sound = mixed_NV[[0, 2, 3, 4]].clone()
+    codes_N = find_broken_rows(mixed_NV, hidden, weights_NM, logits if where == "logits" else None)
+    assert codes_N is not None
+    assert codes_N.tolist() == [0, 3, 0, 0, 0]
+    assert codes_N.dtype == torch.int32
+    assert torch.equal(mixed_NV[[0, 2, 3, 4]], sound)
+    assert not mixed_NV[1].any(), "what is drawn from a broken row must be a token"
+
+
+def test_bans_that_leave_no_token_are_nobodys_alone() -> None:
+    weights_NM = torch.tensor([[0.5, 0.0, 0.5]] * ROWS)
+    hidden, logits = mixture(weights_NM)
+    logits[0][2, :20] = -INF
+    logits[2][2, 20:] = -INF
+    codes_N = find_broken_rows(log_linear_mix(logits, weights_NM), hidden, weights_NM, logits)
+    assert codes_N is not None
+    assert codes_N.tolist() == [0, 0, NUM_MEMBERS + 1, 0, 0]
+    assert names_of(NUM_MEMBERS + 1, [0.5, 0.0, 0.5], "abc") == ("a", "c")
+
+
+def test_the_first_of_several_is_named() -> None:
+    weights_NM = torch.full((ROWS, NUM_MEMBERS), 1 / NUM_MEMBERS)
+    hidden, logits = mixture(weights_NM)
+    for member in (1, 2):
+        hidden[member][0, 0] = NAN
+        logits[member][0] = NAN
+    codes_N = find_broken_rows(log_linear_mix(logits, weights_NM), hidden, weights_NM)
+    assert codes_N is not None
+    assert names_of(int(codes_N[0]), [1 / 3] * 3, "abc") == ("b",)
+
+
+def test_names_survive_the_way_to_the_front_process() -> None:
+    for names in (("one",), ("a-1", "b.2", "c_3")):
+        assert wire.failed_policies(wire.to_stop_reason(names)) == names
+    for other in (None, 7, "\n\n", "stop"):
+        assert wire.failed_policies(other) == ()

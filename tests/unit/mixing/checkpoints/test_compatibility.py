@@ -1,0 +1,121 @@
+"""Real tokenizers and configs on disk, no parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GenerationConfig, LlamaConfig, Qwen2Config
+
+from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
+from prefmix.mixing.spec import MixtureSpec, Policy
+from support.tiny_policies import VOCAB_SIZE, build_tokenizer
+
+
+def save(folder: Path, *, tokenizer: Any = None, config: Any = None, **generation: Any) -> Path:
+    tokenizer = tokenizer or build_tokenizer()
+    (config or LlamaConfig(vocab_size=VOCAB_SIZE)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(**{"eos_token_id": 1, **generation}).save_pretrained(folder)
+    return folder
+
+
+def check(*folders: Path) -> tuple[str, ...]:
+    policies = tuple(Policy(name=folder.name, model=str(folder)) for folder in folders)
+    return check_members(MixtureSpec(policies=policies))
+
+
+def test_same_tokenizer_passes_across_architectures_and_padding(tmp_path: Path) -> None:
+    one = save(tmp_path / "one")
+    two = save(tmp_path / "two", config=Qwen2Config(vocab_size=VOCAB_SIZE + 64))
+    assert check(one, two) == ()
+
+
+def with_other_vocabulary() -> Any:
+    return build_tokenizer(vocab_size=VOCAB_SIZE - 10)
+
+
+def with_other_end_token() -> Any:
+    tokenizer = build_tokenizer()
+    tokenizer.eos_token = "<s>"
+    return tokenizer
+
+
+def with_other_splitting() -> Any:
+    from tokenizers import pre_tokenizers
+
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("make", "difference"),
+    [
+        (with_other_vocabulary, r"vocabularies, at index 310, differ \(one: '.*'; two: none\)"),
+        (with_other_end_token, r"special tokens \(eos_token\) differ \(one: '</s>'; two: '<s>'\)"),
+        (with_other_splitting, "tokenizers' pre_tokenizer rules differ"),
+    ],
+)
+def test_different_tokenizers_are_refused_with_the_first_difference(
+    tmp_path: Path, make: Callable[[], Any], difference: str
+) -> None:
+    one, two = save(tmp_path / "one"), save(tmp_path / "two", tokenizer=make())
+    with pytest.raises(CompatibilityError, match=difference) as refused:
+        check(one, two)
+    assert "policies 'one' and 'two' cannot be mixed" in str(refused.value)
+
+
+def test_a_renamed_padding_token_is_no_difference(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.pad_token = "</s>"
+    assert check(save(tmp_path / "one"), save(tmp_path / "two", tokenizer=tokenizer)) == ()
+
+
+def test_different_chat_templates_warn_and_say_whose_is_used(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    [warning] = check(save(tmp_path / "one"), save(tmp_path / "two", tokenizer=tokenizer))
+    assert "different chat templates; that of 'one' is used" in warning
+    assert "--chat-template" in warning
+
+
+def test_different_end_tokens_of_generation_warn(tmp_path: Path) -> None:
+    [warning] = check(save(tmp_path / "one"), save(tmp_path / "two", eos_token_id=[1, 5]))
+    assert "([1] and [1, 5])" in warning
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
+    config = LlamaConfig(vocab_size=VOCAB_SIZE - 20)
+    with pytest.raises(CompatibilityError, match="the model's vocabulary ends at 299"):
+        check(save(tmp_path / "one", config=config))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CompatibilityError, match=r"policy 'gone': there is no folder .*gone"):
+        check(tmp_path / "gone")
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CompatibilityError, match="policy 'empty': cannot read the config"):
+        check(tmp_path / "empty")
+
+
+def test_a_models_own_code_is_not_run_unasked(tmp_path: Path) -> None:
+    folder = save(tmp_path / "coded")
+    ran = tmp_path / "ran"
+    (folder / "code.py").write_text(
+        f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n"
+        "from transformers import LlamaConfig\n\nclass Config(LlamaConfig):\n    pass\n"
+    )
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"model_type": "of-its-own", "auto_map": {"AutoConfig": "code.Config"}}
+    path.write_text(json.dumps(config))
+    with pytest.raises(CompatibilityError, match="policy 'coded': cannot read the config"):
+        check(folder)
+    assert not ran.exists()

@@ -1,0 +1,11 @@
+"""The demo's rewards, asked in TRL's form, are the demo's rewards."""
+
+from prefmix.policies.demo import judges, rewards
+
+
+def test_judges_score_texts_and_messages_alike() -> None:
+    text = "Thank you, the Park Hotel was lovely!"
+    for name, reward in rewards.REWARDS.items():
+        judge = getattr(judges, name)
+        chat = [{"role": "assistant", "content": text}]
+        assert judge(["p", "p"], [text, chat]) == [reward(text)] * 2

@@ -1,0 +1,87 @@
+"""A stream that fails under way counts as an error, and its reader is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Message
+
+from prefmix.mixing import wire
+from prefmix.server.api.accounting import Account
+from prefmix.server.telemetry.failed_policies import FailedPolicies
+from prefmix.server.telemetry.metrics import NO_PROFILE, REQUESTS
+from prefmix.server.traffic.request_lifetime import RequestLifetime
+
+
+def requests(outcome: str) -> float:
+    return float(REQUESTS.labels(NO_PROFILE, outcome)._value.get())
+
+
+async def read(body: AsyncIterator[Any]) -> list[str]:
+    scope = {"type": "http", "path": "/v1/responses", "headers": [], "method": "POST"}
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    exchange = RequestLifetime(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
+    statistics: Any = None  # asked only for attributions
+    account = Account(Request(scope), statistics)
+    response = await account.answered(StreamingResponse(body))
+    try:
+        await response(scope, exchange.receive, exchange.send)
+    finally:
+        await exchange.close()
+    return [each["body"].decode() for each in sent[1:-1]]
+
+
+@pytest.mark.parametrize(
+    ("last", "outcome"),
+    [('data: {"choices": []}\n\n', "ok"), ('data: {"error": {"message": "no"}}\n\n', "error")],
+)
+def test_an_error_event_makes_the_outcome(last: str, outcome: str) -> None:
+    async def body() -> AsyncIterator[str]:
+        yield 'data: {"choices": [1]}\n\n'
+        yield last
+        yield "data: [DONE]\n\n"
+
+    before = requests(outcome)
+    assert len(asyncio.run(read(body()))) == 3
+    assert requests(outcome) == before + 1
+
+
+def test_a_failure_that_the_handler_stumbles_over_becomes_an_event() -> None:
+    async def generate() -> AsyncIterator[Any]:
+        answer = SimpleNamespace(stop_reason=wire.to_stop_reason(["x"]))
+        yield SimpleNamespace(outputs=[answer])
+
+    async def body() -> AsyncIterator[str]:
+        yield "event: response.created\n\n"
+        try:
+            async for _ in FailedPolicies(generate).generate():
+                pass
+        except Exception:
+            raise ValueError("what it makes of the error is no event of its own") from None
+
+    before = requests("error")
+    *_, event = asyncio.run(read(body()))
+    assert event.startswith("event: error\ndata: ")
+    data = json.loads(event.splitlines()[1].removeprefix("data: "))
+    assert data["message"].startswith("policy 'x' computed NaN")
+    assert requests("error") == before + 1
+
+
+def test_any_other_exception_goes_on() -> None:
+    async def body() -> AsyncIterator[str]:
+        yield "event: response.created\n\n"
+        raise RuntimeError("a mistake of our own")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        asyncio.run(read(body()))

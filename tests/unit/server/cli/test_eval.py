@@ -1,0 +1,129 @@
+"""`prefmix eval`: its rows and refusals; nothing here asks a server."""
+
+from pathlib import Path
+
+import pytest
+
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.policies.train import TrainError
+from prefmix.server.cli.eval import _averages
+from prefmix.server.cli.eval_rewards import load_judge
+from prefmix.server.cli.eval_rows import evaluation_rows, uniform_shares
+from prefmix.server.cli.main import main
+from prefmix.server.config.errors import CommandError
+from prefmix.weights.engines.prompts import Prompt
+
+REQUIRED = ["eval", "--server", "http://127.0.0.1:9", "--prompts", "absent.jsonl", "--reward"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["a"], 2, "expected NAME=module:function"),
+        (["a=math:pi"], 1, "is a float, no function"),
+        (["a=os:getcwd", "--reward", "a=os:getcwd"], 2, "names 'a' twice"),
+        (["a=os:getcwd"], 1, "absent.jsonl: cannot be read"),
+        (["a=os:getcwd", "--grid", "0"], 2, "expected 1 or more"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*REQUIRED, *words]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_rows_are_reference_policies_profiles_averages_and_grid_each_once() -> None:
+    spec = MixtureSpec(
+        policies=tuple(Policy(name=name, model=name) for name in "pq"),
+        reference=Policy(name="r", model="r"),
+    )
+    profiles = {"even": (0.5, 0.5, 0.0), "mostly": (0.9, 0.1, 0.0), "shy": (0.5, 0.0, 0.5)}
+    averages = {"uniform": uniform_shares(spec)}
+    rows = evaluation_rows(spec, profiles, averages=averages, grid=4)
+    assert [row.name for row in rows] == [
+        "r",
+        "p",
+        "q",
+        "uniform = @even",
+        "@mostly",
+        "@shy",
+        "average uniform",
+        "0.25 0.75",
+        "0.75 0.25",
+    ]
+    assert rows[0].weights == {"r": 1.0}
+    assert rows[5].weights == {"p": 0.5, "r": 0.5}
+    assert (rows[6].weights, rows[6].shares) == ({"average-uniform": 1.0}, {"p": 0.5, "q": 0.5})
+    assert rows[-1].weights == {"p": 0.75, "q": 0.25}
+    assert [row.of_grid for row in rows] == [False] * 7 + [True] * 2
+
+
+def test_averages_are_named_after_profiles() -> None:
+    spec = MixtureSpec(policies=tuple(Policy(name=name, model=name) for name in "pq"))
+    profiles = {"mostly": (0.9, 0.1)}
+    assert _averages(None, spec, profiles) == {"uniform": {"p": 0.5, "q": 0.5}}
+    assert _averages(["mostly"], spec, profiles) == {"mostly": {"p": 0.9, "q": 0.1}}
+    assert _averages(["none"], spec, profiles) == {}
+    with pytest.raises(CommandError, match="allowed: uniform, none, mostly"):
+        _averages(["most"], spec, profiles)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give either policies"),
+        (["policies/demo/serve.yaml", "--server", "http://127.0.0.1:9"], "give either policies"),
+        (["--server", "http://127.0.0.1:9", "--average", "uniform"], "needs the policies' files"),
+        (["--server", "http://127.0.0.1:9", "--", "--dtype", "float32"], "--server has its own"),
+        (["policies/demo/serve.yaml", "--average", "x"], "allowed: uniform, none, balanced"),
+        (["policies/demo/serve.yaml", "--weights-store", "gone.json"], "gone.json: cannot be read"),
+        (["--policy", "a=./gone"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_sentence(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "hello"}\n')
+    flags = ["--prompts", str(prompts), "--reward", "a=prefmix.policies.demo.judges:concise"]
+    assert main(["eval", *flags, *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_judges_see_messages_where_prompts_are_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "echo_reward.py").write_text(
+        "def f(prompts, completions):\n    seen.append((prompts[0], completions[0]))\n"
+        "    return [1.0]\nseen = []\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    chat = {"role": "user", "content": "hello"}
+    prompts = [Prompt(id="1", text="hello"), Prompt(id="2", messages=(chat,))]
+    judge = load_judge("echo_reward:f", allow_unsafe_weights=False)
+    assert list(judge(prompts, ["hi", "hi"])) == [1.0, 1.0]
+    import echo_reward
+
+    answer = [{"role": "assistant", "content": "hi"}]
+    assert echo_reward.seen == [("hello", "hi"), ([chat], answer)]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return [float('nan')]", "is nan"),
+        ("raise OSError('no judge')", "raised OSError: no judge"),
+    ],
+)
+def test_reward_that_fails_names_the_prompt(
+    body: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"failing_{len(body)}"
+    (tmp_path / f"{name}.py").write_text(f"def f(prompts, completions):\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    judge = load_judge(f"{name}:f", allow_unsafe_weights=False)
+    with pytest.raises(TrainError, match=f"an answer to prompt seven: .*{message}"):
+        judge([Prompt(id="seven", text="hello")], ["hi"])

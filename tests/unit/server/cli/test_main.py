@@ -1,0 +1,120 @@
+"""The command line without an engine: help, versions, and errors that end it at once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prefmix.server.cli.main import main, split_passthrough
+
+PREFMIX = Path(sys.executable).with_name("prefmix")
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "serve" in capsys.readouterr().out
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"prefmix {importlib.metadata.version('prefmix')}"
+
+
+def test_help_of_a_command_does_not_wait_for_the_engine() -> None:
+    started = time.monotonic()
+    run = subprocess.run(
+        [str(PREFMIX), "serve", "--help"], capture_output=True, text=True, timeout=30
+    )
+    assert run.returncode == 0
+    assert "--policy NAME=MODEL" in run.stdout
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["srve"], ["'srve'", "did you mean 'serve'"]),
+        (["serve", "--polcy", "a=b"], ["'--polcy'", "did you mean '--policy'", "after '--'"]),
+        (["serve", "--max-model-len", "5"], ["'--max-model-len'", "after '--'"]),
+        (["serve", "a.yaml", "b.yaml"], ["'b.yaml'"]),
+        (["serve", "--polic=a=b"], ["'--polic'"]),
+        (["serve", "--port", "http"], ["--port", "'http'", "1 to 65535"]),
+        (["serve", "--port", "0"], ["--port", "'0'"]),
+        (["serve", "--weight-space", "cone"], ["--weight-space", "cone", "affine"]),
+        (["serve", "--policy"], ["--policy"]),
+        (["serve", "--policy", "a"], ["--policy", "'a'", "NAME=MODEL"]),
+        (["serve", "--policy", "a=./missing"], ["--policy a", "missing", "does not exist"]),
+        (["serve", "--policy", "a=x/y", "--policy", "a=x/z"], ["--policy", "'a'", "twice"]),
+        (["serve", "--policy", "a=x/y", "--reference", "a=x/z"], ["'a'", "own name"]),
+        (["serve", "missing.yaml"], ["missing.yaml", "does not exist"]),
+        (["serve"], ["at least one policy"]),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(
+    words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("prefmix: error: ")
+    assert captured.err.count("\n") == 1
+    assert [part for part in parts if part not in captured.err] == [], captured.err
+
+
+def test_a_port_in_use_is_reported_before_anything_is_loaded() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        run = subprocess.run(
+            [str(PREFMIX), "serve", "--policy", "a=org/a", "--port", str(port)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    assert run.returncode == 1
+    assert run.stderr == (
+        f"prefmix: error: port {port} on 127.0.0.1 is in use; stop what listens there or choose "
+        "another with --port\n"
+    )
+
+
+def test_an_address_of_another_machine_is_reported() -> None:
+    run = subprocess.run(
+        [str(PREFMIX), "serve", "--policy", "a=org/a", "--host", "192.0.2.1"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert run.returncode == 1
+    assert "cannot listen on 192.0.2.1 port 8000" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_an_unknown_log_level_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFMIX_LOG_LEVEL", "loud")
+    assert main(["serve", "--policy", "a=org/a"]) == 2
+    assert "PREFMIX_LOG_LEVEL is 'loud'; allowed: warning, info, debug" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "passed"),
+    [
+        ([], [], []),
+        (["a", "--b"], ["a", "--b"], []),
+        (["a", "--", "--b", "--", "c"], ["a"], ["--b", "--", "c"]),
+        (["--"], [], []),
+    ],
+)
+def test_everything_after_the_first_dashes_is_passed_on(
+    words: list[str], own: list[str], passed: list[str]
+) -> None:
+    assert split_passthrough(words) == (own, passed)

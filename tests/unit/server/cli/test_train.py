@@ -1,0 +1,72 @@
+"""`prefmix train`: flags, file and errors; nothing here trains."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefmix.server.cli.main import main
+from prefmix.server.cli.train import _settings, add_arguments
+
+REQUIRED = ["--base", "b", "--data", "d.jsonl", "--output", "o"]
+
+
+def _parse(*words: str) -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return _settings(parser.parse_args(words))
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("base: org/model\ndata: pairs.jsonl\nlearning_rate: 1e-4\nlora_rank: 8\n")
+    settings = _parse(
+        "dpo", "--config", str(config), "--output", "o", "--lora-rank", "4", "--merge"
+    )
+    assert settings.to_dict() | {"base": "org/model", "output": "o"} == settings.to_dict()
+    assert settings.data == tmp_path / "pairs.jsonl"
+    assert (settings.learning_rate, settings.lora_rank, settings.merge) == (1e-4, 4, True)
+
+
+def test_each_method_has_its_own_flags() -> None:
+    words = ["maximum-preference", *REQUIRED, "--scale", "0.2", "--sft-weight", "0"]
+    assert _parse(*words).scale == 0.2
+    assert _parse("mixed-preference", *REQUIRED, "--quantile", "0.3").quantile == 0.3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dpo", *REQUIRED, "--scale", "1"], "unknown flag '--scale'"),
+        (["dpo", *REQUIRED, "--steps", "many"], "invalid int value: 'many'"),
+        (["dpo", "--base", "b"], "dpo needs data, output"),
+        (["dpo", *REQUIRED, "--", "--x"], "takes nothing after '--'"),
+        (["dpo", "--config", "absent.yaml"], "absent.yaml does not exist"),
+        (["sft"], "invalid choice: 'sft'"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_key_of_the_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("lora_rnk: 8\n")
+    assert main(["train", "dpo", "--config", str(config), *REQUIRED]) == 2
+    assert "unknown setting 'lora_rnk' (did you mean 'lora_rank'?)" in capsys.readouterr().err
+
+
+def test_missing_packages_name_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["train", "dpo", *REQUIRED]) == 1
+    assert "make setup-train" in capsys.readouterr().err

@@ -1,0 +1,138 @@
+"""Refusals: one shape, one line, the field named. A small app stands in for vLLM's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.testclient import TestClient
+from pydantic import BaseModel, Field, model_validator
+
+from prefmix.server.http.errors import (
+    RequestError,
+    UnknownModelError,
+    describe_validation,
+    short_repr,
+)
+from prefmix.server.http.openai_route import OpenAIRoute
+
+
+class FieldError(ValueError):
+    """Like vLLM's validation error: it knows its field."""
+
+    def __init__(self, message: str, parameter: str) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class Body(BaseModel):
+    prompt: list[Annotated[int, Field(ge=0)]] | str
+    max_tokens: int | None = None
+    forbidden: bool = False
+
+    @model_validator(mode="after")
+    def refuse(self) -> Body:
+        if self.forbidden:
+            raise FieldError("forbidden is true\n  and that over two lines", "forbidden")
+        return self
+
+
+router = APIRouter(route_class=OpenAIRoute)
+
+
+@router.post("/echo")
+async def echo(body: Body) -> dict[str, Any]:
+    if body.prompt == "model":
+        raise UnknownModelError("no such model", param="model")
+    if body.prompt == "request":
+        raise RequestError("no such thing", param="thing")
+    return body.model_dump()
+
+
+@pytest.fixture
+def client() -> Iterator[TestClient]:
+    app = FastAPI()
+    app.include_router(router)
+    with TestClient(app) as client:
+        yield client
+
+
+def refused(response: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = response.json()["error"]
+    assert response.json() == {"error": error}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == response.status_code
+    assert "\n" not in error["message"]
+    assert "pydantic" not in error["message"]
+    return error
+
+
+def test_good_bodies_pass(client: TestClient) -> None:
+    assert client.post("/echo", json={"prompt": "hi"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b'{"prompt": "hi",}', ["not valid JSON", "at character 1"]),
+        (b"", ["not a JSON object"]),
+        (b"[1]", ["not a JSON object"]),
+        (b'"hi"', ["not a JSON object"]),
+        (b'{"prompt": "\xff"}', ["cannot be read as JSON", "utf-8"]),
+        (b'{"max_tokens": ' + b"9" * 5000 + b"}", ["cannot be read as JSON", "digits"]),
+    ],
+)
+def test_broken_bodies_are_400(client: TestClient, content: bytes, parts: list[str]) -> None:
+    headers = {"Content-Type": "application/json"}
+    error = refused(client.post("/echo", content=content, headers=headers))
+    assert (error["code"], error["type"], error["param"]) == (400, "BadRequestError", None)
+    assert [part for part in parts if part not in error["message"]] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "parts"),
+    [
+        ({}, "prompt", ["missing"]),
+        ({"prompt": {"a": 1}}, "prompt", ["{'a': 1}", "list", "or", "string"]),
+        ({"prompt": [1, -2]}, "prompt", ["greater than or equal to 0"]),
+        ({"prompt": "hi", "max_tokens": "abc"}, "max_tokens", ["'abc'", "integer"]),
+        ({"prompt": "hi", "max_tokens": "x" * 1000}, "max_tokens", ["xxx...", "integer"]),
+        ({"prompt": "hi", "forbidden": True}, "forbidden", ["forbidden is true and that"]),
+    ],
+)
+def test_invalid_fields_are_named(
+    client: TestClient, body: dict[str, Any], param: str, parts: list[str]
+) -> None:
+    error = refused(client.post("/echo", json=body))
+    assert (error["code"], error["param"]) == (400, param)
+    assert [part for part in parts if part not in error["message"]] == []
+    assert len(error["message"]) < 400
+
+
+def test_request_errors_carry_their_status(client: TestClient) -> None:
+    missing = refused(client.post("/echo", json={"prompt": "model"}))
+    assert missing == {
+        "message": "no such model",
+        "type": "NotFoundError",
+        "param": "model",
+        "code": 404,
+    }
+    bad = refused(client.post("/echo", json={"prompt": "request"}))
+    assert (bad["type"], bad["param"], bad["code"]) == ("BadRequestError", "thing", 400)
+
+
+def test_errors_without_a_location_are_described() -> None:
+    assert describe_validation([]) == ("the request body is not valid", None)
+    assert describe_validation(["plain\ntext"]) == ("plain text", None)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 10_000, list(range(10_000)), 10**5000, {"k": "v" * 999}],
+    ids=["text", "list", "number", "object"],
+)
+def test_values_are_cut_to_a_readable_length(value: object) -> None:
+    assert len(short_repr(value)) < 100

@@ -1,0 +1,36 @@
+"""What the OpenAPI page says of refusals."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import FastAPI, Response
+from jsonschema import Draft202012Validator
+
+from prefmix.server.http.errors import error_body
+from prefmix.server.http.openapi import REFUSAL, describe_refusals
+
+
+def test_every_route_refuses_in_one_shape_and_never_with_422() -> None:
+    app = FastAPI()
+    own = {412: {"description": "stale"}}
+
+    @app.put("/things/{number}", responses=own)  # type: ignore[arg-type]
+    async def put(number: int) -> Response:
+        return Response()
+
+    @app.get("/things")
+    async def get() -> None: ...
+
+    describe_refusals(app)
+    paths = app.openapi()["paths"]
+    assert set(paths["/things/{number}"]["put"]["responses"]) == {"200", "412", "4XX"}
+    assert set(paths["/things"]["get"]["responses"]) == {"200", "4XX"}
+    assert app.openapi() is app.openapi_schema, "made once"
+
+
+def test_the_shape_is_that_of_a_refusal() -> None:
+    schema = REFUSAL["content"]["application/json"]["schema"]
+    body = error_body("no", status=HTTPStatus.BAD_REQUEST, param=None)
+    Draft202012Validator(schema).validate(body)
+    assert not Draft202012Validator(schema).is_valid({"detail": "no"})

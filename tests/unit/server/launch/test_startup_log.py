@@ -1,0 +1,180 @@
+"""What a person sees while the engine starts: no tracebacks, no noise, the cause if it fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from prefmix.server.launch.harmless_lines import HarmlessLineFilter
+from prefmix.server.launch.startup_log import TracebackFilter
+
+ENGINE = "(EngineCore pid=12) ERROR 11-20 11:05:02 [core.py:1510] "
+WORKER = "(Worker pid=34) ERROR 11-20 11:05:01 [multiproc_executor.py:953] "
+
+
+def filtered(text: str) -> tuple[list[str], str | None]:
+    """The lines shown of a log, and the cause found in it."""
+    lines = textwrap.dedent(text).strip("\n").splitlines(keepends=True)
+    sorter = TracebackFilter()
+    return [line.rstrip("\n") for line in lines if sorter.show(line)], sorter.cause
+
+
+def test_ordinary_lines_pass() -> None:
+    text = "prefmix: starting\n(APIServer pid=1) WARNING 11-20 11:05:02 [a.py:1] careful"
+    assert filtered(text) == (text.splitlines(), None)
+
+
+def test_a_traceback_is_held_back_and_its_cause_kept() -> None:
+    shown, cause = filtered(
+        """
+        before
+        Traceback (most recent call last):
+          File "x.py", line 1, in <module>
+            raise ValueError("bad")
+                  ^^^^^^^^^^^^^^^^^
+        package.errors.SomeError: bad: it is
+        after
+        """
+    )
+    assert shown == ["before", "after"]
+    assert cause == "SomeError: bad: it is"
+
+
+def test_the_worker_is_believed_before_the_engine_that_reports_it() -> None:
+    text = "\n".join(
+        [
+            f"{WORKER}WorkerProc failed to start.",
+            f"{WORKER}Traceback (most recent call last):",
+            f'{WORKER}  File "w.py", line 1, in f',
+            f"{ENGINE}EngineCore failed to start.",
+            f"{ENGINE}Traceback (most recent call last):",
+            f"{WORKER}OSError: no such file",
+            f'{ENGINE}  File "e.py", line 1, in f',
+            f"{ENGINE}RuntimeError: WorkerProc initialization failed due to an exception",
+            "Process EngineCore:",
+            "Traceback (most recent call last):",
+            '  File "p.py", line 1, in f',
+            "RuntimeError: WorkerProc initialization failed due to an exception",
+            "RuntimeError: Engine core initialization failed. See root cause above.",
+        ]
+    )
+    shown, cause = filtered(text)
+    assert cause == "OSError: no such file"
+    assert shown == ["RuntimeError: Engine core initialization failed. See root cause above."]
+
+
+def test_of_chained_exceptions_the_last_counts() -> None:
+    shown, cause = filtered(
+        """
+        Traceback (most recent call last):
+          File "x.py", line 1, in f
+        KeyError: 'low level'
+
+        The above exception was the direct cause of the following exception:
+
+        Traceback (most recent call last):
+          File "x.py", line 2, in f
+        ValueError: what it means
+        """
+    )
+    assert cause == "ValueError: what it means"
+    assert [line for line in shown if line] == []
+
+
+def test_an_interrupt_is_no_cause() -> None:
+    _, cause = filtered("Traceback (most recent call last):\n  x\nKeyboardInterrupt: terminated")
+    assert cause is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(Worker pid=1) WARNING 11-20 11:18:32 [vllm.py:725] Model Runner V2 requires Triton; x",
+        "nanobind: leaked 4 instances!",
+        ' - leaked type "triton._C.libtriton.ir.location"',
+        "/x/site-packages/vllm/a.py:138: FutureWarning: `x` is deprecated",
+    ],
+)
+def test_noise_is_recognised(line: str) -> None:
+    assert HarmlessLineFilter().is_harmless(line)
+
+
+def test_the_source_line_of_a_library_warning_goes_with_it() -> None:
+    noise = HarmlessLineFilter()
+    assert noise.is_harmless("/x/site-packages/vllm/a.py:138: FutureWarning: old\n")
+    assert noise.is_harmless("  if hasattr(value):\n")
+    assert not noise.is_harmless("  an indented line of its own\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "prefmix: warning: policies 'a' and 'b' have different chat templates",
+        "(Worker pid=1) WARNING 11-20 11:18:32 [x.py:1] the cache is too small",
+        "/home/me/my_model.py:3: UserWarning: mine",
+    ],
+)
+def test_news_is_not_noise(line: str) -> None:
+    assert not HarmlessLineFilter().is_harmless(line)
+
+
+SCRIPT = """
+import os, subprocess, sys
+from prefmix.server.launch.startup_log import StartupLog
+lines = ["Traceback (most recent call last):", "  x", "OSError: child"]
+child = f"import sys; print(*{lines}, sep=chr(10), file=sys.stderr)"
+with StartupLog(enabled=True) as log:
+    print("mine", file=sys.stderr)
+    subprocess.run([sys.executable, "-c", child])
+    os.write(2, b"nanobind: leaked 1 instances!\\n")
+    os.write(2, b"low level\\n")
+    if RELEASE:
+        import time; time.sleep(0.5)
+        log.release()
+        subprocess.run([sys.executable, "-c", child])
+print("cause:", log.cause, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_a_process_and_its_children_are_filtered_until_release(release: bool) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", f"RELEASE = {release}\n{SCRIPT}"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ},
+    )
+    assert run.returncode == 0
+    news = ["Traceback (most recent call last):", "  x", "OSError: child"] if release else []
+    assert run.stderr.splitlines() == ["mine", "low level", *news, "cause: OSError: child"]
+
+
+@pytest.mark.parametrize("why", ["full", "gone"])
+def test_a_log_that_takes_no_more_does_not_stop_its_writers(why: str) -> None:
+    """More than a pipe holds: if nobody read on, the server would stand still."""
+    script = """
+import os
+from prefmix.server.launch.startup_log import StartupLog
+with StartupLog(enabled=True) as log:
+    log.release()
+    for _ in range(5000):
+        os.write(2, b"x" * 99 + b"\\n")
+os.write(1, b"went on")
+"""
+    if why == "full":
+        log = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, log = os.pipe()
+        os.close(reader)
+    try:
+        run = subprocess.run(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=log, timeout=60
+        )
+    finally:
+        os.close(log)
+    assert run.stdout == b"went on"

@@ -1,0 +1,96 @@
+"""What becomes of an answer that the engine ended because a policy failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prefmix.mixing import wire
+from prefmix.server.telemetry.failed_policies import LOG_INTERVAL_S, FailedPolicies
+from prefmix.server.telemetry.metrics import POLICY_FAILURES
+
+
+def output(stop_reason: Any = None) -> SimpleNamespace:
+    return SimpleNamespace(outputs=[SimpleNamespace(stop_reason=stop_reason)])
+
+
+def failures(policy: str) -> float:
+    return float(POLICY_FAILURES.labels(policy)._value.get())
+
+
+async def collect(outputs: AsyncIterator[Any], *, most: int = 100) -> list[Any]:
+    seen: list[Any] = []
+    async for each in outputs:
+        seen.append(each)
+        if len(seen) == most:
+            break
+    return seen
+
+
+def test_other_answers_pass_unchanged() -> None:
+    answers = [output(), output(), output("\n"), output(17)]
+
+    async def generate(prompt: str) -> AsyncIterator[Any]:
+        assert prompt == "hello"
+        for each in answers:
+            yield each
+
+    assert asyncio.run(collect(FailedPolicies(generate).generate("hello"))) == answers
+
+
+def test_a_failed_answer_raises_counts_and_is_said_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = [1000.0]
+
+    async def generate() -> AsyncIterator[Any]:
+        yield output()
+        yield output(wire.to_stop_reason(["broken"]))
+
+    failed = FailedPolicies(generate, clock=lambda: now[0])
+    before = failures("broken")
+    for _ in range(5):
+        with pytest.raises(Exception, match="policy 'broken' computed NaN or infinity") as raised:
+            asyncio.run(collect(failed.generate()))
+        assert raised.type.__name__ == "GenerationError"
+        assert raised.value.status_code == 500
+    assert failures("broken") - before == 5
+    assert len(caplog.messages) == 1
+    now[0] += LOG_INTERVAL_S
+    with pytest.raises(Exception, match="broken"):
+        asyncio.run(collect(failed.generate()))
+    assert "4 more requests" in caplog.messages[1]
+
+
+def test_several_suspects_are_all_named() -> None:
+    async def generate() -> AsyncIterator[Any]:
+        yield output(wire.to_stop_reason(["left", "right"]))
+
+    before = failures("left"), failures("right")
+    with pytest.raises(Exception, match="one of the policies 'left', 'right'"):
+        asyncio.run(collect(FailedPolicies(generate).generate()))
+    assert (failures("left"), failures("right")) == (before[0] + 1, before[1] + 1)
+
+
+def test_the_engine_is_told_at_once_when_the_reader_goes() -> None:
+    """Closing the outer generator must close the engine's, which aborts the request there."""
+    ended: list[str] = []
+
+    async def generate() -> AsyncIterator[Any]:
+        try:
+            while True:
+                yield output()
+        finally:
+            ended.append("aborted")
+
+    async def scenario() -> None:
+        outputs = FailedPolicies(generate).generate()
+        await anext(outputs)
+        await outputs.aclose()  # type: ignore[attr-defined]
+        assert ended == ["aborted"]
+
+    asyncio.run(scenario())

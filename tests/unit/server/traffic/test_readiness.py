@@ -1,0 +1,85 @@
+"""/ready says what there is to wait for."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from prefmix.server.traffic import readiness
+from prefmix.server.traffic.drain import Drain
+from prefmix.server.traffic.readiness import READINESS_KEY, Readiness
+from prefmix.server.traffic.shared_counts import SharedCounts
+
+
+class Engine:
+    """What of vLLM's client readiness asks."""
+
+    errored = False
+    hangs = False
+
+    async def is_sleeping(self) -> bool:
+        if self.hangs:
+            await asyncio.Event().wait()
+        return False
+
+
+def make(folder: Path, engine: Engine, *, num_processes: int = 1) -> tuple[Readiness, Drain]:
+    counts = SharedCounts(folder, num_processes=num_processes)
+    counts.start()
+    drain = Drain(timeout_s=1, unfinished=lambda: 0)
+    return Readiness(engine, counts, drain), drain
+
+
+def ask(found: Readiness) -> tuple[int, object]:
+    app = FastAPI()
+    app.include_router(readiness.router)
+    setattr(app.state, READINESS_KEY, found)
+    answer = TestClient(app).get("/ready")
+    return answer.status_code, answer.json()
+
+
+def test_a_server_with_all_it_needs_is_ready(tmp_path: Path) -> None:
+    found, _ = make(tmp_path, Engine())
+    assert ask(found) == (200, {"ready": True, "missing": []})
+
+
+def test_an_end_and_a_dead_engine_are_named(tmp_path: Path) -> None:
+    engine = Engine()
+    found, drain = make(tmp_path, engine)
+    drain.is_on = True
+    engine.errored = True
+    missing = ["the server is ending", "the engine has died"]
+    assert ask(found) == (503, {"ready": False, "missing": missing})
+
+
+def test_all_api_processes_have_to_start(tmp_path: Path) -> None:
+    found, _ = make(tmp_path, Engine(), num_processes=2)
+    assert ask(found) == (503, {"ready": False, "missing": ["1 of 2 API processes have started"]})
+    SharedCounts(tmp_path, process=1, num_processes=2).start()
+    assert ask(found)[0] == 200
+
+
+def test_an_engine_that_does_not_answer_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "SILENCE_S", 0.2)
+    monkeypatch.setattr(readiness, "PULSE_S", 0.01)
+    engine = Engine()
+    found, _ = make(tmp_path, engine)
+
+    async def follow() -> list[list[str]]:
+        seen = []
+        task = asyncio.create_task(found.follow())
+        for engine.hangs in (False, True):
+            await asyncio.sleep(0.5)
+            seen.append(found.missing())
+        task.cancel()
+        return seen
+
+    answering, hanging = asyncio.run(follow())
+    assert answering == []
+    assert [phrase.startswith("the engine has not answered for") for phrase in hanging] == [True]

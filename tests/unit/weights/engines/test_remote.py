@@ -1,0 +1,104 @@
+"""A fit against a running server takes no more of it than there is, and waits while it is busy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp
+
+from prefmix.weights.engines.remote import RemoteEngine, RemoteError
+from support.loopback_server import LoopbackServer, serving
+
+AT_ONCE = 12
+
+
+class Server:
+    """Answers each sample with its seed, and every third request that it is busy."""
+
+    def __init__(self, *, retry_after: str = "0") -> None:
+        self.retry_after = retry_after
+        self.in_flight = self.most = self.num_requests = 0
+
+    def __call__(self) -> ASGIApp:
+        return Router(
+            [
+                Route("/v1/mixture", self.mixture),
+                Route("/v1/completions", self.complete, methods=["POST"]),
+            ]
+        )
+
+    async def mixture(self, request: Request) -> Response:
+        policy = {"name": "one", "model": "org/one", "revision": None}
+        return JSONResponse(
+            {
+                "model": "mix",
+                "policies": [policy],
+                "reference": None,
+                "weight_space": "simplex",
+                "profiles": {},
+                "answers_at_once": AT_ONCE,
+            }
+        )
+
+    async def complete(self, request: Request) -> Response:
+        self.num_requests += 1
+        if self.num_requests % 3 == 0:
+            return JSONResponse({}, status_code=503, headers={"retry-after": self.retry_after})
+        body = await request.json()
+        cost = body.get("n", 1) * len(body["prompt"])
+        self.in_flight += cost
+        self.most = max(self.most, self.in_flight)
+        await asyncio.sleep(0.01)
+        self.in_flight -= cost
+        scores: dict[str, Any] = {"prompt_logprobs": [None, {"7": {"logprob": -2.0}}]}
+        return JSONResponse(
+            {
+                "choices": [
+                    {
+                        "index": index,
+                        "token_ids": [body.get("seed", 0) + index],
+                        "logprobs": {"token_logprobs": [-1.0]},
+                        "text": "x",
+                        **scores,
+                    }
+                    for index in range(cost)
+                ]
+            }
+        )
+
+
+def connected(running: LoopbackServer) -> contextlib.closing[RemoteEngine]:
+    return contextlib.closing(RemoteEngine(f"http://127.0.0.1:{running.port}"))
+
+
+def test_many_samples_come_in_pieces_with_the_seeds_of_the_whole() -> None:
+    server = Server()
+    with serving(server) as running, connected(running) as engine:
+        found = engine.sample([(5,), (6,)], [1.0], num_responses=7, max_tokens=3, seed=100)
+    seeds = [[response.tokens[0] for response in responses] for responses in found]
+    assert seeds == [list(range(100, 107)), list(range(107, 114))]
+    assert server.most <= AT_ONCE / 2
+    assert server.num_requests > 6, "it was told to come back"
+
+
+def test_scores_come_back_in_order() -> None:
+    server = Server()
+    with serving(server) as running, connected(running) as engine:
+        assert engine.score([((5,), (7,))] * 20, [1.0]) == [-2.0] * 20
+    assert server.most <= AT_ONCE / 2
+
+
+def test_a_server_that_stays_busy_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefmix.weights.engines.remote.PATIENCE_S", 0.5)
+    with (
+        serving(Server(retry_after="1")) as running,
+        connected(running) as engine,
+        pytest.raises(RemoteError, match="answered 503"),
+    ):
+        engine.sample([(5,)] * 9, [1.0], num_responses=1, max_tokens=3, seed=0)

@@ -1,0 +1,251 @@
+"""The fit from prompts to result, over policies whose law is known exactly."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prefmix.weights.engines.prompts import PromptsError, read_prompts
+from prefmix.weights.fit.job import FitJob, fit_table, importances_to_weights
+from prefmix.weights.fit.mirror_descent import DescentSettings
+from prefmix.weights.fit.result import FitError, FitSettings
+from prefmix.weights.fit.score_table import ScoreTable
+from prefmix.weights.fit.summary import summary
+from support.toy_engine import ToyEngine
+
+
+def job(toy: ToyEngine, cache: Path, **settings: Any) -> FitJob:
+    defaults: dict[str, Any] = {"num_responses": 64, "num_rounds": 20}
+    return FitJob(
+        spec=toy.spec,
+        prompts=toy.prompts,
+        settings=FitSettings(**{**defaults, **settings}),
+        engine=lambda: toy,
+        fingerprints={name: name for name in toy.spec.member_names},
+        cache=cache,
+        quiet=True,
+    )
+
+
+def test_mixture_sampler_equalises_the_deployed_kls(tmp_path: Path) -> None:
+    toy = ToyEngine(seed=1)
+    result = job(toy, tmp_path, num_responses=128).run()
+    exact_K = toy.deployed_kl(result.weights_K)
+    assert np.ptp(exact_K) < 0.12 * exact_K.mean()
+    uniform_K = toy.deployed_kl(np.full(3, 1 / 3))
+    assert exact_K.max() < uniform_K.max()
+    assert result.deployed is not None
+    for name, kl in zip(result.names, exact_K, strict=True):
+        low, high = result.deployed.kl_interval[name]
+        assert low - 0.1 < kl < high + 0.1
+    assert result.verdict == "trustworthy"
+    assert result.rounds_kl_TK is not None
+    assert result.rounds_kl_TK.shape == (20, 3)
+
+
+def test_reference_sampler_certifies_the_sequence_level_objective(tmp_path: Path) -> None:
+    result = job(ToyEngine(seed=2), tmp_path, sampler="reference", num_responses=256).run()
+    assert result.certificate is not None
+    kls = list(result.certificate.kl.values())
+    assert max(kls) - min(kls) < 0.05
+    low, high = result.certificate.gap_interval
+    assert low <= result.certificate.gap <= high + 1e-9
+    assert [row["responses"] for row in result.certificate.m_sweep][-1] == 256
+    assert result.certificate.objective < 0
+    assert result.verdict.startswith("trustworthy for the sequence-level objective")
+
+
+def test_a_repeated_fit_draws_nothing(tmp_path: Path) -> None:
+    first = job(ToyEngine(seed=3), tmp_path, num_responses=8, num_rounds=3).run()
+    toy = ToyEngine(seed=3)
+    again = job(toy, tmp_path, num_responses=8, num_rounds=3).run()
+    assert toy.calls == {"sample": 0, "score": 0}
+    assert (again.weights_K == first.weights_K).all()
+
+
+def test_a_killed_fit_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    """Whatever parts are missing, and with a half-written one beside them."""
+    whole = job(ToyEngine(seed=4), tmp_path / "a", num_responses=8, num_rounds=3).run()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    parts = sorted((tmp_path / "b").rglob("*.parquet"))
+    for part in parts[::2]:
+        part.with_suffix(".partial").write_bytes(b"half")
+        part.unlink()
+    toy = ToyEngine(seed=4)
+    resumed = job(toy, tmp_path / "b", num_responses=8, num_rounds=3).run()
+    assert (resumed.weights_K == whole.weights_K).all()
+    assert toy.calls["sample"] + toy.calls["score"] == len(parts[::2])
+
+
+def test_other_settings_prompts_or_policies_are_other_draws(tmp_path: Path) -> None:
+    small = {"num_responses": 4, "num_rounds": 2}
+    job(ToyEngine(seed=5), tmp_path, **small).run()
+    for change in (
+        {"max_tokens": 7},
+        {"num_responses": 5},
+        {"descent": DescentSettings(seed=1)},
+    ):
+        toy = ToyEngine(seed=5)
+        job(toy, tmp_path, **{**small, **change}).run()
+        assert toy.calls["sample"] > 0, change
+    toy = ToyEngine(seed=5)
+    other = job(toy, tmp_path, **small)
+    other.fingerprints["p0"] = "retrained"
+    other.run()
+    assert toy.calls["sample"] > 0
+
+
+def test_seeds_agree(tmp_path: Path) -> None:
+    ends = [
+        job(ToyEngine(seed=6), tmp_path, descent=DescentSettings(seed=seed)).run().weights_K
+        for seed in range(3)
+    ]
+    assert np.ptp(ends, axis=0).max() < 0.06
+
+
+def test_fixed_importances_are_taken_as_they_are(tmp_path: Path) -> None:
+    result = job(ToyEngine(), tmp_path, importances={"p0": 1.0, "p2": 3.0}).run()
+    assert result.weights == {"p0": 0.25, "p1": 0.0, "p2": 0.75}
+    assert result.deployed is not None
+
+
+@pytest.mark.parametrize(
+    ("importances", "message"),
+    [
+        ({"px": 1.0}, "importance of 'px': no such policy; there are: p0, p1"),
+        ({"p0": -1.0, "p1": 2.0}, "non-negative"),
+        ({"p0": float("nan")}, "finite"),
+        ({"p0": 0.0}, "not all 0"),
+    ],
+)
+def test_bad_importances_are_refused(importances: dict[str, float], message: str) -> None:
+    with pytest.raises(FitError, match=message):
+        importances_to_weights(importances, ["p0", "p1"])
+
+
+def test_reference_sampler_needs_a_reference(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    toy = ToyEngine()
+    toy.spec = replace(toy.spec, reference=None)
+    with pytest.raises(FitError, match="none was given; add --reference"):
+        job(toy, tmp_path, sampler="reference")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"sampler": "best"}, "allowed: mixture, reference"),
+        ({"num_responses": 1}, "num_responses is 1; it must be at least 2"),
+        ({"num_rounds": 1}, "num_rounds is 1"),
+        ({"round_step_size": 3.0}, "the step size is 3.0; .* above 0 and at most 1"),
+        ({"round_step_size": float("nan")}, "the step size is nan"),
+    ],
+)
+def test_impossible_settings_are_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(FitError, match=message):
+        FitSettings(**setting)
+
+
+def table(*, responses: int, prompts: int = 6, rewards: bool = False) -> ScoreTable:
+    rng = np.random.default_rng(0)
+    rows = responses * prompts
+    return ScoreTable(
+        names=("a", "b"),
+        prompt_ids_N=np.repeat(np.arange(prompts), responses),
+        num_tokens_N=rng.integers(5, 50, size=rows),
+        scores_NK=rng.normal(size=(rows, 2)) - (0 if rewards else 20),
+        proposal_N=None if rewards else rng.normal(size=rows) * 0.1 - 20,
+    )
+
+
+def test_one_response_a_prompt_is_refused() -> None:
+    with pytest.raises(FitError, match="single response"):
+        fit_table(table(responses=1), FitSettings())
+
+
+def test_tables_of_rewards_need_beta_and_others_refuse_it() -> None:
+    result = fit_table(table(responses=16, rewards=True), FitSettings(), beta=0.5)
+    assert result.fitted == "rewards"
+    with pytest.raises(ValueError, match="positive --beta"):
+        fit_table(table(responses=16, rewards=True), FitSettings())
+    with pytest.raises(ValueError, match="leave --beta out"):
+        fit_table(table(responses=16), FitSettings(), beta=0.5)
+
+
+def test_given_importances_of_rewards_are_not_called_a_kl() -> None:
+    settings = FitSettings(importances={"a": 1.0}, descent=DescentSettings(min_weight=0.2))
+    result = fit_table(table(responses=16, rewards=True), settings, beta=0.5)
+    assert result.weights == {"a": 1.0, "b": 0.0}
+    text = summary(result)
+    assert "KL - reward/beta" in text
+    assert "sequence KL" not in text
+    assert re.search(r"^reward +weight", text, flags=re.MULTILINE)
+    assert result.at_floor == ()
+
+
+@pytest.mark.parametrize("sampler", ["mixture", "reference"])
+def test_a_floor_is_no_reason_for_distrust(sampler: str, tmp_path: Path) -> None:
+    """The weight that the floor adds makes its policy nearer; that is the optimum above it."""
+    free = job(ToyEngine(seed=7), tmp_path, sampler=sampler, num_responses=128).run()
+    lightest = min(free.weights, key=free.weights.__getitem__)
+    floor = free.weights[lightest] + 0.04
+    descent = DescentSettings(min_weight=floor)
+    result = job(
+        ToyEngine(seed=7), tmp_path, sampler=sampler, num_responses=128, descent=descent
+    ).run()
+    assert result.at_floor == (lightest,)
+    assert result.verdict.startswith("trustworthy")
+    assert f"nearer than the rest: {lightest}" in re.sub(r"\s+", " ", summary(result))
+    assert result.deployed is not None
+    assert result.deployed.gap < 0.01
+
+
+def test_low_effective_sample_size_is_a_loud_verdict() -> None:
+    rng = np.random.default_rng(1)
+    spread = table(responses=16)
+    wild = ScoreTable(
+        names=spread.names,
+        prompt_ids_N=spread.prompt_ids_N,
+        num_tokens_N=spread.num_tokens_N,
+        scores_NK=spread.scores_NK + rng.normal(size=spread.scores_NK.shape) * 40,
+        proposal_N=spread.proposal_N,
+    )
+    verdict = fit_table(wild, FitSettings()).verdict
+    assert verdict.startswith("not trustworthy: the estimate rests on")
+    assert "--sampler mixture" in verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no prompts"),
+        ("{", "line 1: no JSON"),
+        ('{"prompt": 3}', "prompt is 3, expected some text"),
+        ('{"text": "a"}', "line 1: expected"),
+        ('{"prompt": "a", "messages": []}', "line 1: expected"),
+        ('{"messages": ["hi"]}', "expected objects with role and content"),
+        ('{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}', "two prompts have the id '1'"),
+    ],
+)
+def test_bad_prompt_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    with pytest.raises(PromptsError, match=message):
+        read_prompts(path)
+
+
+def test_prompts_keep_ids_and_both_forms(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        '{"prompt": "a"}\n\n{"id": "x", "messages": [{"role": "user", "content": "b"}]}\n'
+    )
+    raw, chat = read_prompts(path)
+    assert (raw.id, raw.text) == ("1", "a")
+    assert chat.id == "x"
+    assert chat.messages == ({"role": "user", "content": "b"},)

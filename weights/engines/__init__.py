@@ -1,0 +1,1 @@
+"""Engines that draw and score responses: vLLM in this process, or a running server."""

@@ -1,0 +1,32 @@
+"""Content hashes of models: which parameters a fit was made for."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from prefmix.mixing.spec import MixtureSpec, Policy
+
+
+def fingerprints(spec: MixtureSpec) -> dict[str, str]:
+    """The content hash of each member by name; an adapter's with that of its base."""
+    if spec.base is None:
+        return {member.name: content_hash(member) for member in spec.members}
+    base = content_hash(spec.checkpoints[0])
+    adapted = {policy.name: f"{base} + {content_hash(policy)}" for policy in spec.adapters}
+    return adapted if spec.reference is None else {**adapted, spec.reference.name: base}
+
+
+def content_hash(member: Policy) -> str:
+    """sha256 of a local folder's config and parameters, or a hub id with its revision.
+
+    A hub id without a revision is whatever its default branch holds: the hash says only the name.
+    """
+    folder = Path(member.model)
+    if not folder.is_dir():
+        return f"hub:{member.model}@{member.revision or 'main'}"
+    whole = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*config.json")):
+        with path.open("rb") as file:
+            whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{whole.hexdigest()}"

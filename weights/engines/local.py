@@ -1,0 +1,192 @@
+"""What a fit asks of an engine: draw responses under some weights, score them under others.
+
+`LocalEngine` runs vLLM in this process; `prefmix.weights.engines.remote` asks a running server.
+Scoring under one policy alone is a request with one-hot weights and prompt logprobs: the engine
+then runs that policy only, at the price of plain vLLM.
+
+Shapes: M members of the mixture (policies, then the reference if there is one).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prefmix.mixing import wire
+from prefmix.mixing.spec import MixtureSpec, hf_overrides
+from prefmix.weights.engines.prompts import Prompt
+
+Tokens = tuple[int, ...]
+
+
+class EngineError(ValueError):
+    """An engine that could not answer because a policy computed no numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Response:
+    """One sampled response."""
+
+    tokens: Tokens
+    """Its tokens, the end-of-text token included if it was drawn."""
+    logprob: float
+    """Log-probability of the whole response under the weights it was drawn with, in nats."""
+    text: str = ""
+    """What it says, special tokens left out."""
+
+
+class Engine(Protocol):
+    """Either kind of engine."""
+
+    def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
+        """Prompt tokens, chat template applied."""
+
+    def sample(
+        self,
+        prompts: Sequence[Tokens],
+        weights_M: Sequence[float],
+        *,
+        num_responses: int,
+        max_tokens: int,
+        seed: int,
+    ) -> list[list[Response]]:
+        """`num_responses` responses to each prompt at temperature 1."""
+
+    def score(
+        self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
+    ) -> list[float]:
+        """Log-probability of each (prompt, response) pair's response, in nats."""
+
+
+def set_environment() -> None:
+    """How vLLM should run in a batch job; call before it is imported. Leaves what is set alone."""
+    for name, value in {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        # One process less to start, and an interrupted fit leaves none behind.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # On CPU: GiB. Without it vLLM wants 92 % of the machine's memory.
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+class LocalEngine:
+    """vLLM in this process."""
+
+    def __init__(self, llm: Any) -> None:
+        """Args:
+        llm: a `vllm.LLM` that runs the mixture.
+        """
+        self._llm = llm
+        llm.collective_rpc("prefmix_check_rows")
+
+    @classmethod
+    def start(cls, spec: MixtureSpec, **options: Any) -> LocalEngine:
+        """Starts vLLM on a mixture.
+
+        Args:
+          spec: the mixture.
+          options: any of vLLM's engine arguments.
+        """
+        set_environment()
+        from vllm import LLM
+
+        first = spec.checkpoints[0]
+        mixture = {
+            "model": first.model,
+            "revision": first.revision,
+            "hf_overrides": hf_overrides(spec),
+        }
+        return cls(LLM(**{**options, **mixture}))
+
+    def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
+        """Prompt tokens, chat template applied."""
+        tokenizer = self._llm.get_tokenizer()
+
+        def one(prompt: Prompt) -> Tokens:
+            if prompt.text is not None:
+                return tuple(tokenizer.encode(prompt.text))
+            assert prompt.messages is not None
+            return tuple(
+                tokenizer.apply_chat_template(
+                    list(prompt.messages), add_generation_prompt=True, return_dict=False
+                )
+            )
+
+        return [one(prompt) for prompt in prompts]
+
+    def sample(
+        self,
+        prompts: Sequence[Tokens],
+        weights_M: Sequence[float],
+        *,
+        num_responses: int,
+        max_tokens: int,
+        seed: int,
+    ) -> list[list[Response]]:
+        """`num_responses` responses to each prompt at temperature 1."""
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                n=num_responses,
+                temperature=1.0,
+                max_tokens=max_tokens,
+                logprobs=0,
+                seed=seed + index * num_responses,
+                detokenize=False,
+                extra_args=wire.to_extra_args(weights_M),
+            )
+            for index in range(len(prompts))
+        ]
+        outputs = self._generate(prompts, params)
+        # At once, and not token by token as vLLM would.
+        decode = self._llm.get_tokenizer().decode
+        return [
+            [
+                Response(
+                    tokens=tuple(answer.token_ids),
+                    logprob=answer.cumulative_logprob,
+                    text=decode(list(answer.token_ids), skip_special_tokens=True),
+                )
+                for answer in output.outputs
+            ]
+            for output in outputs
+        ]
+
+    def score(
+        self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
+    ) -> list[float]:
+        """Log-probability of each (prompt, response) pair's response, in nats."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            extra_args=wire.to_extra_args(weights_M),
+        )
+        whole = [prompt + response for prompt, response in pairs]
+        outputs = self._generate(whole, params)
+        return [
+            sum(
+                step[token].logprob
+                for step, token in zip(output.prompt_logprobs[len(prompt) :], response, strict=True)
+            )
+            for (prompt, response), output in zip(pairs, outputs, strict=True)
+        ]
+
+    def _generate(self, prompts: Sequence[Tokens], params: Any) -> Any:
+        tokens = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self._llm.generate(tokens, params, use_tqdm=False)
+        for output in outputs:
+            for answer in output.outputs:
+                if failed := wire.failed_policies(answer.stop_reason):
+                    raise EngineError(
+                        f"{' or '.join(failed)} computed NaN or infinity where the logits of a "
+                        "token should be; check that policy's checkpoint, or leave it out"
+                    )
+        return outputs

@@ -1,0 +1,1 @@
+"""Rewards, win rates and KL divergences of weightings and of parameter averages."""

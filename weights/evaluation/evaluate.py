@@ -1,0 +1,282 @@
+"""What weightings buy: rewards, win rates against a baseline and KLs, each with its uncertainty.
+
+Every weighting answers the same prompts. A prompt's answers are one observation, and intervals come
+from resampling prompts, the same for all rows, so that what rows have in common does not blur their
+differences.
+
+Shapes: R rows, P prompts, J responses a prompt, O objectives, M members, B resamplings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefmix.mixing.spec import MixtureSpec
+from prefmix.weights.engines.local import Engine
+from prefmix.weights.engines.progress import Progress
+from prefmix.weights.engines.prompts import Prompt, hash_of_prompts
+from prefmix.weights.fit.draws import DrawSettings, draw, texts
+from prefmix.weights.fit.score_table import LOGPROB, PROPOSAL
+from prefmix.weights.store.text_tables import aligned
+
+Floats = NDArray[np.float64]
+Reward = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
+"""(prompts, answers) -> one number an answer."""
+
+NUM_RESAMPLINGS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """One row: a name and the weights of the members; who is not named has 0."""
+
+    name: str
+    weights: Mapping[str, float]
+    shares: Mapping[str, float] | None = None
+    """Of the policies in a parameter average, where the row is one."""
+    of_grid: bool = False
+    """Whether it is there to show what lies between the others; charts leave its name out."""
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether more than one member takes part."""
+        return len(self.taking_part) > 1
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the row is one member as it was given, and no average."""
+        return not self.is_mixture and self.shares is None
+
+    @property
+    def taking_part(self) -> tuple[str, ...]:
+        """Members with weight."""
+        return tuple(name for name, weight in self.weights.items() if weight)
+
+    @property
+    def shown(self) -> Mapping[str, float]:
+        """The weights of a mixture, or the shares of a parameter average."""
+        return self.weights if self.shares is None else self.shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured; row 0 is the baseline."""
+
+    rows: tuple[Weighting, ...]
+    objectives: tuple[str, ...]
+    members: tuple[str, ...]
+    """Whose KLs were measured."""
+    rewards_RPJO: Floats
+    kl_RM: Floats
+    """KL(row || member), nats a response."""
+    tokens_R: Floats
+    """Mean tokens of a response."""
+    reference: str | None = None
+    """The row of the reference policy."""
+    seed: int = 0
+
+    @property
+    def rewards_RO(self) -> Floats:
+        """Mean rewards."""
+        means_RO: Floats = self.rewards_RPJO.mean(axis=(1, 2))
+        return means_RO
+
+    @property
+    def reward_errors_RO(self) -> Floats:
+        """Their standard errors, prompts being the observations."""
+        means_RPO = self.rewards_RPJO.mean(axis=2)
+        errors_RO: Floats = means_RPO.std(axis=1) / np.sqrt(means_RPO.shape[1])
+        return errors_RO
+
+    @property
+    def wins_RPO(self) -> Floats:
+        """Share of pairs of answers in which a row's is better than the baseline's; ties half."""
+        ours, theirs = self.rewards_RPJO[:, :, :, None], self.rewards_RPJO[:1, :, None]
+        wins_RPJJO = (ours > theirs) + 0.5 * (ours == theirs)
+        wins_RPO: Floats = wins_RPJJO.mean(axis=(2, 3))
+        return wins_RPO
+
+    @cached_property
+    def wins_BRO(self) -> Floats:
+        """Win rates of all objectives, resampled over prompts; the first is the data's own."""
+        num_prompts = self.rewards_RPJO.shape[1]
+        picks_BP = np.random.default_rng(self.seed).integers(
+            num_prompts, size=(NUM_RESAMPLINGS, num_prompts)
+        )
+        own = np.arange(num_prompts)
+        wins_RPO = self.wins_RPO
+        wins_BRO: Floats = np.stack([wins_RPO[:, p].mean(axis=1) for p in (own, *picks_BP)])
+        return wins_BRO
+
+    @property
+    def smallest_BR(self) -> Floats:
+        """The smallest win rate of each row, resampled like `wins_BRO`."""
+        smallest_BR: Floats = self.wins_BRO.min(axis=2)
+        return smallest_BR
+
+    def lead(self, row: int, other: int) -> tuple[float, float, float]:
+        """(difference of the smallest win rates, ends of its 95 % interval)."""
+        lead_B = self.smallest_BR[:, row] - self.smallest_BR[:, other]
+        low, high = np.quantile(lead_B[1:], [0.025, 0.975])
+        return float(lead_B[0]), float(low), float(high)
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The table: mean rewards, win rates ± half of their 95 % interval, minimum, KLs."""
+        wins_BRO, smallest_BR = self.wins_BRO, self.smallest_BR
+        heading = ["", *self.objectives, *(f"win {name}" for name in self.objectives), "min win"]
+        heading += ["tokens", *(f"KL to {name}" for name in self.members)]
+        lines = [heading]
+        for index, row in enumerate(self.rows):
+            wins = [_interval(wins_BRO[:, index, k]) for k in range(len(self.objectives))]
+            lines.append(
+                [
+                    row.name,
+                    *(f"{reward:.3f}" for reward in self.rewards_RO[index]),
+                    *(wins if index else ["-"] * len(wins)),
+                    _interval(smallest_BR[:, index]) if index else "-",
+                    f"{self.tokens_R[index]:.1f}",
+                    *(f"{kl:.2f}" for kl in self.kl_RM[index]),
+                ]
+            )
+        return lines
+
+    def table(self) -> str:
+        """`cells` as aligned text."""
+        return aligned(self.cells)
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready form."""
+        return {
+            "objectives": self.objectives,
+            "members": self.members,
+            "rows": [
+                {
+                    "name": row.name,
+                    "weights": dict(row.weights),
+                    **({} if row.shares is None else {"parameter_average": dict(row.shares)}),
+                    "rewards": self.rewards_RO[index].tolist(),
+                    "win_rates": self.wins_BRO[0, index].tolist(),
+                    "smallest_win_rate": float(self.smallest_BR[0, index]),
+                    "tokens": float(self.tokens_R[index]),
+                    "kl": self.kl_RM[index].tolist(),
+                }
+                for index, row in enumerate(self.rows)
+            ],
+        }
+
+
+def simplex_grid(num_policies: int, parts: int) -> list[tuple[float, ...]]:
+    """All weights in steps of 1 / parts that use at least two policies."""
+    counts = itertools.product(range(parts + 1), repeat=num_policies)
+    return [
+        tuple(count / parts for count in row)
+        for row in counts
+        if sum(row) == parts and max(row) < parts
+    ]
+
+
+def evaluate(
+    prompts: Sequence[Prompt],
+    rows: Sequence[Weighting],
+    rewards: Mapping[str, Reward],
+    *,
+    spec: MixtureSpec,
+    engine: Callable[[], Engine],
+    fingerprints: Mapping[str, str],
+    cache: Path,
+    num_responses: int,
+    max_tokens: int,
+    kl_members: Sequence[str] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Draws answers at temperature 1 under each row's weights, judges them and measures KLs.
+
+    Args:
+      prompts: P prompts, asked in every row.
+      rows: the first is the baseline of the win rates.
+      rewards: objective -> what judges answers.
+      spec: the mixture that holds all members the rows name.
+      engine: gives an engine of `spec`; only called when something is not in `cache`.
+      fingerprints: content hash of every member by name.
+      cache: folder of the draws.
+      num_responses: a prompt.
+      max_tokens: longest answer.
+      kl_members: the members whose KLs are wanted.
+      seed: of drawing answers and of resampling.
+    """
+    progress = progress or Progress()
+    total = len(rows) * len(prompts) * num_responses
+    sampling = progress.stage("sample", total, "responses")
+    scoring = progress.stage("score", total * len(kl_members), "responses")
+    rewards_RPJO, kl_RM, tokens_R = [], [], []
+    for row in rows:
+        settings = DrawSettings(
+            weights_M=tuple(row.weights.get(name, 0.0) for name in spec.member_names),
+            num_responses=num_responses,
+            max_tokens=max_tokens,
+            # Rows that shared their randomness would win more or less often than chance.
+            seed=zlib.crc32(json.dumps([seed, row.weights], sort_keys=True).encode()),
+        )
+        involved = {name: fingerprints[name] for name in (*row.weights, *kl_members)}
+        folder = cache / _name_of(settings, row, involved, prompts)
+        drawn = draw(
+            folder,
+            prompts=prompts,
+            settings=settings,
+            spec=spec,
+            engine=engine,
+            members=kl_members,
+            sampling=sampling,
+            scoring=scoring,
+            title=row.name,
+        )
+        own = drawn[PROPOSAL].to_numpy().mean()
+        kl_RM.append([own - drawn[f"{LOGPROB}{name}"].to_numpy().mean() for name in kl_members])
+        tokens_R.append(drawn["num_tokens"].to_numpy().mean())
+        rewards_RPJO.append(_judged(prompts, texts(folder), rewards))
+    sampling.finish()
+    scoring.finish()
+    return Evaluation(
+        rows=tuple(rows),
+        objectives=tuple(rewards),
+        members=tuple(kl_members),
+        rewards_RPJO=np.stack(rewards_RPJO),
+        kl_RM=np.array(kl_RM, dtype=np.float64),
+        tokens_R=np.array(tokens_R, dtype=np.float64),
+        reference=None if spec.reference is None else spec.reference.name,
+        seed=seed,
+    )
+
+
+def _name_of(
+    settings: DrawSettings, row: Weighting, involved: Mapping[str, str], prompts: Sequence[Prompt]
+) -> str:
+    plain = {**asdict(settings), "weights_M": dict(row.weights)}
+    decides = ["evaluation", plain, dict(involved), hash_of_prompts(prompts)]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _judged(
+    prompts: Sequence[Prompt], answers: Sequence[str], rewards: Mapping[str, Reward]
+) -> Floats:
+    num_responses = len(answers) // len(prompts)
+    asked = [prompt for prompt in prompts for _ in range(num_responses)]
+    columns = [reward(asked, answers) for reward in rewards.values()]
+    return np.array(columns, dtype=np.float64).T.reshape(len(prompts), num_responses, len(columns))
+
+
+def _interval(samples_B: Floats) -> str:
+    low, high = np.quantile(samples_B[1:], [0.025, 0.975])
+    return f"{samples_B[0]:.3f} ± {(high - low) / 2:.3f}"

@@ -1,0 +1,85 @@
+"""What an evaluation shows in words: whether a mixture is worth its cost, and said if it is not.
+
+All comparisons are of the smallest win rate over the objectives, and a difference counts if its
+95 % interval leaves out 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefmix.weights.evaluation.evaluate import Evaluation
+
+
+def verdict(found: Evaluation) -> list[str]:
+    """One sentence or two on each question that the rows can answer."""
+    mixtures = [index for index, row in enumerate(found.rows) if row.is_mixture]
+    if not mixtures:
+        return ["No mixture was measured."]
+    answers = [_best_against_best(found, mixtures), _against_members(found, mixtures)]
+    return [*answers, *_against_averages(found, mixtures)]
+
+
+def beats_its_members(found: Evaluation) -> bool:
+    """Whether the best mixture is shown to beat the best single policy."""
+    mixtures = [index for index, row in enumerate(found.rows) if row.is_mixture]
+    if not mixtures:
+        return False
+    best = _best(found, mixtures)
+    return found.lead(best, _best(found, _singles(found)))[1] > 0
+
+
+def _best_against_best(found: Evaluation, mixtures: Sequence[int]) -> str:
+    best, rival = _best(found, mixtures), _best(found, _singles(found))
+    beats = "beats" if beats_its_members(found) else "is not shown to beat"
+    smallest_R = found.smallest_BR[0]
+    return (
+        f"The best mixture, {found.rows[best].name}, {beats} the best single policy, "
+        f"{found.rows[rival].name}, in the smallest win rate: {smallest_R[best]:.3f} "
+        f"against {smallest_R[rival]:.3f}, difference {_signed(found.lead(best, rival))}."
+        + (
+            " The best of several rows was picked on these prompts, which flatters it."
+            if len(mixtures) > 1
+            else ""
+        )
+    )
+
+
+def _against_members(found: Evaluation, mixtures: Sequence[int]) -> str:
+    """Each mixture against the best of those that it mixes."""
+    rows = {row.taking_part[0]: i for i, row in enumerate(found.rows) if row.is_single}
+    failing = []
+    for index in mixtures:
+        own = [rows[name] for name in found.rows[index].taking_part if name in rows]
+        if own and found.lead(index, _best(found, own))[1] <= 0:
+            failing.append(found.rows[index].name)
+    if not failing:
+        return "Every mixture beats each of its members."
+    return (
+        f"{len(failing)} of {len(mixtures)} mixtures {'is' if len(failing) == 1 else 'are'} not "
+        f"shown to beat the best of their own members: {', '.join(failing)}."
+    )
+
+
+def _against_averages(found: Evaluation, mixtures: Sequence[int]) -> list[str]:
+    told = []
+    for index, row in enumerate(found.rows):
+        twin = next((i for i in mixtures if dict(found.rows[i].weights) == row.shares), None)
+        if twin is not None:
+            told.append(f"{found.rows[twin].name} {_signed(found.lead(twin, index))}")
+    if not told:
+        return []
+    return [f"A mixture less the parameter average at its weights: {'; '.join(told)}."]
+
+
+def _singles(found: Evaluation) -> list[int]:
+    return [index for index, row in enumerate(found.rows) if row.is_single]
+
+
+def _best(found: Evaluation, rows: Sequence[int]) -> int:
+    return max(rows, key=lambda index: float(found.smallest_BR[0, index]))
+
+
+def _signed(lead: tuple[float, float, float]) -> str:
+    difference, low, high = lead
+    return f"{difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"

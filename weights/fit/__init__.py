@@ -1,0 +1,1 @@
+"""Fitting weights: objective, mirror descent, certificate, score table."""

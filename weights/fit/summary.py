@@ -1,0 +1,159 @@
+"""A fit in a few lines of a terminal: weights, how far the policies are, and the verdict."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from itertools import pairwise
+
+from prefmix.weights.fit.certificate import Certificate
+from prefmix.weights.fit.result import FitResult
+from prefmix.weights.store.text_tables import aligned
+
+COLUMNS = 80
+"""No line is longer."""
+
+_MAX_NAME = 24
+_MAX_SWEEP_POLICIES = 5
+"""More policies' weights do not fit beside the m-sweep; it then says how far a weight moved."""
+
+
+def summary(result: FitResult) -> str:
+    """What was fitted, the weights, the certificate and the verdict, as aligned text."""
+    parts = [
+        _wrapped(f"Fitted: {what_was_fitted(result)}"),
+        _policies(result),
+        _wrapped(floor_note(result)),
+        _deployed(result),
+    ]
+    if result.certificate is not None:
+        parts += [_certificate(result)]
+        parts += [_ess_by_length(result.certificate), _m_sweep(result.certificate)]
+    parts.append(_wrapped(f"Verdict: {result.verdict}"))
+    return "\n\n".join(part for part in parts if part)
+
+
+def what_was_fitted(result: FitResult) -> str:
+    """The objective in plain words."""
+    meaning = {
+        "mixture (token level)": "the served mixture, on samples of its own",
+        "reference (sequence level)": (
+            "the product of whole sequences, on samples of the reference policy; "
+            "the served mixture normalises every token and differs from it"
+        ),
+        "rewards": "reward models; policies trained for them would be mixed so",
+        "fixed importances": "nothing; the weights are the importances that were given",
+    }
+    return f"{result.fitted}: {meaning[result.fitted]}"
+
+
+def is_fitted(result: FitResult) -> bool:
+    """Whether the weights were searched for rather than given."""
+    return result.fitted != "fixed importances"
+
+
+def distance_name(result: FitResult) -> str:
+    """What a certificate's `kl` is: with rewards, the regularised loss per beta of each."""
+    return "KL - reward/beta" if result.in_reward_form else "sequence KL"
+
+
+def floor_note(result: FitResult) -> str:
+    """Which policies a floor holds up; an empty text if none."""
+    if not result.at_floor:
+        return ""
+    names = ", ".join(map(short, result.at_floor))
+    return f"At the floor of {result.min_weight:g}, and free to be nearer than the rest: {names}"
+
+
+def short(name: str, limit: int = _MAX_NAME) -> str:
+    """The name, cut to `limit` characters."""
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+
+
+def _policies(result: FitResult) -> str:
+    """One line a policy: weight, and how far the mixture is from it."""
+    heading = ["reward" if result.in_reward_form else "policy", "weight"]
+    rows = [[short(name), f"{weight:.3f}"] for name, weight in result.weights.items()]
+    if result.deployed is not None:
+        heading += ["deployed KL", "95 % interval"]
+        for row, name in zip(rows, result.names, strict=True):
+            low, high = result.deployed.kl_interval[name]
+            row += [f"{result.deployed.kl[name]:.2f}", f"{low:.2f} to {high:.2f}"]
+    if result.certificate is not None:
+        heading.append(distance_name(result))
+        for row, name in zip(rows, result.names, strict=True):
+            row.append(f"{result.certificate.kl[name]:.2f}")
+    return aligned([heading, *rows])
+
+
+def _deployed(result: FitResult) -> str:
+    deployed = result.deployed
+    if deployed is None:
+        return "Deployed KLs: not measured, there was no engine to draw from."
+    low, high = deployed.gap_interval
+    rows = [
+        ["Deployed gap", f"{deployed.gap:.3f} nats", f"95 %: {low:.3f} to {high:.3f}"],
+        [
+            "Measured on",
+            f"{deployed.num_responses:,} fresh responses",
+            f"{deployed.mean_tokens:.1f} tokens each",
+        ],
+    ]
+    return aligned(rows, num_left=3)
+
+
+def _certificate(result: FitResult) -> str:
+    found = result.certificate
+    assert found is not None
+    low, high = found.gap_interval
+    alone = "" if result.in_reward_form else "0 for each policy alone"
+    rows = [
+        ["Objective F", f"{found.objective:.3f} nats", alone],
+        ["Fitted gap", f"{found.gap:.3f} nats", f"95 %: {low:.3f} to {high:.3f}"],
+        ["ESS a prompt", f"{found.ess:.1f} responses", f"{found.ess_fraction:.0%} of those drawn"],
+    ]
+    if is_fitted(result):
+        rows.append(["Seed spread", f"{found.seed_spread:.3f}", "largest difference of a weight"])
+    return aligned(rows, num_left=3)
+
+
+def _ess_by_length(found: Certificate) -> str:
+    if not found.ess_by_length:
+        return ""
+    rows = [
+        [f"{row['mean_tokens']:.1f}", f"{row['prompts']:.0f}", f"{row['ess_fraction']:.0%}"]
+        for row in found.ess_by_length
+    ]
+    table = aligned([["mean tokens", "prompts", "ESS"], *rows], num_left=0)
+    return f"Effective sample size (ESS) by length of the responses:\n{table}"
+
+
+def _m_sweep(found: Certificate) -> str:
+    """The fit with fewer responses a prompt: what the last rows share is not bias."""
+    rows = [[str(row["responses"]), f"{row['objective']:.3f}"] for row in found.m_sweep]
+    heading = ["responses", "F"]
+    names = list(found.kl)
+    if len(names) <= _MAX_SWEEP_POLICIES:
+        heading += [short(name, 9) for name in names]
+        for cells, row in zip(rows, found.m_sweep, strict=True):
+            cells += [f"{row['weights'][name]:.3f}" for name in names]
+    else:
+        heading.append("largest move of a weight")
+        for cells, moved in zip(rows, sweep_moves(found), strict=True):
+            cells.append("-" if moved is None else f"{moved:.3f}")
+    table = aligned([heading, *rows], num_left=0)
+    return f"The fit from fewer responses a prompt (F and weights should settle):\n{table}"
+
+
+def sweep_moves(found: Certificate) -> Sequence[float | None]:
+    """How far any weight moved from one row of the m-sweep to the next; None for the first."""
+    weights = [row["weights"] for row in found.m_sweep]
+    moves = [
+        max(abs(after[name] - before[name]) for name in after)
+        for before, after in pairwise(weights)
+    ]
+    return [None, *moves]
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, COLUMNS, subsequent_indent="  ", break_on_hyphens=False)

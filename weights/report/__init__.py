@@ -1,0 +1,1 @@
+"""Reports of fits and evaluations: text, plots and HTML."""

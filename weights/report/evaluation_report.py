@@ -1,0 +1,61 @@
+"""The report of an evaluation: its verdict, a chart for every two objectives, its table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from prefmix.weights.evaluation.evaluate import Evaluation
+from prefmix.weights.evaluation.verdict import beats_its_members, verdict
+from prefmix.weights.report import html_page
+from prefmix.weights.report.html_page import PAGE, Chart, table
+from prefmix.weights.report.pareto import pareto
+
+_STEM = "pareto"
+
+
+def write_evaluation_report(
+    found: Evaluation, folder: Path, *, title: str, provenance: Mapping[str, Any]
+) -> Path:
+    """Writes `report.html` and a `pareto-*.png` for every two objectives.
+
+    Args:
+      found: what was measured.
+      folder: where to; made if missing; an earlier report there is replaced.
+      title: the page's heading.
+      provenance: what was measured how.
+    Returns: the page's path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    charts = [
+        Chart(
+            file=f"{_STEM}-{first}-{second}.png",
+            draw=partial(pareto, found, first, second),
+            caption=f"{found.objectives[first]} against {found.objectives[second]}: circles are "
+            "policies, the square is the reference, stars are mixtures, hollow diamonds parameter "
+            "averages, dots the grid. Bars are 95 % intervals; the dashed line joins what no other "
+            "row beats in both.",
+        )
+        for first, second in itertools.combinations(range(len(found.objectives)), 2)
+    ]
+    for stale in set(folder.glob(f"{_STEM}-*.png")) - {folder / chart.file for chart in charts}:
+        stale.unlink()
+    answer, *others = verdict(found)
+    heading, *rows = found.cells
+    parts = [
+        *(f"<p>{escape(sentence)}</p>" for sentence in others),
+        html_page.write_charts(folder, charts),
+        table(heading, rows, numbers=True),
+        "<p>win: share of pairs of answers in which the row's is better than the first row's, ties "
+        "half; min win: the smallest over the objectives; ± half of the 95 % interval, from "
+        "resampling prompts. KL(row ‖ member) in nats an answer.</p>",
+        html_page.provenance(provenance),
+    ]
+    page = html_page.page(title, answer, "\n".join(parts), is_good=beats_its_members(found))
+    path = folder / PAGE
+    html_page.replace_file(path, page.encode())
+    return path

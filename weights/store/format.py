@@ -1,0 +1,230 @@
+"""The store's format: one JSON object, read strictly, written canonically.
+
+    {"format": 1, "version": 3, "policies": ["helpful", "harmless"], "default_profile": "even",
+     "profiles": {"even": {"weights": {"helpful": 0.5, "harmless": 0.5}, "provenance": {...}}}}
+
+`policies` are the members in weight order, the reference last. Weights sum to 1; a member that is
+not named has 0. `provenance` is optional and kept as it is. A set in the affine space also says
+`"weight_space": "affine"`; without that key weights are on the simplex.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from prefmix.mixing.simplex import SUM_TOLERANCE
+from prefmix.mixing.spec import WEIGHT_SPACES, MixtureSpec, Policy, SpecError, WeightSpace
+from prefmix.weights.store.errors import StoreFormatError
+from prefmix.weights.store.profiles import (
+    ProfileError,
+    ProfileSet,
+    build_profile_set,
+    check_profile_name,
+    profile_weights,
+)
+
+FORMAT = 1
+"""The number under `format`."""
+
+MAX_BYTES = 16 * 2**20
+"""Of a store's text; thousands of profiles fit."""
+
+_KEYS = ("format", "version", "policies", "default_profile", "profiles")
+_OPTIONAL_KEYS = ("weight_space",)
+
+
+def spec_of_members(
+    member_names: Sequence[str], weight_space: WeightSpace = "simplex"
+) -> MixtureSpec:
+    """A spec for checking weights where only the members' names are known, not their models."""
+    policies = tuple(Policy(name=name, model=name) for name in member_names)
+    return MixtureSpec(policies=policies, weight_space=weight_space)
+
+
+def dump(profiles: ProfileSet) -> str:
+    """The set as the text of a store file."""
+    return json.dumps(document(profiles), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def document(profiles: ProfileSet) -> dict[str, Any]:
+    """The set as the object a store file holds."""
+    space = {} if profiles.weight_space == "simplex" else {"weight_space": profiles.weight_space}
+    return {"format": FORMAT, "version": profiles.version, **space, **profiles.content()}
+
+
+def parse(text: str | bytes, *, source: str) -> ProfileSet:
+    """Reads the text of a store file.
+
+    Args:
+      text: the file's content.
+      source: the file's name, for messages.
+    Raises: StoreFormatError naming source, field and value; for broken JSON line and column.
+    """
+    if len(text) > MAX_BYTES:
+        raise StoreFormatError(
+            f"{source}: more than {MAX_BYTES // 2**20} MiB, which no set of profiles needs"
+        )
+    return from_document(_load(text, source), source=source)
+
+
+def from_document(data: object, *, source: str) -> ProfileSet:
+    """Checks the object a store file holds. Raises: StoreFormatError."""
+    try:
+        return _profile_set(data)
+    except (ProfileError, SpecError, StoreFormatError) as error:
+        raise StoreFormatError(f"{source}: {error}") from None
+
+
+def for_mixture(profiles: ProfileSet, spec: MixtureSpec, *, source: str) -> ProfileSet:
+    """The same profiles in the member order of `spec`.
+
+    A set for all policies without the reference is accepted: the reference gets 0.
+    Raises: StoreFormatError if they were made for other policies or another weight space.
+    """
+    names = set(profiles.member_names)
+    if names not in (set(spec.member_names), set(spec.policy_names)):
+        raise StoreFormatError(
+            f"{source}: policies are {', '.join(profiles.member_names)}, but this mixture has "
+            f"{', '.join(spec.member_names)}; its profiles were made for other policies"
+        )
+    try:
+        weights = {
+            name: profile_weights(name, profiles.weights(name), spec) for name in profiles.profiles
+        }
+    except ProfileError as error:
+        raise StoreFormatError(f"{source}: {error}") from None
+    return replace(
+        profiles,
+        member_names=spec.member_names,
+        profiles=weights,
+        weight_space=spec.weight_space,
+    )
+
+
+def _load(text: str | bytes, source: str) -> object:
+    try:
+        # NaN and Infinity pass here, to be refused by the name of the field that holds them.
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
+        raise StoreFormatError(
+            f"{source} line {error.lineno} column {error.colno}: not JSON: {error.msg}"
+        ) from None
+    except UnicodeDecodeError:
+        raise StoreFormatError(f"{source}: not a text file in UTF-8") from None
+    except RecursionError:
+        raise StoreFormatError(f"{source}: objects are nested too deeply") from None
+    except ValueError as error:
+        raise StoreFormatError(f"{source}: {error}") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r:.80} is given twice in one object")
+        found[key] = value
+    return found
+
+
+def _profile_set(data: object) -> ProfileSet:
+    if not isinstance(data, dict):
+        raise StoreFormatError(f"the file holds {data!r:.80}, expected one JSON object")
+    # A different format may have other keys: its number is what to report.
+    if "format" in data and (data["format"] != FORMAT or isinstance(data["format"], bool)):
+        raise StoreFormatError(
+            f"format is {data['format']!r:.80}; this version of prefmix reads format {FORMAT}"
+        )
+    _check_keys(data, required=_KEYS, optional=_OPTIONAL_KEYS, where="")
+    version = data["version"]
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise StoreFormatError(f"version is {version!r:.80}, expected a whole number from 1")
+    spec = _spec(data["policies"], data.get("weight_space", "simplex"))
+    profiles = data["profiles"]
+    if not isinstance(profiles, dict) or not profiles:
+        raise StoreFormatError(
+            f"profiles is {profiles!r:.80}, expected an object with at least one profile"
+        )
+    default = data["default_profile"]
+    if not isinstance(default, str):
+        raise StoreFormatError(f"default_profile is {default!r:.80}, expected a profile's name")
+    return build_profile_set(
+        {name: _weights(name, value) for name, value in profiles.items()},
+        spec,
+        default=default,
+        version=version,
+        provenance={name: value.get("provenance", {}) for name, value in profiles.items()},
+    )
+
+
+def _spec(policies: object, weight_space: object) -> MixtureSpec:
+    if not isinstance(policies, list) or not all(isinstance(name, str) for name in policies):
+        raise StoreFormatError(f"policies is {policies!r:.80}, expected a list of names")
+    if weight_space not in WEIGHT_SPACES:
+        raise StoreFormatError(
+            f"weight_space is {weight_space!r:.80}; allowed: {', '.join(WEIGHT_SPACES)}"
+        )
+    return spec_of_members(policies, weight_space)  # type: ignore[arg-type]
+
+
+def _weights(name: str, profile: object) -> dict[str, Any]:
+    """The weights of one profile, checked for what `build_profile_set` would repair."""
+    where = f"profiles.{check_profile_name(name)}"
+    if not isinstance(profile, dict):
+        raise StoreFormatError(f'{where} is {profile!r:.80}, expected {{"weights": {{...}}}}')
+    _check_keys(profile, required=("weights",), optional=("provenance",), where=where)
+    check_provenance(profile.get("provenance", {}), where=f"{where}.provenance")
+    weights = profile["weights"]
+    if not isinstance(weights, dict):
+        raise StoreFormatError(f"{where}.weights is {weights!r:.80}, expected {{policy: number}}")
+    numbers = [value for value in weights.values() if isinstance(value, (int, float))]
+    if len(numbers) == len(weights) and _is_off_one(numbers):
+        raise StoreFormatError(
+            f"{where}.weights sum to {math.fsum(numbers):g}, expected 1 within {SUM_TOLERANCE:g}; "
+            "'prefmix weights set' takes ratios and divides them by their sum"
+        )
+    return weights
+
+
+def _is_off_one(numbers: Sequence[float]) -> bool:
+    """Whether finite, non-negative numbers miss 1; what else is wrong is said elsewhere."""
+    try:
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            return False
+        return bool(numbers) and abs(math.fsum(numbers) - 1) > SUM_TOLERANCE
+    except OverflowError:
+        return False
+
+
+def check_provenance(provenance: object, *, where: str) -> None:
+    """Checks that a provenance is an object that JSON can carry. Raises: StoreFormatError."""
+    if not isinstance(provenance, dict):
+        raise StoreFormatError(f"{where} is {provenance!r:.80}, expected an object")
+    try:
+        json.dumps(provenance, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise StoreFormatError(
+            f"{where} holds NaN, Infinity, half a surrogate pair, too many levels or another value "
+            "that JSON in UTF-8 cannot carry"
+        ) from None
+
+
+def _check_keys(
+    data: Mapping[str, Any], *, required: Sequence[str], optional: Sequence[str], where: str
+) -> None:
+    prefix = f"{where}: " if where else ""
+    allowed = (*required, *optional)
+    for key in data:
+        if key not in allowed:
+            close = difflib.get_close_matches(key, allowed, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise StoreFormatError(
+                f"{prefix}unknown key {key!r:.80}{hint}; allowed: {', '.join(allowed)}"
+            )
+    for key in required:
+        if key not in data:
+            raise StoreFormatError(f"{prefix}{key} is missing")

@@ -1,0 +1,162 @@
+"""The profiles in force: an immutable set, and the one reference that points at it.
+
+A request reads `CurrentProfiles.current` once, at admission, and keeps what it read to its last
+token. A change builds a whole new `ProfileSet` aside and swaps the reference, so nobody ever sees
+half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefmix.mixing.simplex import WeightsError, weights_from_preferences
+from prefmix.mixing.spec import MixtureSpec, SpecError, WeightSpace, check_name
+
+DEFAULT_PROFILE = "default"
+"""The profile that exists when none was given: uniform weights."""
+
+CUSTOM_PROFILE = "custom"
+"""What answers report as profile when the request brought its own weights."""
+
+_ROUNDING = 1e-12
+"""Weights that sum to 1 this closely are kept bit for bit, so that reading back changes nothing."""
+
+
+class ProfileError(ValueError):
+    """Profiles that cannot be served: a bad name, bad weights or a default that does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileSet:
+    """Named weight vectors and which of them is the default; never changed once built.
+
+    Build it with `build_profile_set`, which checks everything.
+    """
+
+    member_names: tuple[str, ...]
+    """The M members the vectors are for, in weight order."""
+    profiles: Mapping[str, tuple[float, ...]]
+    """Profile name to its M weights, in the order given."""
+    default: str
+    """The profile used when a request names nothing."""
+    version: int
+    """Grows by one with every change of content."""
+    provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Profile name to where its weights came from, JSON-ready; only profiles that say so."""
+    weight_space: WeightSpace = "simplex"
+    """The set the vectors lie in."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content, without the version: equal profiles have equal hashes."""
+        content = {**self.content(), "policies": sorted(self.member_names)}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def weights(self, name: str) -> dict[str, float]:
+        """One profile's weights under their members' names."""
+        return dict(zip(self.member_names, self.profiles[name], strict=True))
+
+    def profile(self, name: str) -> dict[str, Any]:
+        """One profile as a JSON-ready object; its provenance only if it has one."""
+        provenance = self.provenance.get(name)
+        origin = {"provenance": dict(provenance)} if provenance else {}
+        return {"weights": self.weights(name), **origin}
+
+    def content(self) -> dict[str, Any]:
+        """The set as JSON-ready objects, each weight under its member's name."""
+        return {
+            "policies": list(self.member_names),
+            "default_profile": self.default,
+            "profiles": {name: self.profile(name) for name in self.profiles},
+        }
+
+
+class CurrentProfiles:
+    """Holds the profile set in force."""
+
+    def __init__(self, profiles: ProfileSet) -> None:
+        self._current = profiles
+
+    @property
+    def current(self) -> ProfileSet:
+        """The set in force now. Read it once per request."""
+        return self._current
+
+    def swap(self, profiles: ProfileSet) -> None:
+        """Puts another set in force: one assignment, atomic for every reader."""
+        self._current = profiles
+
+
+def build_profile_set(
+    preferences: Mapping[Any, Any],
+    spec: MixtureSpec,
+    *,
+    default: str | None = None,
+    version: int = 1,
+    provenance: Mapping[str, Mapping[str, Any]] | None = None,
+) -> ProfileSet:
+    """Checks every profile and the default, and builds the set.
+
+    Args:
+      preferences: profile name to `{member: number}`; empty means one uniform profile, `default`.
+      spec: the mixture the profiles are for.
+      default: the default profile's name; None takes `default` if there is one, else the first.
+      version: number of this set.
+      provenance: profile name to where its weights came from; empty ones are dropped.
+    Raises: ProfileError naming the profile, what came and what is allowed.
+    """
+    if not preferences:
+        profiles = {DEFAULT_PROFILE: spec.uniform_weights}
+    else:
+        profiles = {
+            check_profile_name(name): profile_weights(name, value, spec)
+            for name, value in preferences.items()
+        }
+    if default is None:
+        default = DEFAULT_PROFILE if DEFAULT_PROFILE in profiles else next(iter(profiles))
+    if default not in profiles:
+        raise ProfileError(
+            f"default_profile is {default!r}, which does not exist; "
+            f"the profiles are: {', '.join(profiles)}"
+        )
+    return ProfileSet(
+        member_names=spec.member_names,
+        profiles=profiles,
+        default=default,
+        version=version,
+        provenance={name: origin for name, origin in (provenance or {}).items() if origin},
+        weight_space=spec.weight_space,
+    )
+
+
+def check_profile_name(name: object) -> str:
+    """Returns `name` if it can name a profile; raises ProfileError otherwise."""
+    if name == CUSTOM_PROFILE:
+        raise ProfileError(
+            f"a profile cannot be named {CUSTOM_PROFILE!r}: answers report that word for weights "
+            "sent with the request; choose another name"
+        )
+    try:
+        return check_name(name, what="profile")
+    except SpecError as error:
+        raise ProfileError(str(error)) from None
+
+
+def profile_weights(name: str, preferences: object, spec: MixtureSpec) -> tuple[float, ...]:
+    """A profile's M weights from `{member: number}`, by the rules of a request's.
+
+    Raises: ProfileError naming the profile, what came and what is allowed.
+    """
+    try:
+        weights_M = weights_from_preferences(preferences, spec)
+    except WeightsError as error:
+        raise ProfileError(f"profile {name!r}: {error}") from None
+    assert isinstance(preferences, Mapping), "weights_from_preferences() accepts nothing else"
+    given_M = tuple(float(preferences.get(member, 0.0)) for member in spec.member_names)
+    return given_M if abs(math.fsum(given_M) - 1) <= _ROUNDING else weights_M

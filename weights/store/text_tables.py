@@ -1,0 +1,77 @@
+"""Profiles as plain text: aligned columns, numbers to the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefmix.weights.store.profiles import ProfileSet
+
+
+def aligned(rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
+    """Rows of cells as lines of equal columns.
+
+    Args:
+      rows: the cells, the heading first.
+      num_left: how many columns are flush left; the others are flush right.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column < num_left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def profile_table(profiles: ProfileSet) -> str:
+    """One line a profile; the default is starred."""
+    heading = ["profile", *profiles.member_names]
+    rows = [
+        [name + (" *" if name == profiles.default else ""), *map(_number, weights_M)]
+        for name, weights_M in profiles.profiles.items()
+    ]
+    return aligned([heading, *rows])
+
+
+def history_table(versions: Sequence[ProfileSet]) -> str:
+    """One line a version, the newest first."""
+    rows = [
+        [str(entry.version), entry.sha256[:12], entry.default, ", ".join(entry.profiles)]
+        for entry in reversed(versions)
+    ]
+    return aligned([["version", "sha256", "default", "profiles"], *rows], num_left=4)
+
+
+def difference_table(old: ProfileSet, new: ProfileSet) -> str:
+    """One line for each number that differs; an empty text if none does."""
+    rows = [
+        [name, member, _number(before), _number(after)]
+        for name in dict.fromkeys([*old.profiles, *new.profiles])
+        for member, before, after in _differences(old, new, name)
+    ]
+    if old.default != new.default:
+        rows.append(["(default)", "", old.default, new.default])
+    for name in old.profiles.keys() & new.profiles.keys():
+        if old.provenance.get(name, {}) != new.provenance.get(name, {}):
+            rows.append([name, "(provenance)", "", "changed"])
+    heading = ["profile", "policy", f"version {old.version}", f"version {new.version}"]
+    return aligned([heading, *rows], num_left=2) if rows else ""
+
+
+def _differences(
+    old: ProfileSet, new: ProfileSet, name: str
+) -> list[tuple[str, float | None, float | None]]:
+    before = old.weights(name) if name in old.profiles else {}
+    after = new.weights(name) if name in new.profiles else {}
+    members = dict.fromkeys([*before, *after])
+    return [
+        (member, before.get(member), after.get(member))
+        for member in members
+        if before.get(member) != after.get(member)
+    ]
+
+
+def _number(weight: float | None) -> str:
+    return "-" if weight is None else f"{weight:.6f}"
