@@ -127,11 +127,11 @@ class PrefmixEndpoints:
         docs_page.attach(self._app)
         console_routes.attach(self._app, getattr(args, console_routes.CONSOLE_ATTRIBUTE, None))
         keys = api_keys(args.api_key)
-        self._start(bounds.bound_server(state), "the bound on the connections")
+        self._start(bounds.set_up_http_server(state), "the bound on the connections")
         self._start(bounds.readiness.follow(), "the watch on the engine")
         tokens = await self._open_admin(mixture, state, args, keys)
         check_levels(self._app.router.routes, admin_route=admin_routes.AdminRoute)
-        bounds.surround(self._app)
+        bounds.add_middleware(self._app)
         guard(self._app, keys, tokens)
 
     async def _open_admin(

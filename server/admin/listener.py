@@ -16,9 +16,9 @@ from prefmix.server.auth.access_levels import check_levels
 from prefmix.server.auth.middleware import AccessMiddleware
 from prefmix.server.auth.tokens import Tokens
 from prefmix.server.http.errors import http_exception
-from prefmix.server.http.keep_alive import KEEP_ALIVE_S
 from prefmix.server.http.openapi import describe_refusals
-from prefmix.server.traffic.middleware import BodyLimit
+from prefmix.server.traffic.connections import KEEP_ALIVE_S
+from prefmix.server.traffic.middleware import BodyLimitMiddleware
 
 HOST = "127.0.0.1"
 
@@ -40,7 +40,7 @@ def admin_app(state: routes.AdminState) -> FastAPI:
     app.add_exception_handler(HTTPException, http_exception)
     setattr(app.state, routes.ADMIN_KEY, state)
     check_levels(app.router.routes, admin_route=routes.AdminRoute)
-    app.add_middleware(BodyLimit, max_body_bytes=MAX_BODY_BYTES)
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=MAX_BODY_BYTES)
     app.add_middleware(AccessMiddleware, keys=Tokens([]), admin=state.tokens)
     return app
 

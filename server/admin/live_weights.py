@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from prefmix.mixing.spec import MixtureSpec
-from prefmix.server.admin.two_phase_commit import Agreement, DisagreementError, Message
+from prefmix.server.admin.two_phase_commit import ApiProcesses, CommitError, Message
 from prefmix.server.telemetry import audit_log
 from prefmix.server.telemetry.metrics import WeightsMetrics
 from prefmix.weights.store.errors import StoreFormatError, StoreMissingError
@@ -58,7 +58,7 @@ class LiveWeights:
         self.spec = spec
         self._profiles = profiles
         self._store = None if store is None else WeightsStore(store, spec=spec)
-        self._agreement = Agreement(
+        self._processes = ApiProcesses(
             folder, num_processes=num_processes, receive=self._receive, name=name
         )
         self._metrics = WeightsMetrics(profiles.current, spec.member_names)
@@ -68,11 +68,11 @@ class LiveWeights:
 
     async def start(self) -> None:
         """Lets the other API processes reach this one."""
-        await self._agreement.start()
+        await self._processes.start()
 
     def close(self) -> None:
         """Ends what `start` began."""
-        self._agreement.close()
+        self._processes.close()
 
     @property
     def current(self) -> ProfileSet:
@@ -103,7 +103,7 @@ class LiveWeights:
           what: what it is, for the audit log.
           expected: the version or sha256 the caller has seen; None accepts any.
           dry_run: check everything and change nothing.
-        Raises: StoreError, ProfileError, NoStoreError, DisagreementError; nothing has changed.
+        Raises: StoreError, ProfileError, NoStoreError, CommitError; nothing has changed.
         """
         if dry_run:
             return await asyncio.to_thread(
@@ -148,7 +148,7 @@ class LiveWeights:
         is_quiet: bool = False,
     ) -> Change:
         try:
-            async with self._own_turn, self._agreement.turn():
+            async with self._own_turn, self._processes.turn():
                 change = await make()
         except ValueError as error:
             audit_log.refused(who, what, str(error))
@@ -202,14 +202,14 @@ class LiveWeights:
         return (profiles.version, profiles.sha256) == (current.version, current.sha256)
 
     async def _prepare_all(self, profiles: ProfileSet) -> None:
-        await self._agreement.tell_all({"kind": "prepare", "document": document(profiles)})
+        await self._processes.tell_all({"kind": "prepare", "document": document(profiles)})
 
     async def _commit_all(self, profiles: ProfileSet) -> None:
         self._put_in_force(profiles)
         try:
-            await self._agreement.tell_all({"kind": "commit", "sha256": profiles.sha256})
-        except DisagreementError as error:
-            raise DisagreementError(
+            await self._processes.tell_all({"kind": "commit", "sha256": profiles.sha256})
+        except CommitError as error:
+            raise CommitError(
                 f"version {profiles.version} is in force here, but {error}; that process follows "
                 "when it next reads the store"
             ) from None

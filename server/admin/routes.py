@@ -19,7 +19,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefmix.server.admin.live_weights import LiveWeights, NoStoreError
-from prefmix.server.admin.two_phase_commit import DisagreementError
+from prefmix.server.admin.two_phase_commit import CommitError
 from prefmix.server.auth.access_levels import Level
 from prefmix.server.auth.middleware import unauthorized
 from prefmix.server.auth.tokens import Tokens
@@ -47,7 +47,7 @@ _STATUS: tuple[tuple[type[ValueError], HTTPStatus], ...] = (
     (StaleVersionError, HTTPStatus.PRECONDITION_FAILED),
     (UnknownEntryError, HTTPStatus.NOT_FOUND),
     (StoreBusyError, HTTPStatus.SERVICE_UNAVAILABLE),
-    (DisagreementError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (CommitError, HTTPStatus.SERVICE_UNAVAILABLE),
     (StoreMissingError, HTTPStatus.CONFLICT),
     (NoStoreError, HTTPStatus.CONFLICT),
     (StoreFullError, HTTPStatus.INSUFFICIENT_STORAGE),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import watchfiles
 
-from prefmix.server.admin.two_phase_commit import DisagreementError
+from prefmix.server.admin.two_phase_commit import CommitError
 
 LOOK_INTERVAL_S = 5.0
 """How often the file is looked at without an event."""
@@ -28,7 +28,7 @@ Fingerprint = tuple[str, int, int, int] | None
 async def watch(path: Path, reload: Callable[[], Awaitable[object]]) -> None:
     """Calls `reload` once for each state of the file, the present one included; never returns.
 
-    `reload` may raise ValueError, which it has reported itself; after a DisagreementError the same
+    `reload` may raise ValueError, which it has reported itself; after a CommitError the same
     state is tried again later.
     """
     seen = await _reloaded(path, reload)
@@ -60,7 +60,7 @@ async def _reloaded(path: Path, reload: Callable[[], Awaitable[object]]) -> Fing
     before = fingerprint(path)
     try:
         await reload()
-    except DisagreementError:
+    except CommitError:
         return None
     except ValueError:
         return before

@@ -32,11 +32,11 @@ LOCK_TIMEOUT_S = 20.0
 _MAX_MESSAGE_BYTES = 64 * 2**20
 
 
-class DisagreementError(ValueError):
+class CommitError(ValueError):
     """Not every API process could follow, and why. The change was not made."""
 
 
-class Agreement:
+class ApiProcesses:
     """This process's place among the API processes. The caller keeps its own changes in order."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Agreement:
     async def turn(self) -> AsyncIterator[None]:
         """Holds the right to make a change; one holder at a time in all processes.
 
-        Raises: DisagreementError if another change takes too long.
+        Raises: CommitError if another change takes too long.
         """
         if self._num_processes == 1:
             yield
@@ -82,10 +82,10 @@ class Agreement:
             await asyncio.to_thread(lock.__enter__)
         except OSError as error:
             if not isinstance(error, TimeoutError):
-                raise DisagreementError(
+                raise CommitError(
                     f"the API processes cannot meet in {self._folder}: {error.strerror}"
                 ) from None
-            raise DisagreementError(
+            raise CommitError(
                 f"another change has been under way for {LOCK_TIMEOUT_S:g} s; try again"
             ) from None
         try:
@@ -96,13 +96,13 @@ class Agreement:
     async def tell_all(self, message: Message) -> None:
         """Sends a message to every other process and waits until each has accepted it.
 
-        Raises: DisagreementError naming who is missing or what one answered.
+        Raises: CommitError naming who is missing or what one answered.
         """
         if self._num_processes == 1:
             return
         sockets = sockets_in(self._folder)
         if len(sockets) != self._num_processes:
-            raise DisagreementError(
+            raise CommitError(
                 f"{len(sockets)} of {self._num_processes} API processes are up; try again when "
                 "all are"
             )
@@ -110,7 +110,7 @@ class Agreement:
         answers = await asyncio.gather(*(_ask(path, message) for path in others))
         for path, answer in zip(others, answers, strict=True):
             if not answer.get("ok"):
-                raise DisagreementError(
+                raise CommitError(
                     f"API process {path.stem} did not follow: {answer.get('reason', 'no reason')}"
                 )
 
@@ -139,7 +139,7 @@ def sockets_in(folder: Path) -> list[Path]:
 def ask_any(folder: Path, message: Message, *, timeout_s: float) -> Message:
     """Sends a message to one of the processes, from outside their event loops.
 
-    Returns: its answer. Raises: DisagreementError if none can be reached.
+    Returns: its answer. Raises: CommitError if none can be reached.
     """
     reason = "none is up yet"
     for path in sockets_in(folder):
@@ -152,7 +152,7 @@ def ask_any(folder: Path, message: Message, *, timeout_s: float) -> Message:
                     return dict(json.loads(answer.readline()))
         except (OSError, ValueError) as error:
             reason = str(error)
-    raise DisagreementError(f"no API process can be reached: {reason}")
+    raise CommitError(f"no API process can be reached: {reason}")
 
 
 async def _ask(path: Path, message: Message) -> Message:

@@ -172,9 +172,9 @@ class Account:
 
     def _close(self, outcome: str, status: int) -> None:
         resolution = self._resolution
-        exchange: RequestLifetime | None = self._raw_request.scope.get(SCOPE_KEY)
-        if exchange is not None and exchange.cut is not None:
-            outcome, status = exchange.cut.outcome, exchange.cut.status
+        lifetime: RequestLifetime | None = self._raw_request.scope.get(SCOPE_KEY)
+        if lifetime is not None and lifetime.termination is not None:
+            outcome, status = lifetime.termination.outcome, lifetime.termination.status
         profile = NO_PROFILE if resolution is None else resolution.profile
         REQUESTS.labels(profile, outcome).inc()
         if not request_log.is_on():

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from prefmix.server.traffic.request_lifetime import SCOPE_KEY, GoneError, RequestLifetime
+from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestEndedError, RequestLifetime
 
 SendAll = Callable[[AsyncIterable[Any], Send], Awaitable[None]]
 """Sends an answer's chunks as parts of the body, and leaves its end out."""
@@ -17,7 +17,7 @@ SendAll = Callable[[AsyncIterable[Any], Send], Awaitable[None]]
 
 class AnswerStream(StreamingResponse):
     """Starlette's listens for its client by itself, in an anyio task group; for this one the
-    request's exchange listens, as for everything else that is done for the request."""
+    request's lifetime listens, as for everything else that is done for the request."""
 
     def __init__(self, response: StreamingResponse, send_all: SendAll) -> None:
         """Takes a response's place. Args: response: not begun."""
@@ -28,9 +28,9 @@ class AnswerStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the answer; returns early if nobody waits for it any more."""
-        exchange: RequestLifetime = scope[SCOPE_KEY]
-        with contextlib.suppress(GoneError):
-            await exchange.unless_gone(self.stream_response(send))
+        lifetime: RequestLifetime = scope[SCOPE_KEY]
+        with contextlib.suppress(RequestEndedError):
+            await lifetime.run(self.stream_response(send))
         if self.background is not None:
             await self.background()
 

@@ -31,7 +31,7 @@ from prefmix.server.api.schemas import (
 from prefmix.server.api.state import mixture_state
 from prefmix.server.http.errors import RequestError, error_response
 from prefmix.server.http.openai_route import OpenAIRoute
-from prefmix.server.traffic.request_lifetime import SCOPE_KEY, GoneError, RequestLifetime
+from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestEndedError, RequestLifetime
 
 
 class TextRoute(OpenAIRoute):
@@ -136,17 +136,17 @@ async def _generate(handler: Handler, request: PreferenceFields, raw_request: Re
     try:
         resolution = state.resolve(request.preferences())
         attribution = Attribution(request.preference_attribution)
-        ticket = state.admission.take(request.num_prompts * request.num_samples)
+        reservation = state.admission.reserve(request.num_prompts * request.num_samples)
     except RequestError as error:
         account.refused(error.reason, error.status)
         raise
-    request.bind(resolution, attribution, ticket)
-    exchange: RequestLifetime = raw_request.scope[SCOPE_KEY]
-    exchange.at_end(ticket.release)
+    request.bind(resolution, attribution, reservation)
+    lifetime: RequestLifetime = raw_request.scope[SCOPE_KEY]
+    lifetime.on_close(reservation.release)
     account.admitted(resolution, attribution, num_samples=request.num_samples)
     try:
-        response = _answer(await exchange.unless_gone(_unlistening(handler)(request, raw_request)))
-    except GoneError:
+        response = _answer(await lifetime.run(_unlistening(handler)(request, raw_request)))
+    except RequestEndedError:
         if getattr(raw_request.app.state, "enable_server_load_tracking", False):
             decrement_server_load(raw_request)  # as vLLM does where it listens itself
         response = _answer(None)
@@ -162,7 +162,7 @@ async def _generate(handler: Handler, request: PreferenceFields, raw_request: Re
 
 
 def _unlistening(handler: Handler) -> Handler:
-    """A handler of vLLM's without `with_cancellation` around it: the exchange listens already."""
+    """A handler of vLLM's without `with_cancellation` around it: the lifetime listens already."""
     inner: Handler = handler.__wrapped__  # type: ignore[attr-defined]
     return inner
 

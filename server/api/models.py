@@ -56,7 +56,7 @@ def describe(state: MixtureState) -> dict[str, Any]:
         "default_profile": profiles.default,
         "version": profiles.version,
         "sha256": profiles.sha256,
-        "answers_at_once": state.admission.most,
+        "answers_at_once": state.admission.max_answers,
         "profiles": {name: {"weights": profiles.weights(name)} for name in profiles.profiles},
     }
 

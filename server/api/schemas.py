@@ -26,7 +26,7 @@ from prefmix.server.api.attribution import FIELD as ATTRIBUTION
 from prefmix.server.api.attribution import Attribution
 from prefmix.server.api.resolve import Preferences, Resolution
 from prefmix.server.http.errors import RequestError
-from prefmix.server.traffic.admission_control import Ticket
+from prefmix.server.traffic.admission_control import Reservation
 
 _WEIGHTS_SCHEMA = {
     "anyOf": [
@@ -47,7 +47,7 @@ class Bound(NamedTuple):
 
     resolution: Resolution
     attribution: Attribution
-    ticket: Ticket
+    reservation: Reservation
 
 
 class PreferenceFields(BaseModel):
@@ -117,16 +117,18 @@ class PreferenceFields(BaseModel):
         """How many prompts this request has."""
         return 1
 
-    def bind(self, resolution: Resolution, attribution: Attribution, ticket: Ticket) -> None:
+    def bind(
+        self, resolution: Resolution, attribution: Attribution, reservation: Reservation
+    ) -> None:
         """Gives the request the weights and the place it keeps, and the model name vLLM knows."""
-        self._bound = Bound(resolution, attribution, ticket)
+        self._bound = Bound(resolution, attribution, reservation)
         self.model = resolution.model
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         """vLLM's sampling parameters with the weights under `wire.WEIGHTS_KEY`."""
         assert self._bound is not None, "bind() comes before to_sampling_params()"
-        resolution, attribution, ticket = self._bound
-        ticket.handed_over(self.num_samples)  # vLLM adds each prompt after asking for these
+        resolution, attribution, reservation = self._bound
+        reservation.hand_over(self.num_samples)  # vLLM adds each prompt after asking for these
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
         extra_args = {**(params.extra_args or {}), **to_extra_args(resolution.weights)}
         extra_args.pop(MEASURE_KEY, None)  # a name under which others' figures could be found

@@ -22,7 +22,7 @@ ENGINE_END_S = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """TrafficSetup of one server, over all its API processes."""
+    """The traffic limits of one server, over all its API processes."""
 
     max_waiting: int | None = None
     """How many requests may wait for the engine; None derives it, see

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
 
 from prefmix.server.config.errors import CommandError
-from prefmix.server.http.keep_alive import KEEP_ALIVE_S
+from prefmix.server.traffic.connections import KEEP_ALIVE_S
 
 PLUGIN = "prefmix"
 LOG_LEVEL = "PREFMIX_LOG_LEVEL"

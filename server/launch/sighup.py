@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from prefmix.server.admin.two_phase_commit import LOCK_TIMEOUT_S, DisagreementError, ask_any
+from prefmix.server.admin.two_phase_commit import LOCK_TIMEOUT_S, CommitError, ask_any
 
 
 class SighupReload:
@@ -56,7 +56,7 @@ class SighupReload:
             ask_any(
                 self._folder, message, timeout_s=2 * LOCK_TIMEOUT_S
             )  # the audit log has the rest
-        except DisagreementError as error:
+        except CommitError as error:
             print(f"prefmix: SIGHUP: nothing was reloaded: {error}", file=sys.stderr, flush=True)
 
 

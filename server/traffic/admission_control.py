@@ -1,9 +1,9 @@
-"""Which requests are taken on: as many as the engine can run and a bounded number that wait.
+"""Admission control: the engine's capacity and a limited number of waiting requests are let in.
 
-More would only wait: an answer would come later than its client has patience, and work that nobody
-waits for would keep others out. Those beyond are refused at once with 503 and Retry-After. Not with
-429, which says that this one client has sent too much: proxies send a 503 to another server and
-count it as this server's, and OpenAI's clients retry it after the time that Retry-After names.
+More requests would only wait, for longer than their clients do. All others are refused at once
+with 503 and Retry-After. 429 would say that one client has sent too much. Proxies send a request
+that got 503 to another server and count the failure against this one, and OpenAI's clients retry
+it after the time in Retry-After.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ MAX_RETRY_AFTER_S = 60
 _RATE_WINDOW_S = 10.0
 _RATE_STEP_S = 0.5
 _FULL_LENGTHS = 4
-"""A request is taken to need a quarter of the longest possible context, where the KV cache is
-measured in requests."""
+"""Assumed requests per longest possible context: each is taken to need a quarter of it."""
 
 
 class OverloadedError(RequestError):
@@ -37,7 +36,7 @@ class OverloadedError(RequestError):
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         """Args:
         message: one sentence.
-        retry_after_s: when to try again.
+        retry_after_s: seconds after which the client may try again.
         """
         super().__init__(message)
         self.retry_after_s = retry_after_s
@@ -50,12 +49,13 @@ class OverloadedError(RequestError):
 
 
 def default_max_waiting(*, max_running: int, kv_tokens: int | None, max_model_len: int) -> int:
-    """Half of what the engine can run at once, so that a request waits about half as long as it
-    then takes.
+    """The default number of waiting requests: half of what the engines can run at once.
+
+    A request then waits about half as long as it runs.
 
     Args:
-      max_running: vLLM's max_num_seqs, over all engines.
-      kv_tokens: tokens that the KV caches hold; None if unknown.
+      max_running: vLLM's max_num_seqs, summed over all engines.
+      kv_tokens: capacity of the KV caches in tokens; None if unknown.
       max_model_len: the longest context, in tokens.
     Returns: at least 1.
     """
@@ -65,27 +65,27 @@ def default_max_waiting(*, max_running: int, kv_tokens: int | None, max_model_le
     return max(1, at_once // 2)
 
 
-class Ticket:
-    """One request's place, from its admission until the engine counts it itself."""
+class Reservation:
+    """One admitted request's answers, counted as pending until the engine counts them itself."""
 
-    def __init__(self, counts: SharedCounts, cost: int) -> None:
+    def __init__(self, counts: SharedCounts, num_answers: int) -> None:
         self._counts = counts
-        self._pending = cost
-        counts.add_pending(cost)
+        self._pending = num_answers
+        counts.add_pending(num_answers)
 
-    def handed_over(self, count: int) -> None:
-        """The engine counts so many of it from now on."""
+    def hand_over(self, count: int) -> None:
+        """Ends the reservation of `count` answers, which the engine counts from now on."""
         count = min(count, self._pending)
         self._pending -= count
         self._counts.add_pending(-count)
 
     def release(self) -> None:
-        """The request has ended, whether or not it reached the engine."""
-        self.handed_over(self._pending)
+        """Ends the reservation of all answers; may be called however the request ended."""
+        self.hand_over(self._pending)
 
 
 class AdmissionController:
-    """Lets requests in, in every API process by the same counts."""
+    """Admits or refuses requests; all API processes decide by the same shared counts."""
 
     def __init__(
         self, counts: SharedCounts, *, max_running: int, num_engines: int, max_waiting: int
@@ -93,75 +93,75 @@ class AdmissionController:
         """Args:
         counts: shared by the API processes.
         max_running: vLLM's max_num_seqs, of each engine.
-        num_engines: of a data-parallel group; 1 without.
-        max_waiting: how many may wait. With 0 a request is let in only if it can run at once.
+        num_engines: size of the data-parallel group; 1 without one.
+        max_waiting: how many answers may wait; 0 admits only what can run at once.
         """
         self.max_waiting = max_waiting
         self._counts = counts
         self._max_running = max_running
-        self.most = max_running * num_engines + max_waiting
-        """How many answers one request may ask for."""
+        self.max_answers = max_running * num_engines + max_waiting
+        """Largest number of answers that one request may ask for."""
         self._rate = Rate()
 
     @property
     def in_flight(self) -> int:
-        """Requests let in and not ended, each answer of n and each prompt of a list for itself."""
+        """Number of admitted answers that have not ended; prompts of a list and `n` count each."""
         return self._counts.in_flight
 
     @property
     def num_waiting(self) -> int:
-        """How many of them wait for the engine."""
+        """Number of them that wait for the engine."""
         return max(0, self._excess(0))
 
-    def check(self, cost: int = 1) -> None:
-        """Whether one more can be let in. Args: cost: number of answers it asks for.
-
-        Raises: OverloadedError.
-        """
-        if self._excess(cost) > self.max_waiting:
+    def check(self, num_answers: int = 1) -> None:
+        """Raises OverloadedError if a request for so many answers cannot be admitted now."""
+        if self._excess(num_answers) > self.max_waiting:
             waiting = self.num_waiting
             raise OverloadedError(
                 f"this server is busy: requests waiting for it: {waiting}, at most "
                 f"{self.max_waiting} may; try again after the seconds in Retry-After",
-                retry_after_s=self._retry_after(waiting + cost),
+                retry_after_s=self._retry_after(waiting + num_answers),
             )
 
-    def take(self, cost: int, *, param: str | None = None) -> Ticket:
-        """Lets a request in. Args: cost: as in `check`; param: the field that made it so large.
+    def reserve(self, num_answers: int) -> Reservation:
+        """Admits a request. Args: num_answers: prompts times `n`.
 
-        Raises: OverloadedError, or RequestError if it could never be let in.
+        Raises: OverloadedError, or RequestError if it could never be admitted.
         """
-        if cost > self.most:
+        if num_answers > self.max_answers:
             raise RequestError(
-                f"the request asks for {cost} answers (n for each prompt); this server takes at "
-                f"most {self.most} at once: send fewer prompts in one request, or a smaller n",
-                param=param,
+                f"the request asks for {num_answers} answers (n for each prompt); this server "
+                f"takes at most {self.max_answers} at once: send fewer prompts in one request, or "
+                "a smaller n"
             )
-        self.check(cost)
-        return Ticket(self._counts, cost)
+        self.check(num_answers)
+        return Reservation(self._counts, num_answers)
 
     def observe(self) -> float:
-        """Answers per second of late; to be called while the engine works."""
+        """Finished answers per second, recently. Call it regularly while the engine works."""
         return self._rate.update(self._counts.num_finished, time.monotonic())
 
-    def _excess(self, cost: int) -> int:
-        return self._counts.in_flight + cost - self._counts.room(self._max_running)
+    def _excess(self, num_answers: int) -> int:
+        return self._counts.in_flight + num_answers - self._counts.room(self._max_running)
 
     def _retry_after(self, waiting: int) -> int:
         per_second = self.observe()
         seconds = waiting / per_second if per_second > 0 else _RATE_WINDOW_S
-        # Spread out, so that those refused together do not come back together.
+        # Random, so that clients refused together do not all come back together.
         return min(math.ceil(max(seconds, 1) * random.uniform(1, 1.5)), MAX_RETRY_AFTER_S)
 
 
 class Rate:
-    """How fast a counter rises, over the last ten seconds."""
+    """The rate at which a counter rises, over the last ten seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
     def update(self, total: int, now: float) -> float:
-        """The rate per second; 0 if nothing is known. Args: total: of the counter; now: seconds."""
+        """Adds a reading. Args: total: the counter's value; now: seconds on any clock.
+
+        Returns: the rate per second; 0 if it is not known yet.
+        """
         if not self._seen or now - self._seen[-1][0] >= _RATE_STEP_S:
             self._seen.append((now, total))
         while now - self._seen[0][0] > _RATE_WINDOW_S:

@@ -1,8 +1,9 @@
-"""TrafficSetup on connections that do not get on: uvicorn has one only between two requests.
+"""Timeouts of connections: idle ones, unfinished request heads, and unread responses.
 
-A client that does not finish the head of its request, or the rest of a body that has been refused,
-holds a connection; one that does not read its answer holds what has been generated for it as well.
-Both are cut off. (The body of a request that is served has a bound of its own.)
+uvicorn itself only limits the time between two requests. A client that does not finish its
+request's head, or the rest of a refused body, would hold a connection for ever; a client that does
+not read its answer would hold the answer's memory as well. Both are disconnected here.
+`request_body` limits the time for the body of a request that is served.
 """
 
 from __future__ import annotations
@@ -12,18 +13,24 @@ from asyncio.events import TimerHandle
 from collections.abc import Sequence
 from typing import Any
 
+KEEP_ALIVE_S = 75
+"""Seconds a connection may idle between two requests, the same for all listeners.
+
+Longer than the 60 s of common proxies and load balancers: the side that reuses connections must
+close them, or a request is lost."""
+
 HEAD_TIMEOUT_S = 10.0
-"""From the first byte of a request to the last of its head."""
+"""Seconds from the first byte of a request to the last byte of its head."""
 
 STALL_TIMEOUT_S = 60.0
-"""How long a client may let its answer wait, once 64 KiB of it do."""
+"""Seconds a client may leave its answer unread, once 64 KiB of it wait to be sent."""
 
 
-def bound(config: Any) -> None:
-    """Has a uvicorn server bound its connections from now on. Args: config: uvicorn.Config."""
+def set_timeouts(config: Any) -> None:
+    """Sets the timeouts of a server's later connections. Args: config: uvicorn.Config."""
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-    class BoundedProtocol(HttpToolsProtocol):
+    class TimeoutProtocol(HttpToolsProtocol):
         """uvicorn's protocol with two timers."""
 
         _head_timer: TimerHandle | None = None
@@ -33,12 +40,12 @@ def bound(config: Any) -> None:
 
         def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._rest()  # who opens connections ahead is welcome
+            self._start_keep_alive()  # some clients open connections before they need them
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._head_came()
-            self._unstalled()
-            self._nobody_reads()
+            self._stop_head_timer()
+            self._stop_stall_timer()
+            self._disconnect_requests()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -47,14 +54,14 @@ def bound(config: Any) -> None:
             is_between = self.cycle is None or self.cycle.response_complete
             has_ended = was_in_message and not self._is_in_message
             if is_between and not has_ended and not self.transport.is_closing():
-                self._await_head()
+                self._start_head_timer()
 
         def on_message_begin(self) -> None:
             self._is_in_message = True
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
-            self._head_came()
+            self._stop_head_timer()
             super().on_headers_complete()
             if self.cycle is not None and self.cycle not in self._cycles:
                 unfinished = [cycle for cycle in self._cycles if not cycle.response_complete]
@@ -64,15 +71,15 @@ def bound(config: Any) -> None:
             self._is_in_message = False
             super().on_message_complete()
             if self.cycle.response_complete:  # the rest of a refused body has come
-                self._head_came()
-                self._rest()
+                self._stop_head_timer()
+                self._start_keep_alive()
 
         def send_400_response(self, msg: str) -> None:
-            self._nobody_reads()
+            self._disconnect_requests()
             super().send_400_response(msg)
 
         def eof_received(self) -> None:
-            self._nobody_reads()  # the transport closes itself now
+            self._disconnect_requests()  # the transport closes itself now
             super().eof_received()
 
         def pause_writing(self) -> None:
@@ -81,37 +88,37 @@ def bound(config: Any) -> None:
                 self._stall_timer = self.loop.call_later(STALL_TIMEOUT_S, self.transport.abort)
 
         def resume_writing(self) -> None:
-            self._unstalled()
+            self._stop_stall_timer()
             super().resume_writing()
 
-        def _nobody_reads(self) -> None:
-            # uvicorn tells the last request of a pipeline only; the one at work would go on, and
-            # fail to write.
+        def _disconnect_requests(self) -> None:
+            # uvicorn tells only the last request of a pipeline; an earlier one would go on, and
+            # fail to write its answer.
             for cycle in self._cycles:
                 if not cycle.response_complete:
                     cycle.disconnected = True
                     cycle.message_event.set()
 
-        def _rest(self) -> None:
+        def _start_keep_alive(self) -> None:
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-        def _unstalled(self) -> None:
+        def _stop_stall_timer(self) -> None:
             if self._stall_timer is not None:
                 self._stall_timer.cancel()
                 self._stall_timer = None
 
-        def _head_came(self) -> None:
+        def _stop_head_timer(self) -> None:
             if self._head_timer is not None:
                 self._head_timer.cancel()
                 self._head_timer = None
 
-        def _await_head(self) -> None:
-            # Not begun anew by every byte: a trickle has to end as well.
+        def _start_head_timer(self) -> None:
+            # Not restarted by every byte: a client that sends one byte at a time must end, too.
             if self._head_timer is None:
                 self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
 
     if config.http_protocol_class is HttpToolsProtocol:
-        config.http_protocol_class = BoundedProtocol
+        config.http_protocol_class = TimeoutProtocol

@@ -1,8 +1,8 @@
-"""The end of a server that has been asked to end: no new requests, those under way first.
+"""The drain of a server that has been asked to end: no new requests, and time for running ones.
 
-vLLM's own `--shutdown-timeout` cannot do this. It stops its engine while the HTTP server goes on
-taking requests, and with several API processes each of them lets go of the engine at once, with
-whatever was under way. So vLLM's shutdown is made to wait here, and then finds nothing to do.
+vLLM's own `--shutdown-timeout` cannot do this. vLLM stops its engine while the HTTP server still
+takes requests, and with several API processes each process stops the engine at once, running
+requests included. So vLLM's shutdown is made to wait for the drain, and then finds nothing to do.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from prefmix.server.telemetry.load_metrics import show_draining
 from prefmix.server.traffic.request_lifetime import RequestLifetime, Termination
 
 RETRY_AFTER_S = 5
-"""What clients are told who come too late; their proxy, if any, sends them elsewhere at once."""
+"""Retry-After for requests that come during a drain. A proxy resends them elsewhere at once."""
 
 MESSAGE = "this server is ending and takes no more requests; try again, it or another may be there"
 
-_CUT = Termination(
+_TERMINATION = Termination(
     outcome="drained",
     status=HTTPStatus.SERVICE_UNAVAILABLE,
     message="this server is ending and could not finish the request in time; send it again",
@@ -34,30 +34,30 @@ _POLL_S = 0.05
 
 
 class Drain:
-    """The requests for text of this process, and whether it takes more."""
+    """The running requests for text of this API process, and whether it takes new ones."""
 
     def __init__(self, *, timeout_s: float, unfinished: Callable[[], int]) -> None:
         """Args:
-        timeout_s: how long requests under way have.
-        unfinished: how many requests of this process the engine works on.
+        timeout_s: seconds that running requests get to finish.
+        unfinished: number of requests of this process in the engine.
         """
         self.is_on = False
-        """Whether no more requests are taken."""
+        """True once no new requests are taken."""
         self._timeout_s = timeout_s
         self._unfinished = unfinished
         self._open: set[RequestLifetime] = set()
         show_draining(False)
 
-    def enter(self, exchange: RequestLifetime) -> None:
-        """A request is under way."""
-        self._open.add(exchange)
+    def enter(self, lifetime: RequestLifetime) -> None:
+        """Adds a request that has begun."""
+        self._open.add(lifetime)
 
-    def leave(self, exchange: RequestLifetime) -> None:
-        """It has ended."""
-        self._open.discard(exchange)
+    def leave(self, lifetime: RequestLifetime) -> None:
+        """Removes a request that has ended."""
+        self._open.discard(lifetime)
 
     async def run(self) -> None:
-        """Takes no more requests and returns once there are none; cuts those that take too long."""
+        """Refuses new requests, waits for running ones, and terminates those that take too long."""
         self.is_on = True
         show_draining(True)
         if self._open:
@@ -65,8 +65,8 @@ class Drain:
             print(f"prefmix: ending: {line}", file=sys.stderr, flush=True)
         if await self._emptied(self._timeout_s, lambda: bool(self._open or self._unfinished())):
             return
-        for exchange in list(self._open):
-            exchange.end(_CUT)
+        for lifetime in list(self._open):
+            lifetime.terminate(_TERMINATION)
         await self._emptied(LAST_ANSWERS_S, lambda: bool(self._open))
 
     async def _emptied(self, limit_s: float, is_busy: Callable[[], bool]) -> bool:
@@ -77,11 +77,12 @@ class Drain:
             await asyncio.sleep(_POLL_S)
         return True
 
-    def hold_back(self, engine_client: Any) -> None:
-        """Has vLLM's shutdown of the engine wait for `run`. To be called in the event loop.
+    def delay_shutdown(self, engine_client: Any) -> None:
+        """Makes vLLM's shutdown of the engine wait for `run`. Call it in the event loop.
 
-        After a signal vLLM calls it in another thread, so that the loop goes on; called in the
-        loop's own it comes at the very end, or after an engine's death, when there is no waiting.
+        After a signal vLLM calls the shutdown in another thread, and the event loop goes on. A call
+        in the loop's own thread comes at the very end, or after the engine's death, and waits for
+        nothing.
         """
         loop = asyncio.get_running_loop()
         own_thread = threading.current_thread()

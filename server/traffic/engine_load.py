@@ -1,9 +1,9 @@
-"""What vLLM knows of the engine's load, brought to the counts by which requests are let in.
+"""The engine's load, copied from vLLM's counters to the SharedCounts that admission reads.
 
-vLLM 0.32 can bound its requests itself (`--max-num-queued-reqs`), but only in all, running ones
-included, only by a number known before the engine is, and after the body has been read and checked.
-Its counters are used here instead: the number of requests of this process that the engine has not
-ended, exact at any moment, and what each engine's scheduler says after a step.
+vLLM 0.32 has a limit of its own (`--max-num-queued-reqs`), but it counts running requests as well,
+must be known before the engine starts, and acts after the body has been read and checked. Two of
+vLLM's counters are used here instead: the number of unfinished requests of this process, always
+exact, and what each engine's scheduler reports after a step.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from prefmix.server.traffic.admission_control import AdmissionController, defaul
 from prefmix.server.traffic.shared_counts import SharedCounts
 
 _SHOW_S = 0.1
-"""How late the metrics may be."""
+"""Seconds by which the metrics may lag."""
 
 
 def num_engines(engine_client: Any) -> int:
-    """How many engines this server has: several under vLLM's data parallelism."""
+    """Number of engines; more than 1 under vLLM's data parallelism."""
     return len(engine_client.engine_core.engine_ranks_managed)
 
 
 def make_admission(
     engine_client: Any, counts: SharedCounts, *, max_waiting: int | None
 ) -> AdmissionController:
-    """The admission that fits an engine. Args: max_waiting: None derives it from the engine."""
+    """The controller for an engine. Args: max_waiting: None derives it from the engine's size."""
     config = engine_client.vllm_config
     engines = num_engines(engine_client)
     max_running = config.scheduler_config.max_num_seqs
@@ -44,7 +44,7 @@ def make_admission(
 
 
 class EngineLoad:
-    """Takes the place of vLLM's own listeners for both."""
+    """A listener that vLLM calls as its `admission_stats` and as one of its `stat_loggers`."""
 
     def __init__(self, counts: SharedCounts, admission: AdmissionController) -> None:
         self._counts = counts
@@ -52,7 +52,7 @@ class EngineLoad:
         self._showing: asyncio.TimerHandle | None = None
 
     def attach(self, engine_client: Any) -> None:
-        """Begins to listen."""
+        """Registers this listener with vLLM."""
         engine_client.output_processor.admission_stats = self
         # Without vLLM's statistics (--disable-log-stats) only max_num_seqs is known.
         if engine_client.logger_manager is not None:
@@ -82,7 +82,7 @@ class EngineLoad:
         self._show_soon()
 
     def _show_soon(self) -> None:
-        # Both change with every step of the engine; nobody looks that often.
+        # The counts change with every step of the engine; metrics are read far less often.
         if self._showing is None:
             self._showing = asyncio.get_running_loop().call_later(_SHOW_S, self._show)
 
@@ -92,13 +92,13 @@ class EngineLoad:
         show_load(self._admission.in_flight, self._admission.num_waiting)
 
     def log(self) -> None:
-        """Nothing: vLLM's other listeners write their log here."""
+        """Does nothing; vLLM's other listeners write their log here."""
 
     def log_engine_initialized(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def record_admission_rejection(self, reason: str) -> None:
-        """Nothing: vLLM rejects no request here."""
+        """Does nothing; vLLM's own limit is off, so it rejects no request."""

@@ -1,7 +1,8 @@
-"""What stands between the HTTP server and the application: bounds on what comes in.
+"""ASGI middleware that limits what comes in: body size and time, overload, drain, deadline.
 
-Around every route a bound on the body. Around the routes that make text also: refused at once,
-before the body is read, while too many wait or the server is ending; ended at their deadline.
+BodyLimitMiddleware is around every route. TrafficMiddleware is around it and concerns the routes
+that generate text: it refuses their requests before the body is read while too many wait or the
+server is ending, and terminates them at their deadline.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from prefmix.server.http.errors import RequestError, short_repr
 from prefmix.server.http.headers import header
 from prefmix.server.telemetry.load_metrics import count_refused
 from prefmix.server.telemetry.metrics import NO_PROFILE, REQUESTS
-from prefmix.server.traffic import drain as ending
+from prefmix.server.traffic import drain as draining
 from prefmix.server.traffic.admission_control import AdmissionController, OverloadedError
 from prefmix.server.traffic.drain import Drain
 from prefmix.server.traffic.request_body import (
@@ -33,13 +34,13 @@ from prefmix.server.traffic.request_body import (
 from prefmix.server.traffic.request_lifetime import RequestLifetime, Termination
 
 TIMEOUT_HEADER = "x-prefmix-timeout"
-"""Seconds after which a client gives its request up; it cannot lengthen the server's own bound."""
+"""A request's header: the seconds it may take. It can only shorten the server's own limit."""
 
 TEXT_PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses"})
-"""Routes whose POST makes text."""
+"""Paths whose POST generates text."""
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """ASGI middleware: 413 for a body that is too long, 408 for one that takes too long."""
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
@@ -59,7 +60,7 @@ class BodyLimit:
             is_large = isinstance(error, BodyTooLargeError)
             count_refused("body_too_large" if is_large else "body_too_slow")
             response = error.response()
-            # A slow client is still sending; one that has sent too much has been heard out.
+            # A slow client is still sending; a client that sent too much is answered as usual.
             if not is_large:
                 response.headers["Connection"] = "close"
             await response(scope, receive, send)
@@ -67,13 +68,13 @@ class BodyLimit:
         await self.app(scope, replayed(body, receive), send)
 
 
-class Intake:
-    """ASGI middleware: admission, drain and deadline of the requests for text."""
+class TrafficMiddleware:
+    """ASGI middleware: admission, drain and deadline of requests for text."""
 
     def __init__(
         self, app: ASGIApp, *, admission: AdmissionController, drain: Drain, limits: Limits
     ) -> None:
-        """Args: app: with its bodies bounded by `BodyLimit`, inside of this."""
+        """Args: app: the application, with BodyLimitMiddleware around it."""
         self.app = app
         self._admission = admission
         self._drain = drain
@@ -81,7 +82,7 @@ class Intake:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or refuses it."""
-        if not _makes_text(scope):
+        if not _generates_text(scope):
             await self.app(scope, receive, send)
             return
         try:
@@ -89,33 +90,33 @@ class Intake:
         except RequestError as error:
             await self._refusal(error)(scope, receive, send)
             return
-        exchange = RequestLifetime(scope, receive, send)
-        self._drain.enter(exchange)
+        lifetime = RequestLifetime(scope, receive, send)
+        self._drain.enter(lifetime)
         timer = None
         if timeout_s is not None:
             timer = asyncio.get_running_loop().call_later(
-                timeout_s, exchange.end, deadline(timeout_s)
+                timeout_s, lifetime.terminate, deadline(timeout_s)
             )
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await self.app(scope, lifetime.receive, lifetime.send)
         except Exception:
-            if exchange.cut is None:  # else the application has stumbled over the end
+            if lifetime.termination is None:  # else the error is a consequence of the termination
                 raise
         finally:
             if timer is not None:
                 timer.cancel()
-            await exchange.close()
-            self._drain.leave(exchange)
+            await lifetime.close()
+            self._drain.leave(lifetime)
 
     def _check(self, scope: Scope) -> float | None:
-        """The seconds the request may take, if it may come in at all. Raises: RequestError."""
+        """The seconds that the request may take. Raises: RequestError if it is refused."""
         if self._drain.is_on:
-            raise OverloadedError(ending.MESSAGE, retry_after_s=ending.RETRY_AFTER_S)
+            raise OverloadedError(draining.MESSAGE, retry_after_s=draining.RETRY_AFTER_S)
         self._admission.check()
         return shortest(self._timeout_s, header(scope, TIMEOUT_HEADER.encode()))
 
     def _refusal(self, error: RequestError) -> JSONResponse:
-        """Counts and answers; an overloaded server does this most of the time."""
+        """Counts a refusal and makes its answer; must be cheap, as overload means many of them."""
         response = error.response()
         if not isinstance(error, OverloadedError):
             REQUESTS.labels(NO_PROFILE, "rejected").inc()
@@ -128,12 +129,12 @@ class Intake:
 
 
 def shortest(own_s: float | None, asked: str | None) -> float | None:
-    """The time a request has: the server's bound, or what its client asks for if that is less.
+    """The seconds a request may take: the server's limit, or its client's if that is shorter.
 
     Args:
-      own_s: the server's, in seconds; None without.
-      asked: the value of TIMEOUT_HEADER; None without.
-    Raises: RequestError if that is no positive number.
+      own_s: the server's limit in seconds; None without one.
+      asked: the value of TIMEOUT_HEADER; None without one.
+    Raises: RequestError if `asked` is no positive number.
     """
     if asked is None:
         return own_s
@@ -150,7 +151,7 @@ def shortest(own_s: float | None, asked: str | None) -> float | None:
 
 
 def deadline(timeout_s: float) -> Termination:
-    """The end of a request that has taken too long."""
+    """The termination of a request that has taken too long."""
     return Termination(
         outcome="timeout",
         status=HTTPStatus.GATEWAY_TIMEOUT,
@@ -159,7 +160,7 @@ def deadline(timeout_s: float) -> Termination:
     )
 
 
-def _makes_text(scope: Scope) -> bool:
+def _generates_text(scope: Scope) -> bool:
     return (
         scope["type"] == "http"
         and scope["method"] == "POST"

@@ -1,9 +1,10 @@
-"""GET /ready: whether requests should be sent here now. GET /health is vLLM's, and says only
-whether the process and its engine live: a server that is busy, ending or does not get an answer
-from its engine is not better off killed.
+"""GET /ready, the readiness probe: 200 if requests should be sent to this server now.
 
-Neither being overloaded (the server says so itself, to those who are too many) nor a refused reload
-(the weights before it serve) makes a server unready.
+GET /health is vLLM's liveness probe: 200 as long as the process and its engine live. Killing a
+server that is busy, ending or waiting for its engine would not help.
+
+Overload does not make a server unready: it refuses the surplus itself. Neither does a refused
+reload: the previous weights stay in force.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ READINESS_KEY = "prefmix_readiness"
 """The attribute of `app.state` that holds a Readiness."""
 
 PULSE_S = 5.0
-"""How often the engine is asked for a sign of life."""
+"""Seconds between two pings of the engine."""
 
 SILENCE_S = 30.0
-"""An engine that has not answered for so long is taken to hang; a step takes less."""
+"""Seconds without an answer after which the engine is taken to hang; a step takes less."""
 
 
 class ReadyAnswer(BaseModel):
-    """What /ready answers."""
+    """The answer of /ready."""
 
     ready: bool
-    """Whether requests should be sent here."""
+    """True if requests should be sent here."""
     missing: list[str]
-    """What there is to wait for, a phrase each; empty if ready."""
+    """Reasons why the server is not ready, a phrase each; empty if it is."""
 
 
 class Readiness:
-    """What this process knows of the server's state."""
+    """This process's view of whether the server is ready."""
 
     def __init__(self, engine_client: Any, counts: SharedCounts, drain: Drain) -> None:
         self._client = engine_client
@@ -49,12 +50,12 @@ class Readiness:
         self._answered_at = time.monotonic()
 
     async def follow(self) -> None:
-        """Asks the engine again and again, as long as the server runs."""
+        """Pings the engine every PULSE_S seconds, as long as the server runs."""
         while not self._client.errored:
             try:
                 await self._client.is_sleeping()
             except Exception:
-                # It is ending, or dead; then `errored` says so.
+                # The engine is ending, or dead; then `errored` says so.
                 if self._drain.is_on:
                     return
             else:
@@ -62,7 +63,7 @@ class Readiness:
             await asyncio.sleep(PULSE_S)
 
     def missing(self) -> list[str]:
-        """What there is to wait for, a phrase each."""
+        """Reasons why the server is not ready, a phrase each; empty if it is."""
         missing = []
         if self._drain.is_on:
             missing.append("the server is ending")
@@ -85,7 +86,7 @@ router = APIRouter()
     responses={HTTPStatus.SERVICE_UNAVAILABLE.value: {"model": ReadyAnswer}},
 )
 async def ready(request: Request) -> JSONResponse:
-    """Whether requests should be sent here; if not, what there is to wait for."""
+    """200 if requests should be sent here; else 503 with what is missing."""
     readiness: Readiness = getattr(request.app.state, READINESS_KEY)
     missing = readiness.missing()
     status = HTTPStatus.SERVICE_UNAVAILABLE if missing else HTTPStatus.OK

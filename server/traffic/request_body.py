@@ -1,7 +1,7 @@
-"""Reads a request's body whole, no further than is allowed and no longer.
+"""Reading a request's whole body within a limit of bytes and a limit of time.
 
-Neither uvicorn nor FastAPI has a bound on it. What is read is handed on as one message, so that
-whatever listens after it can only hear that the client has gone.
+Neither uvicorn nor FastAPI has such limits. The body is passed on as one message, so that the only
+message that can follow it is the client's disconnect.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from prefmix.server.http.errors import RequestError
 from prefmix.server.http.headers import header
 
 BODY_TIMEOUT_S = 30.0
-"""How long a client may take to send a body."""
+"""Seconds a client may take to send a body."""
 
 _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 
 class BodyTooLargeError(RequestError):
-    """413"""
+    """413: the body is larger than the server allows."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 class BodyTooSlowError(RequestError):
-    """408"""
+    """408: the body did not arrive in time."""
 
     status = HTTPStatus.REQUEST_TIMEOUT
 
@@ -37,20 +37,20 @@ class ClientGoneError(Exception):
 
 
 def has_body(scope: Scope) -> bool:
-    """Whether a request announces a body."""
+    """True if a request announces a body."""
     return any(name in _BODY_HEADERS for name, _ in scope["headers"])
 
 
 async def read_body(
     scope: Scope, receive: Receive, *, limit: int, timeout_s: float = BODY_TIMEOUT_S
 ) -> bytes:
-    """The body.
+    """Reads the body.
 
     Args:
-      scope: of the request.
-      receive: where it comes from.
-      limit: how many bytes it may have, announced or not.
-      timeout_s: how many seconds it may take.
+      scope: the request's ASGI scope.
+      receive: source of the body's messages.
+      limit: largest number of bytes, announced in a header or not.
+      timeout_s: largest number of seconds.
     Raises: BodyTooLargeError before more than `limit` has been kept; BodyTooSlowError;
       ClientGoneError.
     """
@@ -76,7 +76,7 @@ async def read_body(
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that brings the body that was read, then what `receive` brings."""
+    """A `receive` that first returns `body`, then what the given `receive` returns."""
     given = False
 
     async def replay() -> Message:

@@ -1,4 +1,4 @@
-"""Puts the bounds on load around an application: admission, body, deadline, drain, connections."""
+"""Wiring of an API process's traffic limits: admission, bodies, deadlines, drain, connections."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from prefmix.server.traffic import connections
 from prefmix.server.traffic.admission_control import AdmissionController
 from prefmix.server.traffic.drain import Drain
 from prefmix.server.traffic.engine_load import EngineLoad, make_admission, num_engines
-from prefmix.server.traffic.middleware import BodyLimit, Intake
+from prefmix.server.traffic.middleware import BodyLimitMiddleware, TrafficMiddleware
 from prefmix.server.traffic.readiness import READINESS_KEY, Readiness
 from prefmix.server.traffic.shared_counts import SharedCounts
 
 
 class TrafficSetup:
-    """All of one API process. Make it in the event loop."""
+    """The traffic limits of one API process. Make it in the event loop."""
 
     def __init__(
         self, engine_client: Any, limits: Limits, *, folder: Path | None, num_processes: int
     ) -> None:
-        """Begins to count, and has the engine's end wait for the requests under way.
+        """Begins to count requests, and makes the engine's shutdown wait for running ones.
 
         Args:
-          engine_client: vLLM's.
-          limits: as the launcher set them.
-          folder: where the API processes meet; None counts this one alone.
-          num_processes: how many API processes there are.
+          engine_client: vLLM's engine client.
+          limits: the launcher's settings.
+          folder: private folder of the API processes; None counts this process alone.
+          num_processes: number of API processes.
         """
         rank = engine_client.vllm_config.parallel_config._api_process_rank
         self._limits = limits
@@ -49,23 +49,23 @@ class TrafficSetup:
         EngineLoad(self._counts, self.admission).attach(engine_client)
         unfinished = engine_client.output_processor.get_num_unfinished_requests
         self._drain = Drain(timeout_s=limits.drain_timeout, unfinished=unfinished)
-        self._drain.hold_back(engine_client)
+        self._drain.delay_shutdown(engine_client)
         self.readiness = Readiness(engine_client, self._counts, self._drain)
 
-    def surround(self, app: FastAPI) -> None:
-        """Puts the bounds around everything that the application has so far."""
+    def add_middleware(self, app: FastAPI) -> None:
+        """Puts the limits around all middleware that the application has so far."""
         inner = app.middleware_stack or app.build_middleware_stack()
-        body_limit = BodyLimit(inner, max_body_bytes=self._limits.max_body_bytes)
-        app.middleware_stack = Intake(
+        body_limit = BodyLimitMiddleware(inner, max_body_bytes=self._limits.max_body_bytes)
+        app.middleware_stack = TrafficMiddleware(
             body_limit, admission=self.admission, drain=self._drain, limits=self._limits
         )
         setattr(app.state, READINESS_KEY, self.readiness)
 
-    async def bound_server(self, state: State) -> None:
-        """Waits for the HTTP server to exist, bounds its connections and its end."""
+    async def set_up_http_server(self, state: State) -> None:
+        """Waits until vLLM has made the HTTP server; sets its connection and shutdown timeouts."""
         while getattr(state, "server", None) is None:
             await asyncio.sleep(0.01)
-        # vLLM stops the engine first; an answer lost on the way would be awaited for ever.
+        # vLLM stops the engine first; uvicorn would wait for ever for an answer lost with it.
         state.server.config.timeout_graceful_shutdown = round(LAST_ANSWERS_S)
-        connections.bound(state.server.config)
+        connections.set_timeouts(state.server.config)
         self._counts.start()

@@ -1,7 +1,7 @@
-"""Numbers that the API processes of one server share without locks.
+"""Counts of requests that the API processes of one server share in memory, without locks.
 
-Each process writes its own numbers and reads everyone's: eight aligned bytes are written at once,
-and a sum that is a moment old does no harm where it is used.
+Each process writes its own numbers and reads everyone's. A write of eight aligned bytes is atomic,
+and readers tolerate a sum that is a moment old.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from pathlib import Path
 
 _WORD = 8
 _SLOT = 8
-"""Words of a process or engine: a cache line, so that writers do not slow each other down."""
+"""Words per process or engine: a cache line, so that writers do not slow each other down."""
 
 _STARTED, _IN_ENGINE, _PENDING, _FINISHED = range(4)
 _RUNNING, _WAITING = range(2)
 
 
 class SharedCounts:
-    """The table; a file in a folder of the server's own, or this process's memory without one."""
+    """The table of counts: a memory-mapped file, or memory of this process if it is alone."""
 
     def __init__(
         self, folder: Path | None, *, process: int = 0, num_processes: int = 1, num_engines: int = 1
     ) -> None:
-        """Joins the others.
+        """Opens the table.
 
         Args:
-          folder: private to this server; None if this process is alone.
+          folder: private folder of this server; None if this process is alone.
           process: number of this process, from 0.
-          num_processes: how many API processes there are.
-          num_engines: how many engines report, each with a number from 0.
+          num_processes: number of API processes.
+          num_engines: number of engines that report, each with a number from 0.
         """
         self.num_processes = num_processes
         self._engines = num_engines
@@ -47,49 +47,52 @@ class SharedCounts:
             os.close(handle)
 
     def start(self) -> None:
-        """This process answers requests from now on."""
+        """Notes that this process answers requests from now on."""
         self._words[self._own + _STARTED] = 1
 
     @property
     def num_started(self) -> int:
-        """How many processes answer requests."""
+        """Number of processes that answer requests."""
         return self._sum(_STARTED)
 
     def set_num_requests(self, count: int) -> None:
-        """This process has so many requests in the engine."""
+        """Sets the number of requests that this process has in the engine."""
         self._words[self._own + _IN_ENGINE] = count
 
     def add_pending(self, count: int) -> None:
-        """So many more requests are on their way to the engine; negative for fewer."""
+        """Adds to this process's requests that are admitted and not yet in the engine."""
         self._words[self._own + _PENDING] += count
 
     def add_finished(self, count: int) -> None:
-        """The engine has ended so many more."""
+        """Adds to the requests that the engine has finished."""
         self._words[self._own + _FINISHED] += count
 
     @property
     def in_flight(self) -> int:
-        """Requests in the engine or on their way there, of all processes."""
+        """Number of requests in the engine or on their way there, over all processes."""
         return self._sum(_IN_ENGINE) + self._sum(_PENDING)
 
     @property
     def num_finished(self) -> int:
-        """Requests the engine has ended since the start, of all processes."""
+        """Number of requests finished since the start, over all processes."""
         return self._sum(_FINISHED)
 
     def report(self, engine: int, *, running: int, waiting: int) -> None:
-        """What an engine said after a step. Of `running` the highest of late is kept, which falls
-        by one a step: between two steps those that have just ended leave room for others."""
+        """Notes an engine's report after a step.
+
+        `running` is kept as a recent maximum that falls by one a step: between two steps, requests
+        that have just ended leave room for others.
+        """
         at = self._engine(engine)
         self._words[at + _RUNNING] = max(running, self._words[at + _RUNNING] - 1)
         self._words[at + _WAITING] = waiting
 
     def room(self, max_running: int) -> int:
-        """How many requests the engines can run at once, as far as is known.
+        """Estimated number of requests that the engines can run at once.
 
         Args:
-          max_running: what each engine's settings allow. An engine in which requests wait runs
-            what it can: its KV cache, or the work on their prompts, allows no more.
+          max_running: the limit of each engine's settings. An engine in which requests wait is
+            taken to be full with those it runs: its KV cache or its prefill work allows no more.
         """
         slots = (self._engine(number) for number in range(self._engines))
         return sum(

@@ -21,7 +21,7 @@ from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.server.admin import two_phase_commit
 from prefmix.server.admin.live_weights import LiveWeights
 from prefmix.server.admin.store_watch import watch
-from prefmix.server.admin.two_phase_commit import Agreement, DisagreementError, ask_any
+from prefmix.server.admin.two_phase_commit import ApiProcesses, CommitError, ask_any
 from prefmix.server.launch.sighup import SighupReload
 from prefmix.weights.store.edits import with_profile
 from prefmix.weights.store.format import document
@@ -123,10 +123,10 @@ def test_concurrent_changes_are_serialised_and_none_is_lost(tmp_path: Path) -> N
 def test_a_missing_process_refuses_every_change(tmp_path: Path) -> None:
     async def work() -> None:
         async with processes(tmp_path, up=1, of=2) as (member,):
-            with pytest.raises(DisagreementError, match="1 of 2 API processes are up"):
+            with pytest.raises(CommitError, match="1 of 2 API processes are up"):
                 await member.change(put("x"), who="me", what="test")
             WeightsStore(member.store.path).change(put("y"))
-            with pytest.raises(DisagreementError, match="1 of 2"):
+            with pytest.raises(CommitError, match="1 of 2"):
                 await member.reload(who="me", trigger="admin")
             assert (member.current.version, member.store.read().version) == (1, 2)
 
@@ -161,7 +161,7 @@ def test_a_process_that_does_not_follow_stops_the_change(
     async def work() -> None:
         async with processes(tmp_path, up=2, of=3) as members:
             server = await asyncio.start_unix_server(unruly, path=str(tmp_path / "meet" / "q.sock"))
-            with pytest.raises(DisagreementError) as caught:
+            with pytest.raises(CommitError) as caught:
                 await members[0].change(put("x"), who="me", what="test")
             assert reason in str(caught.value).replace(" did not follow", "")
             assert versions(members) == [1, 1]
@@ -195,7 +195,7 @@ def test_a_process_refuses_what_it_could_not_serve(tmp_path: Path) -> None:
 
 
 def test_no_process_to_ask_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DisagreementError, match="none is up yet"):
+    with pytest.raises(CommitError, match="none is up yet"):
         ask_any(tmp_path, {"kind": "reload"}, timeout_s=1)
 
 
@@ -204,8 +204,8 @@ def test_a_meeting_place_that_is_gone_refuses_the_change(tmp_path: Path) -> None
         raise AssertionError
 
     async def work() -> None:
-        alone = Agreement(tmp_path / "gone", num_processes=2, receive=refuse)
-        with pytest.raises(DisagreementError, match=r"cannot meet in .*gone: No such file"):
+        alone = ApiProcesses(tmp_path / "gone", num_processes=2, receive=refuse)
+        with pytest.raises(CommitError, match=r"cannot meet in .*gone: No such file"):
             async with alone.turn():
                 pass
 

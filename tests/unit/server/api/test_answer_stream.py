@@ -58,13 +58,13 @@ async def answer(
         background=BackgroundTask(done.append, "background"),
     )
     scope: dict[str, Any] = {"type": "http", "path": "/v1/completions"}
-    exchange = RequestLifetime(scope, client.receive, client.send)
+    lifetime = RequestLifetime(scope, client.receive, client.send)
     if cut_after_s is not None:
-        asyncio.get_running_loop().call_later(cut_after_s, exchange.end, CUT)
+        asyncio.get_running_loop().call_later(cut_after_s, lifetime.terminate, CUT)
     try:
-        await AnswerStream(response, send_all)(scope, exchange.receive, exchange.send)
+        await AnswerStream(response, send_all)(scope, lifetime.receive, lifetime.send)
     finally:
-        await exchange.close()
+        await lifetime.close()
     await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == 1, "the listener has ended"
     return done

@@ -31,14 +31,14 @@ async def read(body: AsyncIterator[Any]) -> list[str]:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    exchange = RequestLifetime(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
+    lifetime = RequestLifetime(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
     statistics: Any = None  # asked only for attributions
     account = Account(Request(scope), statistics)
     response = await account.answered(StreamingResponse(body))
     try:
-        await response(scope, exchange.receive, exchange.send)
+        await response(scope, lifetime.receive, lifetime.send)
     finally:
-        await exchange.close()
+        await lifetime.close()
     return [each["body"].decode() for each in sent[1:-1]]
 
 

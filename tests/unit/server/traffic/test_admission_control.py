@@ -12,7 +12,7 @@ from prefmix.server.traffic.admission_control import (
     AdmissionController,
     OverloadedError,
     Rate,
-    Ticket,
+    Reservation,
     default_max_waiting,
 )
 from prefmix.server.traffic.shared_counts import SharedCounts
@@ -26,49 +26,49 @@ def admission(
     )
 
 
-def fill(door: AdmissionController) -> list[Ticket]:
+def fill(door: AdmissionController) -> list[Reservation]:
     """Tickets until the next one is refused."""
-    tickets = []
+    reservations = []
     while True:
         try:
-            tickets.append(door.take(1))
+            reservations.append(door.reserve(1))
         except OverloadedError:
-            return tickets
+            return reservations
 
 
 @pytest.mark.parametrize(("max_waiting", "let_in"), [(2, 6), (0, 4)])
 def test_as_many_as_run_and_a_bounded_number_that_wait(max_waiting: int, let_in: int) -> None:
     door = admission(SharedCounts(None), max_waiting=max_waiting)
-    tickets = fill(door)
-    assert len(tickets) == let_in
+    reservations = fill(door)
+    assert len(reservations) == let_in
     assert (door.in_flight, door.num_waiting) == (let_in, max_waiting)
-    tickets.pop().release()
+    reservations.pop().release()
     assert len(fill(door)) == 1
 
 
 def test_a_ticket_is_counted_once_however_it_ends() -> None:
     counts = SharedCounts(None)
-    ticket = admission(counts).take(3)
-    ticket.handed_over(1)
+    reservation = admission(counts).reserve(3)
+    reservation.hand_over(1)
     counts.set_num_requests(1)  # the engine's own count has it now
     assert counts.in_flight == 3
-    ticket.release()
-    ticket.release()
-    ticket.handed_over(2)
+    reservation.release()
+    reservation.release()
+    reservation.hand_over(2)
     assert counts.in_flight == 1
 
 
 def test_several_answers_cost_what_they_are() -> None:
     door = admission(SharedCounts(None))
-    door.take(4)
+    door.reserve(4)
     with pytest.raises(OverloadedError):
-        door.take(3)
-    door.take(2)
+        door.reserve(3)
+    door.reserve(2)
 
 
 def test_what_could_never_be_let_in_is_the_clients_error() -> None:
     with pytest.raises(RequestError, match=r"asks for 7 answers.*at most 6") as caught:
-        admission(SharedCounts(None)).take(7)
+        admission(SharedCounts(None)).reserve(7)
     assert caught.value.status == 400
 
 

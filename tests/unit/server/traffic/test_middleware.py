@@ -22,7 +22,12 @@ from prefmix.server.http.errors import RequestError
 from prefmix.server.traffic import request_body
 from prefmix.server.traffic.admission_control import AdmissionController
 from prefmix.server.traffic.drain import Drain
-from prefmix.server.traffic.middleware import TIMEOUT_HEADER, BodyLimit, Intake, shortest
+from prefmix.server.traffic.middleware import (
+    TIMEOUT_HEADER,
+    BodyLimitMiddleware,
+    TrafficMiddleware,
+    shortest,
+)
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY
 from prefmix.server.traffic.shared_counts import SharedCounts
 from support.loopback_server import LoopbackServer, serving
@@ -48,16 +53,18 @@ class Application:
             Route("/v1/completions", self.complete, methods=["POST"]),
             Route("/echo", self.echo, methods=["POST", "GET"]),
         ]
-        body_limit = BodyLimit(Router(routes), max_body_bytes=MAX_BODY)
-        return Intake(body_limit, admission=self.admission, drain=self.drain, limits=self._limits)
+        body_limit = BodyLimitMiddleware(Router(routes), max_body_bytes=MAX_BODY)
+        return TrafficMiddleware(
+            body_limit, admission=self.admission, drain=self.drain, limits=self._limits
+        )
 
     async def echo(self, request: Request) -> Response:
         return JSONResponse({"length": len(await request.body())})
 
     async def complete(self, request: Request) -> Response:
         order = await request.json()
-        ticket = self.admission.take(1)
-        request.scope[SCOPE_KEY].at_end(ticket.release)
+        reservation = self.admission.reserve(1)
+        request.scope[SCOPE_KEY].on_close(reservation.release)
         if order.get("stream"):
             return StreamingResponse(self._events(order), media_type="text/event-stream")
         self.under_way += 1
@@ -128,7 +135,7 @@ def head(*lines: str) -> bytes:
 def test_a_full_server_refuses_before_it_has_read_the_body(
     client: httpx.Client, server: LoopbackServer, application: Application
 ) -> None:
-    tickets = [application.admission.take(1) for _ in range(2)]
+    reservations = [application.admission.reserve(1) for _ in range(2)]
     refused = complete(client)
     assert refused.status_code == 503
     assert error_of(refused)["type"] == "ServiceUnavailableError"
@@ -138,7 +145,7 @@ def test_a_full_server_refuses_before_it_has_read_the_body(
         assert peer.recv(1000).startswith(b"HTTP/1.1 503")
     # The rest of the server is not concerned, and a place that becomes free is taken.
     assert client.get("/echo").status_code == 200
-    tickets[0].release()
+    reservations[0].release()
     assert complete(client).status_code == 200
     assert application.counts.in_flight == 1
 
@@ -310,10 +317,10 @@ def test_the_engine_ends_after_the_requests(
 ) -> None:
     engine = Engine()
 
-    async def hold_back() -> None:
-        application.drain.hold_back(engine)
+    async def delay_shutdown() -> None:
+        application.drain.delay_shutdown(engine)
 
-    server.run_in_loop(hold_back())
+    server.run_in_loop(delay_shutdown())
     slow = threading.Thread(target=lambda: complete(client, seconds=0.5))
     slow.start()
     eventually(lambda: application.under_way == 1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from prefmix.server.traffic.request_lifetime import GoneError, RequestLifetime, Termination
+from prefmix.server.traffic.request_lifetime import RequestEndedError, RequestLifetime, Termination
 
 CUT = Termination(outcome="timeout", status=HTTPStatus.GATEWAY_TIMEOUT, message="too late")
 
@@ -28,7 +28,7 @@ class Work:
             self.noted.append("cleaned up")
 
 
-def exchange_of(*messages: Message) -> RequestLifetime:
+def lifetime_of(*messages: Message) -> RequestLifetime:
     """With a client that says this and no more."""
     left = list(messages)
 
@@ -56,24 +56,24 @@ def run(main: Any) -> None:
 
 def test_work_that_ends_gives_its_result() -> None:
     async def main() -> None:
-        exchange = exchange_of({"type": "http.request"})
-        assert await exchange.unless_gone(asyncio.sleep(0, "done")) == "done"
-        await exchange.close()
+        lifetime = lifetime_of({"type": "http.request"})
+        assert await lifetime.run(asyncio.sleep(0, "done")) == "done"
+        await lifetime.close()
 
     run(main())
 
 
 def test_a_client_that_hangs_up_ends_the_work() -> None:
     async def main() -> None:
-        exchange, work = exchange_of({"type": "http.disconnect"}), Work()
-        with pytest.raises(GoneError):
-            await exchange.unless_gone(work())
+        lifetime, work = lifetime_of({"type": "http.disconnect"}), Work()
+        with pytest.raises(RequestEndedError):
+            await lifetime.run(work())
         assert work.noted == ["begun", "cleaned up"]
         later = Work()
-        with pytest.raises(GoneError):
-            await exchange.unless_gone(later())
+        with pytest.raises(RequestEndedError):
+            await lifetime.run(later())
         assert later.noted == ["begun", "cleaned up"], "what was begun too late cleans up as well"
-        await exchange.close()
+        await lifetime.close()
 
     run(main())
 
@@ -89,38 +89,38 @@ def test_what_work_makes_of_its_end_is_no_answer() -> None:
         raise AssertionError
 
     async def main() -> None:
-        exchange = exchange_of({"type": "http.disconnect"})
-        with pytest.raises(GoneError):
-            await exchange.unless_gone(work())
-        await exchange.close()
+        lifetime = lifetime_of({"type": "http.disconnect"})
+        with pytest.raises(RequestEndedError):
+            await lifetime.run(work())
+        await lifetime.close()
 
     run(main())
 
 
 def test_a_cut_ends_the_work_and_what_waits_for_the_client() -> None:
     async def main() -> None:
-        exchange, work = exchange_of(), Work()
-        asyncio.get_running_loop().call_later(0.01, exchange.end, CUT)
-        heard = asyncio.ensure_future(exchange.receive())
-        with pytest.raises(GoneError):
-            await exchange.unless_gone(work())
+        lifetime, work = lifetime_of(), Work()
+        asyncio.get_running_loop().call_later(0.01, lifetime.terminate, CUT)
+        heard = asyncio.ensure_future(lifetime.receive())
+        with pytest.raises(RequestEndedError):
+            await lifetime.run(work())
         assert work.noted == ["begun", "cleaned up"]
         assert await heard == {"type": "http.disconnect"}
-        await exchange.close()
+        await lifetime.close()
 
     run(main())
 
 
 def test_whoever_is_cancelled_from_outside_is_no_client_that_hung_up() -> None:
     async def main() -> None:
-        exchange, work = exchange_of(), Work()
-        whole = asyncio.ensure_future(exchange.unless_gone(work()))
+        lifetime, work = lifetime_of(), Work()
+        whole = asyncio.ensure_future(lifetime.run(work()))
         await asyncio.sleep(0.01)
         whole.cancel()
         with pytest.raises(asyncio.CancelledError):
             await whole
         assert work.noted == ["begun", "cleaned up"]
-        await exchange.close()
+        await lifetime.close()
 
     run(main())
 
@@ -130,9 +130,9 @@ def test_an_error_of_the_work_is_raised() -> None:
         raise TimeoutError("of its own")
 
     async def main() -> None:
-        exchange = exchange_of()
+        lifetime = lifetime_of()
         with pytest.raises(TimeoutError, match="of its own"):
-            await exchange.unless_gone(work())
-        await exchange.close()
+            await lifetime.run(work())
+        await lifetime.close()
 
     run(main())
