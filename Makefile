@@ -44,11 +44,11 @@ test-unit: ready ## the fast tests: no engine, about a minute
 	@$(BIN)/python -m pytest tests/unit
 
 test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
-	@$(PARALLEL) -m engine --disable-warnings tests/engine
+	@$(PARALLEL) -m engine --disable-warnings tests/engine tests/server
 
 test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (a quarter of an hour)
 	@PREFMIX_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/engine/test_exactness.py \
-	    tests/engine/test_layouts.py tests/engine/test_trunk.py tests/engine/test_heads.py \
+	    tests/engine/test_layouts.py tests/engine/test_trunk.py tests/engine/test_lm_heads.py \
 	    tests/engine/test_broken_rows.py
 
 test-resilience: ready ## load, faults, hostile input, kills and an hour of soak (PREFMIX_RESILIENCE=short: minutes)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "engine"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from prefmix.weights.store.edits import with_profile  # noqa: E402
 from prefmix.weights.store.format import spec_of_members  # noqa: E402

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import AdaptedBase, EngineFactory
 from safetensors.torch import load_file, save_file
 
 from prefmix.mixing.checkpoints.lora import AdapterError
 from prefmix.mixing.spec import MixtureSpec, Policy
+from support.engines import AdaptedBase, EngineFactory
 from support.tiny_adapters import save_adapter
 from support.tiny_policies import VOCAB_SIZE, save_policy
 

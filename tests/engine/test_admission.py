@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AdaptedBase, EngineFactory, spec_of_folders
 
 from prefmix.mixing import wire
 from prefmix.mixing.engine.scheduler import salt_for
 from prefmix.mixing.spec import hf_overrides
+from support.engines import AdaptedBase, EngineFactory, spec_of_folders
 from support.exactness import TOLERANCE_NATS, Job, Oracle, generate
 
 
@@ -160,7 +160,7 @@ def test_two_tensor_parallel_ranks_are_exact(
     spec, folders = spec_of_folders(policies), policies
     if layout == "shared trunk":
         spec, folders = adapted.spec(), adapted.merged
-    script = Path(__file__).with_name("tensor_parallel_check.py")
+    script = Path(__file__).parents[1] / "support" / "tensor_parallel_check.py"
     command = [sys.executable, str(script), json.dumps(spec.to_dict()), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import shut_down
 
 from prefmix.bench import lineup as names
 from prefmix.bench.contestants import TransformersLoop
@@ -14,6 +13,7 @@ from prefmix.bench.job import Job, make_job
 from prefmix.bench.lineup import Models, lineup
 from prefmix.bench.memory import MemoryProbe
 from prefmix.bench.random_models import Shape, save_adapter, save_model
+from support.engines import shut_down
 
 SHAPE = Shape(layers=2, hidden=64, intermediate=128, heads=2, kv_heads=2, vocab=320)
 NUM_POLICIES = 2

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RUNNER, AdaptedBase, EngineFactory, metric, spec_of_folders
 
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.weights.engines.local import EngineError, LocalEngine
+from support.engines import RUNNER, AdaptedBase, EngineFactory, metric, spec_of_folders
 from support.tiny_faults import with_nan_logit, with_nan_token, with_overflow
 
 BAD_TOKEN = 77

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RUNNER, EngineFactory, metric
 
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec
+from support.engines import RUNNER, EngineFactory, metric
 from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, served
 from support.tiny_policies import VOCAB_SIZE
 

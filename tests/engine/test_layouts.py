@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import RUNNER, EngineFactory, model_of, spec_of_folders
 from safetensors.torch import load_file, save_file
 
 from prefmix.mixing.spec import MixtureSpec, Policy
+from support.engines import RUNNER, EngineFactory, model_of, spec_of_folders
 from support.exactness import (
     TOLERANCE_NATS,
     Job,

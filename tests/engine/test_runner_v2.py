@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RUNNER
+
+from support.engines import RUNNER
 
 
 @pytest.mark.skipif(RUNNER == "v2", reason="already on V2")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RUNNER, AdaptedBase, EngineFactory, model_of
 
+from support.engines import RUNNER, AdaptedBase, EngineFactory, model_of
 from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, rounding_errors
 from support.tiny_adapters import save_adapter, save_merged
 from support.tiny_policies import VOCAB_SIZE, save_policy

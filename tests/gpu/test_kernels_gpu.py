@@ -14,8 +14,8 @@ import torch
 from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
 from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
 from prefmix.mixing.kernels.mixture_statistics import MixtureStatistics, mixture_statistics
-from support.head_cases import HEADS, check_heads, make_heads
-from support.kernel_cases import CASES, SLACK, Case, check_mixed, check_statistics, make_case
+from support.kernels.cases import CASES, SLACK, Case, check_mixed, check_statistics, make_case
+from support.kernels.head_cases import HEADS, check_heads, make_heads
 
 pytestmark = [
     pytest.mark.gpu,

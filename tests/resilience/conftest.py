@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tally
 from hypothesis import HealthCheck, Verbosity, settings
-from scale import scaled
+
+from resilience.harness import tally
+from resilience.harness.scale import scaled
 
 settings.register_profile(
     "resilience",

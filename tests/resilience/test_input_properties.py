@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import tally
 import yaml
-from attempt import attempt
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import any_json, any_text, names, plain_text, specs, valid_ratios
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.api.accounting import Account
@@ -31,6 +28,9 @@ from prefmix.server.telemetry import request_log
 from prefmix.weights.engines.prompts import PromptsError, read_prompts
 from prefmix.weights.fit import score_table
 from prefmix.weights.fit.score_table import ScoreTableError
+from resilience.harness import tally
+from resilience.harness.attempt import attempt
+from resilience.inputs.strategies import any_json, any_text, names, plain_text, specs, valid_ratios
 
 KEYS = tuple(ServeConfig.model_fields)
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import fuzz
-import interleaving
-import kills
-import mixed_run
 import pytest
-import soak
-import tally
-from demo_server import DemoServer
-from openapi_fuzz import run_schemathesis
-from scale import IS_FULL, scaled
+
+from resilience.harness import tally
+from resilience.harness.demo_server import DemoServer
+from resilience.harness.scale import IS_FULL, scaled
+from resilience.scenarios import fuzz, interleaving, kills, mixed_run, soak
+from resilience.scenarios.openapi_fuzz import run_schemathesis
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tally
-from attempt import attempt
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import any_json, any_text, plain_objects, profile_names, profile_sets
 
 from prefmix.weights.store.edits import with_profile
 from prefmix.weights.store.errors import StoreError, StoreFormatError
 from prefmix.weights.store.format import document, dump, from_document, parse, spec_of_members
 from prefmix.weights.store.profiles import ProfileError, ProfileSet, build_profile_set
 from prefmix.weights.store.store import WeightsStore
+from resilience.harness import tally
+from resilience.harness.attempt import attempt
+from resilience.inputs.strategies import (
+    any_json,
+    any_text,
+    plain_objects,
+    profile_names,
+    profile_sets,
+)
 
 GOOD = build_profile_set(
     {"even": {"a": 1, "b": 1}, "solo": {"b": 1}},

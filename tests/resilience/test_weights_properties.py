@@ -8,13 +8,21 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
-import tally
-from attempt import attempt
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from strategies import (
+
+from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.wire import WEIGHTS_KEY, from_extra_args, measured_as, to_extra_args
+from prefmix.server.api.resolve import WEIGHTS_HEADER, Preferences, resolve
+from prefmix.server.http.errors import RequestError, UnknownModelError, error_response, short_repr
+from prefmix.server.telemetry.metrics import REASONS
+from prefmix.weights.store.profiles import build_profile_set
+from resilience.harness import tally
+from resilience.harness.attempt import attempt
+from resilience.inputs.strategies import (
     MEMBERS,
     PROFILES,
     any_json,
@@ -27,14 +35,6 @@ from strategies import (
     specs,
     valid_ratios,
 )
-
-from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
-from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.mixing.wire import WEIGHTS_KEY, from_extra_args, measured_as, to_extra_args
-from prefmix.server.api.resolve import WEIGHTS_HEADER, Preferences, resolve
-from prefmix.server.http.errors import RequestError, UnknownModelError, error_response, short_repr
-from prefmix.server.telemetry.metrics import REASONS
-from prefmix.weights.store.profiles import build_profile_set
 
 SPEC = MixtureSpec(
     policies=tuple(Policy(name=name, model="m") for name in MEMBERS[:3]),

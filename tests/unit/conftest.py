@@ -2,7 +2,7 @@
 
 import pytest
 
-from support import interpreted_kernels  # noqa: F401 - before anything else imports Triton
+from support.kernels import interpreted  # noqa: F401 - before anything else imports Triton
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

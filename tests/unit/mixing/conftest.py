@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from support.interpreted_kernels import WHY_NOT
+from support.kernels.interpreted import WHY_NOT
 
 
 @pytest.fixture

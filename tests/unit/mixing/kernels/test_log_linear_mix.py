@@ -10,7 +10,7 @@ import torch
 from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
 from prefmix.mixing.kernels.members import present_members
 from prefmix.mixing.reference import mixture_logprobs_reference
-from support.kernel_cases import CASES, Case, check_mixed, make_case
+from support.kernels.cases import CASES, Case, check_mixed, make_case
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 

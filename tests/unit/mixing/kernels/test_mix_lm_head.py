@@ -10,7 +10,7 @@ import torch
 
 from prefmix.mixing.kernels.members import present_members
 from prefmix.mixing.kernels.mix_lm_head import FUSED_ROWS, mix_lm_head
-from support.head_cases import HEADS, Heads, check_heads, make_heads
+from support.kernels.head_cases import HEADS, Heads, check_heads, make_heads
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 

@@ -7,7 +7,7 @@ import torch
 
 from prefmix.mixing.kernels.members import present_members
 from prefmix.mixing.kernels.mixture_statistics import MixtureStatistics, mixture_statistics
-from support.kernel_cases import CASES, Case, check_statistics, make_case
+from support.kernels.cases import CASES, Case, check_statistics, make_case
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 

@@ -11,8 +11,8 @@ import torch
 from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
 from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
 from prefmix.mixing.kernels.mixture_statistics import mixture_statistics
-from support.head_cases import make_heads
-from support.kernel_cases import make_case
+from support.kernels.cases import make_case
+from support.kernels.head_cases import make_heads
 
 
 def _mix(rows: int, dtype: torch.dtype) -> tuple[Any, ...]:

@@ -15,8 +15,8 @@ import torch
 
 from prefmix.mixing.kernels import tuning
 from prefmix.mixing.kernels.tuning import Config, Tuner
-from support.head_cases import make_heads
-from support.kernel_cases import make_case
+from support.kernels.cases import make_case
+from support.kernels.head_cases import make_heads
 
 ROOT = Path(__file__).resolve().parents[4]
 CUDA = torch.device("cuda")
@@ -98,7 +98,7 @@ def test_kernels_compile_for_a_gpu() -> None:
     """The interpreter accepts what the compiler does not. In a process that does not interpret."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, "tests/support/kernel_compilation.py"],
+        [sys.executable, "tests/support/kernels/compilation.py"],
         cwd=ROOT,
         env=environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -15,8 +15,8 @@ NO_MEMORY = 77
 SCRIPT = f"""
 import sys
 import torch
-from support.head_cases import check_heads, make_heads
-from support.kernel_cases import Case, check_mixed, check_statistics, make_case
+from support.kernels.head_cases import check_heads, make_heads
+from support.kernels.cases import Case, check_mixed, check_statistics, make_case
 from prefmix.mixing.kernels.log_linear_mix_triton import log_linear_mix_triton
 from prefmix.mixing.kernels.mix_lm_head_triton import mix_lm_head_triton
 from prefmix.mixing.kernels.mixture_statistics import MixtureStatistics

@@ -1,6 +1,6 @@
 """Hours of mixed load with changing weights: memory, files, sockets and threads stay flat.
 
-    .venv/bin/python tests/resilience/soak.py [--seconds 3600] [--warm-up 300] [--record]
+    python -m resilience.scenarios.soak [--seconds 3600] [--warm-up 300] [--record]
 
 The resident memory of each process of the server is sampled after the warm-up, and its slope over
 the requests found by Theil and Sen's median of pairwise slopes. Prints a table, then one line of
@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from demo_server import DemoServer, running
-from ledger import Ledger
-from mixed_run import check_outcomes, check_rest, resting
-from report import publish, run_parser, table
-from resources import Sample, Sampler, rss_slope
-from traffic import Traffic
+from resilience.checks.ledger import Ledger
+from resilience.checks.resources import Sample, Sampler, rss_slope
+from resilience.harness.demo_server import DemoServer, running
+from resilience.harness.report import publish, run_parser, table
+from resilience.harness.traffic import Traffic
+from resilience.scenarios.mixed_run import check_outcomes, check_rest, resting
 
 LIMIT_MIB_PER_10K = 1.0
 """What is promised of a long run."""

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import AdaptedBase, EngineFactory, spec_of_folders
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.weights.engines.local import LocalEngine
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.remote import RemoteEngine
 from prefmix.weights.store.format import parse
+from support.engines import AdaptedBase, EngineFactory, spec_of_folders
 from support.exactness import Oracle
 from support.server_process import ServerProcess, run_prefmix
 

@@ -8,9 +8,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import hostile_json
-from demo_server import KEY, TOKEN
-from hostile_json import GOOD_BODY, noise
+from resilience.harness.demo_server import KEY, TOKEN
+from resilience.inputs import hostile_json
+from resilience.inputs.hostile_json import GOOD_BODY, noise
 
 PATHS = (
     "/v1/completions",

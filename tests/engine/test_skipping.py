@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import AdaptedBase, EngineFactory, model_of
 from vllm.model_executor.layers.attention import Attention
 
 from prefmix.mixing.models.attention_metadata import Part, metadata_of
@@ -16,6 +15,7 @@ from prefmix.mixing.models.shared_trunk import passes_of
 from prefmix.mixing.models.skipping import is_plain_attention
 from prefmix.mixing.models.stacked_attention import join_caches
 from prefmix.mixing.spec import MixtureSpec
+from support.engines import AdaptedBase, EngineFactory, model_of
 from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs
 from support.tiny_policies import VOCAB_SIZE
 

@@ -11,11 +11,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from demo_server import MEMBERS, Answer, DemoServer
-from shapes import LASTING, PASSING
-
 from prefmix.weights.store.edits import with_profile
 from prefmix.weights.store.store import WeightsStore
+from resilience.harness.demo_server import MEMBERS, Answer, DemoServer
+from resilience.inputs.shapes import LASTING, PASSING
 
 _VISIBLE_WITHIN_S = 15.0
 

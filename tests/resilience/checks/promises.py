@@ -12,11 +12,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from demo_server import KEY, MEMBERS, DemoServer, total
-
 from prefmix.weights.store.format import from_document
 from prefmix.weights.store.profiles import ProfileSet
 from prefmix.weights.store.store import WeightsStore
+from resilience.harness.demo_server import KEY, MEMBERS, DemoServer, total
 
 _VISIBLE_WITHIN_S = 15.0
 

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from demo_server import Metrics, by_label, total
-from ledger import Ledger
-from traffic import Outcome, Traffic
+from resilience.checks.ledger import Ledger
+from resilience.harness.demo_server import Metrics, by_label, total
+from resilience.harness.traffic import Outcome, Traffic
 
 _OUTCOME = {200: "ok", 400: "rejected", 404: "rejected"}
 

@@ -9,8 +9,8 @@ import json
 import random
 from typing import Any
 
-from attacks import Attack
-from demo_server import KEY, TOKEN
+from resilience.harness.demo_server import KEY, TOKEN
+from resilience.inputs.attacks import Attack
 
 _GOOD: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "Hi.", "max_tokens": 2},

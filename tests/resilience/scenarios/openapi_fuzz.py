@@ -1,6 +1,6 @@
 """schemathesis against a server's own description of itself.
 
-    .venv/bin/python tests/resilience/openapi_fuzz.py [--examples 100] [--record]
+    python -m resilience.scenarios.openapi_fuzz [--examples 100] [--record]
 
 Inference routes are called with the API key, admin routes with the admin token.
 """
@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from demo_server import KEY, TOKEN, DemoServer, running
-from report import publish, run_parser, table
+from resilience.harness.demo_server import KEY, TOKEN, DemoServer, running
+from resilience.harness.report import publish, run_parser, table
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 PHASES = "fuzzing"

@@ -13,14 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT / "tests" / "engine") not in sys.path:  # as a script, not under pytest
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "engine")]
+from prometheus_client.parser import text_string_to_metric_families
 
-from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+from support.server_process import ServerProcess
 
-from support.server_process import ServerProcess  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "policies" / "demo" / "serve.yaml"
 MEMBERS = ("positive", "concise", "polite", "reference")
 TOKEN = "admin-token-of-the-resilience-suite"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from support.kernel_cases import SLACK, check_close
+from support.kernels.cases import SLACK, check_close
 
 
 class Heads(NamedTuple):

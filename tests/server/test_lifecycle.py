@@ -8,8 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import AdaptedBase
 
+from support.engines import AdaptedBase
 from support.server_process import ServerProcess, engine_flags, free_port, run_prefmix
 from support.tiny_policies import build_tokenizer, save_policy
 

@@ -1,7 +1,7 @@
 """Compiles the kernels for a GPU on a machine that has none: what Triton's interpreter lets pass.
 
-    .venv/bin/python tests/support/kernel_compilation.py          # some seconds
-    .venv/bin/python tests/support/kernel_compilation.py --all    # every configuration, two minutes
+    .venv/bin/python tests/support/kernels/compilation.py          # some seconds
+    .venv/bin/python tests/support/kernels/compilation.py --all    # all configurations: two minutes
 
 Prints a line a kernel: registers a thread, bytes spilled, bytes of shared memory. The target is an
 H100 or H200 (compute capability 9.0); Triton brings the assembler. Nothing is launched.

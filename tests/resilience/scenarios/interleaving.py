@@ -1,6 +1,6 @@
 """One server, two writers of its store, and steps in an order drawn by a seed.
 
-    .venv/bin/python tests/resilience/interleaving.py [--steps 600] [--restarts 4] [--record]
+    python -m resilience.scenarios.interleaving [--steps 600] [--restarts 4] [--record]
 
 Requests that stream while weights change, changes of every kind, stale and refused ones, files
 swapped, broken, lost and repaired, SIGHUP, two writers at once, clients that hang up, the whole
@@ -20,15 +20,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from demo_server import MEMBERS, Answer, DemoServer, running
-from promises import Model, Stream, check, shown, wait_in_force
-from report import publish, run_parser, table
-from shapes import LASTING, PASSING
-
 from prefmix.weights.store import edits
 from prefmix.weights.store.format import document
 from prefmix.weights.store.profiles import ProfileSet
 from prefmix.weights.store.store import Change, WeightsStore
+from resilience.checks.promises import Model, Stream, check, shown, wait_in_force
+from resilience.harness.demo_server import MEMBERS, Answer, DemoServer, running
+from resilience.harness.report import publish, run_parser, table
+from resilience.inputs.shapes import LASTING, PASSING
 
 _MAX_STREAMS = 6
 

@@ -1,6 +1,6 @@
 """Hostile bytes over raw sockets: no crash, no 5xx, no traceback, and right answers afterwards.
 
-.venv/bin/python tests/resilience/fuzz.py [--inputs 4000] [--seed 0] [--record]
+python -m resilience.scenarios.fuzz [--inputs 4000] [--seed 0] [--record]
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import time
 from collections import Counter
 from typing import Any
 
-import attacks
-from demo_server import DemoServer, running
-from fields import Fields
-from mixed_run import check_rest, resting
-from report import publish, run_parser, table
+from resilience.harness.demo_server import DemoServer, running
+from resilience.harness.report import publish, run_parser, table
+from resilience.inputs import attacks
+from resilience.inputs.fields import Fields
+from resilience.scenarios.mixed_run import check_rest, resting
 
 _STATUS = re.compile(rb"(?:^|\r\n\r\n|\})HTTP/1\.[01] (\d{3})")
 _ANSWER_WITHIN_S = 20.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import AdaptedBase, EngineFactory, model_of
 
 from prefmix.mixing.models.lm_heads import Logits, is_linear
+from support.engines import AdaptedBase, EngineFactory, model_of
 from support.exactness import TOLERANCE_NATS, Oracle, generate, random_jobs
 from support.tiny_policies import VOCAB_SIZE
 

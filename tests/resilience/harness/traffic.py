@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import shapes
-from demo_server import KEY, DemoServer
+
+from resilience.harness.demo_server import KEY, DemoServer
+from resilience.inputs import shapes
 
 TIMEOUT_S = 120.0
 

@@ -1,6 +1,6 @@
 """Many times more requests than a server can answer: what becomes of those it takes on.
 
-    .venv/bin/python tests/resilience/overload.py [--seconds 300] [--factor 10] [--record]
+    python -m resilience.scenarios.overload [--seconds 300] [--factor 10] [--record]
 
 First as many clients as the engine runs at once, each sending its next request when the last is
 answered: that rate is the capacity. Then requests arrive at `--factor` times that rate, whatever
@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from demo_server import KEY, DemoServer, running, total
-from report import publish, run_parser, table
+
+from resilience.harness.demo_server import KEY, DemoServer, running, total
+from resilience.harness.report import publish, run_parser, table
 
 MAX_TIMES_P99 = 2.0
 MIN_THROUGHPUT = 0.9

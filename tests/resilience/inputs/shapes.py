@@ -7,9 +7,8 @@ import random
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from demo_server import MAX_MODEL_LEN, MEMBERS
-
 from prefmix.policies.demo.prompts import EVALUATION_PROMPTS
+from resilience.harness.demo_server import MAX_MODEL_LEN, MEMBERS
 
 Expectation = Literal["ok", "refused", "either"]
 

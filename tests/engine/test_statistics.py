@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import AdaptedBase, EngineFactory, model_of, spec_of_folders
 
 from prefmix.mixing import wire
+from support.engines import AdaptedBase, EngineFactory, model_of, spec_of_folders
 from support.exactness import Job, Oracle, random_jobs, served
 from support.tiny_policies import VOCAB_SIZE
 

@@ -1,6 +1,6 @@
 """Requests of every shape, with clients that hang up, while the weights change; then the accounts.
 
-    .venv/bin/python tests/resilience/mixed_run.py [--requests 10000] [--changes 500] [--record]
+    python -m resilience.scenarios.mixed_run [--requests 10000] [--changes 500] [--record]
 
 Every request ends in one way, every answer reports weights that were in force when it was admitted,
 and what /metrics counted is what the clients saw. Prints a table, then one line of JSON.
@@ -15,12 +15,12 @@ import time
 from collections import Counter
 from typing import Any
 
-from accounts import accounts_of
-from demo_server import DemoServer, running
-from ledger import Ledger
-from report import publish, run_parser, table
-from resources import Sample, Sampler, rss_slope, sample
-from traffic import Traffic
+from resilience.checks.accounts import accounts_of
+from resilience.checks.ledger import Ledger
+from resilience.checks.resources import Sample, Sampler, rss_slope, sample
+from resilience.harness.demo_server import DemoServer, running
+from resilience.harness.report import publish, run_parser, table
+from resilience.harness.traffic import Traffic
 
 _REST_S = 30.0
 

@@ -1,6 +1,6 @@
 """Writers, fits and servers killed at random instants: nothing is lost, and all start again.
 
-.venv/bin/python tests/resilience/kills.py [--store 150] [--fit 40] [--serve 10] [--record]
+python -m resilience.scenarios.kills [--store 150] [--fit 40] [--serve 10] [--record]
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from demo_server import DemoServer
-from report import publish, run_parser, table
-from traffic import Traffic
 
 from prefmix.weights.store.store import WeightsStore
+from resilience.harness.demo_server import DemoServer
+from resilience.harness.report import publish, run_parser, table
+from resilience.harness.traffic import Traffic
 from support.server_process import PREFMIX, clean_environment
 from support.store_writer import kill_a_writer, new_store
 

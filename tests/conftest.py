@@ -1,0 +1,52 @@
+"""Checkpoints that the tests of engines and of servers share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from support.engines import AdaptedBase
+
+# torch and transformers are imported when a checkpoint is asked for: tests/unit/conftest.py has
+# to come before anything that imports Triton.
+
+
+@pytest.fixture(scope="session")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three policies of one shape."""
+    from support.tiny_policies import save_policy
+
+    root = tmp_path_factory.mktemp("policies")
+    return [
+        save_policy(root / name, seed=seed) for seed, name in enumerate(("one", "two", "three"))
+    ]
+
+
+@pytest.fixture(scope="session")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> AdaptedBase:
+    """Three adapters: of all linear layers, rsLoRA of two kinds, and ranks and alphas by module."""
+    from support.engines import AdaptedBase
+    from support.tiny_adapters import save_adapter, save_merged
+    from support.tiny_policies import save_policy
+
+    root = tmp_path_factory.mktemp("adapted")
+    base = save_policy(root / "base", seed=0, kv_heads=1)
+    adapters = [
+        save_adapter(root / "plain", base, seed=1),
+        save_adapter(
+            root / "rs", base, seed=2, rank=8, use_rslora=True, targets=("q_proj", "v_proj")
+        ),
+        save_adapter(
+            root / "patterns",
+            base,
+            seed=3,
+            rank_pattern={"k_proj": 2, r"mlp\.(up|down)_proj": 6},
+            alpha_pattern={r"layers\.\d+\.self_attn\.o_proj": 3.0},
+            layers=[1],
+        ),
+    ]
+    merged = [save_merged(root / f"{each.name}_merged", base, each) for each in adapters]
+    return AdaptedBase(base=base, adapters=adapters, merged=merged)

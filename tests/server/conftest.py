@@ -1,0 +1,11 @@
+"""All tests of this folder start `prefmix serve`, or another command, as a process."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/server" in str(item.path):
+            item.add_marker(pytest.mark.engine)
