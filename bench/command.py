@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from prefmix.server.launch.installation import require_vllm
+
 EPILOG = """\
 Each bench prints an aligned table and one JSON line for each measurement. Random models are made
 for the run unless your own are given. What follows -- goes to vLLM, the same for all contestants:
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
         return int(
             importlib.import_module("prefmix.bench.kernels").main([*args.words, *passthrough])
         )
+    require_vllm()
     module: Any = importlib.import_module(BENCHES[args.bench][0])
     return int(module.run(args, passthrough))
 

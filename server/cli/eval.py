@@ -21,6 +21,7 @@ from prefmix.server.cli.eval_rows import (
 )
 from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
 from prefmix.server.config.errors import CommandError
+from prefmix.server.launch.installation import require_extra
 
 if TYPE_CHECKING:
     from prefmix.mixing.spec import MixtureSpec
@@ -95,6 +96,7 @@ class _Subject:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Measures, prints the table and writes what was asked for; returns the exit code."""
+    require_extra("fit")
     from prefmix.mixing.checkpoints.compatibility import CompatibilityError
     from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
     from prefmix.mixing.spec import SpecError

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefmix.server.cli.batch_engine import checked_fingerprints, local_engine, remote_engine
 from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
 from prefmix.server.config.errors import CommandError
+from prefmix.server.launch.installation import require_extra
 
 if TYPE_CHECKING:
     from prefmix.mixing.spec import MixtureSpec
@@ -78,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Fits, prints the summary and writes store file and report."""
+    require_extra("fit")
     from prefmix.mixing.checkpoints.compatibility import CompatibilityError
     from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
     from prefmix.mixing.spec import SpecError, check_name

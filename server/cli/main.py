@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol, cast
 
 from prefmix.server.config.errors import CommandError
+from prefmix.server.launch.installation import InstallationError, explained
 
 
 class CommandModule(Protocol):
@@ -79,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `prefmix` command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(argv)
+        with explained():
+            return _dispatch(argv)
+    except InstallationError as error:
+        print(f"prefmix: error: {error}", file=sys.stderr)
+        return 1
     except CommandError as error:
         print(f"prefmix: error: {error}", file=sys.stderr)
         return error.exit_code

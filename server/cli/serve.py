@@ -10,6 +10,7 @@ from typing import Any, get_args
 from prefmix.mixing.spec import WeightSpace
 from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
 from prefmix.server.config.errors import CommandError
+from prefmix.server.launch.installation import require_vllm
 
 EPILOG = """\
 MODEL is a local folder in Hugging Face layout (beginning with /, ./, ../ or ~, or the name of a
@@ -112,6 +113,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
         except StoreError as error:
             raise CommandError(str(error)) from None
 
+    require_vllm()
     from prefmix.server.launch.launch import launch
 
     return launch(config, spec, profiles, passthrough)

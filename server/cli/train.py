@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefmix.server.config.errors import CommandError
+from prefmix.server.launch.installation import require_extra
 
 if TYPE_CHECKING:
     from prefmix.policies.train.settings import TrainSettings
@@ -52,8 +52,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
         raise CommandError("'prefmix train' takes nothing after '--'", exit_code=2)
     try:
         settings = _settings(args)
-        if importlib.util.find_spec("trl") is None:
-            raise CommandError("training needs TRL and PEFT, the extra 'train': make setup-train")
+        require_extra("train")
         from prefmix.policies.train.jobs import run as run_job
 
         print(f"\nwrote {run_job(settings)}")

@@ -4,14 +4,15 @@ import importlib.metadata
 import re
 import subprocess
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from support.installed_packages import needed_by
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -50,31 +51,6 @@ def test_what_is_packaged_reaches_the_build() -> None:
     kept = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), flags=re.MULTILINE))
     assert rooms <= kept
     assert all((ROOT / name).exists() for name in kept)
-
-
-def needed_by(names: Iterable[str]) -> set[str]:
-    """Some packages with all that they need, and that needs, by what is installed here."""
-    seen = set[str]()
-    todo = [Requirement(name) for name in names]
-    while todo:
-        wanted = todo.pop()
-        if str(wanted) in seen:
-            continue
-        seen.add(str(wanted))
-        try:
-            requires = importlib.metadata.requires(wanted.name) or []
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        for each in map(Requirement, requires):
-            places = [
-                {"extra": extra, "python_version": python}
-                for extra in ("", *wanted.extras)
-                for python in ("3.11", "3.14")
-            ]
-            if each.marker is None or any(map(each.marker.evaluate, places)):
-                each.marker = None
-                todo.append(each)
-    return {canonicalize_name(Requirement(each).name) for each in seen}
 
 
 def test_the_image_has_what_serving_needs_and_no_tools_of_development() -> None:

@@ -1,6 +1,5 @@
 """`prefmix train`: flags, file and errors; nothing here trains."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +61,3 @@ def test_unknown_key_of_the_file_is_named(
     config.write_text("lora_rnk: 8\n")
     assert main(["train", "dpo", "--config", str(config), *REQUIRED]) == 2
     assert "unknown setting 'lora_rnk' (did you mean 'lora_rank'?)" in capsys.readouterr().err
-
-
-def test_missing_packages_name_the_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["train", "dpo", *REQUIRED]) == 1
-    assert "make setup-train" in capsys.readouterr().err
