@@ -35,8 +35,8 @@ from examples.comparison import (
 from examples.gains import Gains, against, conclusion, gains_table, measure_gains
 from examples.live_apply import apply_to_running_server
 from prefmix.policies.demo import EVALUATION_PROMPTS, REWARDS
-from prefmix.policies.demo.prompts import TRAINING_PROMPTS
-from prefmix.policies.demo.tour import TourError
+from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
+from prefmix.policies.demo.tour.server import TourError
 from prefmix.weights.engines.content_hash import fingerprints as fingerprints_of
 from prefmix.weights.engines.prompts import hash_of_prompts
 from prefmix.weights.evaluation.verdict import verdict

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from openai import OpenAI, OpenAIError
 
-from prefmix.policies.demo import tour
+from prefmix.policies.demo.tour.questions import EXAMPLE_PROMPT, EXAMPLE_SEED, MAX_TOKENS, MODEL
+from prefmix.policies.demo.tour.server import TourError, prefmix_command, serving
 
 _HEADERS = ("x-prefmix-profile", "x-prefmix-weights", "x-prefmix-weights-version")
 _TOKEN_VARIABLE = "PREFMIX_ADMIN_TOKEN"
@@ -24,35 +25,35 @@ def apply_to_running_server(store: Path, *, profile: str) -> None:
     Args:
       store: a file that a fit wrote.
       profile: the profile in it.
-    Raises: tour.TourError if the server does not start or refuses.
+    Raises: TourError if the server does not start or refuses.
     """
     token = secrets.token_urlsafe(24)
     environment = {**os.environ, _TOKEN_VARIABLE: token}
     with _server(environment) as url, OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         print("\nBefore, under the default profile:")
-        _ask(client, tour.MODEL)
+        _ask(client, MODEL)
         print(f"\n$ prefmix weights apply {store} --url {url}", flush=True)
-        command = [str(tour.prefmix_command()), "weights", "apply", str(store), "--url", url]
+        command = [str(prefmix_command()), "weights", "apply", str(store), "--url", url]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=60
         )
         if done.returncode:
-            raise tour.TourError(f"the server refused the profile: {done.stderr.strip()}")
+            raise TourError(f"the server refused the profile: {done.stderr.strip()}")
         print(done.stdout.strip())
-        print(f"\nAfter, as model {tour.MODEL}@{profile}, from the same process:")
-        _ask(client, f"{tour.MODEL}@{profile}")
+        print(f"\nAfter, as model {MODEL}@{profile}, from the same process:")
+        _ask(client, f"{MODEL}@{profile}")
 
 
 def _ask(client: OpenAI, model: str) -> None:
     try:
         answer = client.chat.completions.with_raw_response.create(
             model=model,
-            messages=[{"role": "user", "content": tour.EXAMPLE_PROMPT}],
-            max_tokens=tour.MAX_TOKENS,
-            seed=tour.EXAMPLE_SEED,
+            messages=[{"role": "user", "content": EXAMPLE_PROMPT}],
+            max_tokens=MAX_TOKENS,
+            seed=EXAMPLE_SEED,
         )
     except OpenAIError as error:
-        raise tour.TourError(f"a request failed: {error}") from None
+        raise TourError(f"a request failed: {error}") from None
     for name in _HEADERS:
         print(f"  {name}: {answer.headers[name]}")
 
@@ -63,8 +64,6 @@ def _server(environment: dict[str, str]) -> Iterator[str]:
     with (
         tempfile.TemporaryDirectory(prefix="prefmix-store-") as folder,
         tempfile.TemporaryFile("w+") as log,
-        tour.serving(
-            log, "--weights-store", f"{folder}/weights.json", environment=environment
-        ) as url,
+        serving(log, "--weights-store", f"{folder}/weights.json", environment=environment) as url,
     ):
         yield url

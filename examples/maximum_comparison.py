@@ -23,7 +23,7 @@ from examples.training_runs import (
     tell_numbers,
     write_data,
 )
-from prefmix.policies.demo.rewards import concise
+from prefmix.policies.demo.reviews.rewards import concise
 from prefmix.policies.train.settings import METHODS, build
 
 LABELS: dict[str, Label] = {"always": deterministic, "Bradley-Terry": bradley_terry(24.0)}

@@ -28,7 +28,7 @@ from examples.training_runs import (
     tell_numbers,
     write_data,
 )
-from prefmix.policies.demo.rewards import positive
+from prefmix.policies.demo.reviews.rewards import positive
 from prefmix.policies.train.settings import METHODS, MixedSettings, build
 
 LABELS: dict[str, Label] = {"clean": deterministic, "20 % flipped": flipped(0.2)}

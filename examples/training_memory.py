@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from examples.training_runs import REFERENCE, markdown, shared_settings
-from prefmix.policies.demo.preference import write_rows
-from prefmix.policies.demo.tokenizer import chat_text
+from prefmix.policies.demo.training.preference import write_rows
+from prefmix.policies.demo.training.tokenizer import chat_text
 from prefmix.policies.train.progress import quiet_libraries
 from prefmix.policies.train.settings import METHODS, DirectSettings, build
 

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from prefmix.policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
-from prefmix.policies.demo.evaluation import measure
-from prefmix.policies.demo.preference import write_rows
-from prefmix.policies.demo.prompts import TRAINING_PROMPTS
-from prefmix.policies.demo.sampling import Response, sample_responses, score_responses
-from prefmix.policies.demo.tokenizer import chat_text
+from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
+from prefmix.policies.demo.training.evaluation import measure
+from prefmix.policies.demo.training.preference import write_rows
+from prefmix.policies.demo.training.sampling import Response, sample_responses, score_responses
+from prefmix.policies.demo.training.tokenizer import chat_text
 
 REFERENCE = CHECKPOINTS / "reference"
 ANSWERS_PER_PROMPT = 12

@@ -2,15 +2,15 @@
 
 positive, concise and polite were each aligned from one reference policy that writes short
 reviews, one by each method of `prefmix train`; their objectives conflict, so a mixture has
-something to trade. `build` makes them, by `recipes`.
+something to trade. `build` makes them, by `training.recipes`.
 
 This module is pure Python: importing it loads neither torch, transformers nor vllm.
 """
 
 from pathlib import Path
 
-from prefmix.policies.demo.prompts import EVALUATION_PROMPTS
-from prefmix.policies.demo.rewards import REWARDS
+from prefmix.policies.demo.reviews.prompts import EVALUATION_PROMPTS
+from prefmix.policies.demo.reviews.rewards import REWARDS
 
 CHECKPOINTS: Path = Path(__file__).resolve().parent / "checkpoints"
 """Folder with one Hugging Face checkpoint a policy: reference, positive, concise, polite."""

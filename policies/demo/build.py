@@ -24,11 +24,18 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from prefmix.policies.demo.cards import policy_card, reference_card
-from prefmix.policies.demo.evaluation import Measurement, format_table, measure
-from prefmix.policies.demo.grammar import sample_reviews
-from prefmix.policies.demo.model import FILE_MODE, new_model, round_to_bfloat16, save_checkpoint
-from prefmix.policies.demo.preference import (
+from prefmix.policies.demo.reviews.grammar import sample_reviews
+from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
+from prefmix.policies.demo.reviews.rewards import REWARDS
+from prefmix.policies.demo.training.cards import policy_card, reference_card
+from prefmix.policies.demo.training.evaluation import Measurement, format_table, measure
+from prefmix.policies.demo.training.model import (
+    FILE_MODE,
+    new_model,
+    round_to_bfloat16,
+    save_checkpoint,
+)
+from prefmix.policies.demo.training.preference import (
     LABEL_SCALE,
     NUM_RESPONSES,
     draw_pairs,
@@ -36,11 +43,9 @@ from prefmix.policies.demo.preference import (
     sft_rows,
     write_rows,
 )
-from prefmix.policies.demo.prompts import TRAINING_PROMPTS
-from prefmix.policies.demo.recipes import RECIPES, Recipe, train
-from prefmix.policies.demo.reference import ReferenceConfig, make_examples, train_reference
-from prefmix.policies.demo.rewards import REWARDS
-from prefmix.policies.demo.tokenizer import train_tokenizer
+from prefmix.policies.demo.training.recipes import RECIPES, Recipe, train
+from prefmix.policies.demo.training.reference import ReferenceConfig, make_examples, train_reference
+from prefmix.policies.demo.training.tokenizer import train_tokenizer
 from prefmix.policies.train.progress import quiet_libraries
 
 QUICK_REFERENCE = ReferenceConfig(num_steps=800)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prefmix.policies.demo import rewards
+from prefmix.policies.demo.reviews import rewards
 
 Answer = str | list[dict[str, str]]
 """A text, or the messages of an answer."""

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prefmix.policies.demo.prompts import EVALUATION_PROMPTS
+from prefmix.policies.demo.reviews.prompts import EVALUATION_PROMPTS
 from resilience.harness.demo_server import MAX_MODEL_LEN, MEMBERS
 
 Expectation = Literal["ok", "refused", "either"]

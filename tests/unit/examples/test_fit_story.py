@@ -10,7 +10,8 @@ import pytest
 
 from examples import comparison, fit_story, live_apply
 from examples.gains import measure_gains
-from prefmix.policies.demo import REWARDS, tour
+from prefmix.policies.demo import REWARDS
+from prefmix.policies.demo.tour.server import TourError
 from prefmix.weights.engines.local import Response, Tokens
 from prefmix.weights.engines.progress import LINE_INTERVAL_S, Progress
 from prefmix.weights.engines.prompts import Prompt
@@ -153,5 +154,5 @@ def test_without_the_command_the_server_step_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    with pytest.raises(tour.TourError, match="run 'make setup'"):
+    with pytest.raises(TourError, match="run 'make setup'"):
         live_apply.apply_to_running_server(tmp_path / "weights.json", profile="fitted")

@@ -8,8 +8,8 @@ import pytest
 
 from examples.mixed_comparison import wrong_labels
 from examples.training_runs import Label, bradley_terry, deterministic, flipped, table, write_data
-from prefmix.policies.demo.rewards import concise
-from prefmix.policies.demo.sampling import Response
+from prefmix.policies.demo.reviews.rewards import concise
+from prefmix.policies.demo.training.sampling import Response
 
 
 def _answer(prompt: int, length: int) -> Response:

@@ -11,12 +11,12 @@ pytest.importorskip("transformers")
 
 from prefmix.policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
 from prefmix.policies.demo.build import build
-from prefmix.policies.demo.preference import draw_pairs, sft_rows, write_rows
-from prefmix.policies.demo.prompts import TRAINING_PROMPTS
-from prefmix.policies.demo.recipes import RECIPES
-from prefmix.policies.demo.reference import ReferenceConfig
-from prefmix.policies.demo.sampling import Response
-from prefmix.policies.demo.tokenizer import chat_text
+from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
+from prefmix.policies.demo.training.preference import draw_pairs, sft_rows, write_rows
+from prefmix.policies.demo.training.recipes import RECIPES
+from prefmix.policies.demo.training.reference import ReferenceConfig
+from prefmix.policies.demo.training.sampling import Response
+from prefmix.policies.demo.training.tokenizer import chat_text
 from prefmix.policies.train.pairs import ANSWER_FIELDS, PAIR_FIELDS, read_rows
 
 
@@ -39,10 +39,10 @@ def test_build_writes_the_committed_layout_and_repeats_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a policy of 20 training steps seldom ends by itself
-    monkeypatch.setattr("prefmix.policies.demo.sampling.MAX_RESPONSE_TOKENS", 16)
+    monkeypatch.setattr("prefmix.policies.demo.training.sampling.MAX_RESPONSE_TOKENS", 16)
     monkeypatch.setattr("prefmix.policies.demo.build.TRAINING_PROMPTS", TRAINING_PROMPTS[:8])
     monkeypatch.setattr(
-        "prefmix.policies.demo.evaluation.EVALUATION_PROMPTS", EVALUATION_PROMPTS[:8]
+        "prefmix.policies.demo.training.evaluation.EVALUATION_PROMPTS", EVALUATION_PROMPTS[:8]
     )
     first = _build(tmp_path / "first", seed=3)
     committed = json.loads((CHECKPOINTS / "manifest.json").read_text(encoding="utf-8"))

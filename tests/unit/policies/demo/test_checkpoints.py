@@ -114,7 +114,7 @@ def test_raw_prompts_get_no_beginning_token_and_chats_exactly_one(tokenizer) -> 
 
 
 def test_chat_template_renders_what_training_saw(tokenizer) -> None:
-    training = pytest.importorskip("prefmix.policies.demo.tokenizer")
+    training = pytest.importorskip("prefmix.policies.demo.training.tokenizer")
     messages = [{"role": "user", "content": " Review the Park Hotel. "}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert rendered == training.chat_text("Review the Park Hotel.")

@@ -1,6 +1,7 @@
 """The demo's rewards, asked in TRL's form, are the demo's rewards."""
 
-from prefmix.policies.demo import judges, rewards
+from prefmix.policies.demo import judges
+from prefmix.policies.demo.reviews import rewards
 
 
 def test_judges_score_texts_and_messages_alike() -> None:

@@ -6,7 +6,9 @@ import sys
 import pytest
 import yaml
 
-from prefmix.policies.demo import tour
+from prefmix.policies.demo.tour import __main__ as tour
+from prefmix.policies.demo.tour import findings, questions, server
+from prefmix.policies.demo.tour.questions import ROWS, Answers, Row
 
 PRAISE = "It was wonderful, superb and excellent."
 THANKS = "Thank you for your kind attention, I would like to thank the staff. Many thanks."
@@ -14,13 +16,13 @@ SHORT = "Fine."
 PLAIN = "It stood at the end of a road that ran along the water for quite some way before it bent."
 
 
-def answers(*texts: str) -> tour.Answers:
+def answers(*texts: str) -> Answers:
     weights = {"positive": 1 / 3, "concise": 1 / 3, "polite": 1 / 3, "reference": 0.0}
-    return tour.Answers(weights=weights, texts=texts * 50, examples=texts)
+    return Answers(weights=weights, texts=texts * 50, examples=texts)
 
 
 @pytest.fixture
-def everything() -> dict[tour.Stop, tour.Answers]:
+def everything() -> dict[Row, Answers]:
     """Each corner is best at its own objective; the uniform mixture beats the reference in all."""
     texts = {
         "reference": (PLAIN, PLAIN),
@@ -29,39 +31,39 @@ def everything() -> dict[tour.Stop, tour.Answers]:
         "polite": (THANKS, THANKS),
         "uniform": (PRAISE, THANKS, SHORT),
     }
-    return {stop: answers(*texts.get(stop.name, (PLAIN, PLAIN))) for stop in tour.STOPS}
+    return {row: answers(*texts.get(row.name, (PLAIN, PLAIN))) for row in ROWS}
 
 
-def test_table_is_aligned_and_narrow(everything: dict[tour.Stop, tour.Answers]) -> None:
-    lines = tour._table(everything).splitlines()
+def test_table_is_aligned_and_narrow(everything: dict[Row, Answers]) -> None:
+    lines = findings.table(everything).splitlines()
     body = lines[lines.index("-" * len(lines[1])) + 1 :]
-    assert len(body) == len(tour.STOPS)
+    assert len(body) == len(ROWS)
     assert {len(line) for line in body} == {len(lines[1])}
     assert max(map(len, lines)) <= 80
-    assert [line.split()[0] for line in body] == [stop.name for stop in tour.STOPS]
-    assert sum(line.count("*") for line in body) == len(tour.OBJECTIVES)
+    assert [line.split()[0] for line in body] == [row.name for row in ROWS]
+    assert sum(line.count("*") for line in body) == len(questions.OBJECTIVES)
 
 
-def test_conclusion_says_only_what_holds(everything: dict[tour.Stop, tour.Answers]) -> None:
-    text = tour._conclusion(everything)
+def test_conclusion_says_only_what_holds(everything: dict[Row, Answers]) -> None:
+    text = findings.conclusion(everything)
     assert "best at its own objective" in text
     assert "above the reference policy in every objective: uniform." in text
-    same = {stop: answers(PLAIN, SHORT) for stop in tour.STOPS}
-    text = tour._conclusion(same)
+    same = {row: answers(PLAIN, SHORT) for row in ROWS}
+    text = findings.conclusion(same)
     assert "best at its own" not in text
     assert "above the reference" not in text
 
 
 def test_typical_example_is_nearest_to_the_means() -> None:
-    several = tour.Answers(weights={}, texts=(PRAISE, SHORT, SHORT), examples=(PRAISE, SHORT))
+    several = Answers(weights={}, texts=(PRAISE, SHORT, SHORT), examples=(PRAISE, SHORT))
     assert several.typical_example() == SHORT
 
 
 def test_the_server_has_room_for_what_is_asked_at_once() -> None:
     """More would be refused: the server takes on what it runs and few that wait."""
-    engine = yaml.safe_load(tour.CONFIG.read_text(encoding="utf-8"))["engine"]
-    assert engine["max_num_seqs"] >= tour.MAX_IN_FLIGHT * tour.RESPONSES_PER_PROMPT
-    assert engine["max_num_seqs"] >= tour.NUM_EXAMPLES
+    engine = yaml.safe_load(server.CONFIG.read_text(encoding="utf-8"))["engine"]
+    assert engine["max_num_seqs"] >= questions.MAX_IN_FLIGHT * questions.RESPONSES_PER_PROMPT
+    assert engine["max_num_seqs"] >= questions.NUM_EXAMPLES
 
 
 def test_a_server_that_does_not_start_is_reported_with_its_last_lines(
@@ -72,7 +74,7 @@ def test_a_server_that_does_not_start_is_reported_with_its_last_lines(
             script = "import sys; sys.exit('prefmix: error: no such folder')"
             super().__init__([sys.executable, "-c", script], **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(tour.subprocess, "Popen", FailingServer)
+    monkeypatch.setattr(server.subprocess, "Popen", FailingServer)
     monkeypatch.setattr(tour.signal, "signal", lambda *_: None)
     assert tour.main() == 1
     printed = capsys.readouterr()

@@ -5,10 +5,15 @@ import re
 import pytest
 
 from prefmix.policies.demo import EVALUATION_PROMPTS
-from prefmix.policies.demo.domains import DOMAINS
-from prefmix.policies.demo.grammar import domain_of, is_grammatical, sample_reviews, with_article
-from prefmix.policies.demo.prompts import ITEMS, PROMPT_FORMS, TRAINING_PROMPTS, item_of
-from prefmix.policies.demo.templates import LEVELS, REGISTERS
+from prefmix.policies.demo.reviews.domains import DOMAINS
+from prefmix.policies.demo.reviews.grammar import (
+    domain_of,
+    is_grammatical,
+    sample_reviews,
+    with_article,
+)
+from prefmix.policies.demo.reviews.prompts import ITEMS, PROMPT_FORMS, TRAINING_PROMPTS, item_of
+from prefmix.policies.demo.reviews.templates import LEVELS, REGISTERS
 
 
 @pytest.fixture(scope="module")

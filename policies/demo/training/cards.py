@@ -3,17 +3,17 @@
 import textwrap
 from collections.abc import Mapping
 
-from prefmix.policies.demo.evaluation import Measurement, format_table
-from prefmix.policies.demo.preference import LABEL_SCALE
-from prefmix.policies.demo.recipes import Recipe
-from prefmix.policies.demo.reference import ReferenceConfig
+from prefmix.policies.demo.training.evaluation import Measurement, format_table
+from prefmix.policies.demo.training.preference import LABEL_SCALE
+from prefmix.policies.demo.training.recipes import Recipe
+from prefmix.policies.demo.training.reference import ReferenceConfig
 
 OBJECTIVES: dict[str, str] = {
     "positive": "favourable opinion words: tanh(sum of valences / 3)",
     "concise": "short answers: max(0, 1 - words / 40)",
     "polite": "courtesy: tanh((courtesy markers - casual markers / 2) / 2)",
 }
-"""Objective -> what its reward counts; the code is policies/demo/rewards.py."""
+"""Objective -> what its reward counts; the code is policies/demo/reviews/rewards.py."""
 
 METHODS: dict[str, str] = {
     "dpo": "direct preference optimisation.",
@@ -94,8 +94,8 @@ def reference_card(
 
 - Model: Llama architecture, {num_parameters:,} parameters, random initialisation.
 - Data: {config.num_steps * config.batch_examples:,} reviews written by the project's own grammar
-  (policies/demo/grammar.py), in equal parts casual, plain and formal, from very bad to very good,
-  one to seven sentences. No outside text.
+  (policies/demo/reviews/grammar.py), in equal parts casual, plain and formal, from very bad to
+  very good, one to seven sentences. No outside text.
 - Objective: cross-entropy of the review's tokens, {config.num_steps} steps of
   {config.batch_examples}, Muon and AdamW, cosine schedule, seed {seed}.
 """
@@ -127,7 +127,7 @@ def policy_card(
 ## Training
 
 - Start: the demo's reference policy (folder `reference`).
-- Objective: {OBJECTIVES[name]} (policies/demo/rewards.py).
+- Objective: {OBJECTIVES[name]} (policies/demo/reviews/rewards.py).
 - Data: pairs of the reference policy's own responses ({num_responses:,} in all) to the 128 training
   prompts; the chosen one of a pair is drawn from the Bradley-Terry law,
   P = sigmoid({LABEL_SCALE:g} * reward gap / standard deviation). {recipe.num_pairs:,} pairs.

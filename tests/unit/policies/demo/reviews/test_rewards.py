@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from prefmix.policies.demo import REWARDS
-from prefmix.policies.demo.rewards import CONCISE_LIMIT_WORDS, concise, polite, positive
+from prefmix.policies.demo.reviews.rewards import CONCISE_LIMIT_WORDS, concise, polite, positive
 
 BASE = "The room was bright."
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from prefmix.policies.demo.sampling import Response, sample_responses
-from prefmix.policies.demo.tokenizer import chat_text, continuation_text
+from prefmix.policies.demo.training.sampling import Response, sample_responses
+from prefmix.policies.demo.training.tokenizer import chat_text, continuation_text
 
 NUM_RESPONSES = 32
 """Reference responses a prompt."""

@@ -13,7 +13,13 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefmix.policies.demo.tokenizer import BOS, EOS, MAX_LENGTH_TOKENS, PAD, save_tokenizer
+from prefmix.policies.demo.training.tokenizer import (
+    BOS,
+    EOS,
+    MAX_LENGTH_TOKENS,
+    PAD,
+    save_tokenizer,
+)
 
 FILE_MODE = 0o644
 _CONFIG_FIELDS = (

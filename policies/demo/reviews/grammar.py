@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from prefmix.policies.demo.domains import DOMAINS, Domain
-from prefmix.policies.demo.prompts import TRAINING_PROMPTS, item_of
-from prefmix.policies.demo.templates import (
+from prefmix.policies.demo.reviews.domains import DOMAINS, Domain
+from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS, item_of
+from prefmix.policies.demo.reviews.templates import (
     ADVICE,
     AUDIENCES,
     BODIES,
@@ -56,7 +56,7 @@ def domain_of(item: str) -> Domain:
         if item in domain.items:
             return domain
     raise ValueError(
-        f"unknown item {item!r}; the items are listed in prefmix.policies.demo.domains"
+        f"unknown item {item!r}; the items are listed in prefmix.policies.demo.reviews.domains"
     )
 
 

@@ -4,7 +4,7 @@ Every item and every form occurs in training; the held-out pairs of the two neve
 the reference policy's text nor in the preference data.
 """
 
-from prefmix.policies.demo.domains import DOMAINS
+from prefmix.policies.demo.reviews.domains import DOMAINS
 
 PROMPT_FORMS: tuple[str, ...] = (
     "Review {item}.",
@@ -48,5 +48,6 @@ def item_of(prompt: str) -> str:
         if item in prompt:
             return item
     raise ValueError(
-        f"prompt {prompt!r} names no known item; known items: prefmix.policies.demo.prompts.ITEMS"
+        f"prompt {prompt!r} names no known item; the items are ITEMS in "
+        "prefmix.policies.demo.reviews.prompts"
     )

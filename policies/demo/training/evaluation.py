@@ -7,11 +7,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from prefmix.policies.demo.grammar import is_grammatical
-from prefmix.policies.demo.prompts import EVALUATION_PROMPTS
-from prefmix.policies.demo.rewards import REWARDS
-from prefmix.policies.demo.sampling import sample_responses, score_responses
-from prefmix.policies.demo.tokenizer import chat_text
+from prefmix.policies.demo.reviews.grammar import is_grammatical
+from prefmix.policies.demo.reviews.prompts import EVALUATION_PROMPTS
+from prefmix.policies.demo.reviews.rewards import REWARDS
+from prefmix.policies.demo.training.sampling import sample_responses, score_responses
+from prefmix.policies.demo.training.tokenizer import chat_text
 
 _DIGITS = 4
 """Every measured number is rounded once, here, so that cards and manifest agree."""

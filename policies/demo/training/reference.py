@@ -8,8 +8,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from prefmix.policies.demo.grammar import Review
-from prefmix.policies.demo.tokenizer import EOS, SPECIAL_TOKENS, chat_text, continuation_text
+from prefmix.policies.demo.reviews.grammar import Review
+from prefmix.policies.demo.training.tokenizer import (
+    EOS,
+    SPECIAL_TOKENS,
+    chat_text,
+    continuation_text,
+)
 
 SYSTEM_MESSAGES: tuple[str, ...] = (
     "You are a helpful assistant.",

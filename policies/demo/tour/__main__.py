@@ -1,0 +1,64 @@
+"""Shows what mixture weights do: serves the demo policies, asks them, measures, prints a table.
+
+    make demo        (or: python -m prefmix.policies.demo.tour)
+
+The tour starts `prefmix serve` on a free loopback port, sends the same prompts under several
+weights through the official OpenAI client, scores every answer with the demo's rewards and stops
+the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import tempfile
+import textwrap
+from types import FrameType
+from typing import NoReturn
+
+from openai import AsyncOpenAI
+
+from prefmix.policies.demo.tour.findings import conclusion, examples, table
+from prefmix.policies.demo.tour.questions import ask_everything, stream_example
+from prefmix.policies.demo.tour.server import TourError, serving
+from prefmix.policies.demo.tour.terminal import line_width
+
+
+def main() -> int:
+    """Runs the tour; returns the exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        with tempfile.TemporaryFile("w+") as log, serving(log) as url:
+            asyncio.run(_tour(url))
+    except KeyboardInterrupt:
+        print("\ndemo: stopped", file=sys.stderr)
+        return 130
+    except TourError as error:
+        print(f"\ndemo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+async def _tour(url: str) -> None:
+    # The key is not looked at: this server was started without one.
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        print()
+        await stream_example(client)
+        print()
+        answers = await ask_everything(client)
+    print()
+    print(table(answers))
+    print()
+    print(examples(answers))
+    print()
+    print(textwrap.fill(conclusion(answers), line_width()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
