@@ -18,7 +18,7 @@ prefmix bench engine --model-size 8b -- --gpu-memory-utilization 0.3"""
 
 BENCHES = {
     "engine": ("prefmix.bench.engine", "output speed beside what one would run without a mixture"),
-    "http": ("prefmix.bench.over_http", "what the HTTP layer adds to vLLM's own"),
+    "http": ("prefmix.bench.over_http.comparison", "what the HTTP layer adds to vLLM's own"),
     "mixed-batch": (
         "prefmix.bench.mixed_batch",
         "equal weights in all rows against different ones",
@@ -47,15 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Runs the bench; returns the exit code."""
-    # Ended from outside, what it started has to end as well.
-    signal.signal(signal.SIGTERM, _exit)
-    if args.bench == "kernels":
-        return int(
-            importlib.import_module("prefmix.bench.kernels").main([*args.words, *passthrough])
-        )
-    require_vllm()
-    module: Any = importlib.import_module(BENCHES[args.bench][0])
-    return int(module.run(args, passthrough))
+    # SIGTERM raises SystemExit, so that the processes which the bench started end with it.
+    before = signal.signal(signal.SIGTERM, _exit)
+    try:
+        if args.bench == "kernels":
+            kernels: Any = importlib.import_module("prefmix.bench.kernels")
+            return int(kernels.main([*args.words, *passthrough]))
+        require_vllm()
+        module: Any = importlib.import_module(BENCHES[args.bench][0])
+        return int(module.run(args, passthrough))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _exit(number: int, frame: object) -> None:

@@ -10,20 +10,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefmix.bench import lineup as names
-from prefmix.bench.job import Job, make_job
-from prefmix.bench.lineup import Models, add_model_flags, lineup, prepare_models
+from prefmix.bench.contestants.job import Job, make_job
+from prefmix.bench.contestants.models import Models, add_model_flags, prepare_models, shape_of_flags
+from prefmix.bench.contestants.settings import (
+    AVERAGE,
+    FULL,
+    MULTI_LORA,
+    ONE_BY_ONE,
+    ONE_POLICY,
+    SEPARATE,
+    TRANSFORMERS,
+    TRUNK,
+    contestant_settings,
+)
+from prefmix.bench.contestants.worker import Worker
 from prefmix.bench.report import Spread, progress, show
-from prefmix.bench.worker import Worker
 
 CONTESTANTS = {
-    "full": names.FULL,
-    "trunk": names.TRUNK,
-    "separate": names.SEPARATE,
-    "transformers": names.TRANSFORMERS,
-    "one-by-one": names.ONE_BY_ONE,
-    "average": names.AVERAGE,
-    "multi-lora": names.MULTI_LORA,
+    "full": FULL,
+    "trunk": TRUNK,
+    "separate": SEPARATE,
+    "transformers": TRANSFORMERS,
+    "one-by-one": ONE_BY_ONE,
+    "average": AVERAGE,
+    "multi-lora": MULTI_LORA,
 }
 """Words of --contestants; one policy served alone always takes part."""
 
@@ -151,14 +161,14 @@ def _chosen(
     args: argparse.Namespace, models: Models, num_policies: int, passthrough: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     common = common_settings(args, passthrough)
-    everyone = lineup(models, num_policies=num_policies, common=common)
-    wanted = [names.FLOOR, *(CONTESTANTS[word] for word in args.contestants)]
+    everyone = contestant_settings(models, num_policies=num_policies, common=common)
+    wanted = [ONE_POLICY, *(CONTESTANTS[word] for word in args.contestants)]
     for name in wanted:
         if name not in everyone:
             progress(f"no {name}: the models given do not allow it")
     chosen = {name: everyone[name] for name in wanted if name in everyone}
-    if names.SEPARATE in chosen:
-        chosen[names.SEPARATE]["top_logprobs"] = args.top_logprobs
+    if SEPARATE in chosen:
+        chosen[SEPARATE]["top_logprobs"] = args.top_logprobs
     return chosen
 
 
@@ -222,7 +232,7 @@ def measurements_of(
     """Figures of all contestants at one number of policies and one batch size."""
     job = _job(args, num_policies=num_policies, batch=batch, seed=0)
     steps = max(max(job.lengths) - 1, 1)
-    floor, full = times[names.FLOOR], times.get(names.FULL)
+    one_policy, full = times[ONE_POLICY], times.get(FULL)
     return [
         Measurement(
             contestant=name,
@@ -236,7 +246,7 @@ def measurements_of(
                 1e3 * (whole - first) / steps
                 for first, whole in zip(rounds.first_s, rounds.whole_s, strict=True)
             ),
-            of_one_policy=Spread.of_ratios(floor.whole_s, rounds.whole_s),
+            of_one_policy=Spread.of_ratios(one_policy.whole_s, rounds.whole_s),
             of_full=None if full is None else Spread.of_ratios(full.whole_s, rounds.whole_s),
         )
         for name, rounds in times.items()
@@ -276,7 +286,7 @@ def model_name(args: argparse.Namespace) -> str:
     """The models in a few words."""
     if args.policy or args.base:
         return "given models"
-    millions = names.shape_of_flags(args).num_parameters / 1e6
+    millions = shape_of_flags(args).num_parameters / 1e6
     return f"random policies of {millions:.1f}M parameters"
 
 

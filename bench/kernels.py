@@ -6,7 +6,7 @@
 Needs torch, on a GPU also Triton, not vLLM. Without a GPU there is no kernel: the torch twin serves
 there, and it competes with eager torch alone, at smaller sizes. Eager torch is what one would write
 without this package: stack the logits, convert them to float32, multiply by the weights, add up
-(bench/kernel_contests.py).
+(bench/kernel_comparisons.py).
 
 The floor is bytes / bandwidth: what the kernel has to read and write, at the bandwidth of copying a
 large tensor, measured in the same run, bytes read and written both counted. Inputs take turns so
@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from prefmix.bench.kernel_contests import KERNELS, Size, errors
+from prefmix.bench.kernel_comparisons import KERNELS, Size, errors
 from prefmix.bench.report import Spread, progress, show
 from prefmix.server.config.errors import CommandError
 

@@ -8,16 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefmix.bench import lineup as names
-from prefmix.bench.contestants import VllmEngine
+from prefmix.bench.contestants.implementations import VllmEngine
+from prefmix.bench.contestants.models import add_model_flags, prepare_models
+from prefmix.bench.contestants.settings import FULL, ONE_POLICY, TRUNK, contestant_settings
+from prefmix.bench.contestants.worker import Worker
 from prefmix.bench.engine import add_engine_flags, common_settings, model_name
 from prefmix.bench.report import progress, show
-from prefmix.bench.worker import Worker
 
 if TYPE_CHECKING:
     import torch
 
-LAYOUTS = (names.FLOOR, names.FULL, names.TRUNK)
+LAYOUTS = (ONE_POLICY, FULL, TRUNK)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policies", type=int, nargs="+", default=[3], metavar="K", help="default 3"
     )
     add_engine_flags(parser)
-    names.add_model_flags(parser, size="134m")
+    add_model_flags(parser, size="134m")
 
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
@@ -35,9 +36,9 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     common["options"]["enforce_eager"] = True  # speed plays no part
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
-        models = names.prepare_models(args, Path(folder), num_policies=max(args.policies))
+        models = prepare_models(args, Path(folder), num_policies=max(args.policies))
         for num_policies in args.policies:
-            everyone = names.lineup(models, num_policies=num_policies, common=common)
+            everyone = contestant_settings(models, num_policies=num_policies, common=common)
             for name in LAYOUTS:
                 if name not in everyone:
                     progress(f"no {name}: the models given do not allow it")

@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from prefmix.bench import lineup as names
+from prefmix.bench.contestants.job import Weights, make_job
+from prefmix.bench.contestants.models import add_model_flags, prepare_models
+from prefmix.bench.contestants.settings import FULL, TRUNK, contestant_settings
+from prefmix.bench.contestants.worker import Worker
 from prefmix.bench.engine import (
     add_engine_flags,
     add_round_flags,
@@ -17,11 +20,9 @@ from prefmix.bench.engine import (
     model_name,
     started,
 )
-from prefmix.bench.job import Weights, make_job
 from prefmix.bench.report import Spread, progress, show
-from prefmix.bench.worker import Worker
 
-LAYOUTS = (names.FULL, names.TRUNK)
+LAYOUTS = (FULL, TRUNK)
 KINDS: tuple[Weights, ...] = get_args(Weights)
 
 
@@ -32,15 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, nargs="+", default=[16], help="default 16")
     add_round_flags(parser)
     add_engine_flags(parser)
-    names.add_model_flags(parser, size="134m")
+    add_model_flags(parser, size="134m")
 
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Measures and prints; returns the exit code."""
     found = []
     with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
-        models = names.prepare_models(args, Path(folder), num_policies=args.policies)
-        everyone = names.lineup(
+        models = prepare_models(args, Path(folder), num_policies=args.policies)
+        everyone = contestant_settings(
             models, num_policies=args.policies, common=common_settings(args, passthrough)
         )
         settings = {name: everyone[name] for name in LAYOUTS if name in everyone}

@@ -25,7 +25,7 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
-from prefmix.bench.lineup import add_model_flags, prepare_models
+from prefmix.bench.contestants.models import add_model_flags, prepare_models
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
 

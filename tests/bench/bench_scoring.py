@@ -20,9 +20,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from prefmix.bench.lineup import add_model_flags, prepare_models  # noqa: E402
+from prefmix.bench.contestants.models import add_model_flags, prepare_models  # noqa: E402
+from prefmix.bench.contestants.worker import Worker  # noqa: E402
 from prefmix.bench.report import Spread, show  # noqa: E402
-from prefmix.bench.worker import Worker  # noqa: E402
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 32, 96
 PLAIN, FIT = "plain vLLM, one policy", "the fit's engine, one of K policies"

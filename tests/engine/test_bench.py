@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from prefmix.bench import lineup as names
-from prefmix.bench.contestants import TransformersLoop
-from prefmix.bench.job import Job, make_job
-from prefmix.bench.lineup import Models, lineup
+from prefmix.bench.contestants import settings as names
+from prefmix.bench.contestants.implementations import TransformersLoop
+from prefmix.bench.contestants.job import Job, make_job
+from prefmix.bench.contestants.models import Models
+from prefmix.bench.contestants.random_models import Shape, save_adapter, save_model
+from prefmix.bench.contestants.settings import contestant_settings
 from prefmix.bench.memory import MemoryProbe
-from prefmix.bench.random_models import Shape, save_adapter, save_model
 from support.engines import shut_down
 
 SHAPE = Shape(layers=2, hidden=64, intermediate=128, heads=2, kv_heads=2, vocab=320)
@@ -38,7 +39,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     options = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True}
     flags = ["--max-num-seqs=4"]
     common = {"options": options, "engine_flags": flags, "kv_cache_bytes": 2**24}
-    return lineup(models, num_policies=NUM_POLICIES, common=common)
+    return contestant_settings(models, num_policies=NUM_POLICIES, common=common)
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def probe() -> Iterator[Any]:
 def test_memory_is_that_of_the_layout_and_mixtures_agree(
     settings: dict[str, dict[str, Any]], probe: Any
 ) -> None:
-    one = probe(settings[names.FLOOR]).answer({})
+    one = probe(settings[names.ONE_POLICY]).answer({})
     assert one["parameter_bytes"] == 4 * SHAPE.num_parameters
     assert one["kv_bytes_per_token"] == 2 * SHAPE.layers * SHAPE.hidden * 4
 

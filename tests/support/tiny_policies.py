@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from prefmix.bench.random_models import build_tokenizer, save_model
+from prefmix.bench.contestants.random_models import build_tokenizer, save_model
 
 __all__ = ["VOCAB_SIZE", "build_tokenizer", "save_policy"]
 

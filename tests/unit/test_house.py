@@ -133,7 +133,7 @@ def _of(names: set[str], package: str) -> set[str]:
 )
 def test_other_rooms_leave_the_engine_side_of_mixing_alone(module: str) -> None:
     of_mixing = _of(imports_of(module), "prefmix.mixing")
-    if module == "prefmix.bench.kernel_contests":  # measures them by themselves
+    if module == "prefmix.bench.kernel_comparisons":  # measures them by themselves
         of_mixing = {name for name in of_mixing if not name.startswith("prefmix.mixing.kernels")}
     assert of_mixing <= OPEN_MIXING, f"{module} imports {sorted(of_mixing - OPEN_MIXING)}"
 

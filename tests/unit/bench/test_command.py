@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from prefmix.bench.command import BENCHES
-from prefmix.bench.over_http import HOST, MIXTURE, PLAIN, PREFMIX, commands, with_port
+from prefmix.bench.over_http.servers import HOST, MIXTURE, PLAIN, PREFMIX, commands, with_port
 from prefmix.server.cli.main import main
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from prefmix.bench import lineup as names
 from prefmix.bench.command import add_arguments
+from prefmix.bench.contestants import settings as names
+from prefmix.bench.contestants.job import Job
 from prefmix.bench.engine import Rounds, measure_rounds, measurements_of, table
-from prefmix.bench.job import Job
 
 START_S = 0.25
 
@@ -36,7 +36,7 @@ def flags(*words: str) -> argparse.Namespace:
 
 def measured(*words: str, batch: int = 4) -> tuple[dict[str, Fake], list[Any]]:
     args = flags("--rounds", "3", "--tokens", "9", *words)
-    fakes = {names.FLOOR: Fake(0.1), names.FULL: Fake(0.3), names.TRUNK: Fake(0.15)}
+    fakes = {names.ONE_POLICY: Fake(0.1), names.FULL: Fake(0.3), names.TRUNK: Fake(0.15)}
     workers: Any = fakes
     times = measure_rounds(args, workers, num_policies=3, batch=batch)
     abouts = {name: {"num_threads": 1, "start_s": 2.0} for name in fakes}
@@ -68,7 +68,7 @@ def test_contestants_of_a_round_get_the_same_work_and_rounds_differ() -> None:
 
 def test_lengths_that_vary_count_as_drawn() -> None:
     fakes, (floor, *_) = measured("--vary-lengths")
-    whole = fakes[names.FLOOR].jobs[-1]
+    whole = fakes[names.ONE_POLICY].jobs[-1]
     assert max(whole.lengths) == 16
     assert floor.token_ms.median == pytest.approx(100)
     seconds = START_S + 15 * 0.1
@@ -78,7 +78,7 @@ def test_lengths_that_vary_count_as_drawn() -> None:
 def test_the_table_shows_a_fair_price_and_a_dash_without_full_checkpoints() -> None:
     args = flags("--tokens", "9")
     times = {
-        names.FLOOR: Rounds(first_s=[1.0], whole_s=[2.0]),
+        names.ONE_POLICY: Rounds(first_s=[1.0], whole_s=[2.0]),
         names.TRUNK: Rounds(first_s=[1.0], whole_s=[4.0]),
     }
     abouts = {name: {"num_threads": 1, "start_s": 2.0} for name in times}

@@ -9,8 +9,8 @@ from functools import cache
 import pytest
 import torch
 
-from prefmix.bench import kernel_contests, kernels
-from prefmix.bench.kernel_contests import KERNELS, SLACK, Size, errors
+from prefmix.bench import kernel_comparisons, kernels
+from prefmix.bench.kernel_comparisons import KERNELS, SLACK, Size, errors
 from prefmix.server.config.errors import CommandError
 
 SMALL = ["--rows", "1", "5", "--vocab", "507", "--members", "2", "--hidden", "16", "--rounds", "2"]
@@ -52,7 +52,7 @@ def test_compiled_torch_takes_part_when_asked(
 
     monkeypatch.setattr(torch, "compile", compile_lightly)
     monkeypatch.setattr(
-        kernel_contests, "_once_compiled", cache(kernel_contests._once_compiled.__wrapped__)
+        kernel_comparisons, "_once_compiled", cache(kernel_comparisons._once_compiled.__wrapped__)
     )
     assert kernels.main([*SMALL, "--compiled"]) == 0
     out = capsys.readouterr().out
@@ -80,9 +80,9 @@ def test_what_errs_is_not_timed(name: str, row: int) -> None:
 
 
 def test_a_wrong_twin_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    twin = kernel_contests.log_linear_mix_torch
+    twin = kernel_comparisons.log_linear_mix_torch
     monkeypatch.setattr(
-        kernel_contests, "log_linear_mix_torch", lambda *inputs: twin(*inputs).half().float()
+        kernel_comparisons, "log_linear_mix_torch", lambda *inputs: twin(*inputs).half().float()
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(CommandError, match="log_linear_mix"):

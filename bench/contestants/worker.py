@@ -1,8 +1,8 @@
-"""A contestant in a process of its own, told what to do by lines of JSON.
+"""A process for one contestant, which receives its work as lines of JSON.
 
-Engines do not share a process well, and one that ends takes its memory and threads with it. The
-child is `python -m prefmix.bench.worker SETTINGS`; it ends when its standard input does, so none
-outlives the bench however that ends.
+Engines do not share a process well, and a process that ends gives back its memory and threads. The
+child is `python -m prefmix.bench.contestants.worker SETTINGS`. The child ends with its standard
+input, so that it never outlives the bench.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefmix.bench.job import Job
+from prefmix.bench.contestants.job import Job
 from prefmix.server.config.errors import CommandError
 
 _MARK = "@bench "
@@ -56,7 +56,7 @@ class Worker:
         """
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the child
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "prefmix.bench.worker", json.dumps(settings)],
+            [sys.executable, "-m", "prefmix.bench.contestants.worker", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

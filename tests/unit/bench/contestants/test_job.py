@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from prefmix.bench.job import Job, Weights, make_job, spread_lengths
+from prefmix.bench.contestants.job import Job, Weights, make_job, spread_lengths
 
 
 def job(**changes: Any) -> Job:

@@ -1,6 +1,6 @@
 """`vllm serve` without its console script, which the CPU wheel ships unable to run.
 
-python -m prefmix.bench.plain_server [vLLM's flags]
+python -m prefmix.bench.over_http.plain_server [vLLM's flags]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def main(words: Sequence[str]) -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
-    parser = make_arg_parser(FlexibleArgumentParser(prog="prefmix.bench.plain_server"))
+    parser = make_arg_parser(FlexibleArgumentParser(prog="prefmix.bench.over_http.plain_server"))
     args = parser.parse_args(list(words))
     validate_parsed_serve_args(args)
     ServeSubcommand.cmd(args)

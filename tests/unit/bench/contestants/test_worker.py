@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from prefmix.bench.worker import Worker
+from prefmix.bench.contestants.worker import Worker
 from prefmix.server.config.errors import CommandError
+
+SEPARATE_ENGINES = "prefmix.bench.contestants.implementations:SeparateEngines"
 
 
 def test_a_contestant_that_cannot_start_says_why() -> None:
-    worker = Worker({"kind": "prefmix.bench.contestants:Nobody"})
+    worker = Worker({"kind": "prefmix.bench.contestants.implementations:Nobody"})
     with pytest.raises(CommandError, match="no attribute 'Nobody'"):
         worker.wait_started()
     assert worker.is_over
 
 
 def test_a_request_that_fails_says_why() -> None:
-    worker = Worker({"kind": "prefmix.bench.contestants:SeparateEngines", "models": []})
+    worker = Worker({"kind": SEPARATE_ENGINES, "models": []})
     assert worker.wait_started()["num_threads"] >= 1
     with pytest.raises(CommandError, match="KeyError: 'job'"):
         worker.ask({})
@@ -24,7 +26,11 @@ def test_a_request_that_fails_says_why() -> None:
 
 
 def test_closing_ends_the_process_which_had_the_threads_it_was_given() -> None:
-    settings = {"kind": "prefmix.bench.contestants:SeparateEngines", "models": [], "num_threads": 1}
+    settings = {
+        "kind": SEPARATE_ENGINES,
+        "models": [],
+        "num_threads": 1,
+    }
     worker = Worker(settings)
     assert worker.wait_started()["num_threads"] == 1
     assert not worker.is_over

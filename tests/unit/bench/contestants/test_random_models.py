@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefmix.bench.random_models import (
+from prefmix.bench.contestants.random_models import (
     Shape,
     build_tokenizer,
     save_adapter,

@@ -17,7 +17,7 @@ class HttpLoad:
         add_cli_args(self._parser)
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs the command line of `prefmix.bench.over_http.load_words`; answers its figures."""
+        """Runs the words that `comparison.load_words` made; returns the figures."""
         from vllm.benchmarks.serve import main
 
         result = main(self._parser.parse_args(request["words"]))

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from prefmix.bench import lineup as names
 from prefmix.bench.command import add_arguments
-from prefmix.bench.lineup import Models, lineup, prepare_models, shape_of_flags
+from prefmix.bench.contestants import settings as names
+from prefmix.bench.contestants.models import SIZES, Models, prepare_models, shape_of_flags
+from prefmix.bench.contestants.settings import contestant_settings
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.config.errors import CommandError
 
@@ -20,7 +21,7 @@ ALL = Models(policies=("a", "b", "c"), base="z", adapters=("x", "y", "w"), avera
 
 def contestants(models: Models, num_policies: int = 3) -> dict[str, dict[str, Any]]:
     common = {"options": OPTIONS, "engine_flags": ["--seed=1"], "num_threads": 1}
-    return lineup(models, num_policies=num_policies, common=common)
+    return contestant_settings(models, num_policies=num_policies, common=common)
 
 
 def flags(*words: str) -> argparse.Namespace:
@@ -31,13 +32,13 @@ def flags(*words: str) -> argparse.Namespace:
 
 def test_everyone_takes_part_on_the_same_terms() -> None:
     everyone = contestants(ALL)
-    assert next(iter(everyone)) == names.FLOOR
+    assert next(iter(everyone)) == names.ONE_POLICY
     assert len(everyone) == 8
     for settings in everyone.values():
         assert settings["engine_flags"] == ["--seed=1"]
         assert settings["num_threads"] == 1
         assert settings["options"]["dtype"] == "bfloat16"
-    assert everyone[names.FLOOR]["options"] == everyone[names.FULL]["options"] == OPTIONS
+    assert everyone[names.ONE_POLICY]["options"] == everyone[names.FULL]["options"] == OPTIONS
     assert everyone[names.SEPARATE]["options"]["enable_prefix_caching"]
 
 
@@ -56,11 +57,11 @@ def test_both_layouts_are_mixtures_of_all_policies() -> None:
     [
         (
             Models(policies=("a", "b", "c"), base=None, adapters=(), average=None),
-            {names.FLOOR, names.FULL, names.SEPARATE, names.TRANSFORMERS, names.ONE_BY_ONE},
+            {names.ONE_POLICY, names.FULL, names.SEPARATE, names.TRANSFORMERS, names.ONE_BY_ONE},
         ),
         (
             Models(policies=(), base="z", adapters=("x", "y", "w"), average=None),
-            {names.FLOOR, names.TRUNK, names.MULTI_LORA},
+            {names.ONE_POLICY, names.TRUNK, names.MULTI_LORA},
         ),
     ],
 )
@@ -80,8 +81,7 @@ def test_random_models_are_complete(tmp_path: Path) -> None:
 
 def test_sizes_are_what_their_names_say() -> None:
     millions = {
-        size: shape_of_flags(flags("--model-size", size)).num_parameters / 1e6
-        for size in names.SIZES
+        size: shape_of_flags(flags("--model-size", size)).num_parameters / 1e6 for size in SIZES
     }
     assert millions["134m"] == pytest.approx(134, rel=0.01)
     assert millions["242m"] == pytest.approx(242, rel=0.01)

@@ -1,32 +1,19 @@
-"""Which models are compared, and for each contestant what its process is told.
-
-The models are either random ones, made for the run in a temporary folder, or the user's own.
-"""
+"""The models of a bench: random ones, made for the run in a temporary folder, or the user's own."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError, check_safe_models
-from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.spec import Policy
 from prefmix.server.cli.mixture_arguments import add_policy_flags, mixture_overrides
 from prefmix.server.config.errors import CommandError
 
 if TYPE_CHECKING:
-    from prefmix.bench.random_models import Shape
-
-FLOOR = "one policy"
-FULL = "full checkpoints"
-TRUNK = "shared trunk"
-SEPARATE = "separate engines"
-TRANSFORMERS = "transformers loop"
-ONE_BY_ONE = "transformers, one by one"
-AVERAGE = "parameter average"
-MULTI_LORA = "multi-LoRA"
+    from prefmix.bench.contestants.random_models import Shape
 
 SIZES = {
     "tiny": (2, 64, 128, 2, 2, 512),
@@ -78,7 +65,7 @@ def add_model_flags(parser: argparse.ArgumentParser, *, size: str) -> None:
 
 def shape_of_flags(args: argparse.Namespace) -> Shape:
     """The shape of the random models."""
-    from prefmix.bench.random_models import Shape
+    from prefmix.bench.contestants.random_models import Shape
 
     names = ("layers", "hidden", "intermediate", "heads", "kv_heads", "vocab")
     sizes = dict(zip(names, SIZES[args.model_size], strict=True))
@@ -108,7 +95,12 @@ def prepare_models(args: argparse.Namespace, folder: Path, *, num_policies: int)
         return _given_models(args, num_policies)
     import torch
 
-    from prefmix.bench.random_models import build_tokenizer, save_adapter, save_average, save_model
+    from prefmix.bench.contestants.random_models import (
+        build_tokenizer,
+        save_adapter,
+        save_average,
+        save_model,
+    )
 
     config = shape_of_flags(args).config()
     tokenizer = build_tokenizer(vocab_size=config.vocab_size)
@@ -159,49 +151,3 @@ def _given_models(args: argparse.Namespace, num_policies: int) -> Models:
             exit_code=2,
         )
     return models
-
-
-def lineup(
-    models: Models, *, num_policies: int, common: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Settings of every contestant that the models allow, by name; the floor comes first.
-
-    Args:
-      models: from `prepare_models`.
-      num_policies: K.
-      common: what all are told alike, such as vLLM's `options`.
-    """
-    policies = list(models.policies[:num_policies])
-    adapters = list(models.adapters[:num_policies])
-    options = common["options"]
-
-    def one(kind: str, **more: Any) -> dict[str, Any]:
-        return {**common, "kind": f"prefmix.bench.contestants:{kind}", **more}
-
-    settings = {FLOOR: one("VllmEngine", model=models.one)}
-    if len(policies) == num_policies:
-        # The smallest block: a step computes anew what lies in the last, unfinished one.
-        cached = {**options, "enable_prefix_caching": True, "block_size": 32}
-        settings |= {
-            FULL: one("VllmEngine", model=policies[0], mixture=_mixture(policies)),
-            SEPARATE: one("SeparateEngines", models=policies, options=cached),
-            TRANSFORMERS: one("TransformersLoop", models=policies, is_batched=True),
-            ONE_BY_ONE: one("TransformersLoop", models=policies, is_batched=False),
-        }
-    if len(adapters) == num_policies:
-        lora = {"enable_lora": True, "max_loras": num_policies, "max_lora_rank": LORA_RANK}
-        trunk = _mixture(adapters, base=models.base)
-        settings |= {
-            TRUNK: one("VllmEngine", model=models.base, mixture=trunk),
-            MULTI_LORA: one(
-                "VllmEngine", model=models.base, adapters=adapters, options={**options, **lora}
-            ),
-        }
-    if models.average is not None:
-        settings[AVERAGE] = one("VllmEngine", model=models.average)
-    return settings
-
-
-def _mixture(models: Sequence[str], *, base: str | None = None) -> dict[str, Any]:
-    policies = (Policy(name=f"p{index}", model=model) for index, model in enumerate(models))
-    return MixtureSpec(policies=tuple(policies), base=base).to_dict()

@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 import torch
 
-from prefmix.bench.contestants import Contestant, draw_mixed
-from prefmix.bench.job import Job, make_job
+from prefmix.bench.contestants.implementations import Contestant, draw_mixed
+from prefmix.bench.contestants.job import Job, make_job
 from prefmix.bench.memory import unique_bytes
 
 

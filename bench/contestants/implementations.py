@@ -1,7 +1,7 @@
-"""The ways to answer from K policies that are compared; each runs in a process of its own.
+"""The contestants' classes: the ways to answer from K policies, each in a process of its own.
 
-`prefmix.bench.worker` makes one from the settings that `prefmix.bench.lineup` writes. vLLM and
-transformers are imported only then.
+`prefmix.bench.contestants.worker` makes one from the settings that
+`prefmix.bench.contestants.settings` writes. vLLM and transformers are imported only then.
 
 Shapes: B requests, K policies, V vocabulary.
 """
@@ -14,9 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefmix.bench.job import Job
-from prefmix.bench.start import mixture_of, start_vllm
-from prefmix.bench.worker import Worker
+from prefmix.bench.contestants.job import Job
+from prefmix.bench.contestants.vllm_start import mixture_of, start_vllm
+from prefmix.bench.contestants.worker import Worker
 from prefmix.mixing import wire
 
 

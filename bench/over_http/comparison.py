@@ -9,39 +9,17 @@ the processor time of the server's front process, which other work on the machin
 from __future__ import annotations
 
 import argparse
-import json
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from prefmix.bench.lineup import add_model_flags, prepare_models
+from prefmix.bench.contestants.models import add_model_flags, prepare_models
+from prefmix.bench.contestants.worker import Worker
+from prefmix.bench.over_http.servers import MIXTURE, NAME, PLAIN, Server, commands, serving
 from prefmix.bench.report import Spread, progress, show
-from prefmix.bench.worker import Worker, environment
-from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
 from prefmix.server.config.errors import CommandError
-
-PLAIN, MIXTURE, PREFMIX = "vllm serve", "vllm serve, mixture of 1", "prefmix serve"
-HOST = "127.0.0.1"
-NAME = "prefmix"
-"""What clients call the model on every server."""
-
-PREFMIX_COMMAND = Path(sys.executable).with_name("prefmix")
-
-_START_TIMEOUT_S = 600.0
-_STOP_TIMEOUT_S = 30.0
-_POLL_S = 0.2
-_LAST_WORDS_CHARS = 2000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +45,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
                 name: stack.enter_context(serving(name, command, Path(folder)))
                 for name, command in commands(args, model, passthrough).items()
             }
-            client = Worker({"kind": "prefmix.bench.http_load:HttpLoad"})
+            client = Worker({"kind": "prefmix.bench.over_http.load:HttpLoad"})
             stack.callback(client.close)
             client.wait_started()
             found = [
@@ -81,99 +59,6 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     )
     show(heading, table(found), num_left=2, lines=found)
     return 0
-
-
-def commands(
-    args: argparse.Namespace, model: str, passthrough: Sequence[str]
-) -> dict[str, list[str]]:
-    """Each server's command line, its port left out: the same engine behind all."""
-    spec = MixtureSpec(policies=(Policy(name="one", model=model),))
-    engine = [
-        f"--dtype={args.dtype}",
-        f"--max-model-len={args.max_model_len}",
-        f"--kv-cache-memory-bytes={int(args.kv_cache_gib * 2**30)}",
-        *([] if args.allow_unsafe_weights else ["--load-format=safetensors"]),
-        *passthrough,
-    ]
-    plain = [sys.executable, "-m", "prefmix.bench.plain_server", "--model", model, "--host", HOST]
-    plain += ["--served-model-name", NAME, "--uvicorn-log-level=warning", *engine]
-    ours = [str(PREFMIX_COMMAND), "serve", "--policy", f"one={model}"]
-    ours += ["--allow-unsafe-weights"] if args.allow_unsafe_weights else []
-    return {
-        PLAIN: plain,
-        MIXTURE: [*plain, f"--hf-overrides={json.dumps(hf_overrides(spec))}"],
-        PREFMIX: [*ours, "--name", NAME, "--host", HOST, "--", *engine],
-    }
-
-
-def with_port(command: Sequence[str], port: int) -> list[str]:
-    """The command with --port where it belongs: before `--`, if there is one."""
-    at = command.index("--") if "--" in command else len(command)
-    return [*command[:at], "--port", str(port), *command[at:]]
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A server that answers."""
-
-    url: str
-    pid: int
-
-    def front_cpu_s(self) -> float:
-        """Processor time so far of the process that speaks HTTP; the engine is another one."""
-        used = psutil.Process(self.pid).cpu_times()
-        return float(used.user + used.system)
-
-
-@contextmanager
-def serving(name: str, command: Sequence[str], folder: Path) -> Iterator[Server]:
-    """Runs a server until the block ends; yields it once it answers.
-
-    Raises: CommandError with its last words if it ends or takes too long before that.
-    """
-    progress(f"starting {name}")
-    port = free_port()
-    url = f"http://{HOST}:{port}"
-    variables = {**environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    with (folder / "server.log").open("w+") as log:
-        process = subprocess.Popen(
-            with_port(command, port),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=variables,
-        )
-        try:
-            if not _wait_ready(process, url):
-                log.seek(0)
-                words = log.read()[-_LAST_WORDS_CHARS:]
-                raise CommandError(f"{name} did not start; its last words:\n{words}")
-            yield Server(url, process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait_ready(process: subprocess.Popen[bytes], url: str) -> bool:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=10):
-                return True
-        except (urllib.error.URLError, OSError):
-            time.sleep(_POLL_S)
-    return False
-
-
-def free_port() -> int:
-    """A port of loopback that nothing uses now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def load_words(
