@@ -42,7 +42,8 @@ from prefmix.weights.engines.prompts import hash_of_prompts
 from prefmix.weights.evaluation.verdict import verdict
 from prefmix.weights.fit.job import FitJob
 from prefmix.weights.fit.output import write_store
-from prefmix.weights.fit.result import FitResult, FitSettings, Sampler
+from prefmix.weights.fit.result import FitResult
+from prefmix.weights.fit.settings import FitSettings, Sampler
 from prefmix.weights.fit.summary import summary
 from prefmix.weights.report.fit_report import write_report
 from prefmix.weights.store.text_tables import aligned

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.weights.engines.prompts import PromptsError
     from prefmix.weights.engines.remote import RemoteError
     from prefmix.weights.evaluation.parameter_average import AveragingError
-    from prefmix.weights.fit.result import FitError
+    from prefmix.weights.fit.settings import FitError
     from prefmix.weights.store.errors import StoreFormatError
 
     try:

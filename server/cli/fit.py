@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from prefmix.mixing.spec import MixtureSpec
     from prefmix.server.config.serve_config import ServeConfig
     from prefmix.weights.engines.local import Engine
-    from prefmix.weights.fit.result import FitResult, FitSettings
+    from prefmix.weights.fit.result import FitResult
+    from prefmix.weights.fit.settings import FitSettings
 
 EPILOG = """\
 The prompts file has one JSON object a line: {"prompt": "..."} or {"messages": [...]}. Policies come
@@ -87,8 +88,8 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.weights.engines.local import EngineError
     from prefmix.weights.engines.prompts import PromptsError
     from prefmix.weights.engines.remote import RemoteError
-    from prefmix.weights.fit.result import FitError
     from prefmix.weights.fit.score_table import ScoreTableError
+    from prefmix.weights.fit.settings import FitError
 
     try:
         check_name(args.profile, what="profile")
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 
 def _settings(args: argparse.Namespace) -> FitSettings:
     from prefmix.weights.fit.mirror_descent import DescentSettings
-    from prefmix.weights.fit.result import FitError, FitSettings
+    from prefmix.weights.fit.settings import FitError, FitSettings
 
     importances = _importances(args)
     steps = {} if args.step_size is None else {"step_size": args.step_size}
@@ -161,7 +162,8 @@ def _fit(
     """(result, mixture if one is known, provenance)."""
     from prefmix.weights.engines.prompts import hash_of_prompts, read_prompts
     from prefmix.weights.fit import score_table
-    from prefmix.weights.fit.job import FitJob, fit_table
+    from prefmix.weights.fit.job import FitJob
+    from prefmix.weights.fit.table_fit import fit_table
 
     has_policies = args.config is not None or args.policy or args.base
     config, spec = _spec(args) if has_policies else (None, None)
@@ -185,7 +187,7 @@ def _fit(
 
 def _spec(args: argparse.Namespace) -> tuple[ServeConfig, MixtureSpec]:
     from prefmix.server.config.serve_config import load_config
-    from prefmix.weights.fit.result import FitError
+    from prefmix.weights.fit.settings import FitError
 
     config = load_config(args.config, mixture_overrides(args))
     spec = config.spec()

@@ -27,7 +27,7 @@ import torch
 
 from prefmix.weights.fit.mirror_descent import DescentSettings, curvature, restarts, run_stride
 from prefmix.weights.fit.objective import Responses
-from prefmix.weights.fit.result import FitSettings
+from prefmix.weights.fit.settings import FitSettings
 
 
 def make_responses(*, prompts: int, responses: int, policies: int) -> Responses:

@@ -9,7 +9,6 @@ Shapes: R rows, P prompts, J responses a prompt, O objectives, M members, B resa
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import zlib
@@ -25,7 +24,7 @@ from prefmix.mixing.spec import MixtureSpec
 from prefmix.weights.engines.local import Engine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt, hash_of_prompts
-from prefmix.weights.fit.draws import DrawSettings, draw, texts
+from prefmix.weights.fit.draws import Draws, DrawSettings, cache_name
 from prefmix.weights.fit.score_table import LOGPROB, PROPOSAL
 from prefmix.weights.store.text_tables import aligned
 
@@ -216,10 +215,14 @@ def evaluate(
       kl_members: the members whose KLs are wanted.
       seed: of drawing answers and of resampling.
     """
-    progress = progress or Progress()
-    total = len(rows) * len(prompts) * num_responses
-    sampling = progress.stage("sample", total, "responses")
-    scoring = progress.stage("score", total * len(kl_members), "responses")
+    draws = Draws(
+        spec=spec,
+        engine=engine,
+        cache=cache,
+        members=kl_members,
+        num_responses=len(rows) * len(prompts) * num_responses,
+        progress=progress or Progress(),
+    )
     rewards_RPJO, kl_RM, tokens_R = [], [], []
     for row in rows:
         settings = DrawSettings(
@@ -229,25 +232,18 @@ def evaluate(
             # Rows that shared their randomness would win more or less often than chance.
             seed=zlib.crc32(json.dumps([seed, row.weights], sort_keys=True).encode()),
         )
+        # Named by its members: their places differ from one engine's mixture to another's.
+        plain = {**asdict(settings), "weights_M": dict(row.weights)}
         involved = {name: fingerprints[name] for name in (*row.weights, *kl_members)}
-        folder = cache / _name_of(settings, row, involved, prompts)
-        drawn = draw(
-            folder,
-            prompts=prompts,
-            settings=settings,
-            spec=spec,
-            engine=engine,
-            members=kl_members,
-            sampling=sampling,
-            scoring=scoring,
-            title=row.name,
+        name = cache_name(["evaluation", plain, involved, hash_of_prompts(prompts)])
+        drawn = draws.draw(name, prompts, settings, title=row.name)
+        own = drawn.table[PROPOSAL].to_numpy().mean()
+        kl_RM.append(
+            [own - drawn.table[f"{LOGPROB}{name}"].to_numpy().mean() for name in kl_members]
         )
-        own = drawn[PROPOSAL].to_numpy().mean()
-        kl_RM.append([own - drawn[f"{LOGPROB}{name}"].to_numpy().mean() for name in kl_members])
-        tokens_R.append(drawn["num_tokens"].to_numpy().mean())
-        rewards_RPJO.append(_judged(prompts, texts(folder), rewards))
-    sampling.finish()
-    scoring.finish()
+        tokens_R.append(drawn.table["num_tokens"].to_numpy().mean())
+        rewards_RPJO.append(_judged(prompts, drawn.texts, rewards))
+    draws.finish()
     return Evaluation(
         rows=tuple(rows),
         objectives=tuple(rewards),
@@ -258,14 +254,6 @@ def evaluate(
         reference=None if spec.reference is None else spec.reference.name,
         seed=seed,
     )
-
-
-def _name_of(
-    settings: DrawSettings, row: Weighting, involved: Mapping[str, str], prompts: Sequence[Prompt]
-) -> str:
-    plain = {**asdict(settings), "weights_M": dict(row.weights)}
-    decides = ["evaluation", plain, dict(involved), hash_of_prompts(prompts)]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _judged(

@@ -1,15 +1,18 @@
-"""Responses drawn and scored in parts on disk, so that a killed fit goes on where it was.
+"""Responses, drawn and scored in parts that are kept on disk, so that a killed job can go on.
 
 A draw is a folder of Parquet parts: `sample-00000.parquet` (tokens, text, log-probability under
-what they were drawn with) and `score-<member>-00000.parquet` for every scored member. A part is
-written aside and renamed, so it is whole or not there; existing parts are never made again.
+the mixture that drew them) and `score-<member>-00000.parquet` for every scored member. A part is
+written aside and renamed, so that it is whole or missing. A part that exists is never made again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache as call_once
 from pathlib import Path
 from typing import Any
 
@@ -19,84 +22,133 @@ import pyarrow.parquet as pq
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.weights.engines.local import Engine, Tokens
-from prefmix.weights.engines.progress import Stage
+from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.fit.score_table import LOGPROB, PROPOSAL
 
 PART_PROMPTS = 64
-"""Prompts a part: what a kill can cost."""
+"""Prompts a part; a killed job loses at most one part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawSettings:
-    """What is drawn."""
+    """The settings of one draw; equal settings draw equal responses on one machine."""
 
     weights_M: tuple[float, ...]
-    """The mixture drawn from, one weight per member."""
+    """The weights of the mixture that draws, one per member."""
     num_responses: int
     """Responses a prompt."""
     max_tokens: int
-    """Longest response, in tokens."""
+    """Length limit of a response, in tokens."""
     seed: int
-    """Equal seeds draw equal responses on one machine."""
 
 
-def draw(
-    folder: Path,
-    *,
-    prompts: Sequence[Prompt],
-    settings: DrawSettings,
-    spec: MixtureSpec,
-    engine: Callable[[], Engine],
-    members: Sequence[str],
-    sampling: Stage,
-    scoring: Stage,
-    title: str = "",
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The responses of one draw."""
+
+    table: Any
+    """An Arrow table in the form of a score table (prefmix.weights.fit.score_table)."""
+    texts: Sequence[str]
+    """The text of each row of the table."""
+
+
+class Draws:
+    """Draws and scores responses with one engine, which starts when a part is missing."""
+
+    def __init__(
+        self,
+        *,
+        spec: MixtureSpec,
+        engine: Callable[[], Engine],
+        cache: Path,
+        members: Sequence[str],
+        num_responses: int,
+        progress: Progress,
+    ) -> None:
+        """Args:
+        spec: the mixture.
+        engine: makes an engine of `spec`; called once, if a part is missing.
+        cache: folder of the draws' folders.
+        members: the members that score every response.
+        num_responses: responses that all draws together need, at most.
+        progress: where sampling and scoring are shown.
+        """
+        self._spec, self._cache, self._members = spec, cache, members
+        self._engine = call_once(engine)
+        self._sampling = progress.stage("sample", num_responses, "responses")
+        self._scoring = progress.stage("score", num_responses * len(members), "responses")
+
+    def draw(
+        self, name: str, prompts: Sequence[Prompt], settings: DrawSettings, *, title: str
+    ) -> Drawn:
+        """Draws responses and scores them under every member, or reads the parts that exist.
+
+        Args:
+          name: of the draw's folder, from `cache_name`.
+          prompts: P prompts.
+          settings: weights, number and length of the responses, seed.
+          title: the purpose of the draw, shown with its progress.
+        """
+        folder = self._cache / name
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = self._sample(folder, prompts, settings, title)
+        columns = {member: self._score(folder, paths, member, title) for member in self._members}
+        whole = pa.concat_tables([pq.read_table(path) for path in paths])
+        table = whole.select(["prompt_id", "response_id", "num_tokens", PROPOSAL])
+        for member, values in columns.items():
+            table = table.append_column(f"{LOGPROB}{member}", pa.array(values, type=pa.float64()))
+        return Drawn(table=table, texts=whole["text"].to_pylist())
+
+    def finish(self) -> None:
+        """Ends the progress of sampling and scoring; what was not drawn was not needed."""
+        self._sampling.finish()
+        self._scoring.finish()
+
+    def _sample(
+        self, folder: Path, prompts: Sequence[Prompt], settings: DrawSettings, title: str
+    ) -> list[Path]:
+        """Draws the missing parts; returns the paths of all."""
+        paths = []
+        with self._sampling.working(title):
+            for index, begin in enumerate(range(0, len(prompts), PART_PROMPTS)):
+                part = prompts[begin : begin + PART_PROMPTS]
+                path = folder / f"sample-{index:05}.parquet"
+                is_new = not path.exists()
+                if is_new:
+                    _write(path, _sampled(self._engine(), part, settings, offset=begin))
+                self._sampling.advance(len(part) * settings.num_responses, is_new=is_new)
+                paths.append(path)
+        return paths
+
+    def _score(self, folder: Path, samples: Sequence[Path], member: str, title: str) -> np.ndarray:
+        """The log-probability of every response under one member alone."""
+        one_hot = [float(name == member) for name in self._spec.member_names]
+        values = []
+        with self._scoring.working(f"{title}, {member}" if title else member):
+            for index, sample in enumerate(samples):
+                path = folder / f"score-{member}-{index:05}.parquet"
+                is_new = not path.exists()
+                if is_new:
+                    scores = self._engine().score(list(_pairs(sample)), one_hot)
+                    _write(path, pa.table({"logprob": scores}))
+                values.append(pq.read_table(path)["logprob"].to_numpy())
+                self._scoring.advance(len(values[-1]), is_new=is_new)
+        return np.concatenate(values)
+
+
+def cache_name(decides: Sequence[Any]) -> str:
+    """The name of a draw's folder: the hash of everything, JSON-ready, that decides the draw."""
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _sampled(
+    engine: Engine, prompts: Sequence[Prompt], settings: DrawSettings, *, offset: int
 ) -> Any:
-    """Draws and scores, or takes what is there; returns an Arrow table in score-table form.
-
-    Args:
-      folder: of this draw's parts; made if missing.
-      prompts: P prompts.
-      settings: what is drawn.
-      spec: the mixture.
-      engine: gives the engine; only called when a part is missing.
-      members: whose log-probabilities are wanted.
-      sampling, scoring: the stages that advance by each part's responses.
-      title: what the draw is for, to be shown.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = [
-        prompts[begin : begin + PART_PROMPTS] for begin in range(0, len(prompts), PART_PROMPTS)
-    ]
-    samples = [folder / f"sample-{index:05}.parquet" for index in range(len(parts))]
-    with sampling.working(title):
-        for index, (part, path) in enumerate(zip(parts, samples, strict=True)):
-            is_new = not path.exists()
-            if is_new:
-                _write(path, _sample(engine(), part, settings, offset=index * PART_PROMPTS))
-            sampling.advance(len(part) * settings.num_responses, is_new=is_new)
-    columns = {}
-    for name in members:
-        with scoring.working(f"{title}, {name}" if title else name):
-            columns[name] = _scores(folder, samples, name, spec, engine, scoring)
-    whole = pa.concat_tables([pq.read_table(path) for path in samples])
-    table = whole.select(["prompt_id", "response_id", "num_tokens", PROPOSAL])
-    for name, values in columns.items():
-        table = table.append_column(f"{LOGPROB}{name}", pa.array(values, type=pa.float64()))
-    return table
-
-
-def texts(folder: Path) -> list[str]:
-    """What the responses of a draw say, in the order of its table."""
-    paths = sorted(folder.glob("sample-*.parquet"))
-    return [text for path in paths for text in pq.read_table(path)["text"].to_pylist()]
-
-
-def _sample(engine: Engine, part: Sequence[Prompt], settings: DrawSettings, *, offset: int) -> Any:
-    prompts = engine.tokenize(part)
+    """The sampled responses to the prompts of one part, as an Arrow table."""
+    tokenized = engine.tokenize(prompts)
     drawn = engine.sample(
-        prompts,
+        tokenized,
         settings.weights_M,
         num_responses=settings.num_responses,
         max_tokens=settings.max_tokens,
@@ -113,35 +165,14 @@ def _sample(engine: Engine, part: Sequence[Prompt], settings: DrawSettings, *, o
             "tokens": list(response.tokens),
             "text": response.text,
         }
-        for prompt, prompt_tokens, responses in zip(part, prompts, drawn, strict=True)
+        for prompt, prompt_tokens, responses in zip(prompts, tokenized, drawn, strict=True)
         for index, response in enumerate(responses)
     ]
     return pa.Table.from_pylist(rows)
 
 
-def _scores(
-    folder: Path,
-    samples: Sequence[Path],
-    name: str,
-    spec: MixtureSpec,
-    engine: Callable[[], Engine],
-    scoring: Stage,
-) -> np.ndarray:
-    """One pass: every response under one member alone."""
-    one_hot = [float(member == name) for member in spec.member_names]
-    values = []
-    for index, sample in enumerate(samples):
-        path = folder / f"score-{name}-{index:05}.parquet"
-        is_new = not path.exists()
-        if is_new:
-            scores = engine().score(list(_pairs(sample)), one_hot)
-            _write(path, pa.table({"logprob": scores}))
-        values.append(pq.read_table(path)["logprob"].to_numpy())
-        scoring.advance(len(values[-1]), is_new=is_new)
-    return np.concatenate(values)
-
-
 def _pairs(sample: Path) -> Iterator[tuple[Tokens, Tokens]]:
+    """The (prompt, response) pairs of one part."""
     table = pq.read_table(sample, columns=["prompt_tokens", "tokens"]).to_pylist()
     return ((tuple(row["prompt_tokens"]), tuple(row["tokens"])) for row in table)
 

@@ -16,9 +16,6 @@ Shapes: P prompts, J responses of a prompt, K policies, T rounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.optimize import nnls
 
@@ -30,60 +27,79 @@ _RIDGE = 1e-3
 _SUM_ROW = 1e3
 """How much heavier than the rest the row that makes weights sum to 1 weighs."""
 
-Draw = Callable[[int, Floats], Responses]
-"""(round, weights [K]) -> fresh responses of the mixture there; log ratios against the mixture."""
 
-
-@dataclass(frozen=True, kw_only=True)
 class OnPolicyFit:
-    """One run: the answer and the way there."""
+    """Damped Newton steps, one per round, each from the round's own responses."""
 
-    weights_K: Floats
-    """The mean of the second half of the iterates."""
-    path_TK: Floats
-    """The weights of every round, the starting point first, [T + 1, K]."""
-    kl_TK: Floats
-    """KL(mixture || policy) measured in every round, in nats per response, [T, K]."""
+    def __init__(self, *, num_policies: int, step_size: float, min_weight: float = 0.0) -> None:
+        """Begins at uniform weights.
+
+        Args:
+          num_policies: K.
+          step_size: the share of the way to its target that a round goes, in (0, 1]; constant.
+          min_weight: floor of every weight.
+        """
+        self._step_size, self._min_weight = step_size, min_weight
+        self._path = [with_floor(np.full(num_policies, 1 / num_policies), min_weight)]
+        self._kls: list[Floats] = []
+        self._hessian_KK = np.zeros((num_policies, num_policies))
 
     @property
-    def unrest(self) -> float:
-        """How unsettled the averaged iterates are, largest over policies: their standard error, or
-        how far their second half lies from their first, whichever is more."""
-        averaged_TK = self.path_TK[1 + (len(self.path_TK) - 1) // 2 :]
-        if len(averaged_TK) < 2:
-            return float("inf")
-        error_K = averaged_TK.std(axis=0, ddof=1) / np.sqrt(len(averaged_TK))
-        middle = len(averaged_TK) // 2
-        trend_K = averaged_TK[middle:].mean(axis=0) - averaged_TK[:middle].mean(axis=0)
-        return float(np.maximum(error_K, np.abs(trend_K)).max())
+    def current_K(self) -> Floats:
+        """The weights of the next round, whose responses are to be drawn there."""
+        return self._path[-1]
 
+    def step(self, responses: Responses) -> None:
+        """Moves the weights by one round.
 
-def fit_on_policy(
-    draw: Draw, *, num_policies: int, num_rounds: int, step_size: float, min_weight: float = 0.0
-) -> OnPolicyFit:
-    """Damped Newton steps with a fresh sample a round.
-
-    Args:
-      draw: draws and scores a round's responses.
-      num_policies: K.
-      num_rounds: T, at least 2.
-      step_size: the share of the way to the round's target, in (0, 1]; constant.
-      min_weight: floor of every weight.
-    """
-    path_TK = np.empty((num_rounds + 1, num_policies))
-    kl_TK = np.empty((num_rounds, num_policies))
-    path_TK[0] = with_floor(np.full(num_policies, 1 / num_policies), min_weight)
-    hessian_KK = np.zeros((num_policies, num_policies))
-    for index in range(num_rounds):
-        responses = draw(index, path_TK[index])
+        Args:
+          responses: fresh responses of the mixture at `current_K`, log ratios against the mixture.
+        """
+        weights_K = self._path[-1]
         # The log ratios are against the mixture itself: their mean is minus the KL.
-        kl_TK[index] = -mean_log_ratio(responses)
-        # It changes slowly: the rounds before still count.
-        hessian_KK += (covariance(responses) - hessian_KK) * (1 if index == 0 else 0.5)
-        target_K = newton_target(path_TK[index], kl_TK[index], hessian_KK, min_weight=min_weight)
-        path_TK[index + 1] = path_TK[index] + step_size * (target_K - path_TK[index])
-    weights_K = path_TK[1 + num_rounds // 2 :].mean(axis=0)
-    return OnPolicyFit(weights_K=weights_K, path_TK=path_TK, kl_TK=kl_TK)
+        kl_K = -mean_log_ratio(responses)
+        # The Hessian changes slowly: earlier rounds still count.
+        share = 0.5 if self._kls else 1
+        self._hessian_KK += (covariance(responses) - self._hessian_KK) * share
+        target_K = newton_target(weights_K, kl_K, self._hessian_KK, min_weight=self._min_weight)
+        self._kls.append(kl_K)
+        self._path.append(weights_K + self._step_size * (target_K - weights_K))
+
+    @property
+    def path_TK(self) -> Floats:
+        """The weights of every round, the starting point first, [T + 1, K]."""
+        return np.stack(self._path)
+
+    @property
+    def kl_TK(self) -> Floats:
+        """KL(mixture || policy) measured in every round, in nats a response, [T, K]."""
+        return np.stack(self._kls)
+
+    @property
+    def weights_K(self) -> Floats:
+        """The answer: the mean of the second half of the iterates."""
+        answer_K: Floats = averaged_half(self.path_TK).mean(axis=0)
+        return answer_K
+
+
+def averaged_half(path_TK: Floats) -> Floats:
+    """The iterates whose mean is the answer: the second half of the steps."""
+    return path_TK[1 + (len(path_TK) - 1) // 2 :]
+
+
+def unrest(path_TK: Floats) -> float:
+    """How much the averaged iterates still move, largest over policies.
+
+    Either their standard error or the distance between the means of their two halves, whichever is
+    larger.
+    """
+    averaged_TK = averaged_half(path_TK)
+    if len(averaged_TK) < 2:
+        return float("inf")
+    error_K = averaged_TK.std(axis=0, ddof=1) / np.sqrt(len(averaged_TK))
+    middle = len(averaged_TK) // 2
+    trend_K = averaged_TK[middle:].mean(axis=0) - averaged_TK[:middle].mean(axis=0)
+    return float(np.maximum(error_K, np.abs(trend_K)).max())
 
 
 def newton_target(

@@ -10,7 +10,7 @@ import pytest
 from prefmix.weights.engines.progress import Progress, duration
 from prefmix.weights.fit.job import FitJob
 from prefmix.weights.fit.mirror_descent import DescentSettings
-from prefmix.weights.fit.result import FitSettings
+from prefmix.weights.fit.settings import FitSettings
 from support.toy_engine import ToyEngine
 
 

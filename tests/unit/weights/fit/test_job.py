@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from prefmix.weights.engines.prompts import PromptsError, read_prompts
-from prefmix.weights.fit.job import FitJob, fit_table, importances_to_weights
+from prefmix.weights.fit.job import FitJob
 from prefmix.weights.fit.mirror_descent import DescentSettings
-from prefmix.weights.fit.result import FitError, FitSettings
 from prefmix.weights.fit.score_table import ScoreTable
+from prefmix.weights.fit.settings import FitError, FitSettings, importances_to_weights
 from prefmix.weights.fit.summary import summary
+from prefmix.weights.fit.table_fit import fit_table
 from support.toy_engine import ToyEngine
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from prefmix.weights.fit import objective
 from prefmix.weights.fit.objective import Floats, Responses
-from prefmix.weights.fit.on_policy import OnPolicyFit, covariance, fit_on_policy, newton_target
+from prefmix.weights.fit.on_policy import OnPolicyFit, covariance, newton_target
 from support.toy_worlds import between_two, exact, toy_world, true_optimum
 
 
@@ -23,13 +23,12 @@ def mixed(log_policies_PYK: Floats, weights_K: Floats) -> Responses:
 
 
 def fit(world: Floats, **settings: float) -> OnPolicyFit:
-    return fit_on_policy(
-        lambda index, weights_K: mixed(world, weights_K),
-        num_policies=world.shape[2],
-        num_rounds=20,
-        step_size=settings.pop("step_size", 0.5),
-        **settings,
+    found = OnPolicyFit(
+        num_policies=world.shape[2], step_size=settings.pop("step_size", 0.5), **settings
     )
+    for _ in range(20):
+        found.step(mixed(world, found.current_K))
+    return found
 
 
 @pytest.mark.parametrize("num_policies", [2, 3, 6, 20])

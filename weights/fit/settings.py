@@ -1,0 +1,82 @@
+"""The settings of a fit: sampler, how much is drawn, and importances in place of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from prefmix.weights.fit.mirror_descent import DescentSettings
+from prefmix.weights.fit.objective import Floats
+
+Sampler = Literal["mixture", "reference"]
+
+
+class FitError(ValueError):
+    """A fit that cannot run; the message says what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """The sampler, and how much is drawn and computed. Checked when made."""
+
+    sampler: Sampler = "mixture"
+    """`mixture` fits the mixture that is served; `reference` is the paper's estimator."""
+    importances: dict[str, float] | None = None
+    """Fixed user importances (the MORLHF case): the weights are given and only measured."""
+    num_responses: int = 16
+    """Responses a prompt; few responses bias the reference sampler's fit towards vertices."""
+    max_tokens: int = 128
+    """Length limit of a response, in tokens."""
+    num_rounds: int = 12
+    """Rounds of the mixture sampler."""
+    round_prompts: int = 64
+    """Prompts a round of the mixture sampler."""
+    round_step_size: float = 0.5
+    """Share of the way to its target that a round of the mixture sampler goes, in (0, 1]."""
+    num_restarts: int = 8
+    """Runs of the descent from different starts and seeds (reference sampler)."""
+    descent: DescentSettings = field(default_factory=DescentSettings)
+    """Steps, batches and schedule of the reference sampler; floor and seed of both samplers."""
+
+    def __post_init__(self) -> None:
+        if self.sampler not in ("mixture", "reference"):
+            raise FitError(f"sampler is {self.sampler!r}; allowed: mixture, reference")
+        if self.sampler == "mixture" and not 0 < self.round_step_size <= 1:
+            raise FitError(
+                f"the step size is {self.round_step_size}; of the mixture sampler it is the share "
+                "of a whole step, above 0 and at most 1"
+            )
+        for name, least in (
+            ("num_responses", 2),
+            ("max_tokens", 1),
+            ("num_rounds", 2),
+            ("round_prompts", 1),
+            ("num_restarts", 1),
+        ):
+            if getattr(self, name) < least:
+                raise FitError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+def importances_to_weights(importances: Mapping[str, float], names: Sequence[str]) -> Floats:
+    """Fixed user importances as weights: the share of each policy in their sum, [K].
+
+    Lemma 3.9 of the paper, the MORLHF case: mixing at the importances is optimal, so that there is
+    nothing to fit.
+
+    Raises: FitError for unknown names, and for importances that have no shares.
+    """
+    unknown = [name for name in importances if name not in names]
+    if unknown:
+        raise FitError(
+            f"importance of {unknown[0]!r}: no such policy; there are: {', '.join(names)}"
+        )
+    values_K = np.array([importances.get(name, 0.0) for name in names], dtype=np.float64)
+    if not (np.isfinite(values_K).all() and (values_K >= 0).all() and values_K.sum() > 0):
+        raise FitError(
+            f"importances are {importances}; they must be finite, non-negative and not all 0"
+        )
+    share_K: Floats = values_K / values_K.sum()
+    return share_K
