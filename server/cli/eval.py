@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefmix.server.cli.batch_engine import checked_fingerprints, local_engine, remote_engine
+from prefmix.server.cli.batch_engine import checked_fingerprints, remote_engine
 from prefmix.server.cli.eval_rewards import load_rewards
 from prefmix.server.cli.eval_rows import (
     UNIFORM,
@@ -189,6 +189,7 @@ def _served(args: argparse.Namespace, passthrough: Sequence[str], scratch: Path)
 
 def _in_process(args: argparse.Namespace, passthrough: Sequence[str], scratch: Path) -> _Subject:
     from prefmix.server.config.serve_config import load_config
+    from prefmix.server.launch.in_process import start_engine
     from prefmix.weights.evaluation.parameter_average import AveragingError, with_averages
 
     config = load_config(args.config, mixture_overrides(args))
@@ -211,7 +212,7 @@ def _in_process(args: argparse.Namespace, passthrough: Sequence[str], scratch: P
     return _Subject(
         spec=spec,
         own=own,
-        engine=lambda: local_engine(config, spec, passthrough),
+        engine=lambda: start_engine(config, spec, passthrough),
         fingerprints=checked_fingerprints(config, spec),
         profiles=profiles,
         averages=averages,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefmix.server.cli.batch_engine import checked_fingerprints, local_engine, remote_engine
+from prefmix.server.cli.batch_engine import checked_fingerprints, remote_engine
 from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
 from prefmix.server.config.errors import CommandError
 from prefmix.server.launch.installation import require_extra
@@ -212,8 +212,10 @@ def _engine(
             "--server URL",
             exit_code=2,
         )
+    from prefmix.server.launch.in_process import start_engine
+
     hashes = checked_fingerprints(config, spec)
-    return lambda: local_engine(config, spec, passthrough), spec, hashes
+    return lambda: start_engine(config, spec, passthrough), spec, hashes
 
 
 def _publish(

@@ -80,7 +80,7 @@ class LocalEngine:
         """Args:
         llm: a `vllm.LLM` that runs the mixture.
         """
-        self._llm = llm
+        self.llm = llm
         llm.collective_rpc("prefmix_check_rows")
 
     @classmethod
@@ -104,7 +104,7 @@ class LocalEngine:
 
     def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
         """Prompt tokens, chat template applied."""
-        tokenizer = self._llm.get_tokenizer()
+        tokenizer = self.llm.get_tokenizer()
 
         def one(prompt: Prompt) -> Tokens:
             if prompt.text is not None:
@@ -144,7 +144,7 @@ class LocalEngine:
         ]
         outputs = self._generate(prompts, params)
         # At once, and not token by token as vLLM would.
-        decode = self._llm.get_tokenizer().decode
+        decode = self.llm.get_tokenizer().decode
         return [
             [
                 Response(
@@ -161,6 +161,12 @@ class LocalEngine:
         self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
     ) -> list[float]:
         """Log-probability of each (prompt, response) pair's response, in nats."""
+        return [sum(logprobs) for logprobs in self.score_tokens(pairs, weights_M)]
+
+    def score_tokens(
+        self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
+    ) -> list[list[float]]:
+        """Log-probability of each token of each (prompt, response) pair's response, in nats."""
         from vllm import SamplingParams
 
         params = SamplingParams(
@@ -172,21 +178,26 @@ class LocalEngine:
         whole = [prompt + response for prompt, response in pairs]
         outputs = self._generate(whole, params)
         return [
-            sum(
+            [
                 step[token].logprob
                 for step, token in zip(output.prompt_logprobs[len(prompt) :], response, strict=True)
-            )
+            ]
             for (prompt, response), output in zip(pairs, outputs, strict=True)
         ]
 
     def _generate(self, prompts: Sequence[Tokens], params: Any) -> Any:
         tokens = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = self._llm.generate(tokens, params, use_tqdm=False)
-        for output in outputs:
-            for answer in output.outputs:
-                if failed := wire.failed_policies(answer.stop_reason):
-                    raise EngineError(
-                        f"{' or '.join(failed)} computed NaN or infinity where the logits of a "
-                        "token should be; check that policy's checkpoint, or leave it out"
-                    )
+        outputs = self.llm.generate(tokens, params, use_tqdm=False)
+        raise_if_failed(outputs)
         return outputs
+
+
+def raise_if_failed(outputs: Sequence[Any]) -> None:
+    """Raises EngineError if a policy computed no numbers for any of vLLM's request outputs."""
+    for output in outputs:
+        for answer in output.outputs:
+            if failed := wire.failed_policies(answer.stop_reason):
+                raise EngineError(
+                    f"{' or '.join(failed)} computed NaN or infinity where the logits of a "
+                    "token should be; check that policy's checkpoint, or leave it out"
+                )

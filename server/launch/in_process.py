@@ -1,0 +1,85 @@
+"""A mixture's engine inside this process: for `prefmix fit`, `prefmix eval` and the Python API.
+
+`prefmix serve` starts vLLM's own server instead (prefmix.server.launch.launch). Both read vLLM's
+arguments in one way and check the same files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefmix.mixing.spec import MixtureSpec
+    from prefmix.server.config.serve_config import ServeConfig
+    from prefmix.weights.engines.local import LocalEngine
+
+
+def import_vllm(spec: MixtureSpec | None = None) -> None:
+    """Imports vLLM quietly, with the environment of a batch job."""
+    from prefmix.server.launch.environment import set_plugins
+    from prefmix.weights.engines.local import set_environment
+    from prefmix.weights.engines.quiet import held_back_stderr
+
+    set_environment()
+    if "VLLM_PLUGINS" in os.environ:  # unset, it leaves none out
+        set_plugins()
+    with held_back_stderr():
+        importlib.import_module("vllm")
+        importlib.import_module("prefmix.server.launch.engine_args")
+        if spec is not None and spec.base is not None:
+            importlib.import_module("vllm.lora.peft_helper")
+
+
+def check_models(
+    config: ServeConfig, spec: MixtureSpec, *, trust_remote_code: bool = False
+) -> tuple[str, ...]:
+    """Checks that the members can be loaded safely and mixed.
+
+    Returns: warnings worth showing, one sentence each.
+    Raises: CompatibilityError, CheckpointFilesError.
+    """
+    from prefmix.mixing.checkpoints.compatibility import check_members
+    from prefmix.mixing.checkpoints.safe_files import check_safe_files
+
+    if not config.allow_unsafe_weights:
+        check_safe_files(spec)
+    return check_members(spec, trust_remote_code=trust_remote_code)
+
+
+def start_engine(
+    config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str] = ()
+) -> LocalEngine:
+    """Starts vLLM in this process on a mixture, with the configuration's engine flags.
+
+    Args:
+      config: what to run; its `engine` flags come first, so `passthrough` overrides them.
+      spec: the mixture.
+      passthrough: words of vLLM's command line.
+    Raises: CommandError for an unknown flag, a bad value or a flag that prefmix owns.
+    """
+    import_vllm()
+    from prefmix.server.launch.engine_args import build_arguments
+
+    return start_on(build_arguments(config, spec, passthrough))
+
+
+def start_on(arguments: Namespace, objects: Mapping[str, Any] | None = None) -> LocalEngine:
+    """Starts vLLM in this process.
+
+    Args:
+      arguments: of `build_arguments`.
+      objects: engine arguments that no command line can carry; they replace those of `arguments`.
+    """
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+
+    from prefmix.weights.engines.local import LocalEngine
+    from prefmix.weights.engines.quiet import held_back_stderr
+
+    engine = {**vars(EngineArgs.from_cli_args(arguments)), **(objects or {})}
+    with held_back_stderr():
+        return LocalEngine(LLM(**engine, chat_template=arguments.chat_template))

@@ -1,0 +1,319 @@
+"""`prefmix.Mixture`: policies in one vLLM engine of this process, mixed by each prompt's weights.
+
+vLLM's own types go in and come out. What is refused is what `prefmix serve` refuses, in the same
+words: the server's code resolves names to weights, checks the models and reads vLLM's arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from prefmix.mixture_keywords import check_keywords, describe
+from prefmix.process_engine import ProcessEngine
+from prefmix.prompt_parameters import prompt_parameters
+from prefmix.prompt_run import run_prompts
+from prefmix.score_pairs import token_pairs
+from prefmix.server.api.attribution import Attribution
+from prefmix.server.launch.in_process import import_vllm
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput, SamplingParams
+
+    from prefmix.mixing.spec import MixtureSpec, WeightSpace
+    from prefmix.weights.engines.local import LocalEngine
+
+Model = str | PathLike[str] | Mapping[str, Any]
+Weights = Mapping[str, float]
+
+
+class Mixture:
+    """Several policies, mixed by the weights of each prompt.
+
+        mix = Mixture(policies={"helpful": "./helpful", "harmless": "./harmless"})
+        mix.generate(["Dear"], weights={"helpful": 2, "harmless": 1})
+
+    A process has one at a time: use it in a `with` block, or `close` it. Calls from several
+    threads wait for each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        policies: Mapping[str, Model] | None = None,
+        base: Model | None = None,
+        adapters: Mapping[str, Model] | None = None,
+        reference: Mapping[str, Model] | None = None,
+        weight_space: WeightSpace | None = None,
+        profiles: Mapping[str, Weights] | None = None,
+        default_profile: str | None = None,
+        weights_store: str | PathLike[str] | None = None,
+        config: str | PathLike[str] | None = None,
+        allow_unsafe_weights: bool | None = None,
+        **engine: Any,
+    ) -> None:
+        """Checks everything, then starts vLLM in this process.
+
+        Args:
+          policies: name to full checkpoint, in weight order: a folder, a hub id, or
+            {"model": ..., "revision": ...}.
+          base: one model that all policies are LoRA adapters of.
+          adapters: name to adapter (PEFT format) of `base`, in weight order.
+          reference: name and model of the policy that the others were aligned from.
+          weight_space: "simplex", the default, or "affine".
+          profiles: name to {policy: number}.
+          default_profile: the profile of prompts that name nothing.
+          weights_store: a file of profiles, as `prefmix fit` writes it; read once.
+          config: a file of `prefmix serve`; the other keywords override it.
+          allow_unsafe_weights: whether checkpoints may be other than safetensors files.
+          engine: arguments of vLLM's engine, such as max_model_len=4096; None is its default.
+        Raises: ValueError, mostly a subclass, for what cannot be mixed; TypeError for an unknown
+          keyword; RuntimeError if another Mixture is open.
+        """
+        given = {
+            "policies": policies,
+            "base": base,
+            "adapters": adapters,
+            "reference": reference,
+            "weight_space": weight_space,
+            "profiles": profiles,
+            "default_profile": default_profile,
+            "weights_store": weights_store,
+            "config": config,
+            "allow_unsafe_weights": allow_unsafe_weights,
+        }
+        if engine:
+            import_vllm()
+            check_keywords(engine)
+        described = describe(given)
+        import_vllm(described.spec)
+        self._spec, self._profiles = described.spec, described.profiles
+        self._lock = threading.Lock()
+        self._engine = ProcessEngine(described, engine, owner=self)
+
+    @property
+    def spec(self) -> MixtureSpec:
+        """The mixture, as `prefmix.weights` takes it."""
+        return self._spec
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The policies' names in weight order, without the reference."""
+        return self._spec.policy_names
+
+    @property
+    def reference(self) -> str | None:
+        """The reference policy's name, None without one."""
+        return None if self._spec.reference is None else self._spec.reference.name
+
+    @property
+    def profiles(self) -> dict[str, dict[str, float]]:
+        """Each profile's weights by member."""
+        return {name: self._profiles.weights(name) for name in self._profiles.profiles}
+
+    @property
+    def default_profile(self) -> str:
+        """The profile of prompts that name nothing."""
+        return self._profiles.default
+
+    @property
+    def engine(self) -> LocalEngine:
+        """What a `prefmix.weights.fit.job.FitJob` draws and scores with."""
+        return self._engine.local
+
+    @property
+    def llm(self) -> LLM:
+        """vLLM's own object, for what this class has no method for.
+
+        Its requests use equal weights, unless their `extra_args` hold others.
+        """
+        return self._engine.local.llm
+
+    def __repr__(self) -> str:
+        """Policies, layout and weight space."""
+        spec = self._spec
+        parts = [f"policies={list(spec.policy_names)}"]
+        if self.reference is not None:
+            parts.append(f"reference={self.reference!r}")
+        layout = "full checkpoints" if spec.base is None else f"adapters of {spec.base}"
+        parts += [f"layout={layout!r}", f"weight_space={spec.weight_space!r}"]
+        if not self._engine.is_open:
+            parts.append("closed")
+        return f"Mixture({', '.join(parts)})"
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        weights: Weights | Sequence[Weights | None] | None = None,
+        profile: str | Sequence[str | None] | None = None,
+        attribution: bool | Literal["tokens"] | None = None,
+        use_tqdm: bool | Callable[..., Any] = False,
+        **options: Any,
+    ) -> list[RequestOutput]:
+        """Completes prompts with the mixture.
+
+        An output also has `preference_weights` and `preference_profile`, what it was drawn with,
+        and each of its completions `preference_attribution`, None unless asked for.
+
+        Args:
+          prompts: as `vllm.LLM.generate` takes them: strings, token ids, vLLM's dictionaries.
+          sampling_params: vLLM's, one for all prompts or one for each; they are not changed.
+          weights: {policy: number} for all prompts, or a list with one for each.
+          profile: the name of a profile instead, in the same way.
+          attribution: True, or "tokens" for every token: which policy carried an answer, the
+            field of that name over HTTP (prefmix.server.api.attribution).
+          use_tqdm: vLLM's progress bar; off unless asked for.
+          options: further arguments of `vllm.LLM.generate`, such as lora_request or priority.
+        Raises: RequestError in the server's words; EngineError if a policy computes no numbers;
+          what vLLM refuses.
+        """
+        from vllm.renderers.inputs.preprocess import prompt_to_seq
+
+        prompts = _listed(prompts)
+        return self._run(
+            "generate",
+            prompts,
+            len(prompt_to_seq(prompts)),
+            {"sampling_params": sampling_params, "weights": weights, "profile": profile},
+            attribution,
+            {"use_tqdm": use_tqdm, **options},
+        )
+
+    def chat(
+        self,
+        messages: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        weights: Weights | Sequence[Weights | None] | None = None,
+        profile: str | Sequence[str | None] | None = None,
+        attribution: bool | Literal["tokens"] | None = None,
+        use_tqdm: bool | Callable[..., Any] = False,
+        **options: Any,
+    ) -> list[RequestOutput]:
+        """Answers conversations with the mixture.
+
+        Args:
+          messages: one conversation, a list of {"role": ..., "content": ...}, or several.
+          options: further arguments of `vllm.LLM.chat`, such as tools or chat_template.
+        The others, what is returned and what is raised: as of `generate`.
+        """
+        from vllm.renderers.inputs.preprocess import conversation_to_seq
+
+        messages = _listed(messages)
+        if defaults := self._engine.default_chat_template_kwargs:
+            given = options.get("chat_template_kwargs") or {}
+            options = {**options, "chat_template_kwargs": {**defaults, **given}}
+        return self._run(
+            "chat",
+            messages,
+            len(conversation_to_seq(messages)),
+            {"sampling_params": sampling_params, "weights": weights, "profile": profile},
+            attribution,
+            {"use_tqdm": use_tqdm, **options},
+        )
+
+    @overload
+    def score(
+        self, prompts: Any, completions: Any, *, by_token: Literal[False] = False
+    ) -> list[dict[str, float]]: ...
+
+    @overload
+    def score(
+        self, prompts: Any, completions: Any, *, by_token: Literal[True]
+    ) -> list[dict[str, list[float]]]: ...
+
+    def score(
+        self, prompts: Any, completions: Any, *, by_token: bool = False
+    ) -> list[dict[str, float]] | list[dict[str, list[float]]]:
+        """Log-probability of each completion, given its prompt, under each member alone.
+
+        Args:
+          prompts: strings, token ids, vLLM's dictionaries or conversations; one alone goes with
+            every completion.
+          completions: strings, token ids or vLLM's completions, one for each prompt; after a
+            conversation a message too, which counts with the end of its turn.
+          by_token: whether to answer a list with one number a token, not their sum.
+        Returns: per pair {policy: natural logarithm}, the reference included.
+        Raises: RequestError; EngineError if a policy computes no numbers; what vLLM refuses.
+        """
+        with self._lock:
+            engine = self._engine.local
+            pairs = token_pairs(
+                prompts,
+                completions,
+                tokenizer=engine.llm.get_tokenizer(),
+                chat_template=engine.llm.chat_template,
+            )
+            names = self._spec.member_names
+            columns = [
+                engine.score_tokens(pairs, [float(name == member) for name in names])
+                for member in (names if pairs else ())
+            ]
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        if by_token:
+            return rows
+        return [{name: sum(logprobs) for name, logprobs in row.items()} for row in rows]
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory. May be called again."""
+        with self._lock:
+            self._engine.close()
+
+    def __enter__(self) -> Self:
+        """Closes the mixture at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the mixture."""
+        self.close()
+
+    def _run(
+        self,
+        method: str,
+        prompts: Any,
+        num_prompts: int,
+        per_prompt: Mapping[str, Any],
+        wish: object,
+        options: Mapping[str, Any],
+    ) -> list[RequestOutput]:
+        """Runs one of vLLM's methods on prompts.
+
+        Args:
+          method: `generate` or `chat`.
+          prompts: its first argument.
+          num_prompts: how many prompts these are.
+          per_prompt: sampling_params, weights and profile, once or for each prompt.
+          wish: `attribution`.
+          options: the method's other arguments.
+        """
+        attribution = Attribution(wish)
+        with self._lock:
+            llm = self._engine.local.llm
+            parameters = prompt_parameters(
+                num_prompts,
+                default=llm.get_default_sampling_params,
+                attribution=attribution,
+                spec=self._spec,
+                profiles=self._profiles,
+                **per_prompt,
+            )
+            if not parameters:
+                return []
+            call = functools.partial(getattr(llm, method), prompts, **options)
+            return run_prompts(llm, call, parameters, attribution)
+
+
+def _listed(prompts: Any) -> Any:
+    """The prompts, those of an iterator as a list."""
+    return prompts if isinstance(prompts, (str, bytes, Mapping, Sequence)) else list(prompts)

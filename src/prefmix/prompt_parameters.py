@@ -1,0 +1,150 @@
+"""One prompt's share of a call: its weights, resolved as a request's, in its sampling parameters.
+
+N prompts of a call; what is given once counts for all of them, what is given as a list must have
+one entry for each.
+"""
+
+from __future__ import annotations
+
+import copy
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefmix.mixing.wire import MEASURE_KEY, to_extra_args
+from prefmix.server.api.resolve import Preferences, Resolution, resolve
+from prefmix.server.http.errors import RequestError, short_repr
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+    from prefmix.mixing.spec import MixtureSpec
+    from prefmix.server.api.attribution import Attribution
+    from prefmix.weights.store.profiles import ProfileSet
+
+MODEL_NAME = "prefmix"
+"""What messages call the mixture; no model is chosen by name here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptParameters:
+    """What one prompt is run with."""
+
+    resolution: Resolution
+    sampling_params: SamplingParams
+    """A copy of the caller's, with the weights."""
+    measured_as: str | None
+    """The key of its figures in the engine; None without attribution."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights by member, in weight order."""
+        names = self.resolution.member_names
+        return dict(zip(names, self.resolution.weights, strict=True))
+
+
+def prompt_parameters(
+    num_prompts: int,
+    *,
+    sampling_params: Any,
+    default: Callable[[], SamplingParams],
+    weights: Any,
+    profile: Any,
+    attribution: Attribution,
+    spec: MixtureSpec,
+    profiles: ProfileSet,
+) -> list[PromptParameters]:
+    """Resolves and copies what each of N prompts is run with.
+
+    Args:
+      num_prompts: N.
+      sampling_params: vLLM's, None, one or N.
+      default: makes those of prompts that have none.
+      weights: {policy: number}, None, or N of these.
+      profile: a name, None, or N of these.
+      attribution: of the call.
+      spec: the mixture.
+      profiles: the profiles in force.
+    Raises: RequestError in the server's words.
+    """
+    if sampling_params is None:
+        sampling_params = default()
+    given_N = _each(sampling_params, num_prompts, name="sampling_params")
+    weights_N = _each(weights, num_prompts, name="weights")
+    profile_N = _each(profile, num_prompts, name="profile")
+    copies: dict[int, SamplingParams] = {}
+    found = []
+    for index in range(num_prompts):
+        given = given_N[index]
+        _check_sampling_params(given)
+        preferences = Preferences(
+            weights=_numbers(weights_N[index]),
+            profile=profile_N[index],
+            extra_args=given.extra_args,
+        )
+        try:
+            resolution = resolve(
+                preferences, spec=spec, profiles=profiles, model_names=(MODEL_NAME,)
+            )
+        except RequestError as error:
+            if num_prompts == 1 or not (_is_list(weights) or _is_list(profile)):
+                raise
+            message = f"prompt {index}: {error}"
+            raise RequestError(message, param=error.param, reason=error.reason) from None
+        # A deep copy for each object given, and a shallow one of that for each prompt: vLLM makes
+        # another before it changes anything but plain fields.
+        if id(given) not in copies:
+            copies[id(given)] = given.clone()
+        params = copy.copy(copies[id(given)])
+        key = attribution.next_key() if attribution.is_wanted else None
+        extra_args = {**(given.extra_args or {}), **to_extra_args(resolution.weights)}
+        extra_args.pop(MEASURE_KEY, None)
+        if key is not None:
+            extra_args[MEASURE_KEY] = key
+        params.extra_args = extra_args
+        found.append(
+            PromptParameters(resolution=resolution, sampling_params=params, measured_as=key)
+        )
+    return found
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _each(value: Any, num_prompts: int, *, name: str) -> Sequence[Any]:
+    """The value of each prompt. Raises: RequestError if a list has another length."""
+    if not _is_list(value):
+        return [value] * num_prompts
+    if len(value) != num_prompts:
+        raise RequestError(
+            f"{name} has {len(value)} entries, for {num_prompts} prompts; give one for all of "
+            "them, or a list with one for each",
+            param=name,
+        )
+    entries: Sequence[Any] = value
+    return entries
+
+
+def _check_sampling_params(given: object) -> None:
+    from vllm import SamplingParams
+
+    if not isinstance(given, SamplingParams):
+        raise RequestError(
+            f"sampling_params is {short_repr(given)}; expected vllm.SamplingParams, or a list of "
+            "them",
+            param="sampling_params",
+        )
+
+
+def _numbers(weights: object) -> object:
+    """Numbers of other libraries, such as numpy.float32, as Python's."""
+    if not isinstance(weights, Mapping):
+        return weights
+    return {
+        name: float(value)
+        if isinstance(value, numbers.Real) and not isinstance(value, (bool, int, float))
+        else value
+        for name, value in weights.items()
+    }

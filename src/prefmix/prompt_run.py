@@ -1,0 +1,91 @@
+"""One call of vLLM with every prompt's own parameters, and what its outputs are completed by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prefmix.prompt_parameters import PromptParameters
+from prefmix.server.api.attribution import FIELD, Attribution, describe
+from prefmix.server.http.errors import RequestError
+from prefmix.weights.engines.local import raise_if_failed
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+MAX_ATTRIBUTED = 4096
+"""Prompts of a call with attribution; of more requests the engine keeps no figures."""
+
+_SAMPLE = re.compile(r"(\d+)_")
+"""How the id of one of n > 1 completions begins (vLLM 0.32)."""
+
+
+def run_prompts(
+    llm: LLM,
+    call: Callable[..., list[RequestOutput]],
+    parameters: Sequence[PromptParameters],
+    attribution: Attribution,
+) -> list[RequestOutput]:
+    """Runs all prompts, and notes on each output what it was drawn with.
+
+    Args:
+      llm: vLLM's object.
+      call: one of its methods, with all arguments but the sampling parameters.
+      parameters: of each prompt.
+      attribution: what the call asked for.
+    Raises: RequestError for more attributed prompts than the engine remembers; EngineError if a
+      policy computes no numbers; what vLLM refuses.
+    """
+    if attribution.is_wanted:
+        if len(parameters) > MAX_ATTRIBUTED:
+            raise RequestError(
+                f"{FIELD} was asked for {len(parameters)} prompts; a call answers it for up to "
+                f"{MAX_ATTRIBUTED}, so make several",
+                param=FIELD,
+            )
+        llm.collective_rpc("prefmix_observe", args=(0,))
+    try:
+        outputs = call(sampling_params=[each.sampling_params for each in parameters])
+    except BaseException:
+        _abandon_requests(llm)
+        raise
+    raise_if_failed(outputs)
+    for output, each in zip(outputs, parameters, strict=True):
+        noted: Any = output
+        noted.preference_weights = each.weights
+        noted.preference_profile = each.resolution.profile
+        _attribute(llm, noted, each, by_token=attribution.by_token)
+    return outputs
+
+
+def _attribute(llm: LLM, output: Any, parameters: PromptParameters, *, by_token: bool) -> None:
+    figures = _figures(llm, parameters.measured_as)
+    for completion in output.outputs:
+        rows = figures.get(completion.index)
+        described = None if rows is None else describe(rows, parameters.weights, by_token=by_token)
+        setattr(completion, FIELD, described)
+
+
+def _figures(llm: LLM, key: str | None) -> dict[int, list[list[float]]]:
+    """The figures of a prompt's tokens by completion; none if it was not measured."""
+    if key is None:
+        return {}
+    answers = llm.collective_rpc("prefmix_take_request", args=(key,))
+    # Ranks that do not gather logits have nothing to say.
+    found: dict[str, Any] = next((answer for answer in answers if answer), {})
+    return {_completion_of(req_id): rows for req_id, rows in found.items()}
+
+
+def _completion_of(req_id: str) -> int:
+    match = _SAMPLE.match(req_id)
+    return int(match[1]) if match else 0
+
+
+def _abandon_requests(llm: LLM) -> None:
+    """Takes back what a call has left in the engine, such as one ended by Ctrl-C.
+
+    The next call would otherwise return these answers as its own.
+    """
+    engine = llm.llm_engine
+    engine.abort_request(list(engine.output_processor.request_states), internal=True)

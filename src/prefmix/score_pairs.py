@@ -1,0 +1,154 @@
+"""Prompts and completions as tokens, for their log-probabilities.
+
+A prompt may be a string, token ids, one of vLLM's prompt dictionaries or a conversation; a
+completion a string, token ids, one of vLLM's completions or, after a conversation, a message.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefmix.server.http.errors import RequestError, short_repr
+
+Tokens = tuple[int, ...]
+
+
+def token_pairs(
+    prompts: Any, completions: Any, *, tokenizer: Any, chat_template: str | None
+) -> list[tuple[Tokens, Tokens]]:
+    """(prompt, completion) tokens of each pair.
+
+    Args:
+      prompts: one or several; one alone goes with every completion.
+      completions: one or several.
+      tokenizer: of the mixture, a transformers one.
+      chat_template: for conversations; None is the tokenizer's own.
+    Raises: RequestError naming the pair.
+    """
+    many_completions = [completions] if _is_completion(completions) else list(completions)
+    is_one = _is_prompt(prompts)
+    many_prompts = [prompts] * len(many_completions) if is_one else list(prompts)
+    if len(many_prompts) != len(many_completions):
+        raise RequestError(
+            f"completions has {len(many_completions)} entries, for {len(many_prompts)} prompts; "
+            "give one for each prompt",
+            param="completions",
+        )
+    encoder = _Encoder(tokenizer, chat_template)
+    return [
+        encoder.pair(prompt, completion, index=index)
+        for index, (prompt, completion) in enumerate(
+            zip(many_prompts, many_completions, strict=True)
+        )
+    ]
+
+
+class _Encoder:
+    def __init__(self, tokenizer: Any, chat_template: str | None) -> None:
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+
+    def pair(self, prompt: Any, completion: Any, *, index: int) -> tuple[Tokens, Tokens]:
+        text, before = self._prompt(prompt, index)
+        if not before:
+            raise RequestError(
+                f"prompt {index} has no tokens; a completion needs at least one before it",
+                param="prompts",
+            )
+        if hasattr(completion, "token_ids"):
+            completion = completion.token_ids
+        if _is_tokens(completion):
+            return before, tuple(map(int, completion))
+        if _is_message(completion) and _is_conversation(prompt):
+            return before, self._message_after(prompt, completion, before, index)
+        if not isinstance(completion, str):
+            raise RequestError(
+                f"completion {index} is {short_repr(completion)}; expected a string, token ids, "
+                "one of vLLM's completions or, after a conversation, a message",
+                param="completions",
+            )
+        return before, self._text_after(text, completion, before)
+
+    def _prompt(self, prompt: Any, index: int) -> tuple[str | None, Tokens]:
+        """(text if it is raw text, tokens)."""
+        if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
+            prompt = prompt["prompt_token_ids"]
+        elif isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str):
+            prompt = prompt["prompt"]
+        if isinstance(prompt, str):
+            return prompt, tuple(self._tokenizer.encode(prompt))
+        if _is_conversation(prompt):
+            return None, self._chat(prompt, add_generation_prompt=True)
+        if _is_tokens(prompt):
+            return None, tuple(map(int, prompt))
+        raise RequestError(
+            f"prompt {index} is {short_repr(prompt)}; expected a string, token ids, a dictionary "
+            "with prompt or prompt_token_ids, or a conversation",
+            param="prompts",
+        )
+
+    def _text_after(self, prompt: str | None, completion: str, before: Tokens) -> Tokens:
+        """The completion's tokens; as part of the whole text where that leaves the prompt's be.
+
+        Some tokenizers put a blank before every text that they are given alone.
+        """
+        if prompt is not None:
+            whole = tuple(self._tokenizer.encode(prompt + completion))
+            if whole[: len(before)] == before:
+                return whole[len(before) :]
+        return tuple(self._tokenizer.encode(completion, add_special_tokens=False))
+
+    def _message_after(
+        self, prompt: Sequence[Any], message: Mapping[str, Any], before: Tokens, index: int
+    ) -> Tokens:
+        """A message's tokens as the chat template writes them, up to the end of its turn."""
+        whole = self._chat([*prompt, message], add_generation_prompt=False)
+        if whole[: len(before)] != before:
+            raise RequestError(
+                f"completion {index}: the chat template writes the conversation otherwise once "
+                "the message is there; give the completion as a string or as token ids",
+                param="completions",
+            )
+        after = whole[len(before) :]
+        ends = [place for place, token in enumerate(after) if token == self._tokenizer.eos_token_id]
+        return after[: ends[-1] + 1] if ends else after
+
+    def _chat(self, messages: Sequence[Any], *, add_generation_prompt: bool) -> Tokens:
+        return tuple(
+            self._tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self._chat_template,
+                add_generation_prompt=add_generation_prompt,
+                return_dict=False,
+            )
+        )
+
+
+def _is_tokens(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(token, numbers.Integral) and not isinstance(token, bool) for token in value
+    )
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, Mapping) and "role" in value
+
+
+def _is_conversation(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_message, value))
+
+
+def _is_prompt(value: object) -> bool:
+    """Whether it is one prompt, not a list of them."""
+    return isinstance(value, (str, Mapping)) or _is_conversation(value) or _is_one_row(value)
+
+
+def _is_completion(value: object) -> bool:
+    """Whether it is one completion, not a list of them."""
+    return isinstance(value, (str, Mapping)) or hasattr(value, "token_ids") or _is_one_row(value)
+
+
+def _is_one_row(value: object) -> bool:
+    return bool(value) and _is_tokens(value)
