@@ -19,15 +19,21 @@ if TYPE_CHECKING:
 
 
 def import_vllm(spec: MixtureSpec | None = None) -> None:
-    """Imports vLLM quietly, with the environment of a batch job."""
+    """Imports vLLM quietly, with the environment of a batch job.
+
+    Args: spec: if given, what reading its adapters needs is imported, too.
+    Raises: InstallationError if vLLM is missing or cannot be imported.
+    """
     from prefmix.server.launch.environment import set_plugins
+    from prefmix.server.launch.installation import explained, require_vllm
     from prefmix.weights.engines.local import set_environment
     from prefmix.weights.engines.quiet import held_back_stderr
 
+    require_vllm()
     set_environment()
     if "VLLM_PLUGINS" in os.environ:  # unset, it leaves none out
         set_plugins()
-    with held_back_stderr():
+    with explained(), held_back_stderr():
         importlib.import_module("vllm")
         importlib.import_module("prefmix.server.launch.engine_args")
         if spec is not None and spec.base is not None:

@@ -161,16 +161,35 @@ def test_vllm_is_imported_at_the_top_of_few_modules(module: str) -> None:
     )
 
 
-def test_importing_the_packages_loads_no_engine() -> None:
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        (
+            "import prefmix.server, prefmix.weights, prefmix.mixing, prefmix.bench.command",
+            {"vllm", "triton", "torch", "transformers"},
+        ),
+        ("import prefmix; dir(prefmix)", {"prefmix.mixture", "numpy", "pydantic", "yaml"}),
+        ("from prefmix import Mixture", {"vllm", "triton", "torch", "transformers"}),
+    ],
+)
+def test_importing_the_packages_loads_no_engine(statement: str, unwanted: set[str]) -> None:
     """A fresh process, since this one may have imported anything by now."""
-    script = (
-        "import sys, server, weights, mixing, prefmix.bench.command\n"
-        "print(*sorted({'vllm', 'triton', 'torch', 'transformers'} & set(sys.modules)))"
-    )
+    script = f"import sys; {statement}; print(*sorted({unwanted!r} & set(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (run.returncode, run.stdout.strip()) == (0, ""), run.stderr
+
+
+def test_no_room_imports_the_python_interface() -> None:
+    """`prefmix.Mixture` is built on the rooms."""
+    own = {name for name in SOURCES if SOURCES[name].parent.name == "prefmix"}
+    importing = {
+        name: sorted(imports_of(name) & own)
+        for name in SOURCES
+        if name.startswith("prefmix.") and name not in own and imports_of(name) & own
+    }
+    assert not importing
 
 
 def test_files_are_named_for_nouns() -> None:
