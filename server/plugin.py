@@ -101,9 +101,9 @@ class PrefmixEndpoints:
             folder=None if live is None else live.folder,
             num_processes=args.api_server_count or 1,
         )
-        observing: TelemetrySettings = getattr(args, TELEMETRY_ATTRIBUTE, TelemetrySettings())
+        telemetry: TelemetrySettings = getattr(args, TELEMETRY_ATTRIBUTE, TelemetrySettings())
         statistics = EngineStatistics(
-            engine_client, MixtureMetrics(spec), every=observing.statistics_every
+            engine_client, MixtureMetrics(spec), every=telemetry.statistics_every
         )
         mixture = MixtureState(
             spec=spec,
@@ -113,7 +113,7 @@ class PrefmixEndpoints:
             admission=bounds.admission,
         )
         setattr(state, STATE_KEY, mixture)
-        request_log.set_up(observing.request_log)
+        request_log.set_up(telemetry.request_log)
         audit_log.set_up()
         failed_logins.set_up()
         await statistics.start()

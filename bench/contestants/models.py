@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError, check_safe_models
 from prefmix.mixing.spec import Policy
 from prefmix.server.cli.mixture_arguments import add_policy_flags, mixture_overrides
-from prefmix.server.config.errors import CommandError
+from prefmix.server.config.errors import CommandError, ConfigError
 
 if TYPE_CHECKING:
     from prefmix.bench.contestants.random_models import Shape
@@ -122,8 +122,6 @@ def prepare_models(args: argparse.Namespace, folder: Path, *, num_policies: int)
 
 
 def _given_models(args: argparse.Namespace, num_policies: int) -> Models:
-    from prefmix.server.config.serve_config import ConfigError
-
     try:
         given = mixture_overrides(args)
     except ConfigError as error:

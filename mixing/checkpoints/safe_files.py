@@ -70,14 +70,15 @@ def unsafe_file(model: str, revision: str | None = None) -> Path | None:
       model: a folder, or a hub id, of which the copy in the cache is looked at.
       revision: of the hub id.
     """
-    folder = _folder(model, revision)
+    folder = cached_folder(model, revision)
     if folder is None or any(folder.glob("*.safetensors")):
         return None
     files = sorted(path for path in folder.iterdir() if path.suffix in _UNSAFE_SUFFIXES)
     return next((path for path in files if not path.name.startswith(_NOT_PARAMETERS)), None)
 
 
-def _folder(model: str, revision: str | None) -> Path | None:
+def cached_folder(model: str, revision: str | None) -> Path | None:
+    """The folder of a local model, or of a hub id in the hub's cache; None if it is not cached."""
     path = Path(model).expanduser()
     if path.is_dir():
         return path

@@ -1,4 +1,4 @@
-"""The engine of a job that ends, `fit` or `eval`: vLLM in this process, or a running server."""
+"""The engine of `prefmix fit` and `prefmix eval`: vLLM in this process, or a running server."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 def remote_engine(url: str) -> tuple[RemoteEngine, dict[str, str]]:
-    """(the engine behind a running server, what stands for its members' content hashes).
+    """Connects to a running server.
 
+    Returns: the engine, and a name for each member's parameters in place of a content hash.
     Raises: RemoteError.
     """
     from prefmix.weights.engines.remote import RemoteEngine
@@ -23,8 +24,8 @@ def remote_engine(url: str) -> tuple[RemoteEngine, dict[str, str]]:
     return remote, {member.name: f"{url} {member.model}" for member in remote.spec.members}
 
 
-def checked_fingerprints(config: ServeConfig, spec: MixtureSpec) -> dict[str, str]:
-    """The members' content hashes, after checking that they can be loaded safely and mixed.
+def checked_content_hashes(config: ServeConfig, spec: MixtureSpec) -> dict[str, str]:
+    """Checks that the members can be loaded safely and mixed; returns their content hashes.
 
     Raises: CompatibilityError, CheckpointFilesError.
     """

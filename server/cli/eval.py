@@ -10,17 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefmix.server.cli.batch_engine import checked_fingerprints, remote_engine
+from prefmix.server.cli.batch_engine import checked_content_hashes, remote_engine
 from prefmix.server.cli.eval_rewards import load_rewards
-from prefmix.server.cli.eval_rows import (
-    UNIFORM,
-    average_member,
-    evaluation_rows,
-    nonzero,
-    uniform_shares,
-)
 from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
-from prefmix.server.config.errors import CommandError
+from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.launch.installation import require_extra
 
 if TYPE_CHECKING:
@@ -101,7 +94,6 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
     from prefmix.mixing.spec import SpecError
     from prefmix.policies.train import TrainError
-    from prefmix.server.config.serve_config import ConfigError
     from prefmix.weights.engines.local import EngineError
     from prefmix.weights.engines.prompts import PromptsError
     from prefmix.weights.engines.remote import RemoteError
@@ -128,6 +120,7 @@ def _measured(
     """(what was found, what it was found with)."""
     from prefmix.weights.engines.prompts import hash_of_prompts, read_prompts
     from prefmix.weights.evaluation.evaluate import evaluate
+    from prefmix.weights.evaluation.rows import evaluation_rows
 
     rewards = load_rewards(args.reward, allow_unsafe_weights=bool(args.allow_unsafe_weights))
     prompts = read_prompts(args.prompts)
@@ -191,6 +184,7 @@ def _in_process(args: argparse.Namespace, passthrough: Sequence[str], scratch: P
     from prefmix.server.config.serve_config import load_config
     from prefmix.server.launch.in_process import start_engine
     from prefmix.weights.evaluation.parameter_average import AveragingError, with_averages
+    from prefmix.weights.evaluation.rows import average_member
 
     config = load_config(args.config, mixture_overrides(args))
     own = config.spec()
@@ -199,7 +193,7 @@ def _in_process(args: argparse.Namespace, passthrough: Sequence[str], scratch: P
         profiles: Profiles = _stored(store, own)
     else:
         profiles = config.profile_set(own).profiles if config.profiles else {}
-    checked_fingerprints(config, own)
+    checked_content_hashes(config, own)
     averages = _averages(args.average, own, profiles)
     members = {average_member(name): shares for name, shares in averages.items()}
     try:
@@ -213,7 +207,7 @@ def _in_process(args: argparse.Namespace, passthrough: Sequence[str], scratch: P
         spec=spec,
         own=own,
         engine=lambda: start_engine(config, spec, passthrough),
-        fingerprints=checked_fingerprints(config, spec),
+        fingerprints=checked_content_hashes(config, spec),
         profiles=profiles,
         averages=averages,
         cache=args.cache,
@@ -234,7 +228,9 @@ def _stored(path: Path, spec: MixtureSpec) -> Profiles:
 def _averages(
     asked: Sequence[str] | None, spec: MixtureSpec, profiles: Profiles
 ) -> dict[str, Shares]:
-    """Shares of the members by the name of each average that is wanted."""
+    """Average's name -> shares of the members, for the averages that are wanted."""
+    from prefmix.weights.evaluation.rows import UNIFORM, nonzero, uniform_shares
+
     if asked is None:
         asked = [UNIFORM] if len(spec.policies) > 1 else []
     found: dict[str, Shares] = {}

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefmix.server.cli.batch_engine import checked_fingerprints, remote_engine
+from prefmix.server.cli.batch_engine import checked_content_hashes, remote_engine
 from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
-from prefmix.server.config.errors import CommandError
+from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.launch.installation import require_extra
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.mixing.checkpoints.compatibility import CompatibilityError
     from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
     from prefmix.mixing.spec import SpecError, check_name
-    from prefmix.server.config.serve_config import ConfigError
     from prefmix.weights.engines.local import EngineError
     from prefmix.weights.engines.prompts import PromptsError
     from prefmix.weights.engines.remote import RemoteError
@@ -214,7 +213,7 @@ def _engine(
         )
     from prefmix.server.launch.in_process import start_engine
 
-    hashes = checked_fingerprints(config, spec)
+    hashes = checked_content_hashes(config, spec)
     return lambda: start_engine(config, spec, passthrough), spec, hashes
 
 

@@ -46,7 +46,7 @@ def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises: ConfigError for a malformed flag or a missing folder.
     """
-    from prefmix.server.config.serve_config import policies_from_flags, resolve_model
+    from prefmix.server.config.model_paths import policies_from_flags, resolve_model
 
     overrides: dict[str, Any] = {}
     if args.policy is not None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from prefmix.mixing.spec import WeightSpace
 from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
-from prefmix.server.config.errors import CommandError
+from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.launch.installation import require_vllm
 
 EPILOG = """\
@@ -97,7 +97,7 @@ def _port(text: str) -> int:
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Checks the configuration, then serves until a signal ends it; returns the exit code."""
     # Imported here so that --help does not wait for pydantic and PyYAML.
-    from prefmix.server.config.serve_config import ConfigError, load_config
+    from prefmix.server.config.serve_config import load_config
     from prefmix.weights.store.errors import StoreError
     from prefmix.weights.store.store import WeightsStore
 

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.set_defaults(run_action=action)
         _add_target(sub)
         if changes:
-            _add_guard(sub)
+            _add_precondition(sub)
         return sub
 
     sub = command("show", _show, "print the profiles in force", changes=False)
@@ -92,7 +92,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     add("--token", help=f"the admin token; better in a file or in {TOKEN_VARIABLE}")
 
 
-def _add_guard(parser: argparse.ArgumentParser) -> None:
+def _add_precondition(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--if-match",
@@ -150,7 +150,7 @@ def _token(args: argparse.Namespace) -> str:
     return token
 
 
-def _guard(args: argparse.Namespace) -> Precondition:
+def _precondition(args: argparse.Namespace) -> Precondition:
     return Precondition(expected=args.if_match, dry_run=args.dry_run)
 
 
@@ -166,23 +166,23 @@ def _show(args: argparse.Namespace) -> int:
 
 def _set(args: argparse.Namespace) -> int:
     preferences = _preferences(args.pairs)
-    return _report(_target(args).set_profile(args.name, preferences, _guard(args)), args)
+    return _report(_target(args).set_profile(args.name, preferences, _precondition(args)), args)
 
 
 def _delete(args: argparse.Namespace) -> int:
-    return _report(_target(args).delete_profile(args.name, _guard(args)), args)
+    return _report(_target(args).delete_profile(args.name, _precondition(args)), args)
 
 
 def _default(args: argparse.Namespace) -> int:
-    return _report(_target(args).set_default(args.name, _guard(args)), args)
+    return _report(_target(args).set_default(args.name, _precondition(args)), args)
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    return _report(_target(args).rollback(args.version, _guard(args)), args)
+    return _report(_target(args).rollback(args.version, _precondition(args)), args)
 
 
 def _apply(args: argparse.Namespace) -> int:
-    return _report(_target(args).apply(args.file, _guard(args), replace=args.replace), args)
+    return _report(_target(args).apply(args.file, _precondition(args), replace=args.replace), args)
 
 
 def _history(args: argparse.Namespace) -> int:

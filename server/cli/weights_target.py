@@ -1,4 +1,4 @@
-"""What `prefmix weights` works on: a store file, or a running server through its admin routes."""
+"""The targets of `prefmix weights`: a store file, or a running server by its admin routes."""
 
 from __future__ import annotations
 
@@ -20,70 +20,70 @@ from prefmix.weights.store.profiles import ProfileSet
 from prefmix.weights.store.store import Change, Edit, Rollback, WeightsStore
 
 ANSWER_TIMEOUT_S = 30.0
-"""How long a server may take to answer."""
+"""Longest wait for a server's answer."""
 
 
 class ServerError(ValueError):
-    """The server refused, or could not be reached. One sentence."""
+    """A server that refused or could not be reached. One sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Precondition:
-    """Under which circumstances a change may be made."""
+    """The condition under which a change is made."""
 
     expected: str | None = None
-    """The version or sha256 last seen; None accepts any."""
+    """Version or sha256 that must still be in force; None accepts any."""
     dry_run: bool = False
-    """Check everything and change nothing."""
+    """True checks everything and changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a change did."""
+    """The outcome of a change."""
 
     previous_version: int | None
-    """None if there was no store before."""
+    """The version before; None if there was no store."""
     version: int
     sha256: str
     is_changed: bool
     set_aside: str | None = None
-    """Where the content of a broken store file is kept, if that was there."""
+    """Path at which the content of a broken store file is kept; None if it was not broken."""
 
     @classmethod
     def of(cls, change: Change) -> Receipt:
-        """The receipt of a change of a file."""
+        """Reports a change of a store file."""
         before = None if change.before is None else change.before.version
         aside = None if change.set_aside is None else str(change.set_aside)
         return cls(before, change.after.version, change.after.sha256, not change.is_noop, aside)
 
 
 class Target(Protocol):
-    """Where profiles are read and changed. Every method may raise ValueError, one sentence."""
+    """A place where profiles are kept. Every method may raise ValueError, one sentence."""
 
     name: str
 
     def read(self) -> ProfileSet:
-        """The profiles in force."""
+        """Reads the profiles in force."""
 
     def history(self) -> list[ProfileSet]:
-        """Every version that is kept, the present one last."""
+        """Reads every version that is kept, the present one last."""
 
     def set_profile(
-        self, name: str, preferences: Mapping[str, float], guard: Precondition
+        self, name: str, preferences: Mapping[str, float], precondition: Precondition
     ) -> Receipt:
         """Adds or replaces a profile."""
 
-    def delete_profile(self, name: str, guard: Precondition) -> Receipt:
+    def delete_profile(self, name: str, precondition: Precondition) -> Receipt:
         """Removes a profile."""
 
-    def set_default(self, name: str, guard: Precondition) -> Receipt:
+    def set_default(self, name: str, precondition: Precondition) -> Receipt:
         """Makes a profile the default."""
 
-    def rollback(self, version: int | None, guard: Precondition) -> Receipt:
+    def rollback(self, version: int | None, precondition: Precondition) -> Receipt:
         """Returns to an earlier version's content."""
 
-    def apply(self, file: Path, guard: Precondition, *, replace: bool) -> Receipt:
-        """Merges the profiles of a file in the store's format, or puts them in place of all."""
+    def apply(self, file: Path, precondition: Precondition, *, replace: bool) -> Receipt:
+        """Merges the profiles of a file in the store's format, or replaces all profiles by them."""
 
 
 def read_profiles(path: Path) -> ProfileSet:
@@ -98,7 +98,7 @@ def read_profiles(path: Path) -> ProfileSet:
 
 
 class FileTarget:
-    """A store file."""
+    """A store file, changed under its lock."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -113,36 +113,40 @@ class FileTarget:
         return self._store.history()
 
     def set_profile(
-        self, name: str, preferences: Mapping[str, float], guard: Precondition
+        self, name: str, preferences: Mapping[str, float], precondition: Precondition
     ) -> Receipt:
         """See Target."""
-        return self._change(lambda current: edits.with_profile(current, name, preferences), guard)
+        return self._change(
+            lambda current: edits.with_profile(current, name, preferences), precondition
+        )
 
-    def delete_profile(self, name: str, guard: Precondition) -> Receipt:
+    def delete_profile(self, name: str, precondition: Precondition) -> Receipt:
         """See Target."""
-        return self._change(lambda current: edits.without_profile(current, name), guard)
+        return self._change(lambda current: edits.without_profile(current, name), precondition)
 
-    def set_default(self, name: str, guard: Precondition) -> Receipt:
+    def set_default(self, name: str, precondition: Precondition) -> Receipt:
         """See Target."""
-        return self._change(lambda current: edits.with_default(current, name), guard)
+        return self._change(lambda current: edits.with_default(current, name), precondition)
 
-    def rollback(self, version: int | None, guard: Precondition) -> Receipt:
+    def rollback(self, version: int | None, precondition: Precondition) -> Receipt:
         """See Target."""
-        return self._change(Rollback(self._store, version), guard)
+        return self._change(Rollback(self._store, version), precondition)
 
-    def apply(self, file: Path, guard: Precondition, *, replace: bool) -> Receipt:
+    def apply(self, file: Path, precondition: Precondition, *, replace: bool) -> Receipt:
         """See Target. A store that does not exist is created from the file."""
         other = read_profiles(file)
         edit = edits.replaced if replace else edits.merged
-        if guard.expected is None and not self._store.path.exists():
-            first = other if guard.dry_run else self._store.create(other)
-            if guard.dry_run or first.sha256 == other.sha256:
+        if precondition.expected is None and not self._store.path.exists():
+            first = other if precondition.dry_run else self._store.create(other)
+            if precondition.dry_run or first.sha256 == other.sha256:
                 return Receipt(None, 1, first.sha256, is_changed=True)
-        return self._change(lambda current: edit(current, other, source=str(file)), guard)
+        return self._change(lambda current: edit(current, other, source=str(file)), precondition)
 
-    def _change(self, edit: Edit, guard: Precondition) -> Receipt:
+    def _change(self, edit: Edit, precondition: Precondition) -> Receipt:
         try:
-            change = self._store.change(edit, expected=guard.expected, dry_run=guard.dry_run)
+            change = self._store.change(
+                edit, expected=precondition.expected, dry_run=precondition.dry_run
+            )
         except StoreMissingError as error:
             raise StoreMissingError(
                 f"{error}; make it with 'prefmix weights apply FILE', or let 'prefmix serve "
@@ -152,10 +156,10 @@ class FileTarget:
 
 
 class ServerTarget:
-    """A running server."""
+    """A running server, changed by its admin routes."""
 
     def __init__(self, url: str, token: str) -> None:
-        """Names a server; nothing is sent yet. Raises: ServerError for an impossible URL."""
+        """Stores the address; sends nothing. Raises: ServerError for an impossible URL."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ServerError(f"--url is {url!r}, expected one such as http://127.0.0.1:8000")
@@ -174,30 +178,30 @@ class ServerTarget:
         return [self._profiles(entry) for entry in versions]
 
     def set_profile(
-        self, name: str, preferences: Mapping[str, float], guard: Precondition
+        self, name: str, preferences: Mapping[str, float], precondition: Precondition
     ) -> Receipt:
         """See Target."""
         body = {"weights": dict(preferences)}
-        return self._change("PUT", f"/admin/profiles/{_quote(name)}", guard, body)
+        return self._change("PUT", f"/admin/profiles/{_quote(name)}", precondition, body)
 
-    def delete_profile(self, name: str, guard: Precondition) -> Receipt:
+    def delete_profile(self, name: str, precondition: Precondition) -> Receipt:
         """See Target."""
-        return self._change("DELETE", f"/admin/profiles/{_quote(name)}", guard)
+        return self._change("DELETE", f"/admin/profiles/{_quote(name)}", precondition)
 
-    def set_default(self, name: str, guard: Precondition) -> Receipt:
+    def set_default(self, name: str, precondition: Precondition) -> Receipt:
         """See Target."""
-        return self._change("PUT", "/admin/default", guard, {"profile": name})
+        return self._change("PUT", "/admin/default", precondition, {"profile": name})
 
-    def rollback(self, version: int | None, guard: Precondition) -> Receipt:
+    def rollback(self, version: int | None, precondition: Precondition) -> Receipt:
         """See Target."""
         body = {} if version is None else {"version": version}
-        return self._change("POST", "/admin/weights/rollback", guard, body)
+        return self._change("POST", "/admin/weights/rollback", precondition, body)
 
-    def apply(self, file: Path, guard: Precondition, *, replace: bool) -> Receipt:
-        """See Target. All of the file or nothing."""
+    def apply(self, file: Path, precondition: Precondition, *, replace: bool) -> Receipt:
+        """See Target. Either all of the file is applied or nothing."""
         body = document(read_profiles(file))
         query = {"replace": "true"} if replace else {}
-        return self._change("POST", "/admin/weights/apply", guard, body, **query)
+        return self._change("POST", "/admin/weights/apply", precondition, body, **query)
 
     def _profiles(self, data: object) -> ProfileSet:
         if isinstance(data, dict):
@@ -205,12 +209,15 @@ class ServerTarget:
         return from_document(data, source=f"the answer of {self.name}")
 
     def _change(
-        self, method: str, path: str, guard: Precondition, body: object = None, **query: str
+        self, method: str, path: str, precondition: Precondition, body: object = None, **query: str
     ) -> Receipt:
-        if guard.dry_run:
+        if precondition.dry_run:
             query["dry_run"] = "true"
         answer = self._ask(
-            method, path + ("?" + urllib.parse.urlencode(query) if query else ""), body, guard
+            method,
+            path + ("?" + urllib.parse.urlencode(query) if query else ""),
+            body,
+            precondition,
         )
         try:
             return Receipt(
@@ -221,16 +228,18 @@ class ServerTarget:
                 answer.get("set_aside"),
             )
         except (KeyError, TypeError, ValueError):
-            raise ServerError(f"{self.name} answered something else than prefmix does") from None
+            raise ServerError(
+                f"{self.name} gave no answer of a prefmix server; check --url"
+            ) from None
 
     def _ask(
-        self, method: str, path: str, body: object = None, guard: Precondition | None = None
+        self, method: str, path: str, body: object = None, precondition: Precondition | None = None
     ) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self._token}"}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        if guard is not None and guard.expected is not None:
-            headers["If-Match"] = f'"{guard.expected}"'
+        if precondition is not None and precondition.expected is not None:
+            headers["If-Match"] = f'"{precondition.expected}"'
         content = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             self.name + path, data=content, headers=headers, method=method

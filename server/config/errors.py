@@ -1,4 +1,4 @@
-"""How a command ends when it cannot do its work."""
+"""The errors of a command line and of a configuration."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class CommandError(Exception):
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be served. One sentence."""

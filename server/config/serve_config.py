@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from prefmix.mixing.spec import MixtureSpec, Policy, SpecError, WeightSpace
+from prefmix.server.config.errors import ConfigError
 from prefmix.server.config.limits import DRAIN_TIMEOUT_S, MAX_BODY_BYTES, Limits
+from prefmix.server.config.model_paths import model_entry, resolve_models
 from prefmix.server.config.telemetry_settings import STATISTICS_EVERY
 from prefmix.server.config.yaml_file import YamlError, read_yaml
 from prefmix.server.telemetry.request_log import RequestLog
@@ -23,10 +25,6 @@ from prefmix.weights.store.profiles import ProfileError, ProfileSet, build_profi
 
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:-]{0,127}")
 """Served names: what clients put in `model`. No "@": it separates the profile."""
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be served. One sentence."""
 
 
 class PolicyEntry(BaseModel):
@@ -40,12 +38,7 @@ class PolicyEntry(BaseModel):
     """Hub revision (branch, tag or commit)."""
 
 
-def _policy_entry(value: object) -> object:
-    # `helpful: path` is short for `helpful: {model: path}`.
-    return {"model": value} if isinstance(value, str) else value
-
-
-PolicyTable = dict[str, Annotated[PolicyEntry, BeforeValidator(_policy_entry)]]
+PolicyTable = dict[str, Annotated[PolicyEntry, BeforeValidator(model_entry)]]
 
 
 class ServeConfig(BaseModel):
@@ -57,7 +50,7 @@ class ServeConfig(BaseModel):
     """What clients put in `model`."""
     policies: PolicyTable = Field(default_factory=dict)
     """Policy name to model, in weight order: full checkpoints."""
-    base: Annotated[PolicyEntry, BeforeValidator(_policy_entry)] | None = None
+    base: Annotated[PolicyEntry, BeforeValidator(model_entry)] | None = None
     """One model that all policies share; then they are given as `adapters` of it."""
     adapters: PolicyTable = Field(default_factory=dict)
     """Policy name to LoRA adapter (PEFT format) of `base`, in weight order."""
@@ -158,20 +151,11 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
       overrides: fields given as flags, which replace the file's.
     Raises: ConfigError.
     """
-    data = {} if path is None else _read(path)
-    for table in ("policies", "adapters", "reference"):
-        if path is not None and table not in overrides and isinstance(data.get(table), dict):
-            data[table] = _resolve_models(data[table], folder=path.resolve().parent, where=path)
-    if path is not None and "base" not in overrides and data.get("base") is not None:
-        base = {"base": data["base"]}
-        data |= _resolve_models(base, folder=path.resolve().parent, where=path)
+    data = {} if path is None else _file_values(path, replaced=overrides)
     if "policies" in overrides and not {"base", "adapters"} & set(overrides):
         data = {key: value for key, value in data.items() if key not in ("base", "adapters")}
     if {"base", "adapters"} & set(overrides) and "policies" not in overrides:
         data.pop("policies", None)
-    for key in ("weights_store", "fit_report"):
-        if path is not None and isinstance(data.get(key), str):
-            data[key] = str(path.resolve().parent / Path(data[key]).expanduser())
     try:
         config = ServeConfig.model_validate({**data, **overrides})
     except ValidationError as error:
@@ -184,44 +168,19 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
     return config
 
 
-def policies_from_flags(flag: str, items: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Turns `NAME=MODEL` flags into a policy table; folders are relative to the working directory.
-
-    Raises: ConfigError for an item without "=", a name given twice or a folder that is missing.
-    """
-    table: dict[str, str] = {}
-    for item in items:
-        name, equals, model = item.partition("=")
-        if not (name and equals and model):
-            raise ConfigError(f"{flag} is {item!r}; expected NAME=MODEL, such as helpful=./helpful")
-        if name in table:
-            raise ConfigError(f"{flag} names {name!r} twice; give each policy its own name")
-        table[name] = model
-    return {
-        name: {"model": resolve_model(model, folder=Path.cwd(), where=f"{flag} {name}")}
-        for name, model in table.items()
-    }
-
-
-def resolve_model(model: str, *, folder: Path, where: str) -> str:
-    """Makes a local folder's path absolute; leaves a hub id as it is.
-
-    A string that begins with "/", "./", "../" or "~" means a folder and must exist; any other means
-    a folder if there is one of that name in `folder`, else a hub id.
-    """
-    if not model:
-        return model  # refused with the policy's name, by its Policy
-    path = folder / Path(model).expanduser()
-    explicit = model.startswith(("/", "./", "../", "~")) or model in (".", "..")
-    if path.is_dir():
-        return str(path.resolve())
-    if explicit:
-        wrong = "is not a folder" if path.exists() else "does not exist"
-        raise ConfigError(
-            f"{where}: {path} {wrong}; "
-            "give a folder with a config and safetensors files, or a hub id"
-        )
-    return model
+def _file_values(path: Path, *, replaced: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's values that no flag replaces; its relative paths begin at the file's folder."""
+    data = {key: value for key, value in _read(path).items() if key not in replaced}
+    folder = path.resolve().parent
+    for table in ("policies", "adapters", "reference"):
+        if isinstance(data.get(table), dict):
+            data[table] = resolve_models(data[table], folder=folder, where=path)
+    if data.get("base") is not None:
+        data |= resolve_models({"base": data["base"]}, folder=folder, where=path)
+    for key in ("weights_store", "fit_report"):
+        if isinstance(data.get(key), str):
+            data[key] = str(folder / Path(data[key]).expanduser())
+    return data
 
 
 def _policy(name: str, entry: PolicyEntry) -> Policy:
@@ -240,18 +199,6 @@ def _read(path: Path) -> dict[str, Any]:
         if key not in ServeConfig.model_fields:
             raise ConfigError(f"{path}: {_unknown_key(key, ServeConfig.model_fields)}")
     return data
-
-
-def _resolve_models(table: Mapping[Any, Any], *, folder: Path, where: Path) -> dict[Any, Any]:
-    """Resolves each entry's model; entries of a wrong shape are left for pydantic to refuse."""
-    resolved: dict[Any, Any] = {}
-    for name, value in table.items():
-        entry = _policy_entry(value)
-        if isinstance(entry, dict) and isinstance(entry.get("model"), str):
-            model = resolve_model(entry["model"], folder=folder, where=f"{where}: {name}")
-            entry = {**entry, "model": model}
-        resolved[name] = entry
-    return resolved
 
 
 def _sentence(error: ValidationError, path: Path | None, overrides: Mapping[str, Any]) -> str:

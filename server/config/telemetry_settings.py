@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prefmix.server.telemetry.request_log import RequestLog
 
-TELEMETRY_ATTRIBUTE = "prefmix_observing"
+TELEMETRY_ATTRIBUTE = "prefmix_telemetry"
 """Where `prefmix serve` leaves the TelemetrySettings on vLLM's parsed arguments."""
 
 STATISTICS_EVERY = 100

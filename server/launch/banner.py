@@ -1,18 +1,25 @@
-"""The table that `prefmix serve` prints when it is ready."""
+"""The table that `prefmix serve` prints when it is ready: policies, profiles, address, surfaces."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 
+from prefmix.mixing.checkpoints.safe_files import cached_folder
 from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.server.launch.parameter_count import human_count, local_folder, num_parameters
+from prefmix.server.admin import listener
+from prefmix.server.auth.admin_tokens import admin_tokens
+from prefmix.server.auth.api_keys import api_keys
+from prefmix.server.config.live_settings import LIVE_ATTRIBUTE
+from prefmix.server.console.routes import CONSOLE_ATTRIBUTE
+from prefmix.server.launch.parameter_count import human_count, num_parameters
 from prefmix.weights.store.profiles import ProfileSet
 
 
 def ready_table(
     spec: MixtureSpec, profiles: ProfileSet, *, url: str, model_name: str, surfaces: Sequence[str]
 ) -> str:
-    """What is served, as aligned text.
+    """The server's policies, profiles and address as aligned text.
 
     Args:
       spec: the mixture.
@@ -40,8 +47,26 @@ def ready_table(
     return "\n".join([*_align(rows), "", *_align(facts)])
 
 
+def open_surfaces(args: Namespace) -> list[str]:
+    """One phrase for each surface that the server opens.
+
+    Args:
+      args: vLLM's arguments, with the settings of every API process left on them.
+    """
+    keys = api_keys(args.api_key)
+    surfaces = [f"inference {'with' if keys else 'without'} API key", "metrics", "health"]
+    if admin_tokens(api_keys=keys):
+        port = getattr(args, LIVE_ATTRIBUTE).admin_port
+        surfaces.append("admin" if port is None else f"admin on {listener.HOST}:{port}")
+    if not args.disable_fastapi_docs:
+        surfaces.append("docs")
+    if getattr(args, CONSOLE_ATTRIBUTE).is_on:
+        surfaces.append("console")
+    return surfaces
+
+
 def _parameters(member: Policy) -> int | None:
-    folder = local_folder(member.model, member.revision)
+    folder = cached_folder(member.model, member.revision)
     return None if folder is None else num_parameters(folder)
 
 

@@ -18,7 +18,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from prefmix.mixing.spec import MixtureSpec, hf_overrides
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.serve_config import ServeConfig
-from prefmix.server.launch.safety import check_cross_origin, safe_load_format
+from prefmix.server.launch.security_checks import check_cross_origin, safe_load_format
 
 _OWNED = {
     "model_tag": "the policies are given with --policy NAME=MODEL or policies: in the file",

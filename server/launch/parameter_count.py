@@ -1,4 +1,4 @@
-"""How many parameters a checkpoint has, read from its safetensors headers alone."""
+"""The number of a checkpoint's parameters, read from the headers of its safetensors files."""
 
 from __future__ import annotations
 
@@ -9,20 +9,10 @@ from pathlib import Path
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
-def local_folder(model: str, revision: str | None) -> Path | None:
-    """Where a model lies on this machine: its folder, or its place in the hub's cache."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(model, "config.json", revision=revision)
-    return Path(config).parent if isinstance(config, str) else None
-
-
 def num_parameters(folder: Path) -> int | None:
     """Counts a checkpoint's parameters; None if it has no readable safetensors files.
 
-    Tied matrices are stored once and counted once.
+    Tied matrices are stored once, so they count once.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -37,20 +27,20 @@ def num_parameters(folder: Path) -> int | None:
 
 
 def tensor_shapes(file: Path) -> dict[str, list[int]]:
-    """Tensor name to shape, from the file's header.
+    """Tensor name -> shape, from the file's header.
 
-    Raises: ValueError if the file is no safetensors file.
+    Raises: ValueError if the file is not a safetensors file.
     """
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         if not 2 <= size <= _MAX_HEADER_BYTES:
-            raise ValueError(f"{file} is no safetensors file")
+            raise ValueError(f"{file} is not a safetensors file")
         header = json.loads(stream.read(size))
     return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
 
 
 def human_count(count: int | None) -> str:
-    """1234567 as `1.2M`; None as `?`."""
+    """A count in three digits and a unit: 1234567 gives `1.2M`, None gives `?`."""
     if count is None:
         return "?"
     for limit, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):

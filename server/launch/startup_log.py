@@ -1,9 +1,9 @@
-"""Keeps the screen readable while the engine starts, and remembers why it did not.
+"""A filter on stderr that hides tracebacks while the engine starts and remembers their cause.
 
-vLLM's processes report a failed start as several tracebacks, one per process. While `StartupLog` is
-open, what they and this process write to stderr passes through here: tracebacks are held back and
-their exception is remembered, until `release` says that the server runs. Harmless lines (`noise`)
-are dropped throughout; everything else goes on unchanged.
+vLLM reports a failed start as several tracebacks, one per process. While a `StartupLog` is open,
+everything that this process and its children write to stderr passes through it. Tracebacks are
+held back, and their exception is remembered, until `release` says that the server runs. Harmless
+lines (`harmless_lines`) are always dropped. Every other line passes unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Self
 from prefmix.server.launch.harmless_lines import HarmlessLineFilter
 
 OWN_PREFIX = "prefmix: "
-"""How every line of the launcher itself begins."""
+"""The beginning of each of the launcher's own lines."""
 
 # "(EngineCore pid=12) ERROR 11-20 11:05:02 [core.py:1510] text", or a plain line.
 _LOG_LINE = re.compile(
@@ -31,21 +31,26 @@ _CHAINED = ("During handling of the above exception", "The above exception was t
 _ANNOUNCEMENT = re.compile(
     r"(EngineCore|WorkerProc) failed to start\.|Process [\w-]+:$|Worker proc \S+ died unexpectedly"
 )
-# These only say that another process failed.
+# These exceptions only say that another process failed.
 _SECONDARY = ("KeyboardInterrupt", "SystemExit", "Engine core init", "WorkerProc init")
 
 
+def say(line: str) -> None:
+    """Prints one of the launcher's own lines."""
+    print(f"{OWN_PREFIX}{line}", file=sys.stderr, flush=True)
+
+
 class TracebackFilter:
-    """Sorts lines: returns those to show, keeps the cause of the first traceback."""
+    """Hides the lines of tracebacks and keeps the first one's cause."""
 
     def __init__(self) -> None:
         self.cause: str | None = None
-        """What the first failing process raised, as `Type: message`; None if nothing failed."""
+        """The first failing process's exception, as `Type: message`; None if nothing failed."""
         self._inside: set[str] = set()
         self._decided = False
 
     def show(self, line: str) -> bool:
-        """Whether a line is to be shown; tracebacks are not."""
+        """True if a line is to be shown, False if it belongs to a traceback."""
         match = _LOG_LINE.match(line)
         assert match is not None, "the pattern matches every line"
         process, text = match["process"] or "", match["text"].rstrip("\r\n")
@@ -74,12 +79,12 @@ class TracebackFilter:
 
 
 class StartupLog:
-    """Puts a pipe in front of stderr, for this process and all it starts."""
+    """Puts a filtering pipe in front of stderr, for this process and its children."""
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
         self._filter = TracebackFilter()
-        self._noise = HarmlessLineFilter()
+        self._harmless = HarmlessLineFilter()
         self._released = threading.Event()
         self._muted = threading.Event()
         self._stderr = -1
@@ -87,13 +92,13 @@ class StartupLog:
 
     @property
     def cause(self) -> str | None:
-        """What the first failing process raised; None if nothing is known."""
+        """The first failing process's exception; None if none is known."""
         return self._filter.cause
 
     def __enter__(self) -> Self:
         """Starts filtering."""
         if self._enabled:
-            # Runs last of all: what C++ libraries say while they are unloaded is noise.
+            # Runs last of all: C++ libraries print harmless lines while they are unloaded.
             atexit.register(_silence_stderr)
             sys.stderr.flush()
             self._stderr = os.dup(2)
@@ -114,32 +119,32 @@ class StartupLog:
         self.close()
 
     def close(self) -> None:
-        """Gives stderr back and waits for what was written last."""
+        """Gives stderr back, after the last lines have passed."""
         if self._reader is not None:
             sys.stderr.flush()
             os.dup2(self._stderr, 2)
-            # A process that outlives this one would hold the pipe open: do not wait for it.
+            # A process that outlives this one holds the pipe open: do not wait for it.
             self._reader.join(timeout=2)
 
     def release(self) -> None:
-        """Shows everything from now on: the server runs, so a traceback is news."""
+        """Shows tracebacks from now on, because the server runs and any failure is news."""
         self._released.set()
 
     def mute(self) -> None:
-        """Shows only our own lines from now on: an end that was asked for has no other news."""
+        """Shows only the launcher's own lines from now on, because the end was asked for."""
         self._muted.set()
 
     def _shows(self, text: str) -> bool:
         if self._muted.is_set():
             return text.startswith(OWN_PREFIX)
         shown = self._filter.show(text) or self._released.is_set()
-        return shown and not self._noise.is_harmless(text)
+        return shown and not self._harmless.is_harmless(text)
 
     def _pump(self, read_end: int) -> None:
         with os.fdopen(read_end, "rb") as stream, contextlib.suppress(OSError):
             for line in stream:
                 if self._shows(line.decode(errors="replace")):
-                    # A log that takes no more must not stop those who write to it.
+                    # A full or closed log must not stop the processes that write to it.
                     with contextlib.suppress(OSError):
                         os.write(self._stderr, line)
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from prefmix.server.config.errors import CommandError
-from prefmix.server.config.serve_config import ConfigError, ServeConfig, load_config, resolve_model
+from prefmix.server.config.errors import CommandError, ConfigError
+from prefmix.server.config.model_paths import resolve_model
+from prefmix.server.config.serve_config import ServeConfig, load_config
 from prefmix.weights.store.store import WeightsStore
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefmix.mixture_keywords import Described, engine_arguments
-from prefmix.server.config.serve_config import ConfigError
+from prefmix.server.config.errors import ConfigError
 from prefmix.server.launch.in_process import check_models, start_on
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class ProcessEngine:
 def _start(arguments: Namespace, objects: Mapping[str, Any]) -> LocalEngine:
     from pydantic import ValidationError
 
-    from prefmix.server.launch.launch import describe
+    from prefmix.server.launch.failure_message import describe
 
     try:
         return start_on(arguments, objects)

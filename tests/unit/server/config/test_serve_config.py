@@ -7,14 +7,10 @@ from typing import Any
 
 import pytest
 
+from prefmix.server.config.errors import ConfigError
 from prefmix.server.config.limits import Limits
-from prefmix.server.config.serve_config import (
-    ConfigError,
-    ServeConfig,
-    load_config,
-    policies_from_flags,
-    resolve_model,
-)
+from prefmix.server.config.model_paths import policies_from_flags, resolve_model
+from prefmix.server.config.serve_config import ServeConfig, load_config
 
 
 @pytest.fixture

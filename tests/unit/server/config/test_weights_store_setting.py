@@ -11,9 +11,9 @@ import pytest
 from prefmix.server.auth.tokens import Token, Tokens
 from prefmix.server.cli import serve
 from prefmix.server.cli.main import main
-from prefmix.server.config.errors import CommandError
-from prefmix.server.config.serve_config import ConfigError, ServeConfig, load_config
-from prefmix.server.launch.launch import _check_admin
+from prefmix.server.config.errors import CommandError, ConfigError
+from prefmix.server.config.serve_config import ServeConfig, load_config
+from prefmix.server.launch.start_checks import check_admin_port
 from prefmix.weights.store.profiles import ProfileSet
 from prefmix.weights.store.store import WeightsStore
 
@@ -111,9 +111,9 @@ def test_an_impossible_admin_port_is_refused(folder: Path, port: Any) -> None:
 def test_an_admin_port_needs_a_token_and_to_be_another_port() -> None:
     policies: Any = {"a": {"model": "org/a"}}
     tokens = Tokens([Token.of("admin", "secret")])
-    _check_admin(ServeConfig(policies=policies), Tokens([]))
-    _check_admin(ServeConfig(policies=policies, admin_port=9001), tokens)
+    check_admin_port(ServeConfig(policies=policies), Tokens([]))
+    check_admin_port(ServeConfig(policies=policies, admin_port=9001), tokens)
     with pytest.raises(CommandError, match="no admin token; set PREFMIX_ADMIN_TOKEN"):
-        _check_admin(ServeConfig(policies=policies, admin_port=9001), Tokens([]))
+        check_admin_port(ServeConfig(policies=policies, admin_port=9001), Tokens([]))
     with pytest.raises(CommandError, match="are both 8000"):
-        _check_admin(ServeConfig(policies=policies, admin_port=8000), tokens)
+        check_admin_port(ServeConfig(policies=policies, admin_port=8000), tokens)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prefmix.server.config.errors import CommandError
-from prefmix.server.launch.safety import (
+from prefmix.server.launch.security_checks import (
     REFUSED_VARIABLES,
     check_cross_origin,
     check_environment,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prefmix.server.launch.probe import Address, ProbeError, ReadyProbe, check_answer
+from prefmix.server.launch.ready_probe import Address, ProbeError, ReadyProbe, check_answer
 
 SHA = "abc123"
 

@@ -1,19 +1,18 @@
-"""The rows of `prefmix eval`: which weights are measured, and under which names."""
+"""The rows of `prefmix eval`: the weightings that are measured, and their names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from prefmix.mixing.spec import MixtureSpec
-    from prefmix.weights.evaluation.evaluate import Weighting
+from prefmix.mixing.spec import MixtureSpec
+from prefmix.weights.evaluation.evaluate import Weighting, simplex_grid
 
 UNIFORM = "uniform"
+"""Name of the row of equal weights."""
 
 
 def average_member(name: str) -> str:
-    """The member that holds the parameter average of that name."""
+    """Name of the member that holds a parameter average."""
     return f"average-{name}"
 
 
@@ -24,18 +23,16 @@ def evaluation_rows(
     averages: Mapping[str, Mapping[str, float]],
     grid: int | None,
 ) -> list[Weighting]:
-    """The reference first if there is one, each policy, uniform, profiles, averages, the grid.
+    """Lists the reference if there is one, each policy, uniform, profiles, averages and the grid.
 
-    Equal weights are one row, under all names they have.
+    Rows of equal weights become one row that has all their names.
 
     Args:
       spec: the mixture without averages.
       profiles: name -> weights of the members.
       averages: name -> shares of the members.
-      grid: mixtures in steps of 1 / grid; None for none.
+      grid: adds mixtures in steps of 1 / grid; None adds none.
     """
-    from prefmix.weights.evaluation.evaluate import Weighting, simplex_grid
-
     policies, members = spec.policy_names, spec.member_names
     order = [*members[len(policies) :], *policies]
     named: list[tuple[str, dict[str, float]]] = [(name, {name: 1.0}) for name in order]
@@ -65,7 +62,7 @@ def uniform_shares(spec: MixtureSpec) -> dict[str, float]:
 
 
 def nonzero(members: Sequence[str], weights_M: Sequence[float]) -> dict[str, float]:
-    """Weights by member, those of 0 left out."""
+    """Member -> weight, without the members of weight 0."""
     pairs = zip(members, weights_M, strict=True)
     return {name: float(weight) for name, weight in pairs if weight}
 

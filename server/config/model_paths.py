@@ -1,0 +1,75 @@
+"""The models that a configuration or a flag names: local folders, made absolute, or hub ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefmix.server.config.errors import ConfigError
+
+
+def policies_from_flags(flag: str, items: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Reads `NAME=MODEL` flags into a policy table; paths are relative to the working directory.
+
+    Raises: ConfigError for an item without "=", a name given twice or a folder that is missing.
+    """
+    table: dict[str, str] = {}
+    for item in items:
+        name, equals, model = item.partition("=")
+        if not (name and equals and model):
+            raise ConfigError(f"{flag} is {item!r}; expected NAME=MODEL, such as helpful=./helpful")
+        if name in table:
+            raise ConfigError(f"{flag} names {name!r} twice; give each policy its own name")
+        table[name] = model
+    return {
+        name: {"model": resolve_model(model, folder=Path.cwd(), where=f"{flag} {name}")}
+        for name, model in table.items()
+    }
+
+
+def resolve_model(model: str, *, folder: Path, where: str) -> str:
+    """Makes a local folder's path absolute; leaves a hub id unchanged.
+
+    A string that begins with "/", "./", "../" or "~" names a folder, which must exist. Any other
+    string names a folder if `folder` contains one of that name, else a hub id.
+
+    Args:
+      model: a path or a hub id.
+      folder: the folder that relative paths begin at.
+      where: the flag or the place in the file, for the message.
+    Raises: ConfigError for a folder that is missing.
+    """
+    if not model:
+        return model  # Policy refuses an empty model and names the policy
+    path = folder / Path(model).expanduser()
+    explicit = model.startswith(("/", "./", "../", "~")) or model in (".", "..")
+    if path.is_dir():
+        return str(path.resolve())
+    if explicit:
+        wrong = "is not a folder" if path.exists() else "does not exist"
+        raise ConfigError(
+            f"{where}: {path} {wrong}; "
+            "give a folder with a config and safetensors files, or a hub id"
+        )
+    return model
+
+
+def resolve_models(table: Mapping[Any, Any], *, folder: Path, where: Path) -> dict[Any, Any]:
+    """Resolves the model of each entry of a policy table; leaves entries of a wrong shape alone.
+
+    Raises: ConfigError for a folder that is missing.
+    """
+    resolved: dict[Any, Any] = {}
+    for name, value in table.items():
+        entry = model_entry(value)
+        if isinstance(entry, dict) and isinstance(entry.get("model"), str):
+            model = resolve_model(entry["model"], folder=folder, where=f"{where}: {name}")
+            entry = {**entry, "model": model}
+        resolved[name] = entry
+    return resolved
+
+
+def model_entry(value: object) -> object:
+    """Writes the short form `helpful: path` out as `helpful: {model: path}`."""
+    return {"model": value} if isinstance(value, str) else value

@@ -1,0 +1,82 @@
+"""Runs vLLM's own `serve` command, and says when the server is ready."""
+
+from __future__ import annotations
+
+import os
+import signal
+from argparse import Namespace
+
+from prefmix.mixing.spec import MixtureSpec
+from prefmix.server.auth.api_keys import api_keys
+from prefmix.server.config.live_settings import LIVE_ATTRIBUTE
+from prefmix.server.launch.banner import open_surfaces, ready_table
+from prefmix.server.launch.ready_probe import Address, ProbeError, ReadyProbe
+from prefmix.server.launch.start_signals import StartSignals
+from prefmix.server.launch.startup_log import StartupLog
+from prefmix.weights.store.profiles import ProfileSet
+
+
+def run_vllm(
+    args: Namespace,
+    spec: MixtureSpec,
+    profiles: ProfileSet,
+    *,
+    log: StartupLog,
+    signals: StartSignals,
+) -> None:
+    """Runs vLLM's server until a signal ends it; prints the ready table once it answers.
+
+    Args:
+      args: vLLM's arguments, with the settings of every API process left on them.
+      spec: the mixture.
+      profiles: the profiles to start with.
+      log: shows everything once the server is ready.
+      signals: leaves Ctrl-C and SIGTERM to vLLM once the server is ready.
+    Raises: RuntimeError if the server ends before it answers, or without being asked to.
+    """
+    # vLLM's console script is not used: its CPU wheel ships one that cannot run.
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    address = Address(
+        host=args.host, port=args.port, tls=bool(args.ssl_certfile), unix_socket=args.uds
+    )
+    failures: list[ProbeError] = []
+
+    def ready() -> None:
+        log.release()
+        signals.ready()
+        table = ready_table(
+            spec,
+            profiles,
+            url=address.url,
+            model_name=args.served_model_name[0],
+            surfaces=open_surfaces(args),
+        )
+        print(table, flush=True)
+
+    def fail(error: ProbeError) -> None:
+        failures.append(error)
+        signals.ready()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    has_store = getattr(args, LIVE_ATTRIBUTE).store is not None
+    with ReadyProbe(
+        address,
+        # A store may have been changed while the engine started.
+        sha256=None if has_store else profiles.sha256,
+        key=next(iter(api_keys(args.api_key)), None),
+        on_ready=ready,
+        on_failure=fail,
+    ) as probe:
+        try:
+            ServeSubcommand.cmd(args)
+        except SystemExit as end:  # how vLLM ends several API processes
+            if end.code:
+                raise RuntimeError(f"vLLM ended with exit code {end.code}") from end
+    if failures:
+        raise failures[0]
+    if not probe.answered:
+        raise RuntimeError("vLLM ended before it answered")
+    if not signals.asked_to_end:
+        # vLLM ends as if it had been asked to.
+        raise RuntimeError("the engine's process died; its last words are above, if it had any")
