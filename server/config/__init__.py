@@ -1,1 +1,1 @@
-"""The configuration file and flags as checked values, and the settings shared by processes."""
+"""The configuration of a server, checked, and the settings that its processes share."""

@@ -1,41 +1,43 @@
-"""How much work the server takes on; set once by the launcher, read in every API process."""
+"""Limits on the work a server takes on; set by the launcher, read in every API process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 LIMITS_ATTRIBUTE = "prefmix_limits"
-"""Where `prefmix serve` leaves the Limits on vLLM's parsed arguments."""
+"""Name of the Limits on vLLM's parsed arguments."""
 
 MAX_BODY_BYTES = 4 * 2**20
-"""Largest request body, unless the user says otherwise: about a million tokens of text."""
+"""Default size of the largest request body: about a million tokens of text."""
 
 DRAIN_TIMEOUT_S = 30.0
-"""How long requests under way have to end once the server is asked to, unless told otherwise."""
+"""Default time that running requests have to end once the server is asked to end."""
 
 LAST_ANSWERS_S = 2.0
-"""How long answers may take to go out once nothing more is generated."""
+"""Time for the last answers to reach their clients once nothing more is generated."""
 
 ENGINE_END_S = 8
-"""How long the engine may take to end once it has nothing more to do."""
+"""Time for the engine to end once it has no more work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """The traffic limits of one server, over all its API processes."""
+    """Limits of one server, all its API processes together."""
 
     max_waiting: int | None = None
-    """How many requests may wait for the engine; None derives it, see
+    """Most requests that may wait for the engine; None derives a number, see
     `prefmix.server.traffic.admission_control`."""
     request_timeout: float | None = None
-    """Seconds a request may take from its first byte to its answer's last; None has no bound."""
+    """Seconds from a request's first byte to its answer's last; None sets no limit."""
     max_body_bytes: int = MAX_BODY_BYTES
-    """Bytes of a request's body."""
+    """Most bytes of a request's body."""
     drain_timeout: float = DRAIN_TIMEOUT_S
-    """Seconds that requests under way have to end once the server is asked to."""
+    """Seconds that running requests have to end once the server is asked to end."""
 
     @property
     def shutdown_timeout(self) -> int:
-        """vLLM's `--shutdown-timeout` in seconds, after which it kills what has not ended: it has
-        to leave time for the drain, which is ours, and for the end of the engine."""
+        """Seconds for vLLM's `--shutdown-timeout`, after which vLLM kills what has not ended.
+
+        They cover our drain, the last answers and the end of the engine.
+        """
         return round(self.drain_timeout + LAST_ANSWERS_S) + ENGINE_END_S

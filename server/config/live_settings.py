@@ -1,4 +1,4 @@
-"""What the launcher tells every API process about changing weights."""
+"""Settings for changing weights while serving; set by the launcher, read in every API process."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pathlib import Path
 from prefmix.server.config.errors import CommandError
 
 LIVE_ATTRIBUTE = "prefmix_live"
-"""Where `prefmix serve` leaves the LiveSettings on vLLM's parsed arguments."""
+"""Name of the LiveSettings on vLLM's parsed arguments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveSettings:
-    """Set once, before the processes start."""
+    """Settings for changing weights while serving; they do not change after the start."""
 
     folder: Path
-    """Private to this server: where its API processes meet."""
+    """A folder of this server alone, for the sockets by which its API processes talk."""
     store: Path | None = None
-    """The store's file; None serves the configuration's profiles unchanged."""
+    """The weights store's file; None serves the configuration's profiles unchanged."""
     admin_port: int | None = None
-    """A port of loopback for the admin routes alone; None has them on the main port."""
+    """A port of 127.0.0.1 for the admin routes alone; None puts them on the main port."""
 
 
 @contextmanager
 def live_settings(weights_store: str | None, admin_port: int | None) -> Iterator[LiveSettings]:
-    """The settings of changing weights, with a folder that exists as long as the server."""
+    """Makes the settings, with a temporary folder that exists as long as the block runs."""
     try:
         temporary = tempfile.TemporaryDirectory(prefix="prefmix-", ignore_cleanup_errors=True)
     except OSError as error:
@@ -45,7 +45,7 @@ def live_settings(weights_store: str | None, admin_port: int | None) -> Iterator
 
 @contextmanager
 def _held(folder: str) -> Iterator[None]:
-    """Locks a folder, which tells those who tidy /tmp up to leave it alone."""
+    """Locks a folder, so that cleaners of temporary files leave it alone."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH)

@@ -1,7 +1,7 @@
-"""What `prefmix serve` was asked to serve: a YAML file, flags on top, checked once.
+"""The configuration of `prefmix serve`: a YAML file, overridden by flags, checked once.
 
-Every problem ends in one ConfigError whose message names the file or flag, the field, what came
-and what is allowed.
+Every problem is one ConfigError. Its message names the file or flag, the field, the value that came
+and the values that are allowed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from prefmix.server.telemetry.request_log import RequestLog
 from prefmix.weights.store.profiles import ProfileError, ProfileSet, build_profile_set
 
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:-]{0,127}")
-"""Served names: what clients put in `model`. No "@": it separates the profile."""
+"""Names that clients put in `model`. They have no "@", which separates the profile."""
 
 
 class PolicyEntry(BaseModel):
-    """Where one policy's parameters are."""
+    """The place of one model's parameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,58 +42,58 @@ PolicyTable = dict[str, Annotated[PolicyEntry, BeforeValidator(model_entry)]]
 
 
 class ServeConfig(BaseModel):
-    """The keys of a configuration file; flags of the same name override them."""
+    """The keys of a configuration file. Flags of the same name override them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "prefmix"
-    """What clients put in `model`."""
+    """The model name that clients put in `model`."""
     policies: PolicyTable = Field(default_factory=dict)
-    """Policy name to model, in weight order: full checkpoints."""
+    """Policy name -> full checkpoint, in weight order."""
     base: Annotated[PolicyEntry, BeforeValidator(model_entry)] | None = None
-    """One model that all policies share; then they are given as `adapters` of it."""
+    """The model of which all policies are `adapters`."""
     adapters: PolicyTable = Field(default_factory=dict)
-    """Policy name to LoRA adapter (PEFT format) of `base`, in weight order."""
+    """Policy name -> LoRA adapter (PEFT format) of `base`, in weight order."""
     reference: PolicyTable | None = None
-    """The reference policy: exactly one name and model."""
+    """Name -> model of the reference policy; exactly one."""
     weight_space: WeightSpace = "simplex"
-    """simplex: non-negative ratios. affine: any numbers that sum to 1."""
+    """simplex: weights are non-negative ratios. affine: weights are any numbers that sum to 1."""
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Profile name to {policy: number}."""
+    """Profile name -> {policy: number}."""
     default_profile: str | None = None
-    """The profile of requests that name nothing."""
+    """The profile of requests that name neither weights nor a profile."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: StrictInt = Field(8000, ge=1, le=65535)
     """Port to listen on."""
     weights_store: str | None = None
-    """File of the profiles. If it exists it wins over `profiles`; if not they are its first."""
+    """File that keeps the profiles. It wins over `profiles`, which only fill a file that is new."""
     admin_port: StrictInt | None = Field(None, ge=1, le=65535)
-    """Port of 127.0.0.1 for the admin routes alone; without one they are on `port`."""
+    """Port of 127.0.0.1 for the admin routes alone; None puts them on `port`."""
     statistics_every: StrictInt = Field(STATISTICS_EVERY, ge=0)
-    """All tokens of every so many engine steps are measured for the metrics; 0 measures none."""
+    """The mixture is measured for the metrics at every n-th engine step; 0 measures none."""
     request_log: RequestLog = "off"
-    """off, text or json: one line on stderr for each request, without its text."""
+    """off, text or json: writes one line on stderr for each request, without its text."""
     console: bool = True
-    """Whether the mixing console is served at /console."""
+    """True serves the mixing console at /console."""
     fit_report: str | None = None
-    """A fit's report, or its folder, for the console to link; it may be written later."""
+    """A fit's report, or its folder, which the console links; it may be written later."""
     allow_unsafe_weights: bool = False
-    """Whether checkpoints may be other than safetensors files: formats that can run code."""
+    """True also loads checkpoints in formats that can run code; False only safetensors."""
     max_waiting: StrictInt | None = Field(None, ge=0)
-    """How many requests may wait for the engine, beyond which they are refused with 503. None:
-    half of what it can run at once. 0: none, a request is taken only if it can run at once."""
+    """Most requests that may wait for the engine; further ones are refused with 503. None allows
+    half as many as can run at once. 0 allows none: a request must be able to run at once."""
     request_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Seconds a request for text may take before it is ended with 504; None has no bound."""
+    """Seconds after which a request for text is ended with 504; None sets no limit."""
     max_body_bytes: StrictInt = Field(MAX_BODY_BYTES, ge=1024)
-    """Bytes a request's body may have, beyond which it is refused with 413."""
+    """Most bytes of a request's body; a longer one is refused with 413."""
     drain_timeout: float = Field(DRAIN_TIMEOUT_S, ge=0, allow_inf_nan=False)
-    """Seconds that requests under way have to end once the server is asked to."""
+    """Seconds that running requests have to end once the server is asked to end."""
     engine: dict[str, Any] = Field(default_factory=dict)
-    """Any vLLM engine or server flag, without its dashes."""
+    """vLLM's engine and server flags, without their dashes."""
 
     def spec(self) -> MixtureSpec:
-        """The mixture these policies make."""
+        """The mixture of these policies. Raises: ConfigError."""
         reference = [_policy(name, entry) for name, entry in (self.reference or {}).items()]
         if self.reference is not None and len(reference) != 1:
             names = ", ".join(self.reference) or "none"
@@ -113,7 +113,7 @@ class ServeConfig(BaseModel):
             raise ConfigError(str(error)) from None
 
     def limits(self) -> Limits:
-        """How much work the server takes on."""
+        """The limits on the work that the server takes on."""
         return Limits(
             max_waiting=self.max_waiting,
             request_timeout=self.request_timeout,
@@ -136,7 +136,7 @@ class ServeConfig(BaseModel):
         return self.adapters
 
     def profile_set(self, spec: MixtureSpec) -> ProfileSet:
-        """The profiles to start with."""
+        """The profiles to start with. Raises: ConfigError."""
         try:
             return build_profile_set(self.profiles, spec, default=self.default_profile)
         except ProfileError as error:
@@ -144,11 +144,11 @@ class ServeConfig(BaseModel):
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
-    """Reads the file, if any, puts the flags on top and checks the whole.
+    """Reads the file, if any, overrides it with the flags and checks the result.
 
     Args:
       path: the configuration file; None when everything comes from flags.
-      overrides: fields given as flags, which replace the file's.
+      overrides: fields given as flags.
     Raises: ConfigError.
     """
     data = {} if path is None else _file_values(path, replaced=overrides)
@@ -202,7 +202,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _sentence(error: ValidationError, path: Path | None, overrides: Mapping[str, Any]) -> str:
-    """The first of pydantic's errors as one sentence."""
+    """Says the first of pydantic's errors in one sentence."""
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"]]
     source = "" if path is None or parts[0] in overrides else f"{path}: "

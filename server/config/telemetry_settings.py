@@ -1,4 +1,4 @@
-"""How closely the server watches itself; set once by the launcher, read in every API process."""
+"""Settings of metrics and logs; set by the launcher, read in every API process."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from prefmix.server.telemetry.request_log import RequestLog
 
 TELEMETRY_ATTRIBUTE = "prefmix_telemetry"
-"""Where `prefmix serve` leaves the TelemetrySettings on vLLM's parsed arguments."""
+"""Name of the TelemetrySettings on vLLM's parsed arguments."""
 
 STATISTICS_EVERY = 100
-"""All tokens of every so many engine steps are measured, unless the user says otherwise."""
+"""Default of `statistics_every`: the mixture is measured at every 100th engine step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TelemetrySettings:
-    """What is measured and logged."""
+    """Settings of the mixture's metrics and of the request log."""
 
     statistics_every: int = STATISTICS_EVERY
-    """0 measures only the requests that ask."""
+    """The mixture is measured at every n-th engine step; 0 measures only requests that ask."""
     request_log: RequestLog = "off"

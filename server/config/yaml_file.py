@@ -1,6 +1,6 @@
-"""Reading YAML strictly: one mapping per file, and a key given twice is an error.
+"""A strict YAML reader: a file holds one mapping, and no key is given twice.
 
-PyYAML keeps the last of two equal keys without a word, which would drop a policy silently.
+PyYAML keeps the last of two equal keys without a word, which would drop a policy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            # What PyYAML raises for a value that its tag, or its look, does not allow: 2020-13-45.
+            # PyYAML raises these for a value that its tag or form does not allow: 2020-13-45.
             raise yaml.constructor.ConstructorError(
                 None, None, f"no value can be made of this: {error}", node.start_mark
             ) from None
@@ -28,7 +28,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            # "<<" merges another mapping in and may appear with any other key.
+            # "<<" is no key of its own: it merges another mapping in.
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
@@ -43,7 +43,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """Reads a file that holds one mapping; an empty file is an empty mapping.
+    """Reads a file that holds one mapping; an empty file gives an empty mapping.
 
     Raises: YamlError naming the file and, where known, the line.
     """
@@ -65,7 +65,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         raise YamlError(f"{path}{line}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise YamlError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except ValueError as error:  # what PyYAML's scanner raises for a broken %YAML line
+    except ValueError as error:  # PyYAML's scanner raises this for a broken %YAML line
         raise YamlError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if data is None:
         return {}
