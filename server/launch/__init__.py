@@ -1,1 +1,1 @@
-"""Starting vLLM with a mixture: checks first, then the environment, then the engine."""
+"""The start of a server: checks, environment, vLLM's arguments, then vLLM itself."""

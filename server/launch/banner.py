@@ -1,4 +1,4 @@
-"""The table that `prefmix serve` prints when it is ready: policies, profiles, address, surfaces."""
+"""The table that `prefmix serve` prints when it is ready."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def ready_table(
     Args:
       spec: the mixture.
       profiles: the profiles in force.
-      url: base URL of the server.
-      model_name: what clients put in `model`.
+      url: the server's base URL.
+      model_name: the name that clients put in `model`.
       surfaces: one phrase for each surface that is open.
     """
     weights = dict(zip(spec.member_names, profiles.profiles[profiles.default], strict=True))

@@ -1,7 +1,7 @@
-"""vLLM's arguments: what the user passed through, with the mixture put in.
+"""vLLM's arguments: the user's vLLM flags, with the mixture added.
 
-The user's flags are read by vLLM's own parser; what belongs to prefmix is then set on the result,
-so no spelling or abbreviation of an owned flag can slip past.
+vLLM's own parser reads the user's flags. The arguments that belong to prefmix are then set on the
+result, so that no spelling or abbreviation of an owned flag can slip past.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _OWNED = {
     "max_num_queued_reqs": "use --max-waiting before '--', or max_waiting: in the file",
     "config": "put vLLM's flags under engine: in the prefmix file",
 }
+"""vLLM's arguments that prefmix sets, and what to use instead."""
+
 _REFUSED = {
     "grpc": "requests over gRPC could not name their weights",
     "grpc_port": "requests over gRPC could not name their weights",
@@ -39,11 +41,13 @@ _REFUSED = {
         "--data-parallel-rank"
     ),
 }
+"""vLLM's flags that a mixture cannot serve, and why."""
+
 _UNSET = object()
 
 
 class _Parser(FlexibleArgumentParser):
-    """vLLM's parser, raising one sentence instead of printing its usage."""
+    """vLLM's parser, which raises one sentence instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
@@ -57,14 +61,14 @@ class _Parser(FlexibleArgumentParser):
 
 
 def engine_tokens(engine: Mapping[str, Any]) -> list[str]:
-    """The file's `engine:` mapping as command-line words; keys in snake or kebab case.
+    """Writes the file's `engine:` mapping as command-line words; keys in snake or kebab case.
 
     Raises: CommandError for a key or value that no flag can carry.
     """
     words: list[str] = []
     for key, value in engine.items():
         if not isinstance(key, str) or not key.strip("-"):
-            raise CommandError(f"engine: the key {key!r} is no vLLM flag", exit_code=2)
+            raise CommandError(f"engine: the key {key!r} is not a vLLM flag", exit_code=2)
         flag = key.strip("-").replace("_", "-")
         if value is None:
             raise CommandError(
@@ -87,10 +91,10 @@ def build_arguments(
     """Parses the user's vLLM flags and adds the mixture.
 
     Args:
-      config: what to serve; its `engine` flags come first, so `passthrough` overrides them.
+      config: its `engine` flags come first, so `passthrough` overrides them.
       spec: the mixture.
       passthrough: the words after `--`.
-    Returns: what vLLM's own `serve` command runs on.
+    Returns: the arguments of vLLM's own `serve` command.
     Raises: CommandError for an unknown flag, a bad value or a flag that prefmix owns.
     """
     args = _parse([*engine_tokens(config.engine), *passthrough])
@@ -118,9 +122,9 @@ def build_arguments(
 def _parse(words: list[str]) -> Namespace:
     parser = _Parser(prog="prefmix serve --")
     make_arg_parser(parser)
-    # Progress bars, uvicorn's start-up lines and its access log are for those who ask for them.
+    # Progress bars, uvicorn's start-up lines and its access log are off unless asked for.
     parser.set_defaults(uvicorn_log_level="warning", use_tqdm_on_load=False)
-    # The scripts of /docs from this server, not from a public host.
+    # /docs loads its scripts from this server, not from a public host.
     parser.set_defaults(enable_offline_docs=True)
     defaults = {name: parser.get_default(name) for name in _OWNED}
     if any(word == "--config" or word.startswith("--config=") for word in words):
@@ -140,7 +144,7 @@ def _parse(words: list[str]) -> Namespace:
 
 
 def _hf_overrides(given: object, spec: MixtureSpec) -> dict[str, Any]:
-    """The user's overrides of the first policy's config, plus the two that make the mixture."""
+    """The user's overrides of the first policy's config, with those that make the mixture."""
     if not isinstance(given, dict):
         raise CommandError("vLLM's flag --hf-overrides: expected a JSON object", exit_code=2)
     ours = hf_overrides(spec)

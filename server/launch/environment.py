@@ -1,4 +1,4 @@
-"""The environment variables vLLM is started with: defaults for what the user left unset."""
+"""Environment variables for vLLM: defaults for those that the user left unset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OWN_ENTRY_POINTS = ("vllm.general_plugins", "vllm.endpoint_plugins")
 
 
 def log_level(environ: MutableMapping[str, str] = os.environ) -> str:
-    """The level asked for in PREFMIX_LOG_LEVEL; `warning` unless set.
+    """The log level that PREFMIX_LOG_LEVEL names; `warning` if it is not set.
 
     Raises: CommandError for an unknown level.
     """
@@ -36,7 +36,7 @@ def log_level(environ: MutableMapping[str, str] = os.environ) -> str:
 
 
 def set_logging(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Keeps vLLM's log on stderr and to warnings by default. Call before importing vLLM."""
+    """Sends vLLM's log to stderr, by default warnings only. Call before importing vLLM."""
     environ.setdefault("VLLM_LOGGING_LEVEL", log_level(environ).upper())
     environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
@@ -47,16 +47,16 @@ def set_keep_alive(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def set_no_telemetry(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Keeps vLLM and the hub's client from reporting to their makers what is run here."""
+    """Switches off the usage reports that vLLM and the hub's client send to their makers."""
     environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def set_plugins(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Names this package in VLLM_PLUGINS, without switching off what would load otherwise.
+    """Names this package in VLLM_PLUGINS without switching other plugins off.
 
-    vLLM loads an endpoint plugin only if the variable names it, and once the variable is set it
-    loads no other plugin that is not named. So an unset variable becomes the list of everything
+    vLLM loads an endpoint plugin only if the variable names it. Once the variable is set, vLLM
+    loads only the plugins that it names. So an unset variable becomes the list of every plugin
     that would have loaded.
     """
     given = environ.get("VLLM_PLUGINS")
@@ -78,22 +78,22 @@ def check_entry_points() -> None:
             )
         try:
             point.load()
-        except Exception as error:  # whatever the import raises is the message
+        except Exception as error:  # an import may raise anything, and its text is the message
             raise CommandError(f"the plugin {point.value} cannot be imported: {error}") from error
 
 
 def set_cpu_defaults(environ: MutableMapping[str, str], *, kv_cache_bytes: int | None) -> list[str]:
-    """Sets what the CPU backend needs to start well; returns a line for each thing worth saying.
+    """Sets the CPU backend's defaults; returns a line to print for each one that a user notices.
 
     Args:
       environ: the environment to change.
       kv_cache_bytes: `--kv-cache-memory-bytes`, None if not given.
     """
-    # Ahead-of-time artifacts are written but never load again on CPU, so they only cost time.
+    # On CPU, ahead-of-time artifacts are written but never loaded again: they only cost time.
     environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
     if kv_cache_bytes is not None or "VLLM_CPU_KVCACHE_SPACE" in environ:
         return []
-    # Without a size vLLM wants 92 % of the machine's memory and refuses to start if less is free.
+    # Without a size, vLLM takes 92 % of the memory and refuses to start if less is free.
     environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
     return ["on CPU the KV cache takes 1 GiB; VLLM_CPU_KVCACHE_SPACE=N (GiB) changes that"]
 

@@ -1,7 +1,7 @@
-"""Lines that vLLM and its libraries print at every start or end and that ask nothing of the user.
+"""The lines of vLLM and its libraries that need no action from the user.
 
-They are dropped at the default log level; PREFMIX_LOG_LEVEL=info shows everything. A line is listed
-here only if it is known to be harmless for a mixture.
+They are printed at every start or end. The default log level drops them; PREFMIX_LOG_LEVEL=info
+shows them. A line is listed here only if it is known to be harmless for a mixture.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ _HARMLESS = (
     "Triton is installed, but doesn't include CPU backend",
     "Triton is not installed. triton-cpu is expected",
     "Model Runner V2 requires Triton",
-    # Restates flags that the user gave or that a backend without compilation implies.
+    # Restatements of flags that the user gave or that a backend without compilation implies.
     "Enforce eager set, disabling",
     "Inductor compilation was disabled by user settings",
     "Reset SSM cache type",
     # Our own scheduler, named to vLLM by our own plugin.
     "Using custom scheduler class prefmix.mixing.",
-    # The machine's set-up, reported once per process.
+    # Reports of the machine's set-up, one a process.
     "Found ulimit of",
     "Warning: NUMA binding",
     "is not found in LD_PRELOAD",
     # An ordered end: vLLM ends its workers at once unless --shutdown-timeout is given.
     "[shutdown]",
-    # Reference counts of Triton's C++ bindings when the interpreter is taken down.
+    # Reference counts of Triton's C++ bindings at the interpreter's end.
     "nanobind: ",
     "nanobind.readthedocs.io",
 )
@@ -35,13 +35,13 @@ _LIBRARY_WARNING = re.compile(r"\S*/site-packages/\S+\.py:\d+: \w*Warning: ")
 
 
 class HarmlessLineFilter:
-    """Recognises harmless lines; keeps one line of memory for warnings of two lines."""
+    """Recognises harmless lines; remembers one line, because some warnings have two."""
 
     def __init__(self) -> None:
         self._source_line_follows = False
 
     def is_harmless(self, line: str) -> bool:
-        """Whether a line asks nothing of the user."""
+        """True if a line needs no action from the user."""
         follows, self._source_line_follows = self._source_line_follows, False
         if follows and line.startswith("  "):
             return True

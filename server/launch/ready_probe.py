@@ -1,7 +1,7 @@
-"""Waits until the server answers, and checks that it is this package that answers.
+"""A thread that asks the server until it answers, and checks that prefmix's routes answer.
 
-The check is a real request for /v1/mixture: it fails if vLLM came up without our routes, whatever
-the reason, and it works the same for one API process and for several.
+The check is a real request for /v1/mixture. It fails if vLLM came up without our routes, for
+whatever reason, and it is the same for one API process and for several.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ANSWER_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Address:
-    """Where a server listens."""
+    """The address at which a server listens."""
 
     host: str
     port: int
@@ -30,7 +30,7 @@ class Address:
 
     @property
     def url(self) -> str:
-        """The base URL, as a client on this machine would write it."""
+        """The base URL as a client on this machine writes it."""
         if self.unix_socket is not None:
             return f"unix:{self.unix_socket}"
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -42,11 +42,11 @@ class Address:
         return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
 
     def connect(self) -> http.client.HTTPConnection:
-        """A connection that is not open yet."""
+        """A new connection, not open yet."""
         if self.unix_socket is not None:
             return _UnixConnection(self.unix_socket)
         if self.tls:
-            # Only our own server is asked, on a socket this process has bound.
+            # The probe asks only our own server, on a socket that this process has bound.
             context = ssl._create_unverified_context()
             return http.client.HTTPSConnection(
                 self.reachable_host, self.port, timeout=_ANSWER_TIMEOUT_S, context=context
@@ -66,11 +66,11 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class ProbeError(RuntimeError):
-    """The server answers, but not with this package's routes."""
+    """A server that answers, but not with prefmix's routes and profiles."""
 
 
 class ReadyProbe:
-    """A thread that asks until it is answered, then calls `on_ready` or `on_failure` once."""
+    """Asks until the server answers, then calls `on_ready` or `on_failure` once."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class ReadyProbe:
         self._on_ready = on_ready
         self._on_failure = on_failure
         self.answered = False
-        """Whether the server has answered as it should."""
+        """True once the server has answered correctly."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -125,10 +125,10 @@ def check_answer(status: int, body: bytes, *, sha256: str | None) -> None:
     """Checks an answer to GET /v1/mixture.
 
     Args:
-      status: of HTTP.
-      body: as it came.
-      sha256: of the profiles that were to be served; None if they may have changed by now.
-    Raises: ProbeError unless it shows the profiles that were to be served.
+      status: the HTTP status.
+      body: the answer's bytes.
+      sha256: hash of the expected profiles; None if they may have changed by now.
+    Raises: ProbeError unless the answer shows the expected profiles.
     """
     if status != http.HTTPStatus.OK:
         raise ProbeError(

@@ -1,4 +1,4 @@
-"""What would let in more than was meant: refused at the start, or warned of."""
+"""Settings that would open the server further than intended: refused at the start, or warned of."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFUSED_VARIABLES = {
         "the engine's processes would unpickle what they are sent, which can run any code"
     ),
 }
-"""Variables of vLLM that must not be on, and why."""
+"""vLLM's variables that must not be on, and why."""
 
 SAFE_FORMATS = (
     "safetensors",
@@ -36,18 +36,18 @@ SAFE_FORMATS = (
     "runai_streamer_sharded",
     "dummy",
 )
-"""vLLM's load formats that read safetensors files or nothing at all."""
+"""vLLM's load formats that read safetensors files or no files at all."""
 
 
 def check_environment(environ: Mapping[str, str] = os.environ) -> None:
-    """Raises CommandError if a variable opens what prefmix keeps shut."""
+    """Raises CommandError if a variable opens a surface that prefmix keeps closed."""
     for name, reason in REFUSED_VARIABLES.items():
         if environ.get(name, "").strip().lower() not in ("", "0", "false"):
             raise CommandError(f"{name} is set: {reason}; unset it", exit_code=2)
 
 
 def check_cross_origin(args: Namespace) -> None:
-    """Raises CommandError if every web page could act with a visitor's credentials."""
+    """Raises CommandError if any web page could act with a visitor's credentials."""
     if args.allow_credentials and "*" in args.allowed_origins:
         raise CommandError(
             "vLLM's flag --allow-credentials together with --allowed-origins '*' would let any web "
@@ -58,9 +58,9 @@ def check_cross_origin(args: Namespace) -> None:
 
 
 def safe_load_format(given: str) -> str:
-    """The load format to use so that nothing but safetensors is read.
+    """The load format that makes vLLM read safetensors files only.
 
-    Raises: CommandError for a format that can run code or that is not known to be harmless.
+    Raises: CommandError for a format that can run code, or that is unknown.
     """
     given = str(given).lower()
     if given in ("auto", "hf"):  # vLLM would fall back to .bin and .pt files
@@ -77,7 +77,7 @@ def safe_load_format(given: str) -> str:
 def warnings(
     args: Namespace, passthrough: Sequence[str], environ: Mapping[str, str] = os.environ
 ) -> Iterator[str]:
-    """What is worth a word at the start.
+    """Yields a sentence for each setting that leaves the server more open than it need be.
 
     Args:
       args: vLLM's arguments, with all API keys in `api_key`.
@@ -111,7 +111,7 @@ def warnings(
 
 
 def is_public(args: Namespace) -> bool:
-    """Whether other machines may be able to connect."""
+    """True if other machines may be able to connect."""
     if getattr(args, "uds", None):
         return False
     if args.host == "localhost":

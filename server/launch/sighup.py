@@ -1,8 +1,8 @@
-"""SIGHUP reloads the weights store, as POST /admin/weights/reload does.
+"""The handler of SIGHUP, which reloads the weights store as POST /admin/weights/reload does.
 
-The signal goes to the process that `prefmix serve` started, which need not be the one that answers
-HTTP, so it is passed on. A terminal that is closed sends the same signal; then the server ends, as
-it would without a store, unless it was started with nohup.
+The signal reaches the process of `prefmix serve`, which need not be one that answers HTTP, so the
+handler passes the request on to one that does. A terminal that closes sends the same signal; then
+the server ends, as it would without a store, unless it was started with nohup.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class SighupReload:
     """Installs the handler while it is entered. Enter it in the main thread."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: where the API processes meet."""
+        """Args:
+        folder: the folder of the API processes' sockets.
+        """
         self._folder = folder
         self._pid = os.getpid()
         self._had_terminal = _has_terminal()
@@ -44,7 +46,7 @@ class SighupReload:
         elif self._is_terminal_lost() and self._previous is not signal.SIG_IGN:
             os.kill(self._pid, signal.SIGTERM)
         else:
-            # The event loop may be of this thread: it has to go on for the answer to come.
+            # This thread may run the event loop, which has to go on for the answer to come.
             threading.Thread(target=self._pass_on, daemon=True).start()
 
     def _is_terminal_lost(self) -> bool:
@@ -53,15 +55,14 @@ class SighupReload:
     def _pass_on(self) -> None:
         message = {"kind": "reload", "who": "SIGHUP"}
         try:
-            ask_any(
-                self._folder, message, timeout_s=2 * LOCK_TIMEOUT_S
-            )  # the audit log has the rest
+            # A reload that went well is in the audit log.
+            ask_any(self._folder, message, timeout_s=2 * LOCK_TIMEOUT_S)
         except CommitError as error:
             print(f"prefmix: SIGHUP: nothing was reloaded: {error}", file=sys.stderr, flush=True)
 
 
 def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal that still exists."""
+    """True if this process has a controlling terminal that still exists."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:

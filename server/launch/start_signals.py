@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM while the engine starts: everything ends at once, whatever it is doing.
+"""Handlers of Ctrl-C and SIGTERM that end the start of the engine at once.
 
-vLLM turns both into exceptions raised wherever the main thread happens to be; while its processes
-are coming up that can be a place that swallows them, and the start goes on. So until the server is
-ready a signal ends the whole family of processes; from then on vLLM's own handlers decide, and a
-second signal ends what they have not.
+vLLM turns both signals into exceptions in the main thread. While vLLM's processes come up, the code
+that runs there may swallow the exception, and the start goes on. So until the server is ready, a
+signal kills this process and all its children. From then on vLLM's own handlers decide, and a
+second signal kills what they have not ended.
 """
 
 from __future__ import annotations
@@ -19,21 +19,25 @@ from typing import Any, Self
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 INSISTENCE_S = 1.0
-"""A signal that comes this long after the first ends everything at once."""
+"""A signal that comes this long after the first one kills everything at once."""
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StartSignals:
-    """Keeps our handlers in place; vLLM's are remembered and used once `ready` is called.
+    """Installs our handlers, and calls vLLM's from them once `ready` has been called.
 
-    Ours stay in place to the end, in front of vLLM's, so that an end that was asked for can be told
-    from one that was not. (An event loop's handler is told by file descriptor and needs no more.)
-    `on_signal` is called when a signal comes, `before_exit` before an end at once. Enter it in the
-    main thread, before uvloop is imported: uvloop keeps its own reference to `signal.signal`.
+    Our handlers stay in place to the end, so that `asked_to_end` tells an end by a signal from
+    any other. (An event loop hears of a signal by a file descriptor, whichever handler is set.)
+    Enter it in the main thread, before uvloop is imported: uvloop keeps its own reference to
+    `signal.signal`.
     """
 
     def __init__(self, *, on_signal: Callable[[], None], before_exit: Callable[[], None]) -> None:
+        """Args:
+        on_signal: called when a signal comes.
+        before_exit: called before everything is killed.
+        """
         self._on_signal = on_signal
         self._before_exit = before_exit
         self._ready = threading.Event()
@@ -49,23 +53,23 @@ class StartSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Puts everything back."""
+        """Puts the previous handlers back."""
         signal.signal = self._install
         for number, handler in self._previous.items():
             self._install(number, handler)
 
     @property
     def asked_to_end(self) -> bool:
-        """Whether one of the signals has come."""
+        """True once one of the signals has come."""
         return self._asked_at is not None
 
     @property
     def is_ready(self) -> bool:
-        """Whether `ready` has been called."""
+        """True once `ready` has been called."""
         return self._ready.is_set()
 
     def ready(self) -> None:
-        """Hands both signals over to vLLM's handlers. Any thread may call this."""
+        """Hands both signals to vLLM's handlers from now on. Any thread may call this."""
         self._ready.set()
 
     def _remember(self, number: int, handler: _Handler) -> _Handler:
@@ -79,7 +83,7 @@ class StartSignals:
         now = time.monotonic()
         first = self._asked_at is None
         self._asked_at = now if self._asked_at is None else self._asked_at
-        # Wrappers may pass one Ctrl-C on a second time; a person takes longer to insist.
+        # A wrapper may pass one Ctrl-C on twice; a person takes longer to press it again.
         insists = not first and now - self._asked_at > INSISTENCE_S
         self._on_signal()
         later = self._later.get(number)
@@ -92,7 +96,7 @@ class StartSignals:
 
 
 def end_descendants() -> None:
-    """Kills every process that this one has started, and those that they have started."""
+    """Kills all children of this process, and theirs."""
     import psutil  # type: ignore[import-untyped,unused-ignore]  # comes with vLLM
 
     for process in psutil.Process().children(recursive=True):

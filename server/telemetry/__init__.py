@@ -1,1 +1,1 @@
-"""Metrics, request log and audit log."""
+"""Metrics, the request log, the audit log and the report of policies that fail."""

@@ -1,4 +1,4 @@
-"""One line on stderr for each change of weights: who, what, from which version to which."""
+"""The audit log: one line on stderr for each change of weights and for refused credentials."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _LOGGER = logging.getLogger("prefmix.audit")
 
 
 def set_up() -> None:
-    """Sends the lines to stderr, whatever vLLM's log level is."""
+    """Sends the log to stderr, whatever vLLM's log level is."""
     to_stderr(_LOGGER, logging.Formatter("%(asctime)s prefmix audit: %(message)s"))
 
 
 def changed(who: str, what: str, change: Change) -> None:
-    """Reports a change that is in force, or that would have changed nothing."""
+    """Logs a change that is in force, or one that would have changed nothing."""
     before = "none" if change.before is None else _version(change.before)
     result = "unchanged" if change.is_noop else "applied"
     if change.set_aside is not None:
@@ -28,24 +28,24 @@ def changed(who: str, what: str, change: Change) -> None:
 
 
 def refused(who: str, what: str, reason: str) -> None:
-    """Reports a change that was asked for and refused."""
+    """Logs a change that was refused."""
     _LOGGER.warning("by=%s did=%s refused: %s", who, one_word(what), json.dumps(reason))
 
 
 def one_word(text: str) -> str:
-    """`text` so that it cannot pass for more than one value of a line, or for another line."""
+    """Quotes `text` if it could pass for several values of a line, or for another line."""
     is_plain = text.isascii() and text.isprintable() and not set(text) & set(' "=')
     return text if text and is_plain else json.dumps(text)
 
 
 def login_failed(surface: str, client: str, num_since_last: int) -> None:
-    """Reports requests without a valid key or token; none of what they sent is shown."""
+    """Logs requests without a valid key or token; shows nothing that they sent."""
     what = "API key" if surface == "key" else "admin token"
     _LOGGER.warning(
         "refused %d since the last such line for want of a valid %s, now from %s",
         num_since_last,
         what,
-        one_word(client),  # a proxy's word for it, which may be the client's own
+        one_word(client),  # a proxy may have named it, with the client's own words
     )
 
 

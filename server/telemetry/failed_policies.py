@@ -1,7 +1,8 @@
-"""Requests that a policy has failed: the engine ended them because it computed no numbers.
+"""Requests that the engine ended because a policy computed NaN or infinity.
 
-The engine names the policies in the stop reason (prefmix.mixing.engine.scheduler). Here that
-becomes an error for the client, a metric, and one line of log a minute for each policy.
+The engine names the policies in the stop reason (prefmix.mixing.engine.scheduler). This module
+turns it into an error for the client, a metric, and a log line, at most one a minute for each
+policy.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from prefmix.server.telemetry.metrics import POLICY_FAILURES
 from prefmix.server.telemetry.stderr_logger import to_stderr
 
 LOG_INTERVAL_S = 60.0
-"""A policy that fails every request is reported this often."""
+"""Shortest interval between two log lines about one policy."""
 
 failure: ContextVar[str | None] = ContextVar("failure", default=None)
-"""What has failed in the request that this task answers."""
+"""The failure of the request that this task answers; None if it has not failed."""
 
 _LOGGER = logging.getLogger("prefmix.faults")
 
@@ -32,14 +33,14 @@ def set_up() -> None:
 
 
 class FailedPolicies:
-    """Stands before an engine client's `generate`; one per API process."""
+    """A wrapper of an engine client's `generate`; one per API process."""
 
     def __init__(
         self, generate: Callable[..., Any], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Args:
-        generate: the engine client's own.
-        clock: seconds, from any beginning.
+        generate: the engine client's own method.
+        clock: seconds since any fixed moment.
         """
         self._generate = generate
         self._clock = clock
@@ -47,7 +48,10 @@ class FailedPolicies:
         self._said_at: dict[str, float] = {}
 
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """The engine's outputs. Raises: vLLM's GenerationError, an HTTP 500, naming the policy."""
+        """Yields the engine's outputs.
+
+        Raises: vLLM's GenerationError, an HTTP 500, which names the policy.
+        """
         from vllm.exceptions import GenerationError
 
         async with contextlib.aclosing(self._generate(*args, **kwargs)) as outputs:
@@ -76,7 +80,7 @@ class FailedPolicies:
 
 
 def describe(policies: Sequence[str]) -> str:
-    """What happened, in one sentence."""
+    """Says in one sentence which policies failed, and what to do."""
     names = ", ".join(repr(name) for name in policies)
     who = f"policy {names}" if len(policies) == 1 else f"one of the policies {names}"
     return (

@@ -1,4 +1,4 @@
-"""What Prometheus sees of the load: what was taken on, what was not."""
+"""Prometheus metrics of the load: requests in flight, waiting and refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from prometheus_client import Counter
 from prefmix.server.telemetry.metrics import gauge
 
 REFUSALS = ("overloaded", "draining", "body_too_large", "body_too_slow")
+"""Reasons for which a request is not taken on, whatever it asks."""
 
 _REFUSED = Counter(
     "prefmix_refused",
@@ -15,19 +16,19 @@ _REFUSED = Counter(
 )
 _IN_FLIGHT = gauge(
     "prefmix_requests_in_flight",
-    "Answers that the server has taken on and not ended; a request for n counts n times.",
+    "Answers that the server has accepted and not ended; a request for n answers counts n times.",
 )
 _WAITING = gauge(
-    "prefmix_requests_waiting", "Of prefmix_requests_in_flight those that wait for the engine."
+    "prefmix_requests_waiting", "Answers of prefmix_requests_in_flight that wait for the engine."
 )
 _MAX_WAITING = gauge(
-    "prefmix_max_waiting", "How many may wait; requests beyond are refused with 503."
+    "prefmix_max_waiting", "Most answers that may wait; requests for more are refused with 503."
 )
-_DRAINING = gauge("prefmix_draining", "1 while the server ends and takes no more requests.")
+_DRAINING = gauge("prefmix_draining", "1 while the server is ending and takes no more requests.")
 
 
 def show_max_waiting(max_waiting: int) -> None:
-    """How many requests may wait."""
+    """Shows how many requests may wait, and makes the other series exist."""
     _MAX_WAITING.set(max_waiting)
     for reason in REFUSALS:
         _REFUSED.labels(reason)
@@ -35,16 +36,16 @@ def show_max_waiting(max_waiting: int) -> None:
 
 
 def show_load(in_flight: int, waiting: int) -> None:
-    """How many answers are under way, and how many of them wait."""
+    """Shows how many answers are in flight, and how many of them wait."""
     _IN_FLIGHT.set(in_flight)
     _WAITING.set(waiting)
 
 
 def count_refused(reason: str) -> None:
-    """A request was not taken on. Args: reason: one of REFUSALS."""
+    """Counts a refused request. Args: reason: one of REFUSALS."""
     _REFUSED.labels(reason).inc()
 
 
 def show_draining(is_on: bool) -> None:
-    """Whether the server ends."""
+    """Shows whether the server is ending."""
     _DRAINING.set(is_on)

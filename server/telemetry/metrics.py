@@ -1,7 +1,7 @@
-"""What Prometheus sees of the mixture, beside vLLM's own metrics. docs/metrics.md lists them all.
+"""Prometheus metrics of the mixture, beside vLLM's own. docs/metrics.md lists them all.
 
-With several API processes counters add up over them, and of a gauge the newest value of any
-process counts. Labels only take values from bounded sets: policies, profiles, reasons.
+Over several API processes counters are added, and a gauge has the newest value of any process.
+Labels take values from bounded sets only: policies, profiles, reasons.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prefmix.mixing.spec import MixtureSpec
 from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet
 
 NO_PROFILE = "none"
-"""The profile label of a request that was refused before its weights were known."""
+"""Profile label of a request that was refused before its weights were known."""
 
 OUTCOMES = ("ok", "rejected", "error", "cancelled", "refused", "timeout", "drained")
 REASONS = (
@@ -38,11 +38,11 @@ REASONS = (
 TRIGGERS = ("admin", "signal", "watch")
 RESULTS = ("ok", "unchanged", "refused")
 SHARED = "shared"
-"""The policy label of parameters that several policies use."""
+"""Policy label of parameters that several policies use."""
 
 
 def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
-    """A gauge of which the newest value of any API process counts."""
+    """Makes a gauge that has the newest value of any API process."""
     return Gauge(name, text, labels, multiprocess_mode="mostrecent")
 
 
@@ -63,7 +63,7 @@ POLICY_FAILURES = Counter(
 )
 AUTH_FAILURES = Counter(
     "prefmix_auth_failures",
-    "Requests refused for want of a valid credential: key is the API key, admin the admin token.",
+    "Requests without a valid credential: key is the API key, admin the admin token.",
     ["surface"],
 )
 _PROFILE_WEIGHT = gauge(
@@ -88,7 +88,7 @@ _SUCCESS_TIME = gauge(
 )
 _RELOADS = Counter(
     "prefmix_weights_reloads",
-    "Reloads of the weights store by what asked for them and how they ended.",
+    "Reloads of the weights store, by trigger and result.",
     ["trigger", "result"],
 )
 _CHANGES = Counter(
@@ -106,7 +106,7 @@ _TOKENS = Counter(
 )
 _POLICY_TOKENS = Counter(
     "prefmix_policy_tokens",
-    "Measured tokens of requests that give the policy weight; without, it does not always run.",
+    "Measured tokens of requests that give the policy weight; without weight it may not run.",
     ["policy"],
 )
 _KL = Counter(
@@ -120,7 +120,7 @@ _ENTROPY = Counter(
 )
 _AGREEMENT = Counter(
     "prefmix_agreement_tokens",
-    "Of prefmix_policy_tokens_total those that were the policy's own first choice.",
+    "Tokens of prefmix_policy_tokens_total that were the policy's own first choice.",
     ["policy"],
 )
 _STEP_SECONDS = Counter(
@@ -131,26 +131,26 @@ _STEP_SECONDS = Counter(
 _STEPS = Counter("prefmix_step_samples", "Engine steps that were measured.")
 _PARAMETER_BYTES = gauge(
     "prefmix_parameter_bytes",
-    "Bytes of parameters on one rank that only this policy uses; shared: that several use.",
+    "Bytes of parameters on one rank that only this policy uses; shared: those of several.",
     ["policy"],
 )
 _KV_BYTES = gauge(
-    "prefmix_kv_bytes_per_token", "Bytes of KV cache on one rank a token and policy.", ["policy"]
+    "prefmix_kv_bytes_per_token", "Bytes of KV cache per token and policy, on one rank.", ["policy"]
 )
 _BUILD = gauge(
     "prefmix_build_info",
-    "1; which software serves, and how.",
+    "1, with the versions of the software and the layout as labels.",
     ["version", "vllm", "torch", "layout"],
 )
 
 
 class WeightsMetrics:
-    """What is in force, and how changes of it went."""
+    """Metrics of the profiles in force, and of reloads and changes."""
 
     def __init__(self, profiles: ProfileSet, member_names: Sequence[str]) -> None:
         """Args:
-        profiles: what is in force at the start.
-        member_names: in weight order.
+        profiles: the profiles in force at the start.
+        member_names: the members, in weight order.
         """
         self._member_names = member_names
         self._shown: ProfileSet | None = None
@@ -164,7 +164,7 @@ class WeightsMetrics:
         _SUCCESS_TIME.set(time.time())
 
     def in_force(self, profiles: ProfileSet) -> None:
-        """Another set is in force."""
+        """Shows the profiles that are in force from now on."""
         before, self._shown = self._shown, profiles
         if before is not None:
             for name in before.profiles.keys() - profiles.profiles.keys():
@@ -182,23 +182,23 @@ class WeightsMetrics:
         _INFO.labels(profiles.sha256).set(1)
 
     def reloaded(self, trigger: str, *, changed: bool) -> None:
-        """The store was read, whether or not it had changed."""
+        """Counts a reload of the store, whether or not it had changed."""
         _RELOADS.labels(trigger, "ok" if changed else "unchanged").inc()
         _SUCCESSFUL.set(1)
         _SUCCESS_TIME.set(time.time())
 
     def reload_refused(self, trigger: str) -> None:
-        """The store was refused; the old profiles still serve."""
+        """Counts a reload that was refused; the old profiles stay in force."""
         _RELOADS.labels(trigger, "refused").inc()
         _SUCCESSFUL.set(0)
 
     def changed(self, result: str) -> None:
-        """A change over the admin API ended. Args: result: one of RESULTS."""
+        """Counts a change over the admin API. Args: result: one of RESULTS."""
         _CHANGES.labels(result).inc()
 
 
 class MixtureMetrics:
-    """What the engine measures and how large it is."""
+    """Metrics of the engine's measurements and of its sizes."""
 
     def __init__(self, spec: MixtureSpec) -> None:
         self._names = spec.member_names
@@ -215,15 +215,14 @@ class MixtureMetrics:
         _BUILD.labels(versions[0], _vllm_version(), versions[1], layout).set(1)
 
     def sizes(self, sizes: Mapping[str, Sequence[int]]) -> None:
-        """Args: sizes: as MixtureWorker.prefmix_sizes answers."""
+        """Shows the engine's sizes. Args: sizes: the answer of MixtureWorker.prefmix_sizes."""
         for name, size in zip((*self._names, SHARED), sizes["parameters"], strict=True):
             _PARAMETER_BYTES.labels(name).set(size)
         for name, size in zip(self._names, sizes["kv_per_token"], strict=True):
             _KV_BYTES.labels(name).set(size)
 
     def measured(self, sample: Mapping[str, Any]) -> None:
-        """Adds what an engine measured. Args: sample: as MixtureStatisticsCollector.take_sample
-        answers."""
+        """Adds a sample. Args: sample: the answer of MixtureStatisticsCollector.take_sample."""
         _STEPS.inc(sample["steps"])
         for part, seconds in sample["seconds"].items():
             _STEP_SECONDS.labels(part).inc(seconds)
@@ -241,14 +240,14 @@ class MixtureMetrics:
 
 
 def _expect_requests(profiles: Iterable[str]) -> None:
-    # Series that exist from the start can be told from series that are missing.
+    # A series that exists from the start with 0 can be told from one that is missing.
     for profile in profiles:
         for outcome in OUTCOMES:
             REQUESTS.labels(profile, outcome)
 
 
 def _forget(gauge: Gauge, *labels: str) -> None:
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # where series cannot be removed
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # series cannot be removed then
         gauge.labels(*labels).set(0)
     else:
         gauge.remove(*labels)

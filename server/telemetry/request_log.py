@@ -1,4 +1,7 @@
-"""One line on stderr for each request for text, without its text. Off unless asked for."""
+"""The request log: one line on stderr for each request for text, without its text.
+
+It is off unless asked for.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +38,19 @@ class _Text(logging.Formatter):
 
 
 def set_up(chosen: RequestLog) -> None:
-    """Begins to write in the chosen format."""
+    """Starts the log in the chosen format."""
     to_stderr(_LOGGER, _Json() if chosen == "json" else _Text())
     if chosen == "off":
         _LOGGER.setLevel(logging.CRITICAL + 1)
 
 
 def is_on() -> bool:
-    """Whether lines are written."""
+    """True if lines are written."""
     return bool(_LOGGER.handlers) and _LOGGER.isEnabledFor(logging.INFO)
 
 
 def write(**fields: Any) -> None:
-    """Writes one request's line; seconds are given to the microsecond."""
+    """Writes one request's line; seconds are rounded to microseconds."""
     if is_on():
         for name, value in fields.items():
             if isinstance(value, float):

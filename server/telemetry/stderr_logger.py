@@ -1,4 +1,4 @@
-"""The server's own lines on stderr, which vLLM's log level does not touch."""
+"""Loggers of the server's own lines, which vLLM's log level does not touch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def to_stderr(logger: logging.Logger, formatter: logging.Formatter) -> None:
-    """Sends a logger's lines to stderr, and nowhere else; a second call replaces the first."""
+    """Sends a logger's lines to stderr and nowhere else; a later call replaces an earlier one."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logger.handlers = [handler]
