@@ -169,7 +169,7 @@ def _processor_class(runner: str, weight_space: Any, num_members: int) -> type:
 def _v1_base() -> type:
     from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
-    from prefmix.mixing.batch.request_weights import apply_batch_update, table_of_engine
+    from prefmix.mixing.batch.weights_v1 import apply_batch_update, table_of_engine
 
     class RowTracker(LogitsProcessor):
         """Touches no logits; keeps the engine's weight table in step with the batch."""

@@ -30,7 +30,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from prefmix.mixing import wire
 from prefmix.mixing.batch.broken_rows import names_of
-from prefmix.mixing.batch.request_weights import SCHEDULER_PATH, spec_of, weights_of_request
+from prefmix.mixing.batch.engine_settings import SCHEDULER_PATH, spec_of
+from prefmix.mixing.batch.request_weights import weights_of_request
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.workarounds.zero_kv_blocks import begin_blocks_clean
 

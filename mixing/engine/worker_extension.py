@@ -29,38 +29,40 @@ class MixtureWorker:
     def prefmix_observe(self, every: int) -> None:
         """Begins to measure: requests that ask for it, and all tokens of every n-th step."""
         runner, model = self.model_runner, self.model_runner.model
-        if model.observer is None:
+        if model.step.statistics is None:
             if self.vllm_config.use_v2_model_runner:
                 runner.sampler = WatchedSampler.of(runner)
             else:
                 runner.sampler.register_forward_hook(_after_sampling(runner))
-        model.observer = MixtureStatisticsCollector(model, every=every)
+        model.step.statistics = MixtureStatisticsCollector(model, every=every)
 
     def prefmix_check_rows(self) -> None:
         """Begins to report the rows that no token can be drawn from
         (prefmix.mixing.batch.broken_rows)."""
         runner, model = self.model_runner, self.model_runner.model
-        if model.checks_rows or not model.can_skip:  # another scheduler would not end the requests
+        if (
+            model.step.checks_rows or not model.step.can_skip
+        ):  # another scheduler would not end the requests
             return
         if self.vllm_config.use_v2_model_runner:
             runner.sampler = WatchedSampler.of(runner)
         else:
             runner.sample_tokens = _with_broken_rows(runner)
             runner._zero_block_ids = cpu_cleaner(runner)
-        model.checks_rows = True
+        model.step.checks_rows = True
 
     def prefmix_take_sample(self) -> dict[str, Any] | None:
         """See MixtureStatisticsCollector.take_sample."""
-        observer = self.model_runner.model.observer
-        return None if observer is None else observer.take_sample()
+        statistics = self.model_runner.model.step.statistics
+        return None if statistics is None else statistics.take_sample()
 
     def prefmix_take_request(
         self, key: str, sample: int | None = None
     ) -> dict[str, list[list[float]]]:
         """See MixtureStatisticsCollector.take_request; of the ranks, only those that gather logits
         have any."""
-        observer = self.model_runner.model.observer
-        return {} if observer is None else observer.take_request(key, sample)
+        statistics = self.model_runner.model.step.statistics
+        return {} if statistics is None else statistics.take_request(key, sample)
 
     def prefmix_sizes(self) -> dict[str, list[int]]:
         """Bytes on this rank: of parameters by member, those of several members last; of KV cache
@@ -76,12 +78,12 @@ class MixtureWorker:
 
 def _after_sampling(runner: Any) -> Any:
     def hook(sampler: Any, args: Any, output: Any) -> None:
-        observer, batch = runner.model.observer, runner.input_batch
-        if observer.kept is None:  # nobody wants to know about this step
+        statistics, batch = runner.model.step.statistics, runner.input_batch
+        if statistics.kept is None:  # nobody wants to know about this step
             return
         num_rows = batch.num_reqs
         is_drawn = ~runner.discard_request_mask.np[:num_rows]
-        observer.tokens_drawn(output.sampled_token_ids, batch.req_ids[:num_rows], is_drawn)
+        statistics.tokens_drawn(output.sampled_token_ids, batch.req_ids[:num_rows], is_drawn)
 
     return hook
 
@@ -118,12 +120,12 @@ class WatchedSampler:
 
     def __call__(self, logits: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         output = self._sampler(logits, batch, *args, **kwargs)
-        if self._model.step.broken_rows_N is not None:
-            output.num_nans = self._model.step.broken_rows_N  # goes to the host with the tokens
-        observer = self._model.observer
-        if observer is None or observer.kept is None:
+        step = self._model.step
+        if step.broken_rows_N is not None:
+            output.num_nans = step.broken_rows_N  # goes to the host with the tokens
+        if step.statistics is None or step.statistics.kept is None:
             return output
         ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
         is_drawn: np.ndarray = ends[: batch.num_reqs] >= batch.prefill_len_np[: batch.num_reqs]
-        observer.tokens_drawn(output.sampled_token_ids, batch.req_ids, is_drawn)
+        step.statistics.tokens_drawn(output.sampled_token_ids, batch.req_ids, is_drawn)
         return output

@@ -35,7 +35,6 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.model_loader.utils import initialize_model
 
-from prefmix.mixing.batch.statistics import MixtureStatisticsCollector
 from prefmix.mixing.checkpoints.lora import read_adapter
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.lm_heads import is_linear
@@ -104,7 +103,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         assert tokens is None, "rows are only left out where any number of them can run"
         members = self.step.members
         self.stack.run(members)
-        is_compiled = self.step.active == self.everyone
+        is_compiled = self.step.everyone_runs
         hidden_RD = (self.trunk if is_compiled else self.trunk.forward)(input_ids, positions)
         parts = dict(zip(members, self.stack.split(hidden_RD), strict=True))
         for member, slot in enumerate(slots):
@@ -163,22 +162,13 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
                 if present
             ]
             mixed_ND = torch.stack(terms).sum(0).to(self.dtype)
-            if self.observer is not None and self.observer.wants_all_logits:
-                return self._mix_and_keep(mixed_ND, hidden, self.observer)
+            statistics = self.step.statistics
+            if statistics is not None and statistics.wants_all_logits:
+                mixed_NV, *logits = self._logits_of([mixed_ND, *hidden], [True, *self.step.active])
+                statistics.keep_logits(logits)
+                return mixed_NV
             return self.trunk.base.compute_logits(mixed_ND)
         return self.mix_logits(self._logits_of(hidden, has_weight), weights_NM)
-
-    def _mix_and_keep(
-        self,
-        mixed_ND: torch.Tensor,
-        hidden: Sequence[torch.Tensor],
-        observer: MixtureStatisticsCollector,
-    ) -> torch.Tensor | None:
-        """The mixture's logits, and in the same pass over the head's matrix those of the members,
-        which the observer is going to ask for."""
-        mixed_NV, *logits = self._logits_of([mixed_ND, *hidden], [True, *self.step.active])
-        observer.keep_logits(logits)
-        return mixed_NV
 
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         return self._logits_of(hidden, self.step.active)

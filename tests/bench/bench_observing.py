@@ -96,7 +96,7 @@ def engine(args: argparse.Namespace, folder: Path) -> Any:
 
 def check_rows(worker: Any, checked: bool) -> None:
     worker.prefmix_check_rows()
-    worker.model_runner.model.checks_rows = checked
+    worker.model_runner.model.step.checks_rows = checked
 
 
 def tokens_per_second(

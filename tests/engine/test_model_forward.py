@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from prefmix.mixing.models.base import Step
+from prefmix.mixing.batch.step import Step, StepWeights
 from prefmix.mixing.models.full_checkpoints import LogLinearMixtureForCausalLM
 from prefmix.mixing.spec import MixtureSpec, Policy
 
@@ -44,15 +44,28 @@ def build(*, dtype: torch.dtype = torch.float32) -> Any:
     model.hidden_sizes, model.dtype, model.vocab_size = list(WIDTHS), dtype, 3
     model.common_vocab_size = 3
     model.device = torch.device("cpu")
-    model.step, model.can_skip, model.observer = Step([True, True]), True, None
-    model.is_single, model.checks_rows, model._table = False, False, None
+    model.step, model.is_single = Step(num_members=2, can_skip=True), False
     model.takes_any_rows = False  # outside of an engine attention cannot be told who has which
     return model
 
 
+class KnownWeights(StepWeights):
+    """The weights of a step that the test has begun."""
+
+    def __init__(self, weights_TM: torch.Tensor) -> None:
+        self.weights_TM = weights_TM
+
+    def begin_pass(self, step: Step) -> None:
+        pass
+
+    def token_weights(self, num_tokens: int) -> torch.Tensor:
+        return self.weights_TM[:num_tokens]
+
+
 def step(model: Any, weights_TM: torch.Tensor) -> torch.Tensor:
     tokens = torch.arange(len(weights_TM))
-    out: torch.Tensor = model(tokens, tokens, token_weights=weights_TM)
+    model.weights = KnownWeights(weights_TM)
+    out: torch.Tensor = model(tokens, tokens)
     return out
 
 
@@ -78,7 +91,7 @@ def test_logits_mix_what_the_row_carries_in_any_row_order() -> None:
 def test_a_member_without_weight_does_not_run_and_leaves_no_trace() -> None:
     model = build()
     model.members["p1"].shared.fill_(torch.nan)
-    model.set_active_members([True, False])
+    model.step.begin([True, False], [None])
     out = step(model, torch.tensor([[1.0, 0.0]]))
     assert model.members["p1"].runs == 0
     assert out.isfinite().all()
@@ -87,8 +100,8 @@ def test_a_member_without_weight_does_not_run_and_leaves_no_trace() -> None:
 
 def test_where_cache_blocks_are_not_kept_apart_every_member_runs() -> None:
     model = build()
-    model.can_skip = False
-    model.set_active_members([True, False])
+    model.step.can_skip = False
+    model.step.begin([True, False], [None])
     step(model, torch.tensor([[1.0, 0.0]]))
     assert model.members["p1"].runs == 1
 

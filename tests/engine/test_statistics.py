@@ -167,7 +167,7 @@ def test_parallel_samples_are_told_apart_and_unasked_requests_cost_nothing(
     for index, completion in enumerate(output.outputs):
         assert by_child[index][:, 2] == pytest.approx(served(completion)[1], abs=TOLERANCE_NATS)
     generate(llm, jobs, [None])
-    assert model_of(llm).observer._records == {}
+    assert model_of(llm).step.statistics._records == {}
     [sample] = llm.collective_rpc("prefmix_take_sample")
     assert sample["tokens"] == 0
 

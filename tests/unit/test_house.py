@@ -46,7 +46,7 @@ TRAIN_ENTRIES = {
 """The modules of `server` that may import `prefmix.policies.train`, in functions."""
 
 VLLM_AT_TOP = {
-    "prefmix.mixing.batch.model_state_v2",
+    "prefmix.mixing.batch.weights_v2",
     "prefmix.mixing.engine.admission",
     "prefmix.mixing.engine.member_checks",
     "prefmix.mixing.engine.scheduler",

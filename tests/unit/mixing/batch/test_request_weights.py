@@ -8,13 +8,8 @@ import numpy as np
 import torch
 
 from prefmix.mixing import wire
-from prefmix.mixing.batch.request_weights import (
-    WeightTable,
-    active_members,
-    apply_batch_update,
-    rows_of_tokens,
-    weights_of_request,
-)
+from prefmix.mixing.batch.request_weights import active_members, rows_of_tokens, weights_of_request
+from prefmix.mixing.batch.weights_v1 import WeightTable, apply_batch_update
 from prefmix.mixing.spec import MixtureSpec, Policy
 
 SPEC = MixtureSpec(policies=tuple(Policy(name=name, model=name) for name in "abc"))

@@ -1,0 +1,134 @@
+"""The step under way: which members run, what is measured, and the weights of its tokens.
+
+`Step` holds the state that a forward pass and the mixing after it share. `StepWeights` is the one
+interface to vLLM's two model runners, which keep running requests in different ways:
+prefmix.mixing.batch.weights_v1 and prefmix.mixing.batch.weights_v2 implement it.
+
+Shapes: T tokens, N logits rows, M members, V vocabulary, D_m hidden width of member m.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from prefmix.mixing.batch.broken_rows import find_broken_rows
+from prefmix.mixing.batch.statistics import MixtureStatisticsCollector
+
+_NOT_TIMED = nullcontext()
+
+
+class Step:
+    """State of one step. The model keeps it in an object of its own, because setting an attribute
+    of a torch module takes several microseconds."""
+
+    __slots__ = (
+        "_is_checked",
+        "active",
+        "broken_rows_N",
+        "can_skip",
+        "checks_rows",
+        "logits",
+        "num_members",
+        "statistics",
+    )
+
+    def __init__(self, *, num_members: int, can_skip: bool) -> None:
+        """Args:
+        can_skip: True if members without weight need not run.
+        """
+        self.num_members = num_members
+        self.can_skip = can_skip
+        self.active = [True] * num_members
+        """Per member: True if it runs."""
+        self.statistics: MixtureStatisticsCollector | None = None
+        """Measures the mixture; None until prefmix.mixing.engine.worker_extension starts it."""
+        self.checks_rows = False
+        """True if the scheduler ends requests whose rows are broken
+        (prefmix.mixing.engine.worker_extension)."""
+        self.broken_rows_N: torch.Tensor | None = None
+        """Codes of the rows that the step draws tokens from (prefmix.mixing.batch.broken_rows);
+        None if all rows are sound."""
+        self.logits: list[torch.Tensor | None] | None = None
+        """The members' logits of the rows that are being mixed, if the mixing computed them."""
+        self._is_checked = False
+
+    @property
+    def members(self) -> list[int]:
+        """Indices of the members that run."""
+        return [member for member, active in enumerate(self.active) if active]
+
+    @property
+    def everyone_runs(self) -> bool:
+        """True if no member is skipped."""
+        return all(self.active)
+
+    def begin(self, active_M: Sequence[bool], keys: Sequence[str | None]) -> None:
+        """Starts a step of a batch.
+
+        Args:
+          active_M: per member, True if a request of the batch gives it weight.
+          keys: per request, the key under which its figures are kept; None if it is not measured.
+        """
+        if self.can_skip:
+            self.active = list(active_M)
+        self._is_checked, self.broken_rows_N = False, None
+        if self.statistics is not None:
+            self.statistics.begin_step(keys)
+
+    def begin_without_batch(self) -> None:
+        """Starts a pass without requests, as in profiling, warm-up and graph capture: all members
+        run, nothing is measured."""
+        self.active = [True] * self.num_members
+
+    def timed(self, part: str) -> AbstractContextManager[None]:
+        """Measures the time of a part of the step, if the step is one of the sample."""
+        if self.statistics is None or not self.statistics.is_sampled:
+            return _NOT_TIMED
+        return self.statistics.timed(part)
+
+    def keep_hidden(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> None:
+        """Keeps what is about to be mixed, if the step is measured. Args: hidden: per member
+        [N, D_m]."""
+        if self.statistics is not None and self.statistics.wants_logits:
+            self.statistics.kept = (hidden, weights_NM, None)
+
+    def keep_logits(self, logits: list[torch.Tensor | None]) -> None:
+        """Keeps the members' logits [N, V_m] of the rows that are being mixed, so that statistics
+        and row check need not compute them again."""
+        self.logits = logits
+        if self.statistics is not None:
+            self.statistics.keep_logits(logits)
+
+    def check_rows(
+        self,
+        mixed_NV: torch.Tensor | None,
+        hidden: Sequence[torch.Tensor],
+        weights_NM: torch.Tensor,
+    ) -> None:
+        """Finds broken rows in the step's first mixed logits; later calls of a step are for prompt
+        logprobs, from which no token is drawn."""
+        if self.checks_rows and not self._is_checked and mixed_NV is not None:
+            self.broken_rows_N = find_broken_rows(mixed_NV, hidden, weights_NM, self.logits)
+        self._is_checked = True
+        self.logits = None
+
+
+class StepWeights(ABC):
+    """The weights of a step's tokens, as the running requests have them."""
+
+    @abstractmethod
+    def begin_pass(self, step: Step) -> None:
+        """Starts a forward pass: calls `step.begin`, unless the runner did so before the pass."""
+
+    @abstractmethod
+    def token_weights(self, num_tokens: int) -> torch.Tensor:
+        """The weights of the pass's tokens.
+
+        Args:
+          num_tokens: T, including padding.
+        Returns: float32 [T, M], contiguous.
+        """
