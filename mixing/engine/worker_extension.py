@@ -39,17 +39,15 @@ class MixtureWorker:
     def prefmix_check_rows(self) -> None:
         """Begins to report the rows that no token can be drawn from
         (prefmix.mixing.batch.broken_rows)."""
-        runner, model = self.model_runner, self.model_runner.model
-        if (
-            model.step.checks_rows or not model.step.can_skip
-        ):  # another scheduler would not end the requests
+        runner, step = self.model_runner, self.model_runner.model.step
+        if step.checks_rows or not step.can_skip:  # another scheduler would not end the requests
             return
         if self.vllm_config.use_v2_model_runner:
             runner.sampler = WatchedSampler.of(runner)
         else:
             runner.sample_tokens = _with_broken_rows(runner)
             runner._zero_block_ids = cpu_cleaner(runner)
-        model.step.checks_rows = True
+        step.checks_rows = True
 
     def prefmix_take_sample(self) -> dict[str, Any] | None:
         """See MixtureStatisticsCollector.take_sample."""
