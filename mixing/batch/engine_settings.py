@@ -1,4 +1,4 @@
-"""Facts about the mixture in the engine's configuration: its spec, and if members may be skipped."""
+"""Facts about the mixture in the engine's configuration: its spec, and if skipping is allowed."""
 
 from __future__ import annotations
 

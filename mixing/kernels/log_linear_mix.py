@@ -7,6 +7,7 @@ C common vocabulary: the shortest of V and all V_m.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -107,38 +108,16 @@ def soft_capped(logits: torch.Tensor, cap: float) -> torch.Tensor:
     return logits.float().div(cap).tanh_().mul_(cap) if cap else logits
 
 
-def _on_cuda(
-    logits: list[torch.Tensor],
-    weights: torch.Tensor,
-    columns: list[int],
-    vocab_size: int,
-    soft_caps: list[float],
-    scales: list[float],
-    signed: bool,
-) -> torch.Tensor:
+def _on_cuda(*arguments: Any) -> torch.Tensor:
     # Triton is imported with the first tensor that needs it, not with the package.
     from prefmix.mixing.kernels.log_linear_mix_triton import log_linear_mix_triton
 
-    return log_linear_mix_triton(logits, weights, columns, vocab_size, soft_caps, scales)
+    *needed, _signed = arguments  # the kernel minds any sign
+    return log_linear_mix_triton(*needed)
 
 
-def _shape(
-    logits: list[torch.Tensor],
-    weights: torch.Tensor,
-    columns: list[int],
-    vocab_size: int,
-    soft_caps: list[float],
-    scales: list[float],
-    signed: bool,
-) -> torch.Tensor:
+def _empty(logits: Any, weights: torch.Tensor, columns: Any, vocab_size: int, *_: Any) -> Any:
     return weights.new_empty((weights.shape[0], vocab_size))
 
 
-_operator = operator(
-    "log_linear_mix",
-    "(Tensor[] logits, Tensor weights, int[] columns, SymInt vocab_size,"
-    " float[] soft_caps, float[] scales, bool signed) -> Tensor",
-    cpu=log_linear_mix_torch,
-    cuda=_on_cuda,
-    fake=_shape,
-)
+_operator = operator("log_linear_mix", log_linear_mix_torch, cuda=_on_cuda, fake=_empty)

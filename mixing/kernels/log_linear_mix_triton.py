@@ -71,7 +71,7 @@ def log_linear_mix_triton(
     soft_caps: list[float],
     scales: list[float],
 ) -> torch.Tensor:
-    """Launches the kernel: arguments as `present_members` leaves them, any strides."""
+    """Launches the kernel: arguments of `log_linear_mix_torch`, any strides."""
     num_rows = weights.shape[0]
     common = min(vocab_size, *(tensor.shape[1] for tensor in logits))
     out = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=weights.device)

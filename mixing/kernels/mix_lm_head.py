@@ -9,6 +9,7 @@ member m, C common vocabulary: the shortest of V and all V_m.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -104,8 +105,10 @@ def mix_lm_head_torch(
     columns: list[int],
     vocab_size: int,
     scales: list[float],
+    fused: bool | None = None,
 ) -> torch.Tensor:
-    """The torch twin, on any device: arguments as the door leaves them."""
+    """The torch fallback, on any device: arguments as the door leaves them. `fused` is the
+    operator's argument; whoever calls the fallback has decided already."""
     common = min(vocab_size, *(head.shape[0] for head in heads))
     heads = [head[:common] for head in heads]
     if weights.is_cpu:  # on a GPU looking at weights would stall the stream
@@ -138,55 +141,25 @@ def mix_lm_head_torch(
     return log_linear_mix(logits, weights, vocab_size=vocab_size, scale=factors)
 
 
-def _on_cpu(
-    hidden: list[torch.Tensor],
-    heads: list[torch.Tensor],
-    weights: torch.Tensor,
-    columns: list[int],
-    vocab_size: int,
-    scales: list[float],
-    fused: bool | None,
-) -> torch.Tensor:
-    return mix_lm_head_torch(hidden, heads, weights, columns, vocab_size, scales)
-
-
 def _on_cuda(
-    hidden: list[torch.Tensor],
-    heads: list[torch.Tensor],
-    weights: torch.Tensor,
-    columns: list[int],
-    vocab_size: int,
-    scales: list[float],
-    fused: bool | None,
+    hidden: list[torch.Tensor], heads: list[torch.Tensor], weights: torch.Tensor, *others: Any
 ) -> torch.Tensor:
+    *needed, fused = others
     if fused is None:
         capability = torch.cuda.get_device_capability(weights.device)
         fused = weights.shape[0] in FUSED_ROWS.get(capability, ())
     if not fused:
-        return mix_lm_head_torch(hidden, heads, weights, columns, vocab_size, scales)
+        return mix_lm_head_torch(hidden, heads, weights, *needed)
     # Triton is imported with the first tensor that needs it, not with the package.
     from prefmix.mixing.kernels.mix_lm_head_triton import mix_lm_head_triton
 
-    return mix_lm_head_triton(hidden, heads, weights, columns, vocab_size, scales)
+    return mix_lm_head_triton(hidden, heads, weights, *needed)
 
 
-def _shape(
-    hidden: list[torch.Tensor],
-    heads: list[torch.Tensor],
-    weights: torch.Tensor,
-    columns: list[int],
-    vocab_size: int,
-    scales: list[float],
-    fused: bool | None,
+def _empty(
+    hidden: Any, heads: Any, weights: torch.Tensor, columns: Any, vocab_size: int, *_: Any
 ) -> torch.Tensor:
     return weights.new_empty((weights.shape[0], vocab_size))
 
 
-_operator = operator(
-    "mix_lm_head",
-    "(Tensor[] hidden, Tensor[] heads, Tensor weights, int[] columns, SymInt vocab_size,"
-    " float[] scales, bool? fused) -> Tensor",
-    cpu=_on_cpu,
-    cuda=_on_cuda,
-    fake=_shape,
-)
+_operator = operator("mix_lm_head", mix_lm_head_torch, cuda=_on_cuda, fake=_empty)

@@ -82,7 +82,7 @@ def mix_lm_head_triton(
     vocab_size: int,
     scales: list[float],
 ) -> torch.Tensor:
-    """Launches the kernel: arguments as the door leaves them."""
+    """Launches the kernel: arguments of `mix_lm_head_torch`."""
     num_rows = weights.shape[0]
     common = min(vocab_size, *(head.shape[0] for head in heads))
     out = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=weights.device)

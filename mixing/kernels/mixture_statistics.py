@@ -6,7 +6,7 @@ Shapes: N logits rows, M members, V_m vocabulary of member m, C common vocabular
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -214,37 +214,15 @@ def _softmax(z: torch.Tensor, *, out: torch.Tensor) -> tuple[torch.Tensor, torch
     return p_sum, p_sum / out.amax(dim=-1)
 
 
-def _on_cuda(
-    logits: list[torch.Tensor],
-    weights: torch.Tensor,
-    tokens: torch.Tensor,
-    columns: list[int],
-    soft_caps: list[float],
-    scales: list[float],
-) -> Outputs:
+def _on_cuda(*arguments: Any) -> Outputs:
     # Triton is imported with the first tensor that needs it, not with the package.
     from prefmix.mixing.kernels.mixture_statistics_triton import mixture_statistics_triton
 
-    return mixture_statistics_triton(logits, weights, tokens, columns, soft_caps, scales)
+    return mixture_statistics_triton(*arguments)
 
 
-def _shapes(
-    logits: list[torch.Tensor],
-    weights: torch.Tensor,
-    tokens: torch.Tensor,
-    columns: list[int],
-    soft_caps: list[float],
-    scales: list[float],
-) -> Outputs:
+def _empty(logits: Any, weights: torch.Tensor, tokens: Any, columns: list[int], *_: Any) -> Outputs:
     return empty_outputs(weights, len(columns))
 
 
-_operator = operator(
-    "mixture_statistics",
-    "(Tensor[] logits, Tensor weights, Tensor tokens, int[] columns,"
-    " float[] soft_caps, float[] scales)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    cpu=mixture_statistics_torch,
-    cuda=_on_cuda,
-    fake=_shapes,
-)
+_operator = operator("mixture_statistics", mixture_statistics_torch, cuda=_on_cuda, fake=_empty)

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from prefmix.mixing.kernels.log_linear_mix_triton import soft_capped_tile
-from prefmix.mixing.kernels.statistics_outputs import empty_outputs
+from prefmix.mixing.kernels.statistics_outputs import Outputs, empty_outputs
 from prefmix.mixing.kernels.tuning import Config, Tuner, many
 
 TUNER = Tuner(
@@ -193,8 +193,8 @@ def mixture_statistics_triton(
     columns: list[int],
     soft_caps: list[float],
     scales: list[float],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Launches the two kernels: arguments as `present_members` leaves them, any strides."""
+) -> Outputs:
+    """Launches the two kernels: arguments of `mixture_statistics_torch`, any strides."""
     outputs = empty_outputs(weights, len(columns))
     num_rows, num_members = weights.shape
     if not num_rows:

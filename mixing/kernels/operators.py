@@ -1,39 +1,48 @@
-"""Kernels as torch operators: what torch.compile and CUDA graphs see of them is one opaque call."""
+"""Kernels as torch operators: torch.compile and CUDA graphs see each as one opaque call.
+
+An operator's signature is written once, at the torch fallback, whose annotations become the
+operator's schema. Every other implementation is called with the same arguments in the same order.
+"""
 
 # torch.library has no types.
 # mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 _LIBRARY = torch.library.Library("prefmix", "DEF")
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 
 def operator(
     name: str,
-    schema: str,
+    fallback: Callable[Arguments, Result],
     *,
-    cpu: Callable[..., Any],
-    cuda: Callable[..., Any],
-    fake: Callable[..., Any],
-) -> Callable[..., Any]:
+    cuda: Callable[Arguments, Result],
+    fake: Callable[..., Result],
+    changes: Sequence[str] = (),
+) -> Callable[Arguments, Result]:
     """Registers `prefmix::<name>`. Derivatives are not defined.
 
     `torch.library.custom_op` does the same in fewer words, but its first call imports the whole
     compiler, Triton with it.
 
     Args:
-      schema: arguments and results in torch's notation, of all three functions.
-      cpu, cuda: what computes.
-      fake: what allocates the results only, from tensors without memory.
+      fallback: computes on a CPU; its annotations must be of types that torch.library.infer_schema
+        knows.
+      cuda: computes on a GPU.
+      fake: allocates the results only, from tensors without memory.
+      changes: names of the arguments that are changed in place.
     """
-    _LIBRARY.define(name + schema)
-    _LIBRARY.impl(name, cpu, "CPU")
+    _LIBRARY.define(name + torch.library.infer_schema(fallback, mutates_args=changes))
+    _LIBRARY.impl(name, fallback, "CPU")
     _LIBRARY.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"prefmix::{name}", fake, lib=_LIBRARY)
-    registered: Callable[..., Any] = getattr(torch.ops.prefmix, name).default
+    registered: Any = getattr(torch.ops.prefmix, name).default
     return registered

@@ -136,11 +136,7 @@ def _add_updates(
 
 
 _add_updates_operator = operator(
-    "add_updates",
-    "(Tensor(a!) out, Tensor x, Tensor a, Tensor b, Tensor bounds) -> ()",
-    cpu=_add_updates,
-    cuda=_add_updates,
-    fake=lambda *arguments: None,
+    "add_updates", _add_updates, cuda=_add_updates, fake=lambda *_: None, changes=["out"]
 )
 
 
