@@ -33,7 +33,7 @@ from prefmix.mixing.batch.broken_rows import names_of
 from prefmix.mixing.batch.engine_settings import SCHEDULER_PATH, spec_of
 from prefmix.mixing.batch.request_weights import weights_of_request
 from prefmix.mixing.spec import MixtureSpec
-from prefmix.mixing.workarounds.zero_kv_blocks import begin_blocks_clean
+from prefmix.mixing.workarounds.zero_kv_blocks import zero_new_blocks
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -54,7 +54,7 @@ class MixtureScheduler(Scheduler):
     """Salts each request when it enters the engine, and ends those whose rows are broken."""
 
     def __init__(self, *, vllm_config: VllmConfig, **kwargs: Any) -> None:
-        begin_blocks_clean()
+        zero_new_blocks()
         super().__init__(vllm_config=vllm_config, **kwargs)
         self.mixture = spec_of(vllm_config)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from prefmix.mixing.batch.statistics import MixtureStatisticsCollector
-from prefmix.mixing.workarounds.zero_kv_blocks import cpu_cleaner
+from prefmix.mixing.workarounds.zero_kv_blocks import cpu_block_zeroer
 
 
 class MixtureWorker:
@@ -46,7 +46,7 @@ class MixtureWorker:
             runner.sampler = WatchedSampler.of(runner)
         else:
             runner.sample_tokens = _with_broken_rows(runner)
-            runner._zero_block_ids = cpu_cleaner(runner)
+            runner._zero_block_ids = cpu_block_zeroer(runner)
         step.checks_rows = True
 
     def prefmix_take_sample(self) -> dict[str, Any] | None:

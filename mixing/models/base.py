@@ -27,8 +27,7 @@ from prefmix.mixing.batch.step import Step, StepWeights
 from prefmix.mixing.batch.weights_v1 import RowWeights, table_of_engine
 from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
 from prefmix.mixing.models.skipping import takes_any_rows, tokens_of
-from prefmix.mixing.workarounds.cpu_seeds import rewind_generators_on_cpu
-from prefmix.mixing.workarounds.zero_kv_blocks import begin_blocks_clean
+from prefmix.mixing.workarounds import apply_in_worker
 
 
 class MixtureModel(nn.Module, ABC):
@@ -42,7 +41,7 @@ class MixtureModel(nn.Module, ABC):
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         super().__init__()
-        begin_blocks_clean()
+        apply_in_worker(vllm_config)
         self.spec = spec_of(vllm_config)
         model_config = vllm_config.model_config
         self.vocab_size: int = model_config.get_vocab_size()
@@ -54,8 +53,6 @@ class MixtureModel(nn.Module, ABC):
         """True if a pass may hold any number of rows of each member."""
         if not vllm_config.use_v2_model_runner:
             self.weights = RowWeights(table_of_engine(vllm_config, self.device))
-            if self.device.type == "cpu":
-                rewind_generators_on_cpu()
 
     @abstractmethod
     def run_members(

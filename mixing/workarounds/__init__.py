@@ -1,1 +1,36 @@
-"""Workarounds for defects of vLLM 0.32, one file each; each says when it can be deleted."""
+"""Workarounds for defects of vLLM 0.32, one file each; each file says when it can be deleted.
+
+`apply_in_process` and `apply_in_worker` put them in place. `zero_kv_blocks` is also used by the
+scheduler and the worker extension (prefmix.mixing.engine).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def apply_in_process() -> None:
+    """For every process of vLLM, whatever model it serves. May run repeatedly."""
+    from vllm.platforms import current_platform
+
+    from prefmix.mixing.workarounds.parent_watch import watch_parent
+
+    watch_parent()
+    if current_platform.is_cpu():
+        from prefmix.mixing.workarounds.cpu_compile_cache import turn_off_aot_compile
+        from prefmix.mixing.workarounds.cpu_polling import sleep_while_polling
+
+        turn_off_aot_compile()
+        sleep_while_polling()
+
+
+def apply_in_worker(vllm_config: Any) -> None:
+    """For a worker that serves a mixture, before its model is built. May run repeatedly."""
+    from prefmix.mixing.workarounds.zero_kv_blocks import zero_new_blocks
+
+    zero_new_blocks()
+    is_cpu = vllm_config.device_config.device.type == "cpu"
+    if is_cpu and not vllm_config.use_v2_model_runner:
+        from prefmix.mixing.workarounds.cpu_seeds import rewind_cpu_generators
+
+        rewind_cpu_generators()

@@ -1,24 +1,26 @@
-"""Waiting for the worker without taking its core.
+"""Waits for the worker with short sleeps instead of a busy loop.
 
-On the CPU backend vLLM 0.32 runs its one worker in a process of its own, and the engine core waits
-for each step's result in a loop of sched_yield(): a core is always busy, and on Linux 6.18 tasks of
-other sessions on the same cores may wait for seconds. A short sleep costs a step less than that.
+The defect: on the CPU backend vLLM 0.32 runs its one worker in a process of its own, and the engine
+core waits for each step's result in a loop of sched_yield(). One core is always busy, and on Linux
+6.18 other tasks on the same core may wait for seconds. A short sleep costs a step less than that.
+Delete this file when vllm.distributed.device_communicators.shm_broadcast no longer calls
+sched_yield in a loop.
 """
 
 from __future__ import annotations
 
 import time
 
-_NAP_S = 50e-6
+_SLEEP_S = 50e-6
 """Much shorter than a step of a small model on CPU, which takes milliseconds."""
 
 
 def sleep_while_polling() -> None:
-    """Has vLLM's shared-memory queues sleep where they would yield. May run repeatedly."""
+    """Makes vLLM's shared-memory queues sleep where they would yield. May run repeatedly."""
     from vllm.distributed.device_communicators import shm_broadcast
 
-    shm_broadcast.sched_yield = _nap
+    shm_broadcast.sched_yield = _sleep
 
 
-def _nap() -> None:
-    time.sleep(_NAP_S)
+def _sleep() -> None:
+    time.sleep(_SLEEP_S)

@@ -1,12 +1,12 @@
-"""Keeps seeded requests from ending the engine on CPU.
+"""Rewinds the random generators of seeded requests on a CPU, where vLLM's own rewinding raises.
 
-vLLM 0.32's V1 runner samples a token even for a prompt chunk that is not the last, throws it away
-and rewinds the request's random generator by its CUDA offset. CPU generators have no offset: a
-request with a `seed` and a prompt longer than one chunk raises in the worker and takes the whole
-server down. Here the generator's state is kept after every token that counts and put back after
-one that does not, so that a seed also means the same text however a prompt is cut into chunks.
+The defect: the V1 runner of vLLM 0.32 samples a token even for a prompt chunk that is not the last,
+throws it away and rewinds the request's random generator by its CUDA offset. CPU generators have no
+offset: a request with a `seed` and a prompt longer than one chunk raises in the worker, which ends
+the server (vllm.v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync).
 
-Source of the defect: vllm.v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync (vLLM 0.32).
+Here the generator's state is kept after every token that counts and restored after one that does
+not. So a seed gives the same text however a prompt is cut into chunks.
 Delete this file when that method no longer calls `set_offset`.
 """
 
@@ -22,8 +22,8 @@ import torch
 _PATCHED = "_prefmix_rewinds_cpu_generators"
 
 
-def rewind_generators_on_cpu() -> None:
-    """Wraps the CPU runner's bookkeeping, once per process."""
+def rewind_cpu_generators() -> None:
+    """Wraps the CPU runner's bookkeeping. May run repeatedly."""
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     if getattr(CPUModelRunner, _PATCHED, False):
@@ -56,7 +56,7 @@ def settle_generators(
     discarded: set[int],
     kept: weakref.WeakKeyDictionary[torch.Generator, torch.Tensor],
 ) -> None:
-    """After a step's draws: remembers the states that count, rewinds the others.
+    """Keeps the generators' states that count after a step's draws, and rewinds the others.
 
     Args:
       generators: batch row -> the generator of a request with a seed.

@@ -1,7 +1,8 @@
-"""No process of a server outlives the one that started it.
+"""Ends each vLLM process soon after the process that started it.
 
-vLLM 0.32 ends its processes when it is asked to, or when one of them dies under its eyes. If the
-process that started them is killed itself, its engine would stay, with its memory and its port.
+The defect: vLLM 0.32 ends its processes on request, or when one of them dies. If the process that
+started them is killed, the engine stays, with its memory and its port.
+Delete this file when an engine ends by itself after its front process was killed by SIGKILL.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import threading
 import time
 
 LOOK_S = 1.0
-"""How often a process looks whether it still has its parent."""
+"""Seconds between two looks at the parent."""
 
 _is_watching = threading.Event()
 
 
-def end_with_parent() -> None:
-    """Ends this process soon after its parent, if vLLM started it. May run repeatedly."""
+def watch_parent() -> None:
+    """Ends this process within LOOK_S after its parent, if vLLM started it. May run repeatedly."""
     parent = multiprocessing.parent_process()
     if parent is None or _is_watching.is_set():
         return
@@ -29,4 +30,4 @@ def end_with_parent() -> None:
 def _watch(parent: int | None) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK_S)
-    os._exit(1)  # there is nobody left to end in order for
+    os._exit(1)  # nobody waits for an orderly end

@@ -1,9 +1,11 @@
-"""Blocks of the KV cache begin as zeros, so that no request inherits another's NaN.
+"""Fills new KV cache blocks with zeros, so that no request inherits another's NaN.
 
-A text ends somewhere in its last block. Attention gives what lies behind the end no weight, but
-0 times NaN is NaN: a policy that computed NaN for one text would spoil the next that gets the
-block. This also concerns requests that gave the policy no weight, and those that were aborted.
-vLLM 0.32 overwrites new blocks for models that need it; a mixture asks for the same.
+The defect: a text ends somewhere in its last block, and attention gives what lies behind the end
+the weight 0. But 0 times NaN is NaN: a policy that computed NaN for one text spoils the next text
+that gets the block, even if the first request was aborted or gave the policy no weight. vLLM 0.32
+fills new blocks with zeros only for some models, and on a CPU not in caches of several shapes.
+Delete this file when attention ignores what lies behind a text's end, or when vLLM has a setting
+that fills the new blocks of every model.
 """
 
 from __future__ import annotations
@@ -14,20 +16,21 @@ from typing import Any
 import torch
 
 
-def begin_blocks_clean() -> None:
-    """Has this process overwrite each cache block that a request newly gets. May run repeatedly.
+def zero_new_blocks() -> None:
+    """Makes vLLM fill each cache block with zeros when a request gets it. May run repeatedly.
 
-    To be called in the engine's process and its workers', before the cache is made.
+    Call it in the engine's process and in its workers, before the cache is made.
     """
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
     KVCacheConfig.needs_kv_cache_zeroing = property(lambda _: True)
 
 
-def cpu_cleaner(runner: Any) -> Callable[[Sequence[int]], None]:
-    """V1's `_zero_block_ids` on a CPU, which leaves out caches of several shapes, for all caches.
+def cpu_block_zeroer(runner: Any) -> Callable[[Sequence[int]], None]:
+    """A function that fills blocks with zeros in the caches of all layers.
 
-    Args: runner: whose caches are made.
+    It replaces `_zero_block_ids` of the V1 runner on a CPU, which leaves out caches of several
+    shapes. Args: runner: a runner whose caches exist.
     """
     layers = runner.compilation_config.static_forward_context.values()
     tensors = (getattr(layer, "kv_cache", None) for layer in layers)
@@ -39,8 +42,8 @@ def cpu_cleaner(runner: Any) -> Callable[[Sequence[int]], None]:
         if isinstance(each, torch.Tensor) and each.numel()
     ]
 
-    def clean(block_ids: Sequence[int]) -> None:
+    def zero(block_ids: Sequence[int]) -> None:
         for cache in caches:
             cache[list(block_ids)] = 0
 
-    return clean
+    return zero

@@ -12,11 +12,11 @@ import psutil
 
 SCRIPT = """
 import multiprocessing, sys, time
-from prefmix.mixing.workarounds.parent_watch import end_with_parent
+from prefmix.mixing.workarounds.parent_watch import watch_parent
 
 def work(depth):
-    end_with_parent()
-    end_with_parent()
+    watch_parent()
+    watch_parent()
     if depth:
         multiprocessing.get_context("spawn").Process(target=work, args=(depth - 1,)).start()
     else:
