@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # It reads its own flags: with no prefix character every word is positional here.
     kernels = benches.add_parser(
         "kernels",
-        help="each kernel against its torch twin and the memory roofline",
+        help="each kernel against its torch fallback and the memory roofline",
         add_help=False,
         prefix_chars="\0",
     )

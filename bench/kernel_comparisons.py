@@ -1,5 +1,4 @@
-"""What `prefmix.bench.kernels` lets compete: each kernel, its torch twin, and torch as one would
-write it.
+"""The contestants of `prefmix.bench.kernels`: each kernel, its torch fallback, and eager torch.
 
 Shapes: N rows, M members, V vocabulary, D hidden width.
 """
@@ -67,7 +66,7 @@ class Ways(NamedTuple):
     eager: Eager
     compiled: Callable[[], Any]
     """Eager's function under torch.compile, compiled at the first call."""
-    twin: Callable[[], Any]
+    fallback: Callable[[], Any]
     kernel: Callable[[], Any]
     """Through the door; for a GPU only."""
 
@@ -122,13 +121,13 @@ def _compiled(eager: Callable[..., Any], *inputs: Any) -> Any:
 def _mix(size: Size) -> Ways:
     logits, weights = size.logits(), size.weights()
     columns, none, one = _neutral(size)
-    twin = (columns, size.vocab, none, one, False)
+    others = (columns, size.vocab, none, one, False)
     return Ways(
         lambda rows=ALL, dtype=torch.float32: eager_mix(
             [each[rows] for each in logits], weights[rows], dtype=dtype
         ),
         partial(_compiled, eager_mix, logits, weights),
-        partial(log_linear_mix_torch, logits, weights, *twin),
+        partial(log_linear_mix_torch, logits, weights, *others),
         partial(log_linear_mix, logits, weights, signed=False),
     )
 
@@ -161,7 +160,7 @@ def _head(size: Size) -> Ways:
 
 
 def _neutral(size: Size) -> tuple[list[int], list[float], list[float]]:
-    """The twins' columns, soft-caps and scales where there is nothing to them."""
+    """Columns, soft-caps and scales of all members, without any cap or scale."""
     return list(range(size.members)), [0.0] * size.members, [1.0] * size.members
 
 
@@ -191,7 +190,7 @@ def errors(name: str, ways: Ways, size: Size) -> tuple[float, float]:
     """
     rows = sorted({0, size.rows // 2, size.rows - 1})
     truth, plain = ways.eager(rows, torch.float64), ways.eager(rows)
-    call = ways.kernel if size.device.type == "cuda" else ways.twin
+    call = ways.kernel if size.device.type == "cuda" else ways.fallback
     results = call()
     if isinstance(results, torch.Tensor):
         results = (results,)

@@ -1,10 +1,10 @@
-"""Each kernel beside its torch twin, eager torch, and the time that its bytes take to move.
+"""Each kernel beside its torch fallback, eager torch, and the time that its bytes take to move.
 
     prefmix bench kernels                                   # or python -m prefmix.bench.kernels
     python -m prefmix.bench.kernels --kernel mix_lm_head --rows 1 64 128 256 --members 4
 
-Needs torch, on a GPU also Triton, not vLLM. Without a GPU there is no kernel: the torch twin serves
-there, and it competes with eager torch alone, at smaller sizes. Eager torch is what one would write
+Needs torch, on a GPU also Triton, not vLLM. Without a GPU there is no kernel: the torch fallback
+competes with eager torch alone, at smaller sizes. Eager torch is what one would write
 without this package: stack the logits, convert them to float32, multiply by the weights, add up
 (bench/kernel_comparisons.py).
 
@@ -18,8 +18,8 @@ than eager torch on the same inputs and 1e-5, the bench ends and reports no spee
 
 Prints a table, then one JSON line for each measurement. `mix_lm_head` reads each head once; with
 many rows it is bound by arithmetic instead, so its share of the floor says little there: compare
-it with its twin, M library products and the mix. A device whose rows speak for the kernel goes to
-`FUSED_ROWS` in mixing/kernels/mix_lm_head.py.
+it with its fallback, M library products and the mix. A device on which the kernel is faster goes
+into `FUSED_ROWS` of mixing/kernels/mix_lm_head.py.
 """
 
 from __future__ import annotations
@@ -126,11 +126,11 @@ def measure(
     ways: dict[str, list[Call]] = {
         "eager": [each.eager for each in inputs],
         **({"compiled": [each.compiled for each in inputs]} if compiled else {}),
-        "twin": [each.twin for each in inputs],
+        "fallback": [each.fallback for each in inputs],
         **({"kernel": [each.kernel for each in inputs]} if on_gpu else {}),
     }
     seconds = _in_turns(ways, size.device, rounds=rounds)
-    ours = seconds["kernel" if on_gpu else "twin"]
+    ours = seconds["kernel" if on_gpu else "fallback"]
     line: dict[str, Any] = {
         "kernel": name,
         "rows": size.rows,
@@ -161,8 +161,8 @@ def _microseconds(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _row(line: Mapping[str, Any]) -> list[str]:
-    ratios = (line.get(f"{way}_over_ours") for way in ("eager", "compiled", "twin"))
-    times = (line.get(f"{way}_us") for way in ("eager", "compiled", "twin", "kernel"))
+    ratios = (line.get(f"{way}_over_ours") for way in ("eager", "compiled", "fallback"))
+    times = (line.get(f"{way}_us") for way in ("eager", "compiled", "fallback", "kernel"))
     return [
         line["kernel"],
         *(f"{line[key]}" for key in ("rows", "vocab", "members")),
@@ -177,8 +177,8 @@ def _row(line: Mapping[str, Any]) -> list[str]:
 
 
 HEADING = [
-    *("kernel", "N", "V", "M", "MB", "floor µs", "eager µs", "compiled µs", "twin µs"),
-    *("kernel µs", "of floor", "eager/ours", "compiled/ours", "twin/ours", "error", "eager's"),
+    *("kernel", "N", "V", "M", "MB", "floor µs", "eager µs", "compiled µs", "fallback µs"),
+    *("kernel µs", "of floor", "eager/ours", "compiled/ours", "fallback/ours", "error", "eager's"),
 ]
 
 
@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
                 name, size, bandwidth=bandwidth, rounds=args.rounds, compiled=args.compiled
             )
             lines.append({**line, "threads": torch.get_num_threads(), "triton": _triton_version()})
-    what = "kernels" if on_gpu else "no GPU, so the kernels' torch twins"
+    what = "kernels" if on_gpu else "no GPU, so the kernels' torch fallbacks"
     show(
         f"Ours ({what}) beside eager torch and the floor that memory sets; errors in nats against"
         f" float64. Copying moves {bandwidth / 1e9:.1f} GB/s; {args.dtype}.",

@@ -1,1 +1,1 @@
-"""The numerical inner loops of mixing, each a pure function of tensors; no vLLM, no server."""
+"""The numerical inner loops of mixing. Each is a pure function of tensors; none needs vLLM."""

@@ -1,4 +1,6 @@
-"""Log-linear mixing of logits: the door, and the torch twin of the Triton kernel.
+"""Log-linear mixing of logits: the public function and its torch fallback.
+
+The Triton kernel is in log_linear_mix_triton.py.
 
 Shapes: N logits rows, M members, V vocabulary of the mixture, V_m vocabulary of member m,
 C common vocabulary: the shortest of V and all V_m.
@@ -15,7 +17,7 @@ from prefmix.mixing.kernels.members import present_members
 from prefmix.mixing.kernels.operators import operator
 
 _BLOCK_ELEMENTS = 1 << 17
-"""On a CPU so many float32 are mixed at a time, half a MiB: what is in work stays in the cache."""
+"""Number of float32 that a CPU mixes at a time: half a MiB, which stays in the cache."""
 
 
 def log_linear_mix(
@@ -35,8 +37,9 @@ def log_linear_mix(
     A token that any member with non-zero weight bans (logits of -inf) is banned; a member with zero
     weight takes no part, whatever its logits hold (-inf, inf, NaN), and a GPU does not read them.
 
-    CUDA tensors go to the Triton kernel, others to the torch twin; both are the operator
-    `prefmix::log_linear_mix`, which torch.compile and CUDA graphs take without a host sync.
+    CUDA tensors go to the Triton kernel, others to the torch fallback. Both are the operator
+    `prefmix::log_linear_mix`, which works under torch.compile and in CUDA graphs and never waits
+    for the GPU.
 
     Args:
       logits: [N, M, V], or per member [N, V_m] or None where all its weights are zero. Any float
@@ -44,8 +47,8 @@ def log_linear_mix(
       weights_NM: float32 [N, M].
       vocab_size: V, the width of the result; entries past C are -inf. Default: C.
       soft_cap: per member the bound of a tanh, or None; Gemma's `final_logit_softcapping`.
-      scale: per member a factor on what the cap leaves; vLLM's order of the two.
-      signed: whether weights may be negative; False saves the torch twin from looking for it.
+      scale: per member a factor, applied after the cap as in vLLM.
+      signed: False promises that no weight is negative, which saves the torch fallback a check.
     Returns: float32 [N, V], natural-log scale, not normalised.
     Raises: ValueError if shapes, dtypes or devices disagree or there is no logits tensor at all.
     Source: Shi et al. 2024, Decoding-Time Language Model Alignment with Multiple Objectives
@@ -69,7 +72,7 @@ def log_linear_mix_torch(
     scales: list[float],
     signed: bool,
 ) -> torch.Tensor:
-    """The torch twin, on any device: arguments as `present_members` leaves them."""
+    """The torch fallback, for any device. Takes what `present_members` returns."""
     num_rows = weights.shape[0]
     common = min(vocab_size, *(tensor.shape[1] for tensor in logits))
     mixed_NV = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=weights.device)
@@ -80,7 +83,7 @@ def log_linear_mix_torch(
         block = slice(start, start + rows)
         empty, out = True, mixed_NV[block, :common]
         for tensor, column, cap, scale in zip(logits, columns, soft_caps, scales, strict=True):
-            # On a GPU looking at weights would stall the stream: assume there are all sorts.
+            # Reading weights would stall a GPU: assume that there are negative ones and zeros.
             values = (
                 {row[column] for row in weights_by_row[block]} if weights_by_row else {-1.0, 0.0}
             )
@@ -104,15 +107,15 @@ def log_linear_mix_torch(
 
 
 def soft_capped(logits: torch.Tensor, cap: float) -> torch.Tensor:
-    """cap * tanh(logits / cap) in float32; the logits themselves where the cap is 0."""
+    """cap * tanh(logits / cap) in float32; the logits themselves if the cap is 0."""
     return logits.float().div(cap).tanh_().mul_(cap) if cap else logits
 
 
 def _on_cuda(*arguments: Any) -> torch.Tensor:
-    # Triton is imported with the first tensor that needs it, not with the package.
+    # Imported here, so that the package needs no Triton where there is no GPU.
     from prefmix.mixing.kernels.log_linear_mix_triton import log_linear_mix_triton
 
-    *needed, _signed = arguments  # the kernel minds any sign
+    *needed, _signed = arguments  # the kernel takes weights of any sign
     return log_linear_mix_triton(*needed)
 
 

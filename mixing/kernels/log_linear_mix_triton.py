@@ -26,7 +26,7 @@ TUNER = Tuner(
 
 @triton.jit
 def soft_capped_tile(z, cap: tl.constexpr):
-    """cap * tanh(z / cap); as written it saturates to +-cap where exp overflows or vanishes."""
+    """cap * tanh(z / cap); this form saturates to +-cap where exp overflows or vanishes."""
     return cap - (2.0 * cap) / (1.0 + tl.exp(z * (2.0 / cap)))
 
 
@@ -71,7 +71,7 @@ def log_linear_mix_triton(
     soft_caps: list[float],
     scales: list[float],
 ) -> torch.Tensor:
-    """Launches the kernel: arguments of `log_linear_mix_torch`, any strides."""
+    """Launches the kernel. Takes the arguments of `log_linear_mix_torch`, in any strides."""
     num_rows = weights.shape[0]
     common = min(vocab_size, *(tensor.shape[1] for tensor in logits))
     out = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=weights.device)

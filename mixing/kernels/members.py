@@ -1,4 +1,4 @@
-"""What the kernels' doors have in common: which members take part, and whether inputs agree.
+"""Input checks of all kernels: the members that take part, and the agreement of their tensors.
 
 Shapes: N rows, M members, W width of a member's tensor (vocabulary or hidden size).
 """
@@ -12,12 +12,12 @@ import torch
 
 
 class Present(NamedTuple):
-    """The members that ran. Lists of one length, because custom operators take no optionals."""
+    """The members that ran, as lists of one length: operators take no optional list entries."""
 
     tensors: list[torch.Tensor]
     """Per present member [N, W]."""
     columns: list[int]
-    """Which column of the weights belongs to each."""
+    """The column of the weights that belongs to each."""
     soft_caps: list[float]
     """0 means none."""
     scales: list[float]
@@ -31,15 +31,15 @@ def present_members(
     soft_cap: Sequence[float | None] | None = None,
     scale: Sequence[float] | None = None,
 ) -> Present:
-    """Checks a call's inputs and leaves out the members that did not run.
+    """Checks the inputs of a call and leaves out the members that did not run.
 
     Args:
       tensors: [N, M, W], or per member [N, W_m] or None; any float dtypes.
       weights_NM: float32 [N, M], on the same device.
       what: the tensors' name in messages.
       soft_cap, scale: per member; positive.
-    Raises: ValueError if shapes, dtypes or devices disagree or no member ran. Values of tensors are
-      not looked at: that would stall a GPU.
+    Raises: ValueError if shapes, dtypes or devices disagree or no member ran. Values are not
+      checked: that would stall a GPU.
     """
     members = _one_by_one(tensors, what)
     if weights_NM.dtype != torch.float32 or weights_NM.dim() != 2:

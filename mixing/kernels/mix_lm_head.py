@@ -1,7 +1,7 @@
-"""K output matrices as one product: the door, the torch twin, and the table that picks.
+"""Mixed logits from hidden states and LM heads in one product: public function and torch fallback.
 
 sum_m w_m (h_m W_m^T) = [w_1 h_1 ... w_M h_M] [W_1 ... W_M]^T: the mixture of linear heads is one
-matrix product over the concatenated hidden widths.
+matrix product over the concatenated hidden widths. The Triton kernel is in mix_lm_head_triton.py.
 Shapes: N rows, M members, V vocabulary of the mixture, V_m and D_m vocabulary and hidden width of
 member m, C common vocabulary: the shortest of V and all V_m.
 """
@@ -18,11 +18,11 @@ from prefmix.mixing.kernels.members import present_members
 from prefmix.mixing.kernels.operators import operator
 
 FUSED_ROWS: dict[tuple[int, int], range] = {}
-"""By CUDA compute capability, the numbers of rows N where the Triton kernel was measured faster
-than the torch twin by `python -m prefmix.bench.kernels --kernel mix_lm_head`.
+"""Numbers of rows N for which the Triton kernel is faster than the torch fallback, by CUDA compute
+capability, measured by `python -m prefmix.bench.kernels --kernel mix_lm_head`.
 
-Empty: no device has been measured yet. A device that is not listed takes the torch twin, whose
-products are the vendor's library; so does a CPU, always.
+Empty: no device has been measured yet. A device that is not listed takes the torch fallback, whose
+products are the vendor's library. A CPU always takes the fallback.
 """
 
 
@@ -44,9 +44,10 @@ def mix_lm_head(
 
     The Triton kernel keeps no member's logits in memory, applies weights to hidden states as it
     loads them (rounding them to the model's dtype; a weight of 1 is exact) and skips a member's
-    head where all rows of a tile give it zero weight. The torch twin uses library products; in
+    head where all rows of a tile give it zero weight. The torch fallback uses library products; in
     half precision it holds M members' logits for a moment. Both are the operator
-    `prefmix::mix_lm_head`, which torch.compile and CUDA graphs take without a host sync.
+    `prefmix::mix_lm_head`, which works under torch.compile and in CUDA graphs and never waits for
+    the GPU.
 
     Args:
       hidden: per member [N, D_m], or None where all its weights are zero.
@@ -55,7 +56,7 @@ def mix_lm_head(
       weights_NM: float32 [N, M].
       vocab_size: V, the width of the result; entries past C are -inf. Default: C.
       scale: per member a factor on its logits.
-      fused: True takes the Triton kernel, False the torch twin, None what `FUSED_ROWS` says.
+      fused: True takes the Triton kernel, False the torch fallback, None decides by `FUSED_ROWS`.
     Returns: float32 [N, V], natural-log scale, not normalised.
     Raises: ValueError if shapes, dtypes or devices disagree, a row is not contiguous, no member
       ran, or the Triton kernel is asked for without a CUDA device.
@@ -107,11 +108,12 @@ def mix_lm_head_torch(
     scales: list[float],
     fused: bool | None = None,
 ) -> torch.Tensor:
-    """The torch fallback, on any device: arguments as the door leaves them. `fused` is the
-    operator's argument; whoever calls the fallback has decided already."""
+    """The torch fallback, for any device. Takes checked tensors of the members that ran.
+
+    `fused` has no effect: it is part of the operator, whose schema this signature is."""
     common = min(vocab_size, *(head.shape[0] for head in heads))
     heads = [head[:common] for head in heads]
-    if weights.is_cpu:  # on a GPU looking at weights would stall the stream
+    if weights.is_cpu:  # reading weights would stall a GPU
         used = [bool(weights[:, column].any()) for column in columns]
     else:
         used = [True] * len(columns)
@@ -131,7 +133,7 @@ def mix_lm_head_torch(
             weighted = (states * (weight * scale)).masked_fill_(weight == 0, 0.0)
             mixed_NC.addmm_(weighted, head.T)
         return mixed_NV
-    # Sums of half-precision products would be rounded each time: add them up in float32.
+    # Each sum of half-precision products would be rounded: add them up in float32 instead.
     logits: list[torch.Tensor | None] = [None] * weights.shape[1]
     factors = [1.0] * weights.shape[1]
     for states, head, column, scale in members:
@@ -150,7 +152,7 @@ def _on_cuda(
         fused = weights.shape[0] in FUSED_ROWS.get(capability, ())
     if not fused:
         return mix_lm_head_torch(hidden, heads, weights, *needed)
-    # Triton is imported with the first tensor that needs it, not with the package.
+    # Imported here, so that the package needs no Triton where there is no GPU.
     from prefmix.mixing.kernels.mix_lm_head_triton import mix_lm_head_triton
 
     return mix_lm_head_triton(hidden, heads, weights, *needed)

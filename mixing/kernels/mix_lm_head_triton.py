@@ -1,7 +1,7 @@
-"""K output matrices as one product in Triton: no member's logits ever lie in memory.
+"""Mixed logits from hidden states and LM heads in Triton, without any member's logits in memory.
 
 A program owns a tile of rows times vocabulary and walks the members' hidden widths one after the
-other, as if they were one; a member to whom no row of the tile gives weight is walked past.
+other, as if they were one. It skips members to which no row of the tile gives weight.
 Shapes: N rows, M present members, V vocabulary, D_m hidden width of member m.
 """
 
@@ -82,7 +82,7 @@ def mix_lm_head_triton(
     vocab_size: int,
     scales: list[float],
 ) -> torch.Tensor:
-    """Launches the kernel: arguments of `mix_lm_head_torch`."""
+    """Launches the kernel. Takes the arguments of `mix_lm_head_torch`."""
     num_rows = weights.shape[0]
     common = min(vocab_size, *(head.shape[0] for head in heads))
     out = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=weights.device)

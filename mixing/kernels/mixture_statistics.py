@@ -1,4 +1,6 @@
-"""What a row's mixture is like, and each policy beside it: the door and the torch twin.
+"""Entropy, divergences and log-probabilities of each row's mixture: public function and fallback.
+
+The Triton kernel is in mixture_statistics_triton.py.
 
 Shapes: N logits rows, M members, V_m vocabulary of member m, C common vocabulary (the shortest).
 """
@@ -16,11 +18,11 @@ from prefmix.mixing.kernels.operators import operator
 from prefmix.mixing.kernels.statistics_outputs import Outputs, empty_outputs
 
 _BLOCK_ELEMENTS = 1 << 17
-"""On a CPU so many logits of a member are worked on at a time: half a MiB stays in the cache."""
+"""Number of a member's logits in a block on a CPU: half a MiB, which stays in the cache."""
 
 
 class MixtureStatistics(NamedTuple):
-    """Per row, with p the mixture, pi_m = softmax(z_m) member m, both over C; all in nats."""
+    """Per row, in nats. p is the mixture and pi_m = softmax(z_m) member m, both over C tokens."""
 
     log_partition_N: torch.Tensor
     """float32 log sum_v prod_m pi_m(v)^w_m: the local normaliser log Z_t of the served mixture.
@@ -36,7 +38,7 @@ class MixtureStatistics(NamedTuple):
     policy_logprobs_NM: torch.Tensor
     """float32 log pi_m(token)."""
     agrees_NM: torch.Tensor
-    """bool: the token is a most likely one of pi_m; of equals each counts."""
+    """bool: True if the token is most likely under pi_m; all tokens of equal logits count."""
 
 
 def mixture_statistics(
@@ -50,19 +52,20 @@ def mixture_statistics(
     """Measures each row's mixture and one token under it, reading every logit once.
 
     CUDA tensors go to the Triton kernel, which writes nothing of the vocabulary's size. Others go
-    to the torch twin: on a CPU it works block by block in (M + 2) float32 tensors of C elements or
-    131,072, whichever is more, and where tokens are banned or logits capped in further ones of a
-    block's size. Both are the operator `prefmix::mixture_statistics`, which torch.compile and CUDA
-    graphs take without a host sync.
+    to the torch fallback, which on a CPU works block by block in (M + 2) float32 tensors of C or
+    131,072 elements, whichever is more, and in further ones of a block's size if tokens are banned
+    or logits capped. Both are the operator `prefmix::mixture_statistics`, which works under
+    torch.compile and in CUDA graphs and never waits for the GPU.
 
     Bans (logits of -inf) are exact: p log p is 0 where p is 0. A member with zero weight takes no
-    part in p, whatever its logits hold, yet its own columns describe it, NaN if its logits are. A
-    member that did not run has NaN, and agrees with nothing. A token outside 0..C-1 is banned.
-    Where all tokens are banned there is no mixture: log_partition is -inf, the rest of p NaN.
+    part in p, whatever its logits hold, but its own columns describe it (NaN if its logits are
+    NaN). The columns of a member that did not run are NaN and False. A token outside 0..C-1 is
+    banned. If all tokens are banned there is no mixture: log_partition is -inf, entropy and
+    log-probability are NaN.
 
     Args:
       logits: [N, M, V], or per member [N, V_m] or None. Any float dtypes and strides. pi_m and p
-        are over the first C tokens; what lies beyond is ignored.
+        are over the first C tokens; entries past C are ignored.
       weights_NM: float32 [N, M].
       tokens_N: int32 or int64 [N].
       soft_cap, scale: per member, as in `log_linear_mix`.
@@ -90,12 +93,12 @@ def mixture_statistics_torch(
     soft_caps: list[float],
     scales: list[float],
 ) -> Outputs:
-    """The torch twin, on any device: arguments as `present_members` leaves them."""
+    """The torch fallback, for any device. Takes what `present_members` returns, and tokens."""
     outputs = empty_outputs(weights, len(columns))
     num_rows = weights.shape[0]
     common = min(tensor.shape[1] for tensor in logits)
     rows = max(1, _BLOCK_ELEMENTS // common) if weights.is_cpu else max(1, num_rows)
-    # Once for all blocks: fresh memory costs more than what is computed in it.
+    # Allocated once for all blocks: fresh memory costs more than the computation in it.
     scratch = weights.new_empty((len(logits) + 2, min(rows, num_rows), common))
     present_weights = torch.stack([weights[:, column] for column in columns], dim=1)
     for start in range(0, num_rows, rows):
@@ -123,8 +126,7 @@ def _measure_block(
 ) -> None:
     """Writes the statistics of P members' logits [n, C], weights [n, P] and tokens [n].
 
-    Computes as the Triton kernel does, see mixture_statistics_triton. scratch: float32
-    [P + 2, n, C].
+    The formulas are those of mixture_statistics_triton. scratch: float32 [P + 2, n, C].
     """
     log_partition, entropy, logprob, kl, policy_logprobs, agrees = outputs
     sums, bans = _mix_block(logits, weights, caps_and_scales, scratch)
@@ -168,9 +170,10 @@ def _mix_block(
     caps_and_scales: list[tuple[float, float]],
     scratch: torch.Tensor,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Fills all of scratch but the last with the policies' logits and their mixture.
+    """Fills scratch, except its last part, with the policies' logits and their mixture.
 
-    Returns: per policy the sum of e^z [n]; which tokens it bans [n, C], empty where none does.
+    Returns: per policy the sum of e^z [n]; per policy a mask of banned tokens [n, C], or nothing
+      if no policy bans a token.
     """
     *policies, mixed, work = scratch.unbind()
     mixed.zero_()
@@ -181,7 +184,7 @@ def _mix_block(
     ):
         _write_relative(raw, cap, scale, out=policy)
         sums.append(_softmax(policy, out=work)[1])
-        # On a GPU looking would stall the stream: assume that there are bans and zero weights.
+        # Looking would stall a GPU: assume that there are bans and zero weights.
         any_bans |= not raw.is_cpu or not bool(policy.amin() > -torch.inf)
         if raw.is_cpu and weight.all():
             mixed.addcmul_(policy, weight)
@@ -194,7 +197,7 @@ def _mix_block(
 
 
 def _write_relative(raw: torch.Tensor, cap: float, scale: float, *, out: torch.Tensor) -> None:
-    """Logits [n, C], capped and scaled, relative to each row's largest."""
+    """Writes logits [n, C], capped and scaled, relative to each row's largest."""
     out.copy_(raw)
     if cap:
         out.copy_(soft_capped(out, cap)).masked_fill_(raw == -torch.inf, -torch.inf)
@@ -204,18 +207,18 @@ def _write_relative(raw: torch.Tensor, cap: float, scale: float, *, out: torch.T
 
 
 def _softmax(z: torch.Tensor, *, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Writes p, in proportion to e^z, for rows z [n, C] with maximum 0.
+    """Writes p, proportional to e^z, for rows z [n, C] with maximum 0.
 
-    On a CPU torch divides by a sum that it took number by number: where C is 262,144, p adds up to
-    1 only within 3e-5. Whatever it divided by, the largest p is 1 over it.
-    Returns: what p adds up to [n] and the sum of e^z [n], both right to rounding.
+    On a CPU torch divides by a sum that it takes number by number: at C = 262,144, p adds up to 1
+    only within 3e-5. The largest p is 1 over that sum, whatever its error.
+    Returns: the sum of p [n] and the sum of e^z [n], both exact up to rounding.
     """
     p_sum = torch.softmax(z, dim=-1, out=out).sum(dim=-1)
     return p_sum, p_sum / out.amax(dim=-1)
 
 
 def _on_cuda(*arguments: Any) -> Outputs:
-    # Triton is imported with the first tensor that needs it, not with the package.
+    # Imported here, so that the package needs no Triton where there is no GPU.
     from prefmix.mixing.kernels.mixture_statistics_triton import mixture_statistics_triton
 
     return mixture_statistics_triton(*arguments)

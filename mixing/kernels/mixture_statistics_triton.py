@@ -1,7 +1,7 @@
-"""The mixture's statistics in Triton: every logit is read once, nothing of its size written.
+"""The mixture's statistics in Triton: each logit is read once, nothing of that size is written.
 
-The online softmax, parallel: a first kernel reduces each tile of a row's vocabulary to a few sums
-relative to the tile's maximum; a second merges a row's tiles. Per row, with x = sum_m w_m z_m,
+This is the online softmax in parallel. A first kernel reduces each tile of a row's vocabulary to a
+few sums relative to the tile's maximum; a second merges a row's tiles. Per row, with x = sum_m w_m z_m,
 
     x:    top = max x,    s = sum e^(x - top),    a = sum e^(x - top) (x - top)
     z_m:  top_m = max z_m,  s_m = sum e^(z_m - top_m),  b_m = sum e^(x - top) z_m
@@ -9,7 +9,7 @@ relative to the tile's maximum; a second merges a row's tiles. Per row, with x =
     entropy = log s - a / s        log softmax normaliser of z_m: l_m = top_m + log s_m
     KL(p || pi_m) = l_m - b_m / s - entropy        log Z = top + log s - sum_m w_m l_m
 
-All z_m are taken relative to the token's, which changes none of it and keeps float32 digits.
+All z_m are taken relative to the token's logit, which changes no result and keeps float32 digits.
 Shapes: N rows, M present members, V_m vocabulary of member m, T tiles.
 """
 
@@ -34,7 +34,7 @@ TUNER = Tuner(
 )
 
 _FROM_TOKEN = tl.constexpr(1e30)
-"""Beyond it differences from the token's logit may leave float32's range."""
+"""Beyond this, differences from the token's logit may leave float32's range."""
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def _transformed(z, cap: tl.constexpr, scale: tl.constexpr):
 
 @triton.jit
 def _token_logit(row_logits, token, stride, common, cap: tl.constexpr, scale: tl.constexpr):
-    """The token's z, -inf outside the vocabulary, and what z's are to be taken relative to."""
+    """The token's z, -inf outside the vocabulary, and the offset that is subtracted from all z."""
     inside = (token >= 0) & (token < common)
     z = tl.load(row_logits + token * stride, mask=inside, other=-float("inf")).to(tl.float32)
     z = _transformed(z, cap, scale)
@@ -55,7 +55,7 @@ def _token_logit(row_logits, token, stride, common, cap: tl.constexpr, scale: tl
 
 @triton.jit
 def _finite(top):
-    """A maximum to subtract: of nothing but -inf the maximum is -inf, and -inf - -inf NaN."""
+    """A maximum that can be subtracted: 0 instead of -inf, because -inf - -inf is NaN."""
     return tl.where(top == -float("inf"), 0.0, top)
 
 
@@ -92,7 +92,7 @@ def _mixture_statistics_tile_kernel(
         counts = v < tl.where(weight != 0, common, 0)
         x += tl.where(counts, z * weight, 0.0)
         banned = banned | (counts & (z == -float("inf")))
-        zs = zs + (z,)  # noqa: RUF005 - all of tuples that Triton knows
+        zs = zs + (z,)  # noqa: RUF005 - Triton knows no other way
     x = tl.where(banned, -float("inf"), x)
 
     top = tl.max(x, 0)
@@ -105,7 +105,7 @@ def _mixture_statistics_tile_kernel(
     for m in tl.static_range(len(COLUMNS)):
         z = zs[m]
         top = tl.max(z, 0)
-        # Banned by the member, not by the mixture: the divergence is infinite, however small e.
+        # Banned by the member but not by the mixture: the divergence is infinite, however small e.
         weighted = tl.where(e == 0, 0.0, e * z)
         weighted = tl.where((z == -float("inf")) & (x > -float("inf")), -float("inf"), weighted)
         tl.store(out + (3 + 3 * m) * num_tiles, top)
@@ -194,7 +194,7 @@ def mixture_statistics_triton(
     soft_caps: list[float],
     scales: list[float],
 ) -> Outputs:
-    """Launches the two kernels: arguments of `mixture_statistics_torch`, any strides."""
+    """Launches the kernels. Takes the arguments of `mixture_statistics_torch`, in any strides."""
     outputs = empty_outputs(weights, len(columns))
     num_rows, num_members = weights.shape
     if not num_rows:

@@ -1,4 +1,4 @@
-"""Memory for the tensors that `mixture_statistics` returns, whichever implementation fills it."""
+"""Memory for the tensors that `mixture_statistics` returns, for all its implementations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Te
 
 
 def empty_outputs(weights: torch.Tensor, num_present: int) -> Outputs:
-    """Memory for the statistics' six tensors; NaN and False where a member may be missing."""
+    """Allocates the six tensors; columns that nothing will write hold NaN and False."""
     num_rows, num_members = weights.shape
     shapes = [(num_rows,)] * 3 + [(num_rows, num_members)] * 2
     a, b, c, d, e = (

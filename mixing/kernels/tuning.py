@@ -1,9 +1,9 @@
-"""Choosing among a kernel's few launch configurations, by measuring each once.
+"""Chooses among a kernel's few launch configurations by measuring each once.
 
-Triton's own autotuner benchmarks inside the call, which a CUDA graph cannot capture. This one
-measures only outside capture; inside it takes what was measured before, else the first
-configuration. So before capturing, call the kernel once with inputs of the same kind: vLLM's
-profiling run does, and a capture by hand begins with a warm-up anyway.
+Triton's own autotuner benchmarks inside the call, which a CUDA graph cannot capture. This tuner
+measures only outside of a capture. During a capture it uses what was measured before, or else the
+first configuration. So call the kernel once with inputs of the same kind before capturing it;
+vLLM's profiling run does so.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ Config = Mapping[str, int]
 
 _WARM_UPS = 3
 _LAUNCHES = 20
-
-
 _MANY_ROWS = 32
 
 
 def many(num_rows: int) -> bool:
-    """Part of a kind of input: what is fastest for one row need not be for a batch.
+    """True for a batch of rows, for which another configuration may be fastest than for few rows.
 
-    No finer: each kind is measured anew, and batches change from step to step.
+    The distinction is coarse because each kind of input is measured anew, and batches change from
+    step to step.
     """
     return num_rows >= _MANY_ROWS
 
@@ -36,8 +35,8 @@ class Tuner:
     def __init__(self, *configs: Config) -> None:
         """
         Args:
-          configs: what to choose from. The first serves where nothing can be measured; it must
-            run on any device.
+          configs: the candidates. The first is used where nothing can be measured; it must run
+            on any device.
         """
         self.configs: Sequence[Config] = configs
         self.fastest: dict[Hashable, Config] = {}
@@ -45,11 +44,12 @@ class Tuner:
     def launch(
         self, run: Callable[[Config], object], *, key: Hashable, device: torch.device
     ) -> None:
-        """Runs with the fastest configuration for `key`, measured at the first such call.
+        """Runs with the fastest configuration for `key`, which the first such call measures.
 
         Args:
-          run: launches the kernel; may be called many times, so it must not accumulate.
-          key: what the best configuration depends on: dtypes, members, sizes rounded coarsely.
+          run: launches the kernel. It is called many times, so it must not accumulate.
+          key: the properties of the input that the best configuration depends on: dtypes, members,
+            sizes rounded coarsely.
         """
         if device.type != "cuda":  # under the interpreter there is nothing to measure
             run(self.configs[0])
@@ -65,7 +65,7 @@ class Tuner:
 
 
 def _milliseconds(run: Callable[[Config], object], config: Config) -> float:
-    """Of several launches; infinite for a configuration the device has no room for."""
+    """Time of several launches; infinite for a configuration that the device has no room for."""
     from triton.runtime.errors import OutOfResources
 
     start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -70,19 +70,19 @@ def test_what_errs_is_not_timed(name: str, row: int) -> None:
     assert error <= eager_error + SLACK
 
     def wrong() -> tuple[torch.Tensor, ...]:
-        results = ways.twin()
+        results = ways.fallback()
         results = (results,) if isinstance(results, torch.Tensor) else results
         results[0][row] += 1e-3
         return results
 
     with pytest.raises(CommandError, match=r"result 0 errs by 0\.001 .*No speed is reported"):
-        errors(name, ways._replace(twin=wrong), size)
+        errors(name, ways._replace(fallback=wrong), size)
 
 
-def test_a_wrong_twin_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    twin = kernel_comparisons.log_linear_mix_torch
+def test_a_wrong_fallback_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    fallback = kernel_comparisons.log_linear_mix_torch
     monkeypatch.setattr(
-        kernel_comparisons, "log_linear_mix_torch", lambda *inputs: twin(*inputs).half().float()
+        kernel_comparisons, "log_linear_mix_torch", lambda *inputs: fallback(*inputs).half().float()
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(CommandError, match="log_linear_mix"):

@@ -105,7 +105,7 @@ def interpreted(case: Case, vocab_size: int | None = None) -> torch.Tensor:
 
 @pytest.mark.parametrize("vocab", [507, 151_936, 262_144])
 @pytest.mark.parametrize("name", CASES)
-def test_twin_matches_float64_truth(name: str, vocab: int) -> None:
+def test_fallback_matches_float64_truth(name: str, vocab: int) -> None:
     case = CASES[name](vocab)
     check_mixed(case, log_linear_mix(case.logits, case.weights_NM, **case.options()))
     wide_NV = log_linear_mix(case.logits, case.weights_NM, vocab_size=vocab + 13, **case.options())
@@ -134,11 +134,13 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         [z[2:3] for z in case.logits if z is not None], case.weights_NM[2:3], case.tokens_N
     )
     torch.testing.assert_close(interpreted(case)[2:3], interpreted(alone), atol=0, rtol=0)
-    twin = log_linear_mix(case.logits, case.weights_NM)[2:3]
-    torch.testing.assert_close(log_linear_mix(alone.logits, alone.weights_NM), twin, atol=0, rtol=0)
+    together = log_linear_mix(case.logits, case.weights_NM)[2:3]
+    torch.testing.assert_close(
+        log_linear_mix(alone.logits, alone.weights_NM), together, atol=0, rtol=0
+    )
 
 
-def test_twin_works_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_works_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(1000, rows=7)
     whole = log_linear_mix(case.logits, case.weights_NM)
     monkeypatch.setattr("prefmix.mixing.kernels.log_linear_mix._BLOCK_ELEMENTS", 2500)

@@ -27,7 +27,7 @@ def interpreted(inputs: Heads, vocab_size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("vocab_size", [None, 140])
-def test_twin_matches_float64_truth(name: str, vocab_size: int | None) -> None:
+def test_fallback_matches_float64_truth(name: str, vocab_size: int | None) -> None:
     inputs = HEADS[name]()
     *data, scale = inputs
     check_heads(inputs, mix_lm_head(*data, scale=scale, vocab_size=vocab_size))

@@ -28,7 +28,7 @@ def interpreted(case: Case) -> MixtureStatistics:
 
 @pytest.mark.parametrize("vocab", [507, 151_936, 262_144])
 @pytest.mark.parametrize("name", CASES)
-def test_twin_matches_float64_truth(name: str, vocab: int) -> None:
+def test_fallback_matches_float64_truth(name: str, vocab: int) -> None:
     case = CASES[name](vocab)
     check_statistics(case, measured(case))
 
@@ -48,7 +48,7 @@ def test_kernel_matches_float64_truth_at_the_largest_vocabulary() -> None:
     check_statistics(case, interpreted(case))
 
 
-def test_twin_works_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_works_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(1000, rows=7)
     whole = measured(case)
     monkeypatch.setattr("prefmix.mixing.kernels.mixture_statistics._BLOCK_ELEMENTS", 2500)
