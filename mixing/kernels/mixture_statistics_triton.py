@@ -1,7 +1,8 @@
 """The mixture's statistics in Triton: each logit is read once, nothing of that size is written.
 
 This is the online softmax in parallel. A first kernel reduces each tile of a row's vocabulary to a
-few sums relative to the tile's maximum; a second merges a row's tiles. Per row, with x = sum_m w_m z_m,
+few sums relative to the tile's maximum; a second merges a row's tiles. Per row, with
+x = sum_m w_m z_m,
 
     x:    top = max x,    s = sum e^(x - top),    a = sum e^(x - top) (x - top)
     z_m:  top_m = max z_m,  s_m = sum e^(z_m - top_m),  b_m = sum e^(x - top) z_m
