@@ -49,7 +49,7 @@ def with_averages(
             path = write_adapter_average(folder / name, ours)
         else:
             path = write_average(
-                folder / name, {local_folder(members[key]): s for key, s in shares.items()}
+                folder / name, {fetched_folder(members[key]): s for key, s in shares.items()}
             )
         added.append(Policy(name=name, model=str(path)))
     return replace(spec, policies=(*spec.policies, *added))
@@ -137,8 +137,8 @@ def write_adapter_average(folder: Path, shares: Mapping[Policy, float]) -> Path:
     return folder
 
 
-def local_folder(policy: Policy) -> Path:
-    """Where a policy's files are; a hub id is fetched unless it is in the hub's cache."""
+def fetched_folder(policy: Policy) -> Path:
+    """The folder with a policy's files; a hub id is fetched unless it is in the hub's cache."""
     folder = Path(policy.model)
     if folder.is_dir():
         return folder

@@ -14,6 +14,7 @@ from prefmix.weights.evaluation.verdict import beats_its_members, verdict
 from prefmix.weights.report import html_page
 from prefmix.weights.report.html_page import PAGE, Chart, table
 from prefmix.weights.report.pareto import pareto
+from prefmix.weights.store.durable_file import replace_file
 
 _STEM = "pareto"
 
@@ -57,5 +58,5 @@ def write_evaluation_report(
     ]
     page = html_page.page(title, answer, "\n".join(parts), is_good=beats_its_members(found))
     path = folder / PAGE
-    html_page.replace_file(path, page.encode())
+    replace_file(path, page.encode())
     return path

@@ -12,6 +12,7 @@ from prefmix.weights.fit.result import FitResult
 from prefmix.weights.fit.summary import distance_name, floor_note, is_fitted, what_was_fitted
 from prefmix.weights.report import html_page, plots
 from prefmix.weights.report.html_page import PAGE, Chart, scrolling, table
+from prefmix.weights.store.durable_file import replace_file
 
 _SHOWN_ABOVE = frozenset({"fitted", "verdict", "certificate", "deployed"})
 """Parts of a store's provenance that the page shows as text and charts."""
@@ -40,7 +41,7 @@ def write_report(
     charts = list(_charts(result))
     pictures = html_page.write_charts(folder, charts)
     page = folder / PAGE
-    html_page.replace_file(page, _page(result, title, provenance, pictures).encode())
+    replace_file(page, _page(result, title, provenance, pictures).encode())
     written = {chart.file for chart in charts}
     assert written <= _CHARTS
     for stale in _CHARTS - written:

@@ -7,7 +7,6 @@ reader's light or dark setting and fits a phone.
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,6 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from prefmix.weights.report import plots
+from prefmix.weights.store.durable_file import replace_file
 
 PAGE = "report.html"
 
@@ -150,13 +150,6 @@ def provenance(values: Mapping[str, Any]) -> str:
     """The last part of a page: what it was made from, nested mappings with dotted names."""
     rows = table(["setting", "value"], list(_flat(values)))
     return f"<h2>Settings and provenance</h2>\n{rows}"
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Whole or not at all: a reader never sees half a page."""
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_bytes(content)
-    os.replace(aside, path)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -246,7 +246,7 @@ def test_a_repair_that_cannot_keep_the_broken_file_changes_nothing(
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("prefmix.weights.store.store.replace_file", full)
+    monkeypatch.setattr("prefmix.weights.store.files.replace_file", full)
     with pytest.raises(StoreFileError, match=r"w\.json\.broken\.4: No space left.*nothing was"):
         store.rollback()
     assert store.path.read_text() == BROKEN
