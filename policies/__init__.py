@@ -1,1 +1,1 @@
-"""Making the single-objective policies that the server mixes."""
+"""The training of single-objective policies, and the demo policies that it made."""

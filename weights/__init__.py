@@ -1,5 +1,5 @@
-"""Where weights come from: profiles fitted offline, with a certificate of how good they are.
+"""Weights of mixtures: fitted offline, evaluated, and kept in the store that the server reloads.
 
-The room of the fit: score table, objective, mirror descent, sampling and scoring jobs, and the
-store that the server reloads. It may import the pure part of `mixing`; the server may import it.
+`engines` draw and score responses, `fit` finds weights, `evaluation` measures what weights earn,
+`report` writes pages, and `store` keeps profiles.
 """

@@ -1,4 +1,4 @@
-"""Content hashes of models: which parameters a fit was made for."""
+"""Content hashes of models: they identify the parameters that a fit was made for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefmix.mixing.spec import MixtureSpec, Policy
 
 
 def fingerprints(spec: MixtureSpec) -> dict[str, str]:
-    """The content hash of each member by name; an adapter's with that of its base."""
+    """The content hash of each member by name; for an adapter, together with its base's hash."""
     if spec.base is None:
         return {member.name: content_hash(member) for member in spec.members}
     base = content_hash(spec.checkpoints[0])
@@ -18,9 +18,10 @@ def fingerprints(spec: MixtureSpec) -> dict[str, str]:
 
 
 def content_hash(member: Policy) -> str:
-    """sha256 of a local folder's config and parameters, or a hub id with its revision.
+    """The sha256 of a local folder's config and parameters, or a hub id with its revision.
 
-    A hub id without a revision is whatever its default branch holds: the hash says only the name.
+    A hub id is not read. Without a revision it stands for the content of the default branch, which
+    may change.
     """
     folder = Path(member.model)
     if not folder.is_dir():

@@ -1,8 +1,8 @@
-"""What a fit asks of an engine: draw responses under some weights, score them under others.
+"""The interface of a fit's engine, which draws and scores responses, and vLLM in this process.
 
-`LocalEngine` runs vLLM in this process; `prefmix.weights.engines.remote` asks a running server.
-Scoring under one policy alone is a request with one-hot weights and prompt logprobs: the engine
-then runs that policy only, at the price of plain vLLM.
+`prefmix.weights.engines.remote` has the other implementation, over a running server. Scoring under
+one policy alone is a request with one-hot weights and prompt logprobs: the engine then runs that
+policy only, at the price of plain vLLM.
 
 Shapes: M members of the mixture (policies, then the reference if there is one).
 """
@@ -22,7 +22,7 @@ Tokens = tuple[int, ...]
 
 
 class EngineError(ValueError):
-    """An engine that could not answer because a policy computed no numbers."""
+    """An engine that could not answer, because a policy computed NaN or infinity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,15 +30,15 @@ class Response:
     """One sampled response."""
 
     tokens: Tokens
-    """Its tokens, the end-of-text token included if it was drawn."""
+    """The tokens of the response, the end-of-text token included if it was drawn."""
     logprob: float
     """Log-probability of the whole response under the weights it was drawn with, in nats."""
     text: str = ""
-    """What it says, special tokens left out."""
+    """The response as text, special tokens left out."""
 
 
 class Engine(Protocol):
-    """Either kind of engine."""
+    """Draws and scores responses: vLLM in this process, or a running server."""
 
     def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
         """Prompt tokens, chat template applied."""
@@ -61,13 +61,13 @@ class Engine(Protocol):
 
 
 def set_environment() -> None:
-    """How vLLM should run in a batch job; call before it is imported. Leaves what is set alone."""
+    """Sets vLLM's environment for a batch job; call before vLLM is imported. Set variables stay."""
     for name, value in {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
-        # One process less to start, and an interrupted fit leaves none behind.
+        # The engine then runs in this process, so that an interrupted fit leaves none behind.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # On CPU: GiB. Without it vLLM wants 92 % of the machine's memory.
+        # GiB, on CPU. By default vLLM takes 92 % of the machine's memory.
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }.items():
         os.environ.setdefault(name, value)
@@ -143,7 +143,7 @@ class LocalEngine:
             for index in range(len(prompts))
         ]
         outputs = self._generate(prompts, params)
-        # At once, and not token by token as vLLM would.
+        # All tokens at once: vLLM would decode them one by one.
         decode = self.llm.get_tokenizer().decode
         return [
             [

@@ -1,8 +1,8 @@
-"""How far a long job is, on standard error: a bar on a terminal, now and then a line in a log.
+"""Progress of a long job on standard error: a bar on a terminal, an occasional line in a log.
 
-A job has stages (sample, score, ...) that may take turns; each has its own rate, over the time in
-which it worked, and from that what remains. What was done before, and is only read again, counts as
-done but not towards the rate.
+A job has stages (sample, score, ...) that may take turns. Each stage has its own rate, over the
+time in which it worked, and its own estimate of the time left. Results of an earlier run that are
+only read again count as done, but not towards the rate.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
-        stream: where to; None is standard error.
+        stream: where progress is shown; None is standard error.
         quiet: show nothing.
         clock: seconds, for tests.
         """
@@ -44,16 +44,16 @@ class Progress:
         self._shown_at = clock() - (DRAW_INTERVAL_S if self._on_terminal else 0.0)
 
     def end_line(self) -> None:
-        """Leaves a bar that will not be finished, so that what follows has a line of its own."""
+        """Ends the line of an unfinished bar, so that the next output has a line of its own."""
         if self._on_terminal and not self._quiet:
             print(file=self._stream, flush=True)
 
     def stage(self, name: str, total: int, unit: str) -> Stage:
-        """A stage that does `total` of something, `unit` by its plural."""
+        """A stage of `total` units of work; `unit` is the plural, such as "responses"."""
         return Stage(self, name, total, unit)
 
     def show(self, stage: Stage) -> None:
-        """Shows where a stage is, if it is time to."""
+        """Shows the state of a stage, if enough time has passed since the last one."""
         now = self.clock()
         interval_s = DRAW_INTERVAL_S if self._on_terminal else LINE_INTERVAL_S
         is_end = self._on_terminal and stage.done >= stage.total
@@ -71,7 +71,7 @@ class Progress:
 
 
 class Stage:
-    """One stage; `working` around what it does, `advance` after each part of it."""
+    """One stage of a job; its work runs inside `working` and calls `advance` after each part."""
 
     def __init__(self, progress: Progress, name: str, total: int, unit: str) -> None:
         self._progress = progress
@@ -86,7 +86,7 @@ class Stage:
     def working(self, note: str = "") -> Iterator[Stage]:
         """Counts the time inside as the stage's own.
 
-        Args: note: which part of the job this is, such as "round 3".
+        Args: note: the part of the job, such as "round 3"; shown behind the bar.
         """
         self._since, self._note = self._progress.clock(), note
         self._progress.show(self)
@@ -97,7 +97,7 @@ class Stage:
             raise
 
     def advance(self, count: int, *, is_new: bool = True) -> None:
-        """So many more are done; they were done now only if `is_new`."""
+        """Counts `count` more as done; they count towards the rate only if `is_new`."""
         now = self._progress.clock()
         if is_new:
             self._num_new += count
@@ -107,12 +107,12 @@ class Stage:
         self._progress.show(self)
 
     def finish(self) -> None:
-        """What has not been done by now was not needed."""
+        """Ends the stage: the rest of the work was not needed."""
         if self.done < self.total:
             self.advance(self.total - self.done, is_new=False)
 
     def __str__(self) -> str:
-        """Done, total, rate and what remains, such as `640/1,024 responses, 21.3/s, 18 s left`."""
+        """Done, total, rate and time left, such as `640/1,024 responses, 21.3/s, 18 s left`."""
         text = f"{self.done:,}/{self.total:,} {self.unit}"
         if self._num_new and self._worked_s > 0:
             rate = self._num_new / self._worked_s

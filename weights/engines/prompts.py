@@ -1,7 +1,6 @@
-"""Prompts to fit on: one JSON object a line, `{"prompt": "..."}` or `{"messages": [...]}`.
+"""Prompts files: one JSON object a line, `{"prompt": "..."}` or `{"messages": [...]}`.
 
-`id` is optional; without it a prompt is named by its line number. A fit needs no answers, labels or
-rewards.
+`id` is optional; the default is the line number. A fit needs no answers, labels or rewards.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 
 class PromptsError(ValueError):
-    """A prompts file that cannot be used; the message names file, line and what is wrong."""
+    """A prompts file that cannot be used; the message names file, line and value."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,9 +24,9 @@ class Prompt:
     id: str
     """Unique in its file."""
     text: str | None = None
-    """Raw text, tokenised as it is."""
+    """Raw text, tokenised without a chat template."""
     messages: tuple[dict[str, Any], ...] | None = None
-    """A conversation; the chat template and the generation prompt are added."""
+    """A conversation, tokenised with the chat template and the generation prompt."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -55,7 +54,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def hash_of_prompts(prompts: Sequence[Prompt]) -> str:
-    """sha256 of their content, hexadecimal."""
+    """The sha256 of the prompts' content, hexadecimal."""
     content = json.dumps([[prompt.id, prompt.text, prompt.messages] for prompt in prompts])
     return hashlib.sha256(content.encode()).hexdigest()
 

@@ -1,7 +1,7 @@
-"""Starting an engine in this process without its chatter.
+"""A quiet standard error while an engine starts in this process.
 
-vLLM and the libraries below it write dozens of harmless lines to standard error while they start,
-some from C++. They are held back and shown only if the start fails.
+vLLM and its libraries write dozens of harmless lines to standard error while they start, some of
+them from C++. The lines are held back, and shown only if the start fails.
 """
 
 from __future__ import annotations

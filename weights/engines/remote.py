@@ -1,4 +1,4 @@
-"""A running `prefmix serve` as the engine of a fit: the same questions, over HTTP.
+"""A running `prefmix serve` as the engine of a fit, over HTTP.
 
 Responses are drawn and scored through `/v1/completions` with explicit weights, so that the server's
 other users notice nothing but load.
@@ -22,14 +22,14 @@ CONCURRENCY = 16
 BATCH = 16
 """Prompts a request."""
 PATIENCE_S = 600.0
-"""How long a server may go on saying that it is busy."""
+"""Time after which a server that still answers 503 (busy) is given up."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class RemoteError(ValueError):
-    """A server that does not answer as `prefmix serve` does."""
+    """A server that is not reachable, or does not answer as `prefmix serve` does."""
 
 
 class RemoteEngine:
@@ -39,7 +39,7 @@ class RemoteEngine:
         """Args:
         url: the server's base, such as http://127.0.0.1:8000.
         api_key: its inference key, if it has one.
-        timeout_s: of one request.
+        timeout_s: limit of one request, in seconds.
         """
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url.rstrip("/").removesuffix("/v1")
@@ -49,7 +49,7 @@ class RemoteEngine:
         self._at_once: int = self._mixture.get("answers_at_once", CONCURRENCY * BATCH)
 
     def close(self) -> None:
-        """Closes its connections."""
+        """Closes the connections."""
         self._client.close()
 
     @property
@@ -144,13 +144,16 @@ class RemoteEngine:
 
     @property
     def _share(self) -> int:
-        """How many answers one request may ask for, to leave room for others."""
+        """Answers that one request may ask for; the rest is room for other users."""
         return max(1, self._at_once // 4)
 
     def _concurrently(
         self, function: Callable[[Item], Result], items: Sequence[Item], *, cost: int
     ) -> list[Result]:
-        """With as many requests in flight as the server takes. Args: cost: answers of one."""
+        """Maps over items with as many requests in flight as the server takes.
+
+        Args: cost: answers that one request asks for.
+        """
         at_once = self._at_once // 2 // cost
         return _concurrently(function, items, num_threads=min(CONCURRENCY, max(1, at_once)))
 
@@ -204,6 +207,6 @@ def _spec(mixture: dict[str, Any]) -> MixtureSpec:
 def _concurrently(
     function: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int = CONCURRENCY
 ) -> list[Result]:
-    """Maps over items with several requests in flight, in order; the first error ends it."""
+    """Maps over items in order, with several requests in flight; the first error is raised."""
     with ThreadPoolExecutor(num_threads) as pool:
         return list(pool.map(function, items))

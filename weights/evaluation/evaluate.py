@@ -1,8 +1,8 @@
-"""What weightings buy: rewards, win rates against a baseline and KLs, each with its uncertainty.
+"""The evaluation of weightings: rewards, win rates against a baseline, and KLs, with intervals.
 
-Every weighting answers the same prompts. A prompt's answers are one observation, and intervals come
-from resampling prompts, the same for all rows, so that what rows have in common does not blur their
-differences.
+Every weighting answers the same prompts. The answers to a prompt are one observation. Intervals
+come from resampling the prompts, with the same samples for all rows, so that variance which the
+rows share does not widen the intervals of their differences.
 
 Shapes: R rows, P prompts, J responses a prompt, O objectives, M members, B resamplings.
 """
@@ -37,23 +37,23 @@ NUM_RESAMPLINGS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Weighting:
-    """One row: a name and the weights of the members; who is not named has 0."""
+    """One row: a name and the weights of the members; members without an entry have 0."""
 
     name: str
     weights: Mapping[str, float]
     shares: Mapping[str, float] | None = None
-    """Of the policies in a parameter average, where the row is one."""
+    """Shares of the policies in a parameter average; None if the row is none."""
     of_grid: bool = False
-    """Whether it is there to show what lies between the others; charts leave its name out."""
+    """True for a row of the grid between the others; charts show it without its name."""
 
     @property
     def is_mixture(self) -> bool:
-        """Whether more than one member takes part."""
+        """True if more than one member has weight."""
         return len(self.taking_part) > 1
 
     @property
     def is_single(self) -> bool:
-        """Whether the row is one member as it was given, and no average."""
+        """True if the row is one member as it was given, and no parameter average."""
         return not self.is_mixture and self.shares is None
 
     @property
@@ -69,15 +69,15 @@ class Weighting:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was measured; row 0 is the baseline."""
+    """The measurements; row 0 is the baseline of the win rates."""
 
     rows: tuple[Weighting, ...]
     objectives: tuple[str, ...]
     members: tuple[str, ...]
-    """Whose KLs were measured."""
+    """The members whose KLs were measured."""
     rewards_RPJO: Floats
     kl_RM: Floats
-    """KL(row || member), nats a response."""
+    """KL(row || member), in nats a response."""
     tokens_R: Floats
     """Mean tokens of a response."""
     reference: str | None = None
@@ -86,20 +86,20 @@ class Evaluation:
 
     @property
     def rewards_RO(self) -> Floats:
-        """Mean rewards."""
+        """Mean rewards, [R, O]."""
         means_RO: Floats = self.rewards_RPJO.mean(axis=(1, 2))
         return means_RO
 
     @property
     def reward_errors_RO(self) -> Floats:
-        """Their standard errors, prompts being the observations."""
+        """Standard errors of the mean rewards, with prompts as observations, [R, O]."""
         means_RPO = self.rewards_RPJO.mean(axis=2)
         errors_RO: Floats = means_RPO.std(axis=1) / np.sqrt(means_RPO.shape[1])
         return errors_RO
 
     @property
     def wins_RPO(self) -> Floats:
-        """Share of pairs of answers in which a row's is better than the baseline's; ties half."""
+        """Share of answer pairs that the row wins against the baseline; ties count half."""
         ours, theirs = self.rewards_RPJO[:, :, :, None], self.rewards_RPJO[:1, :, None]
         wins_RPJJO = (ours > theirs) + 0.5 * (ours == theirs)
         wins_RPO: Floats = wins_RPJJO.mean(axis=(2, 3))
@@ -107,7 +107,7 @@ class Evaluation:
 
     @cached_property
     def wins_BRO(self) -> Floats:
-        """Win rates of all objectives, resampled over prompts; the first is the data's own."""
+        """Win rates resampled over prompts, [B + 1, R, O]; the first sample is the data itself."""
         num_prompts = self.rewards_RPJO.shape[1]
         picks_BP = np.random.default_rng(self.seed).integers(
             num_prompts, size=(NUM_RESAMPLINGS, num_prompts)
@@ -119,19 +119,19 @@ class Evaluation:
 
     @property
     def smallest_BR(self) -> Floats:
-        """The smallest win rate of each row, resampled like `wins_BRO`."""
+        """The smallest win rate of each row over the objectives, resampled like `wins_BRO`."""
         smallest_BR: Floats = self.wins_BRO.min(axis=2)
         return smallest_BR
 
     def lead(self, row: int, other: int) -> tuple[float, float, float]:
-        """(difference of the smallest win rates, ends of its 95 % interval)."""
+        """(difference of the smallest win rates, low and high end of its 95 % interval)."""
         lead_B = self.smallest_BR[:, row] - self.smallest_BR[:, other]
         low, high = np.quantile(lead_B[1:], [0.025, 0.975])
         return float(lead_B[0]), float(low), float(high)
 
     @property
     def cells(self) -> list[list[str]]:
-        """The table: mean rewards, win rates ± half of their 95 % interval, minimum, KLs."""
+        """The table: mean rewards, win rates ± half of their 95 % interval, their minimum, KLs."""
         wins_BRO, smallest_BR = self.wins_BRO, self.smallest_BR
         heading = ["", *self.objectives, *(f"win {name}" for name in self.objectives), "min win"]
         heading += ["tokens", *(f"KL to {name}" for name in self.members)]
@@ -176,7 +176,7 @@ class Evaluation:
 
 
 def simplex_grid(num_policies: int, parts: int) -> list[tuple[float, ...]]:
-    """All weights in steps of 1 / parts that use at least two policies."""
+    """All weights in steps of 1 / parts under which at least two policies take part."""
     counts = itertools.product(range(parts + 1), repeat=num_policies)
     return [
         tuple(count / parts for count in row)
@@ -203,17 +203,18 @@ def evaluate(
     """Draws answers at temperature 1 under each row's weights, judges them and measures KLs.
 
     Args:
-      prompts: P prompts, asked in every row.
+      prompts: P prompts, the same for every row.
       rows: the first is the baseline of the win rates.
-      rewards: objective -> what judges answers.
-      spec: the mixture that holds all members the rows name.
-      engine: gives an engine of `spec`; only called when something is not in `cache`.
+      rewards: objective -> the function that judges answers.
+      spec: a mixture with all members that the rows name.
+      engine: makes an engine of `spec`; called once, if `cache` lacks something.
       fingerprints: content hash of every member by name.
       cache: folder of the draws.
-      num_responses: a prompt.
-      max_tokens: longest answer.
+      num_responses: answers a prompt.
+      max_tokens: length limit of an answer, in tokens.
       kl_members: the members whose KLs are wanted.
-      seed: of drawing answers and of resampling.
+      seed: seed of drawing answers and of resampling.
+      progress: where the stages are shown; None is standard error.
     """
     draws = Draws(
         spec=spec,
@@ -229,7 +230,7 @@ def evaluate(
             weights_M=tuple(row.weights.get(name, 0.0) for name in spec.member_names),
             num_responses=num_responses,
             max_tokens=max_tokens,
-            # Rows that shared their randomness would win more or less often than chance.
+            # A seed of its own: rows with the same randomness would have dependent wins.
             seed=zlib.crc32(json.dumps([seed, row.weights], sort_keys=True).encode()),
         )
         # Named by its members: their places differ from one engine's mixture to another's.

@@ -1,8 +1,8 @@
-"""Parameter averaging ("rewarded soup"): one policy whose parameters are the mean of others'.
+"""Parameter averages ("rewarded soups"): one policy whose parameters are a mean of others'.
 
-The rival of a mixture for policies that were tuned from a common start: one model to run instead of
-K, one weighting instead of one a request. Of adapters, the updates are averaged: a weighted sum of
-products B A is one product again, of the factors side by side.
+For policies that were tuned from a common start, a parameter average competes with a mixture: one
+model to run instead of K, but one weighting instead of one a request. Of adapters, the updates are
+averaged: a weighted sum of products B A is one product again, of the factors side by side.
 Source: Rame et al. 2023, Rewarded Soups (arXiv 2306.04488).
 """
 
@@ -31,12 +31,12 @@ class AveragingError(ValueError):
 def with_averages(
     spec: MixtureSpec, averages: Mapping[str, Mapping[str, float]], folder: Path
 ) -> MixtureSpec:
-    """The mixture with parameter averages as further policies behind its own.
+    """The mixture with parameter averages as further policies, after its own.
 
     Args:
       spec: the mixture; its members are folders or hub ids.
       averages: new policy's name -> member -> share. A share of the reference counts too.
-      folder: where the averages are written; one folder each, which must not exist.
+      folder: where the averages are written, one folder each; these must not exist.
     Raises: AveragingError.
     """
     members = {member.name: member for member in spec.members}
@@ -44,7 +44,7 @@ def with_averages(
     added = []
     for name, shares in averages.items():
         if spec.base is not None:
-            # The reference is the base itself, whose update is nothing.
+            # The reference is the base itself: its update is 0.
             ours = {members[key]: share for key, share in shares.items() if key in adapters}
             path = write_adapter_average(folder / name, ours)
         else:
@@ -56,10 +56,10 @@ def with_averages(
 
 
 def write_average(folder: Path, shares: Mapping[Path, float]) -> Path:
-    """Writes the average of full checkpoints, computed in float32, stored as they are stored.
+    """Writes the average of full checkpoints, computed in float32 and stored in their dtypes.
 
     Args:
-      folder: of the new checkpoint; must not exist.
+      folder: folder of the new checkpoint; must not exist.
       shares: checkpoint folder -> its share; the first also gives config and tokenizer.
     Returns: `folder`.
     Raises: AveragingError if the checkpoints differ in the names or shapes of their tensors.
@@ -91,11 +91,11 @@ def write_average(folder: Path, shares: Mapping[Path, float]) -> Path:
 
 
 def write_adapter_average(folder: Path, shares: Mapping[Policy, float]) -> Path:
-    """Writes the average of LoRA adapters' updates, as an adapter of rank the sum of theirs.
+    """Writes the average of LoRA adapters' updates, as an adapter whose rank is the sum of ranks.
 
     Args:
-      folder: of the new adapter; must not exist.
-      shares: adapter -> its share; an adapter that leaves a layer alone counts as no update of it.
+      folder: folder of the new adapter; must not exist.
+      shares: adapter -> its share; an adapter without factors for a layer does not update it.
     Returns: `folder`.
     """
     import torch
@@ -148,7 +148,7 @@ def fetched_folder(policy: Policy) -> Path:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of a checkpoint, whether it is one file or several."""
+    """Names and tensors of a checkpoint of one or several files."""
     from safetensors import safe_open
 
     files = [PARAMETERS]

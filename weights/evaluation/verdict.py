@@ -1,7 +1,7 @@
-"""What an evaluation shows in words: whether a mixture is worth its cost, and said if it is not.
+"""The verdict of an evaluation in sentences: whether a mixture is worth its cost.
 
-All comparisons are of the smallest win rate over the objectives, and a difference counts if its
-95 % interval leaves out 0.
+All comparisons use the smallest win rate over the objectives. A difference counts if its 95 %
+interval does not contain 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from prefmix.weights.evaluation.evaluate import Evaluation
 
 
 def verdict(found: Evaluation) -> list[str]:
-    """One sentence or two on each question that the rows can answer."""
+    """One or two sentences on each question that the rows can answer."""
     mixtures = [index for index, row in enumerate(found.rows) if row.is_mixture]
     if not mixtures:
         return ["No mixture was measured."]
@@ -21,7 +21,7 @@ def verdict(found: Evaluation) -> list[str]:
 
 
 def beats_its_members(found: Evaluation) -> bool:
-    """Whether the best mixture is shown to beat the best single policy."""
+    """True if the best mixture is shown to beat the best single policy."""
     mixtures = [index for index, row in enumerate(found.rows) if row.is_mixture]
     if not mixtures:
         return False
@@ -46,7 +46,7 @@ def _best_against_best(found: Evaluation, mixtures: Sequence[int]) -> str:
 
 
 def _against_members(found: Evaluation, mixtures: Sequence[int]) -> str:
-    """Each mixture against the best of those that it mixes."""
+    """Compares each mixture with the best of its members."""
     rows = {row.taking_part[0]: i for i, row in enumerate(found.rows) if row.is_single}
     failing = []
     for index in mixtures:
@@ -64,9 +64,9 @@ def _against_members(found: Evaluation, mixtures: Sequence[int]) -> str:
 def _against_averages(found: Evaluation, mixtures: Sequence[int]) -> list[str]:
     told = []
     for index, row in enumerate(found.rows):
-        twin = next((i for i in mixtures if dict(found.rows[i].weights) == row.shares), None)
-        if twin is not None:
-            told.append(f"{found.rows[twin].name} {_signed(found.lead(twin, index))}")
+        mixture = next((i for i in mixtures if dict(found.rows[i].weights) == row.shares), None)
+        if mixture is not None:
+            told.append(f"{found.rows[mixture].name} {_signed(found.lead(mixture, index))}")
     if not told:
         return []
     return [f"A mixture less the parameter average at its weights: {'; '.join(told)}."]

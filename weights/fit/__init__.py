@@ -1,1 +1,1 @@
-"""Fitting weights: objective, mirror descent, certificate, score table."""
+"""The fit of weights: `job` runs it from top to bottom, on draws, scores and an objective."""

@@ -1,17 +1,16 @@
-"""How far fitted weights can be trusted, in numbers and then in words.
+"""The certificate of fitted weights: how far they can be trusted, in numbers and then in words.
 
-At the optimum every active policy is equally far from the mixture, KL(mixture || pi_k), inactive
-ones are nearer, and F = -sum_k w_k KL_k. The gap max_k KL_k - sum_k w_k KL_k is therefore 0 at the
-optimum and bounds how much F could still fall (F is convex and the gap is its linear bound).
+At the optimum KL(mixture || pi_k) is equal for all active policies and smaller for inactive ones,
+and F = -sum_k w_k KL_k. The gap max_k KL_k - sum_k w_k KL_k is therefore 0 at the optimum. It is an
+upper bound on how much F could still fall, because F is convex.
 
-With a floor m under every weight only what lies above it can move: the linear bound is then
-(1 - K m) max_k KL_k - sum_k (w_k - m) KL_k. It is 0 where every policy above the floor is equally
-far; those at the floor may be nearer.
+With a floor m under every weight, only the weight above it can move: the bound is then
+(1 - K m) max_k KL_k - sum_k (w_k - m) KL_k. It is 0 if all policies above the floor are equally
+far; policies at the floor may be nearer.
 
 Shapes: P prompts, K policies, B bootstrap samples.
-Source: the optimality conditions of prefmix.weights.fit.objective; the O(1/m) bias, Wang et al.
-2025
-  (arXiv 2502.18699), whose m-sample estimator this is.
+Source: the optimality conditions of prefmix.weights.fit.objective; for the O(1/m) bias, Wang et al.
+  2025 (arXiv 2502.18699), whose m-sample estimator this is.
 """
 
 from __future__ import annotations
@@ -28,32 +27,32 @@ from prefmix.weights.fit.mirror_descent import Descent, DescentSettings, descend
 from prefmix.weights.fit.objective import Floats, Responses
 
 ENOUGH_ESS_FRACTION = 0.1
-"""Below this share of the responses the estimate rests on too few of them."""
+"""Smallest share of effective responses; below it the estimate rests on too few."""
 ENOUGH_ESS = 4.0
-"""And below this many responses a prompt, whatever their share."""
+"""Smallest number of effective responses a prompt, whatever their share."""
 MAX_SPREAD = 0.03
-"""Weights of different seeds that differ by more are not settled."""
+"""Largest difference between the weights of different seeds that counts as settled."""
 NUM_BOOTSTRAP = 500
 _BLOCK = 20
-"""Bootstrap samples made at a time, so that they never outgrow the score table; a divisor."""
+"""Bootstrap samples a block, which limits memory; a divisor of NUM_BOOTSTRAP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """What was found about a weight vector. All KLs in nats per response."""
+    """The quality of a weight vector under the sequence-level objective; KLs in nats a response."""
 
     objective: float
-    """F(w); None of the policies alone reaches below 0."""
+    """F(w); for each policy alone it is 0."""
     kl: dict[str, float]
     """KL(mixture || policy) by policy."""
     gap: float
-    """What F could still fall within the floor, at most; 0 at the optimum."""
+    """Upper bound on how much F could still fall above the floor; 0 at the optimum."""
     gap_interval: tuple[float, float]
     """95 % bootstrap interval of the gap over prompts."""
     ess: float
     """Mean effective number of responses a prompt."""
     ess_fraction: float
-    """The same as a share of the responses sampled."""
+    """The effective number as a share of the responses sampled."""
     ess_by_length: tuple[dict[str, float], ...]
     """Quartiles of response length: {max_tokens, responses, ess_fraction}."""
     m_sweep: tuple[dict[str, Any], ...]
@@ -78,16 +77,16 @@ def certify(
     lengths_PJ: Floats | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
-    """Measures everything above for fitted weights.
+    """Measures the certificate of fitted weights.
 
     Args:
-      responses: what the weights were fitted on.
+      responses: the responses that the weights were fitted on.
       weights_K: the fitted weights.
       names: the K policies.
       runs: the fit's restarts, for the spread over seeds.
-      settings: of the fit, for the m-sweep.
-      lengths_PJ: tokens of each response, NaN where there is none.
-      progress: where to show how far it is; None shows nothing.
+      settings: settings of the fit, for the m-sweep.
+      lengths_PJ: tokens of each response, NaN in the padding.
+      progress: where progress is shown; None shows nothing.
     """
     progress = progress or Progress(quiet=True)
     kl_PK = objective.kl_per_prompt(responses, weights_K)
@@ -113,12 +112,12 @@ def certify(
 
 
 def bootstrap_means(kl_PK: Floats, *, seed: int, progress: Progress) -> Floats:
-    """Means over prompts, each of a bootstrap sample of the prompts, [B, K].
+    """The mean KLs of bootstrap samples of the prompts, [B, K].
 
     Args:
-      kl_PK: KL(mixture || policy k) prompt by prompt, in nats.
-      seed: of the bootstrap.
-      progress: where to show how far it is.
+      kl_PK: KL(mixture || policy k) by prompt, in nats.
+      seed: seed of the bootstrap.
+      progress: where progress is shown.
     """
     rng = np.random.default_rng(seed)
     num_prompts, num_policies = kl_PK.shape
@@ -126,7 +125,7 @@ def bootstrap_means(kl_PK: Floats, *, seed: int, progress: Progress) -> Floats:
     kl_BK = np.empty((NUM_BOOTSTRAP, num_policies))
     with progress.stage("certify", NUM_BOOTSTRAP, "bootstrap samples").working() as stage:
         for begin in range(0, NUM_BOOTSTRAP, _BLOCK):
-            # How often each prompt is drawn is all that a bootstrap of means needs.
+            # A bootstrap of means needs only the number of times that each prompt is drawn.
             counts_BP = rng.multinomial(num_prompts, share_P, _BLOCK)
             kl_BK[begin : begin + _BLOCK] = counts_BP @ kl_PK / num_prompts
             stage.advance(_BLOCK)
@@ -138,14 +137,14 @@ def gap_of_means(
 ) -> tuple[float, tuple[float, float]]:
     """The equaliser gap and its 95 % bootstrap interval.
 
-    A maximum of noisy means is biased upwards; the bootstrap shows by how much, and the interval is
-    shifted down by that, but not below 0, which no gap can be.
+    A maximum of noisy means is biased upwards. The bootstrap estimates this bias, and the interval
+    is shifted down by it, but not below 0: no gap is negative.
 
     Args:
       kl_K: KL(mixture || policy k), in nats.
-      kl_BK: the same from bootstrap samples.
+      kl_BK: the same of bootstrap samples.
       weights_K: the mixture's weights.
-      min_weight: floor of every weight; only what lies above it counts.
+      min_weight: floor of every weight; only the weight above it counts.
     """
     free_K = weights_K - min_weight
     slope = 1 - len(weights_K) * min_weight
@@ -158,7 +157,7 @@ def gap_of_means(
 def _ess_by_length(
     responses: Responses, weights_K: Floats, lengths_PJ: Floats | None
 ) -> tuple[dict[str, float], ...]:
-    """Prompts in quartiles of their responses' mean length."""
+    """The effective share of the responses, by quartile of the prompts' mean response length."""
     if lengths_PJ is None:
         return ()
     length_P = np.nanmean(lengths_PJ, axis=1)
@@ -178,7 +177,7 @@ def _ess_by_length(
 def _m_sweep(
     responses: Responses, settings: DescentSettings, *, names: Sequence[str], progress: Progress
 ) -> tuple[dict[str, Any], ...]:
-    """The fit with 1, 2, 4, ... responses a prompt: how far the O(1/m) bias has died away."""
+    """Fits with 1, 2, 4, ... responses a prompt, which show how much O(1/m) bias is left."""
     most = int(responses.num_responses_P.max())
     counts = [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
     rows = []
@@ -198,7 +197,7 @@ def _m_sweep(
 
 
 def _verdict(found: Certificate, responses: Responses) -> str:
-    """Plain words: trustworthy, or the first thing to change."""
+    """`trustworthy`, or the first thing to change."""
     fewest = int(responses.num_responses_P.min())
     if fewest == 1:
         return (
@@ -231,7 +230,7 @@ def _verdict(found: Certificate, responses: Responses) -> str:
 
 
 def _drift(m_sweep: Sequence[dict[str, Any]]) -> float:
-    """How far any weight moved with the last doubling of the responses."""
+    """The largest move of a weight in the last doubling of the responses."""
     if len(m_sweep) < 2:
         return 0.0
     half, full = (row["weights"] for row in m_sweep[-2:])

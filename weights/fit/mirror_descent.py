@@ -26,24 +26,24 @@ Advance = Callable[[int], None]
 _REPORT_STEPS = 100
 """Steps between two reports of progress."""
 _YARDSTICK_PROMPTS = 2048
-"""Prompts that the unit of step sizes is measured on; it only has to be about right."""
+"""Prompts that the curvature is measured on; the unit of step sizes need not be exact."""
 _WINDOW_PROMPTS = 2048
-"""Prompts that are laid out together; at the default sizes they stay in a processor's cache."""
+"""Prompts that are laid out together; at the default sizes they fit a processor's cache."""
 _EXP_REACH = 500.0
-"""exp() of a score this far from 0 neither overflows nor vanishes, nor do sums of them."""
+"""Scores within this distance from 0 have exponentials that neither overflow nor vanish."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DescentSettings:
-    """How to descend. Checked when made."""
+    """Steps, batches and floor of a descent. Checked when made."""
 
     num_steps: int = 600
-    """T; the first half finds the place, the second is averaged."""
+    """T; the first half approaches the optimum, the second half is averaged."""
     batch_prompts: int = 64
-    """Prompts a step, drawn without replacement epoch by epoch."""
+    """Prompts a step, drawn without replacement, epoch by epoch."""
     step_size: float = 4.0
-    """In units of 1 / curvature, so that one value suits policies near and far apart. Constant
-    steps up to about 2 do not oscillate; decaying ones may begin higher."""
+    """In units of 1 / curvature, so that one value suits similar and different policies. Constant
+    steps up to about 2 do not oscillate; decaying steps may begin higher."""
     schedule: Schedule = "sqrt"
     """`sqrt`: step_size / sqrt(t); `constant`: step_size."""
     min_weight: float = 0.0
@@ -65,7 +65,7 @@ class DescentSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
-    """One run: the answer and the way there."""
+    """One run of the descent: its answer and its iterates."""
 
     weights_K: Floats
     """The mean of the second half of the iterates."""
@@ -74,7 +74,7 @@ class Descent:
 
 
 def with_floor(weights_K: Floats, min_weight: float) -> Floats:
-    """Moves a point of the simplex into the part where every weight is at least `min_weight`."""
+    """Maps the simplex onto its part in which every weight is at least `min_weight`."""
     num_policies = weights_K.shape[-1]
     if num_policies * min_weight > 1:
         raise ValueError(
@@ -86,10 +86,10 @@ def with_floor(weights_K: Floats, min_weight: float) -> Floats:
 
 
 def curvature(responses: Responses, weights_K: Floats) -> float:
-    """How fast the gradient turns, in nats per unit of weight: the yardstick of step sizes.
+    """The curvature of F, in nats per unit of weight, which is the unit of step sizes.
 
-    The Hessian of F is the covariance of the log ratios under the mixture; this is its largest
-    diagonal entry, centred over policies. Many prompts are represented by some, drawn at random.
+    The Hessian of F is the covariance of the log ratios under the mixture; the curvature is its
+    largest diagonal entry, centred over policies. It is measured on a random part of many prompts.
     """
     part = responses
     if responses.num_prompts > _YARDSTICK_PROMPTS:
@@ -132,10 +132,10 @@ def restarts(
     num_restarts: int,
     advance: Advance | None = None,
 ) -> list[Descent]:
-    """Runs from `num_restarts` starting points, the first uniform, the others random; `advance` is
-    told of steps taken.
+    """Runs from `num_restarts` starting points: the first is uniform, the others are random.
 
-    F is convex: runs that end apart show noise or a flat optimum, never a local one.
+    F is convex: runs that end apart show noise or a flat optimum, never a local one. `advance` is
+    called with the number of steps taken since its last call.
     """
     num_policies = responses.num_policies
     rng = np.random.default_rng(settings.seed)
@@ -153,8 +153,8 @@ def descend_together(
 ) -> list[Descent]:
     """Several runs at once, each over the batches in its own order.
 
-    What a step costs is mostly calls, not arithmetic; runs side by side share the calls. The floor
-    is a change of variables: v on the whole simplex, w = floor + (1 - K floor) v.
+    A step costs mostly calls, not arithmetic, and runs side by side share the calls. The floor is a
+    change of variables: v on the whole simplex, w = floor + (1 - K floor) v.
     """
     num_runs, num_policies = start_RK.shape
     path_TRK = np.empty((settings.num_steps + 1, num_runs, num_policies))
@@ -198,19 +198,21 @@ def _finished(path_TRK: Floats) -> list[Descent]:
 
 
 def run_stride(responses: Responses, settings: DescentSettings, num_runs: int) -> int:
-    """By how many batches one run is ahead of the run before it; runs times as many are a window:
-    drawn in the order of the epoch, each taken once by every run."""
+    """The distance, in batches, from one run to the next in a window of batches.
+
+    A window has R times as many batches, in the order of the epoch. Every run takes each once.
+    """
     size = min(settings.batch_prompts, responses.num_prompts)
     return max(1, min(_WINDOW_PROMPTS, responses.num_prompts) // size // num_runs)
 
 
 class _BatchGradients:
-    """Gradients of all runs, each on a batch of its own, step after step.
+    """Gradients of all runs, step after step, each run on a batch of its own.
 
-    A shuffled epoch is laid out a window of batches at a time, in the order in which products want
-    it. Every run takes each batch of a window once; runs stand equally far apart in it, so that a
-    step's batches are one strided view, and nothing is copied for the sake of one run. A step is a
-    handful of calls: at the default sizes calls would cost more than the arithmetic.
+    A shuffled epoch is laid out one window of batches at a time, in the memory order of the matrix
+    products. Every run takes each batch of a window once. Runs stand equally far apart in the
+    window, so that the batches of a step are one strided view and no batch is copied. A step is a
+    handful of calls: at the default sizes more calls would cost more than the arithmetic.
     """
 
     def __init__(self, responses: Responses, settings: DescentSettings, num_runs: int) -> None:
@@ -234,14 +236,14 @@ class _BatchGradients:
         self._score_RJB = np.empty((num_runs, longest, size))
         self._share_R1B = np.empty((num_runs, 1, size))
         self._ones_1J = np.ones((1, longest))
-        # The same buffers, seen as products want them.
+        # The same buffers in the shapes of the matrix products.
         self._ratios_WKM = self._ratios_WKJB.reshape(2 * self._window, num_policies, -1)
         self._score_R1M = self._score_RJB.reshape(num_runs, 1, -1)
 
     def at(self, step: int, weights_RK: Floats, *, scale: float) -> Floats:
         """`scale` times the gradient at each run's weights on its batch of this step, [R, K].
 
-        Steps are asked for in order.
+        Steps must be asked for in order.
         """
         first = step % self._window
         if first == 0:
@@ -275,7 +277,7 @@ class _BatchGradients:
             self._mass_WJB[self._window :] = self._mass_WJB[: self._window]
 
     def _next_prompts(self) -> NDArray[np.intp]:
-        """A window's prompts, drawn without replacement epoch by epoch."""
+        """The prompts of a window, drawn without replacement, epoch by epoch."""
         while len(self._order_N) < self._window * self._size:
             epoch = self._rng.permutation(self._responses.num_prompts)
             whole = epoch[: len(epoch) // self._size * self._size]

@@ -1,4 +1,4 @@
-"""The objective that weights are fitted to, from sequence log-probabilities alone.
+"""The objective F that weights are fitted to, computed from sequence log-probabilities alone.
 
     F(w) = E_x log E_{y ~ proposal} prod_k exp(l_k(x, y))^{w_k}
 
@@ -29,12 +29,12 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True, kw_only=True)
 class Responses:
-    """Log ratios of sampled responses, prompt by prompt, padded to one length."""
+    """Log ratios of sampled responses, grouped by prompt and padded to J responses."""
 
     log_ratios_PJK: Floats
-    """l_k of each response; 0 where there is none."""
+    """l_k of each response; 0 in the padding."""
     log_mass_PJ: Floats
-    """Log of each response's share of its prompt: -log m, or -inf where there is none."""
+    """Log of each response's share of its prompt: -log m, or -inf in the padding."""
 
     @property
     def num_prompts(self) -> int:
@@ -48,18 +48,18 @@ class Responses:
 
     @property
     def num_responses_P(self) -> NDArray[np.int64]:
-        """Responses of each prompt."""
+        """Number of responses of each prompt, [P]."""
         counts_P: NDArray[np.int64] = np.isfinite(self.log_mass_PJ).sum(axis=1)
         return counts_P
 
     def take(self, prompts: Indices) -> Responses:
-        """The same for some prompts, repeats allowed."""
+        """The responses of some prompts, repeats allowed."""
         return Responses(
             log_ratios_PJK=self.log_ratios_PJK[prompts], log_mass_PJ=self.log_mass_PJ[prompts]
         )
 
     def first(self, num_responses: int) -> Responses:
-        """The same with at most `num_responses` responses a prompt, for an m-sweep."""
+        """At most the first `num_responses` responses of every prompt, for an m-sweep."""
         kept_PJ = np.isfinite(self.log_mass_PJ)[:, :num_responses]
         with np.errstate(divide="ignore"):
             log_mass_PJ = np.where(kept_PJ, -np.log(kept_PJ.sum(axis=1, keepdims=True)), -np.inf)
@@ -73,7 +73,7 @@ def from_flat(log_ratios_NK: Floats, prompt_of_N: NDArray[np.int64]) -> Response
 
     Args:
       log_ratios_NK: l_k of each response.
-      prompt_of_N: 0 .. P-1, each at least once, in any order.
+      prompt_of_N: prompt of each response, 0 .. P-1; each at least once, in any order.
     """
     order = np.argsort(prompt_of_N, kind="stable")
     counts_P = np.bincount(prompt_of_N)
@@ -90,7 +90,7 @@ def from_flat(log_ratios_NK: Floats, prompt_of_N: NDArray[np.int64]) -> Response
 def tilt(responses: Responses, weights_K: Floats) -> tuple[Floats, Floats]:
     """Re-weights each prompt's responses from the proposal to the mixture at `weights_K`.
 
-    Returns: (log of each prompt's normaliser [P], the responses' probabilities [P, J]).
+    Returns: (log of each prompt's normaliser, [P]; probabilities of the responses, [P, J]).
     """
     scores_PJ = responses.log_ratios_PJK @ weights_K
     scores_PJ += responses.log_mass_PJ
@@ -108,14 +108,14 @@ def value(responses: Responses, weights_K: Floats) -> float:
 
 
 def gradient_per_prompt(responses: Responses, weights_K: Floats) -> Floats:
-    """dF/dw_k prompt by prompt: the mixture's mean log ratio of each policy, [P, K]."""
+    """dF/dw_k by prompt: the mean log ratio of each policy under the mixture, [P, K]."""
     _, probability_PJ = tilt(responses, weights_K)
     mean_PK: Floats = np.einsum("pj,pjk->pk", probability_PJ, responses.log_ratios_PJK)
     return mean_PK
 
 
 def gradient(responses: Responses, weights_K: Floats) -> Floats:
-    """dF/dw_k, in nats, [K]. A common shift of all entries does not matter on the simplex."""
+    """dF/dw_k, in nats, [K]. On the simplex a common shift of all entries has no effect."""
     _, probability_PJ = tilt(responses, weights_K)
     # One product over all responses: several times faster than a mean of per-prompt sums.
     num_policies = responses.num_policies
@@ -124,7 +124,7 @@ def gradient(responses: Responses, weights_K: Floats) -> Floats:
 
 
 def kl_per_prompt(responses: Responses, weights_K: Floats) -> Floats:
-    """KL(mixture || policy k) prompt by prompt, in nats, [P, K].
+    """KL(mixture || policy k) by prompt, in nats, [P, K].
 
     The mixture is the sequence-level product. KL_k = sum_i w_i g_i - g_k - log Z, so that
     sum_k w_k KL_k = -log Z.
@@ -135,7 +135,7 @@ def kl_per_prompt(responses: Responses, weights_K: Floats) -> Floats:
 
 
 def effective_sample_size(responses: Responses, weights_K: Floats) -> Floats:
-    """How many responses of each prompt carry the estimate, [P], between 1 and m.
+    """Effective number of responses of each prompt, [P], between 1 and m.
 
     1 / sum_j a_j^2, with a the mixture's probabilities of the sampled responses.
     """

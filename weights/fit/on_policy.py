@@ -1,15 +1,16 @@
-"""Fitting the mixture that is really deployed: the token-level one, on its own samples.
+"""The fit of the token-level mixture, which is the one that is served, on its own responses.
 
-The served mixture normalises every token by itself; the sequence-level product of
+The served mixture normalises every token separately; the sequence-level product of
 `prefmix.weights.fit.objective` does not, and fitting one does not equalise the KLs of the other.
-Here responses are drawn from the mixture at the current weights and g_k = E[log pi_k(y|x)] moves
-them: a policy far from the mixture gains weight. No importance weights: the variance stays low at
-any length.
+This fit draws responses from the mixture at the current weights, and g_k = E[log pi_k(y|x)] moves
+the weights: a policy far from the mixture gains weight. There are no importance weights, so the
+variance stays low at any length.
 
-A round's responses also say how the KLs answer to a step: dKL_k = -(H dw)_k + the same for all k,
-with H the covariance of the log ratios under the mixture, which is the Hessian of F (exact for the
-product of whole sequences, near for the mixture of tokens). So a round goes part of the way to
-where all KLs would be equal, a damped Newton step, equally fast along steep and flat directions.
+A round's responses also tell how the KLs change with a step: dKL_k = -(H dw)_k + the same for all
+k, where H is the covariance of the log ratios under the mixture. H is the Hessian of F: exact for
+the product of whole sequences, close for the mixture of tokens. A round therefore goes part of the
+way to the weights at which all KLs would be equal: a damped Newton step, which is equally fast
+along steep and flat directions.
 
 Shapes: P prompts, J responses of a prompt, K policies, T rounds.
 """
@@ -23,9 +24,9 @@ from prefmix.weights.fit.mirror_descent import with_floor
 from prefmix.weights.fit.objective import Floats, Responses
 
 _RIDGE = 1e-3
-"""Of the mean curvature, added in every direction."""
+"""Share of the mean curvature that is added in every direction."""
 _SUM_ROW = 1e3
-"""How much heavier than the rest the row that makes weights sum to 1 weighs."""
+"""Factor on the least-squares row that makes the weights sum to 1."""
 
 
 class OnPolicyFit:
@@ -105,15 +106,15 @@ def unrest(path_TK: Floats) -> float:
 def newton_target(
     weights_K: Floats, kl_K: Floats, hessian_KK: Floats, *, min_weight: float = 0.0
 ) -> Floats:
-    """Where the largest KL would be smallest if the KLs answered linearly.
+    """The weights at which the largest KL would be smallest, if the KLs were linear in a step.
 
-    Minimises -kl.(v - w) + (v - w) H (v - w) / 2 over the v with v_k >= min_weight that sum to 1;
-    at the minimum all policies above the floor are equally far. Solved as non-negative least
-    squares.
+    Minimises -kl.(v - w) + (v - w) H (v - w) / 2 over the v with v_k >= min_weight that sum to 1.
+    At the minimum all policies above the floor are equally far. The problem is solved as
+    non-negative least squares.
 
     Args:
-      weights_K: w, where the others were measured.
-      kl_K: KL(mixture || policy k) there.
+      weights_K: w, the weights at which KLs and Hessian were measured.
+      kl_K: KL(mixture || policy k), in nats.
       hessian_KK: H.
       min_weight: floor of every weight.
     """
@@ -123,7 +124,7 @@ def newton_target(
     if min(scale, slope) <= np.finfo(np.float64).eps:
         return weights_K  # the policies cannot be told apart, or the floor leaves no choice
     value_K, vector_KK = np.linalg.eigh(hessian_KK)
-    # Along what hardly differs between the policies a sample says little: no long steps there.
+    # A sample says little about directions in which policies hardly differ: no long steps there.
     root_K = np.sqrt(np.maximum(value_K, 0.0) + _RIDGE * scale)
     matrix_KK = root_K[:, None] * vector_KK.T
     wanted_K = matrix_KK @ (weights_K - min_weight) + vector_KK.T @ (kl_K - kl_K.mean()) / root_K
@@ -135,7 +136,7 @@ def newton_target(
 
 
 def covariance(responses: Responses) -> Floats:
-    """Covariance of the log ratios over the responses of a prompt, mean over prompts, [K, K]."""
+    """Covariance of the log ratios over a prompt's responses, averaged over prompts, [K, K]."""
     share_PJ = np.exp(responses.log_mass_PJ)
     centred_PJK = responses.log_ratios_PJK - log_ratio_per_prompt(responses)[:, None, :]
     flat_NK = centred_PJK.reshape(-1, responses.num_policies)
@@ -144,14 +145,16 @@ def covariance(responses: Responses) -> Floats:
 
 
 def mean_log_ratio(responses: Responses) -> Floats:
-    """Mean over prompts of the mean log ratio of their responses, [K]."""
+    """Mean log ratio, over the responses of a prompt and then over prompts, [K]."""
     mean_K: Floats = log_ratio_per_prompt(responses).mean(axis=0)
     return mean_K
 
 
 def log_ratio_per_prompt(responses: Responses) -> Floats:
-    """Mean log ratio of each prompt's responses, [P, K]; minus it estimates KL(mixture || policy)
-    when the responses are the mixture's own."""
+    """Mean log ratio of each prompt's responses, [P, K].
+
+    Its negative estimates KL(mixture || policy) if the mixture itself drew the responses.
+    """
     share_PJ = np.exp(responses.log_mass_PJ)
     mean_PK: Floats = np.einsum("pj,pjk->pk", share_PJ, responses.log_ratios_PJK)
     return mean_PK

@@ -1,4 +1,4 @@
-"""A fit's result as a file of the weights store, with where it came from."""
+"""The result of a fit as a file of the weights store, with its provenance."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def write_store(
     profile: str,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Writes a store file with one profile, which is its default.
+    """Writes a store file with one profile, which is the default.
 
     Args:
       path: the file; replaced if it exists.
       result: the fit.
-      member_names: of the mixture, in weight order; members that were not fitted get 0.
-      profile: its name.
-      about: what the fit was made from: hashes and settings.
+      member_names: members of the mixture, in weight order; members that were not fitted get 0.
+      profile: name of the profile.
+      about: hashes of the fit's inputs, and its settings.
     Returns: the provenance that was written.
     """
     provenance = {

@@ -1,10 +1,10 @@
-"""The score table: one row a response, its log-probability under every policy.
+"""The score table: one row a response, with its log-probability under every policy.
 
     prompt_id  response_id  num_tokens  logprob_reference  logprob_<policy> ...  [proposal_logprob]
 
-Parquet; natural logarithms of whole responses. Responses are drawn from the reference unless the
-column `proposal_logprob` says what they were drawn with. In reward form the columns are
-`reward_<name>` instead, with no log-probabilities at all.
+The format is Parquet; log-probabilities are natural, of whole responses. Responses are drawn from
+the reference, or from the proposal whose log-probabilities stand in `proposal_logprob`. In reward
+form the columns are `reward_<name>` instead, without log-probabilities.
 
 Shapes: N responses, K policies or rewards.
 """
@@ -38,25 +38,26 @@ class ScoreTable:
     names: tuple[str, ...]
     """The K policies, or rewards in reward form."""
     prompt_ids_N: NDArray[Any]
-    """Prompt of each response, as given."""
+    """Prompt id of each response, as given."""
     num_tokens_N: NDArray[np.int64]
     """Tokens of each response."""
     scores_NK: Floats
     """Log-probabilities of whole responses, or rewards."""
     proposal_N: Floats | None
-    """Log-probability of each response under what it was drawn from; None in reward form."""
+    """Log-probability of each response under its proposal; None in reward form."""
 
     @property
     def in_reward_form(self) -> bool:
-        """Whether the scores are rewards."""
+        """True if the scores are rewards."""
         return self.proposal_N is None
 
     def responses(self, *, beta: float | None = None) -> Responses:
-        """The log ratios that the objective wants.
+        """The log ratios of the objective, grouped by prompt.
 
         Args:
-          beta: the KL coefficient that turns rewards into log ratios, reward / beta; for reward
-            form only, and needed there.
+          beta: the KL coefficient that turns rewards into log ratios, reward / beta; required in
+            reward form, and refused otherwise.
+        Raises: ScoreTableError for a beta that is missing or not wanted.
         """
         if self.proposal_N is None:
             if beta is None or not beta > 0:
@@ -76,7 +77,7 @@ class ScoreTable:
         return from_flat(log_ratios_NK, prompt_of_N)
 
     def lengths(self) -> Floats:
-        """Tokens of each response in the order of `responses`, [P, J]; NaN where there is none."""
+        """Tokens of each response in the order of `responses`, [P, J]; NaN in the padding."""
         _, prompt_of_N = np.unique(self.prompt_ids_N, return_inverse=True)
         grouped = from_flat(self.num_tokens_N[:, None].astype(np.float64), prompt_of_N)
         return np.where(np.isfinite(grouped.log_mass_PJ), grouped.log_ratios_PJK[:, :, 0], np.nan)
@@ -87,7 +88,7 @@ def read(path: Path, *, policies: Sequence[str] | None = None) -> ScoreTable:
 
     Args:
       path: a Parquet file.
-      policies: the policies it must score, in the wanted order; None takes all it has.
+      policies: the policies that the table must score, in the wanted order; None takes all.
     Raises: ScoreTableError.
     """
     try:
@@ -99,7 +100,7 @@ def read(path: Path, *, policies: Sequence[str] | None = None) -> ScoreTable:
 
 
 def check(table: Any, *, source: str, policies: Sequence[str] | None = None) -> ScoreTable:
-    """Turns an Arrow table into a ScoreTable, or says what is wrong with it."""
+    """Turns an Arrow table into a ScoreTable. Raises: ScoreTableError naming `source`."""
     columns = list(table.column_names)
     for needed in ("prompt_id", "response_id", "num_tokens"):
         if needed not in columns:
@@ -134,7 +135,7 @@ def check(table: Any, *, source: str, policies: Sequence[str] | None = None) -> 
 def _scored_names(
     columns: Sequence[str], *, source: str, policies: Sequence[str] | None
 ) -> tuple[tuple[str, ...], str]:
-    """(names, column prefix) of what the table scores; refuses columns that mean nothing here."""
+    """(names, column prefix) of the scored policies or rewards; refuses unknown columns."""
     plain = {"prompt_id", "response_id", "num_tokens", REFERENCE_COLUMN, PROPOSAL}
     scored = [column for column in columns if column not in plain]
     rewards = [column for column in scored if column.startswith(REWARD)]

@@ -1,4 +1,4 @@
-"""A fit in a few lines of a terminal: weights, how far the policies are, and the verdict."""
+"""The summary of a fit for a terminal: weights, distances of the policies, and the verdict."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from prefmix.weights.fit.result import FitResult
 from prefmix.weights.store.text_tables import aligned
 
 COLUMNS = 80
-"""No line is longer."""
+"""Longest line."""
 
 _MAX_NAME = 24
 _MAX_SWEEP_POLICIES = 5
-"""More policies' weights do not fit beside the m-sweep; it then says how far a weight moved."""
+"""Most policies whose weights fit beside the m-sweep; with more, it shows the largest move."""
 
 
 def summary(result: FitResult) -> str:
-    """What was fitted, the weights, the certificate and the verdict, as aligned text."""
+    """The objective, the weights, the certificate and the verdict, as aligned text."""
     parts = [
         _wrapped(f"Fitted: {what_was_fitted(result)}"),
         _policies(result),
@@ -48,17 +48,17 @@ def what_was_fitted(result: FitResult) -> str:
 
 
 def is_fitted(result: FitResult) -> bool:
-    """Whether the weights were searched for rather than given."""
+    """True if the weights were fitted, false if they were given."""
     return result.fitted != "fixed importances"
 
 
 def distance_name(result: FitResult) -> str:
-    """What a certificate's `kl` is: with rewards, the regularised loss per beta of each."""
+    """The name of a certificate's `kl`, which for rewards is the regularised loss per beta."""
     return "KL - reward/beta" if result.in_reward_form else "sequence KL"
 
 
 def floor_note(result: FitResult) -> str:
-    """Which policies a floor holds up; an empty text if none."""
+    """A sentence on the policies that a floor holds up; empty if there are none."""
     if not result.at_floor:
         return ""
     names = ", ".join(map(short, result.at_floor))
@@ -71,7 +71,7 @@ def short(name: str, limit: int = _MAX_NAME) -> str:
 
 
 def _policies(result: FitResult) -> str:
-    """One line a policy: weight, and how far the mixture is from it."""
+    """One line a policy: its weight, and the distance of the mixture from it."""
     heading = ["reward" if result.in_reward_form else "policy", "weight"]
     rows = [[short(name), f"{weight:.3f}"] for name, weight in result.weights.items()]
     if result.deployed is not None:
@@ -129,7 +129,7 @@ def _ess_by_length(found: Certificate) -> str:
 
 
 def _m_sweep(found: Certificate) -> str:
-    """The fit with fewer responses a prompt: what the last rows share is not bias."""
+    """The fits with fewer responses a prompt; weights that the last rows share are not biased."""
     rows = [[str(row["responses"]), f"{row['objective']:.3f}"] for row in found.m_sweep]
     heading = ["responses", "F"]
     names = list(found.kl)
@@ -146,7 +146,7 @@ def _m_sweep(found: Certificate) -> str:
 
 
 def sweep_moves(found: Certificate) -> Sequence[float | None]:
-    """How far any weight moved from one row of the m-sweep to the next; None for the first."""
+    """The largest move of a weight from one row of the m-sweep to the next; first None."""
     weights = [row["weights"] for row in found.m_sweep]
     moves = [
         max(abs(after[name] - before[name]) for name in after)

@@ -1,4 +1,4 @@
-"""The report of an evaluation: its verdict, a chart for every two objectives, its table."""
+"""The report of an evaluation: verdict, a chart for every pair of objectives, and table."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _STEM = "pareto"
 def write_evaluation_report(
     found: Evaluation, folder: Path, *, title: str, provenance: Mapping[str, Any]
 ) -> Path:
-    """Writes `report.html` and a `pareto-*.png` for every two objectives.
+    """Writes `report.html` and a `pareto-*.png` for every pair of objectives.
 
     Args:
-      found: what was measured.
-      folder: where to; made if missing; an earlier report there is replaced.
+      found: the evaluation.
+      folder: made if missing; an earlier report there is replaced.
       title: the page's heading.
-      provenance: what was measured how.
+      provenance: hashes and settings of the evaluation.
     Returns: the page's path.
     """
     folder.mkdir(parents=True, exist_ok=True)

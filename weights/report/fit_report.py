@@ -1,4 +1,4 @@
-"""The report of a fit: what `prefmix.weights.report.html_page` frames."""
+"""The report of a fit: its texts, tables and charts, on a page of `html_page`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from prefmix.weights.store.durable_file import replace_file
 _SHOWN_ABOVE = frozenset({"fitted", "verdict", "certificate", "deployed"})
 """Parts of a store's provenance that the page shows as text and charts."""
 
-
 _CHARTS = frozenset(
     {"simplex.png", "kl.png", "trajectory.png", "rounds.png", "ess.png", "m_sweep.png"}
 )
@@ -31,10 +30,9 @@ def write_report(
 
     Args:
       result: the fit.
-      folder: where to; made if missing; the charts of an earlier report are replaced, those that
-        this one does not have removed.
+      folder: made if missing; the charts of an earlier report are replaced or removed.
       title: the page's heading.
-      provenance: what the fit was made from; nested mappings become rows with dotted names.
+      provenance: hashes and settings of the fit; nested mappings become rows with dotted names.
     Returns: the page's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,13 +48,13 @@ def write_report(
 
 
 def _charts(result: FitResult) -> Iterator[Chart]:
-    """The charts that this kind of result has, the answer first."""
+    """The charts of this kind of result, the answer first."""
     if len(result.names) == 3:
         yield Chart(
             file="simplex.png",
             draw=partial(plots.simplex, result),
             caption="All possible weights: a corner is one policy alone, the centre is uniform. "
-            + ("The star is the answer, the line the way there." if is_fitted(result) else ""),
+            + ("The star is the answer, the line the path to it." if is_fitted(result) else ""),
         )
     if result.deployed is not None or result.certificate is not None:
         yield Chart(file="kl.png", draw=partial(plots.kl_bars, result), caption=_kl_caption(result))
@@ -64,22 +62,22 @@ def _charts(result: FitResult) -> Iterator[Chart]:
         yield Chart(
             file="trajectory.png",
             draw=partial(plots.trajectory, result),
-            caption="The weights on their way. The answer is the mean over the shaded half"
+            caption="The weights along the fit. The answer is the mean over the shaded half"
             + (", over all restarts." if result.certificate is not None else "."),
         )
     if result.rounds_kl_TK is not None:
         yield Chart(
             file="rounds.png",
             draw=partial(plots.rounds_kl, result),
-            caption="How far the served mixture was from each policy, round by round. At the "
+            caption="Distance of the served mixture from each policy, round by round. At the "
             "optimum all policies that have weight are equally far.",
         )
     if result.certificate is not None and result.certificate.ess_by_length:
         yield Chart(
             file="ess.png",
             draw=partial(plots.ess_by_length, result),
-            caption="Effective share of the responses by length. Long responses leave few that "
-            "the mixture would have written.",
+            caption="Effective share of the responses by length. Of long responses, few are ones "
+            "that the mixture would have written.",
         )
     if result.certificate is not None and len(result.certificate.m_sweep) > 1:
         yield Chart(
@@ -170,7 +168,7 @@ def _numbers(result: FitResult) -> list[tuple[str, str]]:
 
 
 def _sweep(result: FitResult) -> str:
-    """The m-sweep in numbers, folded away."""
+    """The m-sweep in numbers, in a folded section."""
     if result.certificate is None or len(result.certificate.m_sweep) < 2:
         return ""
     rows = [

@@ -1,7 +1,7 @@
-"""A report: one HTML page that needs nothing but itself, and its charts as PNG files.
+"""The HTML page of a report, and its charts as PNG files.
 
-The pictures are embedded, there is no script and no address to fetch; the page follows the
-reader's light or dark setting and fits a phone.
+The page embeds its pictures and fetches nothing; it has no script, follows the reader's light or
+dark setting and fits a phone.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ $body
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A picture and what a reader should see in it."""
+    """A chart and its caption, which says what a reader should see in it."""
 
     file: str
-    """Name of its PNG."""
+    """Name of the PNG file."""
     draw: Callable[[plots.Theme], Figure]
     caption: str
 
@@ -107,7 +107,7 @@ def page(title: str, verdict: str, body: str, *, is_good: bool) -> str:
     Args:
       title, verdict: plain text.
       body: HTML that follows the verdict.
-      is_good: the verdict's colour.
+      is_good: colour of the verdict: green if true, amber if false.
     """
     return _TEMPLATE.substitute(
         title=escape(title),
@@ -120,7 +120,7 @@ def page(title: str, verdict: str, body: str, *, is_good: bool) -> str:
 
 
 def write_charts(folder: Path, charts: Iterable[Chart]) -> str:
-    """Writes the PNG files, for a light page, and returns all charts as HTML."""
+    """Writes the PNG files, for a light page; returns all charts as HTML."""
     pictures = []
     for chart in charts:
         light, dark = (plots.png(chart.draw(theme)) for theme in (plots.LIGHT, plots.DARK))
@@ -131,7 +131,7 @@ def write_charts(folder: Path, charts: Iterable[Chart]) -> str:
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
-    """A table of plain text; the first column holds the names."""
+    """A table of plain text, with the names in the first column."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
     body = "".join(
         f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
@@ -142,12 +142,12 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: boo
 
 
 def scrolling(table: str) -> str:
-    """A table that may be wider than the page."""
+    """The table in a frame that scrolls if the table is wider than the page."""
     return f'<div class="wide">{table}</div>'
 
 
 def provenance(values: Mapping[str, Any]) -> str:
-    """The last part of a page: what it was made from, nested mappings with dotted names."""
+    """The last part of a page: settings and origins, nested mappings with dotted names."""
     rows = table(["setting", "value"], list(_flat(values)))
     return f"<h2>Settings and provenance</h2>\n{rows}"
 
@@ -164,12 +164,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _colours(theme: plots.Theme) -> str:
-    """The policies' colours in the charts, for the page's own bars."""
+    """The policies' colours of the charts as CSS variables, for the bars of the page."""
     return " ".join(f"--policy-{index}: {colour};" for index, colour in enumerate(theme.palette))
 
 
 def _picture(caption: str, light: bytes, dark: bytes) -> str:
-    """A chart in both themes; the browser shows the one that suits the reader."""
+    """A chart in both themes; the browser chooses by the reader's setting."""
     text = escape(caption.strip())
     return (
         "<figure><picture>"

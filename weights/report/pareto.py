@@ -1,4 +1,4 @@
-"""The chart of an evaluation: what two objectives cost each other."""
+"""The chart of an evaluation: the trade-off between two objectives."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from prefmix.weights.report.plots import Theme, colour_of, new_axes
 _MAX_LABEL = 20
 
 
-def not_dominated(points_RO: Floats) -> list[int]:
-    """Rows than which no other is at least as good in all columns and better in one."""
+def pareto_optimal(points_RO: Floats) -> list[int]:
+    """Indices of the Pareto-optimal rows: no other row is at least as good in all columns and
+    better in one."""
     return [
         index
         for index, point_O in enumerate(points_RO)
@@ -24,14 +25,14 @@ def not_dominated(points_RO: Floats) -> list[int]:
 
 
 def pareto(found: Evaluation, first: int, second: int, theme: Theme) -> Figure:
-    """Mean rewards of two objectives, a point a row, and the line through the best trade-offs.
+    """Mean rewards of two objectives, one point a row, and the line through the Pareto front.
 
-    Bars are 95 % intervals over prompts. Mixtures without a name of their own are small dots.
+    Bars are 95 % intervals over prompts. Rows of the grid are small dots without a name.
     """
     figure, axes = new_axes(theme, height=3.8)
     points_R2 = found.rewards_RO[:, [first, second]]
     bars_R2 = 1.96 * found.reward_errors_RO[:, [first, second]]
-    front = sorted(not_dominated(points_R2), key=lambda index: float(points_R2[index, 0]))
+    front = sorted(pareto_optimal(points_R2), key=lambda index: float(points_R2[index, 0]))
     axes.plot(*points_R2[front].T, color=theme.palette[6], lw=1.0, ls="--", zorder=1)
     looks = _looks(found, theme)
     for row, look, point, bars in zip(found.rows, looks, points_R2, bars_R2, strict=True):
@@ -45,7 +46,7 @@ def pareto(found: Evaluation, first: int, second: int, theme: Theme) -> Figure:
     axes.margins(0.12)
     for index, (row, look) in enumerate(zip(found.rows, looks, strict=True)):
         if not row.of_grid:
-            # An average often lies where its mixture does.
+            # An average often lies close to its mixture.
             below = row.shares is not None
             _name(axes, short(row.name, _MAX_LABEL), points_R2[index], look.colour, below=below)
     axes.set_xlabel(f"{short(found.objectives[first], 40)}, mean reward")
@@ -80,7 +81,7 @@ def _looks(found: Evaluation, theme: Theme) -> list[_Look]:
 
 
 def _name(axes: Axes, text: str, point: Floats, colour: str, *, below: bool) -> None:
-    """A row's name beside its point, on the side where there is room."""
+    """Writes a row's name beside its point, on the side with room."""
     low, high = axes.get_xlim()
     is_right = point[0] > low + 0.75 * (high - low)
     axes.annotate(

@@ -1,8 +1,8 @@
-"""The charts of a fit's report. Matplotlib's object interface only: no global state, no display.
+"""The charts of a fit's report, drawn with Matplotlib's object interface: no global state.
 
-Each chart is drawn for a light or a dark page. A policy keeps its colour and marker in all of them,
-after Okabe and Ito's palette, which colour-blind readers can tell apart, and its name stands at its
-line.
+Each chart is drawn for a light or a dark page. A policy has the same colour and marker in all
+charts, from the palette of Okabe and Ito, which colour-blind readers can tell apart. Its name
+stands beside its line.
 
 Shapes: K policies, T steps or rounds.
 """
@@ -32,7 +32,7 @@ class Theme:
     paper: str
     ink: str
     faint: str
-    """Grid, and what stands behind the data."""
+    """Colour of the grid and of areas behind the data."""
     palette: tuple[str, ...]
 
 
@@ -52,7 +52,7 @@ DARK = Theme(
 _MARKERS = "osD^vP"
 _MAX_LABEL = 14
 _SIZE_INCHES = (4.8, 3.2)
-"""Narrow, so that the text can still be read at the width of a phone."""
+"""Narrow, so that the text is readable at the width of a phone."""
 _DPI = 200
 
 
@@ -60,14 +60,14 @@ def png(figure: Figure) -> bytes:
     """The figure as PNG; equal figures give equal bytes."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # A name in letters that the font lacks is drawn as boxes; the page's text has it right.
+        # Letters that the font lacks are drawn as boxes; the text of the page shows them.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def trajectory(result: FitResult, theme: Theme) -> Figure:
-    """The weights on their way; the average over the shaded half is the answer."""
+    """The weights along the fit; the mean over the shaded half is the answer."""
     figure, axes = new_axes(theme)
     num_steps = len(result.path_TK) - 1
     axes.axvspan(_first_averaged(num_steps), num_steps, color=theme.faint, alpha=0.45, lw=0)
@@ -133,7 +133,7 @@ def simplex(result: FitResult, theme: Theme) -> Figure:
 
 
 def kl_bars(result: FitResult, theme: Theme) -> Figure:
-    """Distance to every policy; the dashed line is the mean under the weights."""
+    """Distance of the mixture from every policy; the dashed line is the mean under the weights."""
     num_policies = len(result.names)
     figure, axes = new_axes(theme, height=max(1.9, 0.9 + 0.32 * num_policies))
     place_K = np.arange(num_policies)
@@ -167,7 +167,7 @@ def kl_bars(result: FitResult, theme: Theme) -> Figure:
 
 
 def ess_by_length(result: FitResult, theme: Theme) -> Figure:
-    """Which share of the drawn responses carries the estimate, by their length."""
+    """Effective share of the drawn responses by their length."""
     rows = _certificate(result).ess_by_length
     figure, axes = new_axes(theme)
     lengths = [row["mean_tokens"] for row in rows]
@@ -190,7 +190,7 @@ def ess_by_length(result: FitResult, theme: Theme) -> Figure:
 
 
 def m_sweep(result: FitResult, theme: Theme) -> Figure:
-    """The weights that fewer responses a prompt would have given: the bias dying away."""
+    """The weights from fewer responses a prompt: what still moves at the right is biased."""
     rows = _certificate(result).m_sweep
     figure, axes = new_axes(theme)
     counts = np.array([row["responses"] for row in rows], dtype=np.float64)
@@ -230,7 +230,7 @@ def _lines(
     *,
     marked: int,
 ) -> None:
-    """One line a policy, its name at the right end; markers where there are few points."""
+    """One line a policy, with its name at the right end, and markers if there are few points."""
     for index, y_T in enumerate(y_TK.T):
         marker = _MARKERS[index % len(_MARKERS)] if marked <= 40 else ""
         colour, style = colour_of(theme, index), _style(theme, index)
@@ -254,7 +254,7 @@ def _lines(
 
 
 def _spread(heights_K: Floats, *, least: float, low: float, high: float) -> Floats:
-    """Moves labels apart until they are `least` from each other, keeping their order."""
+    """Moves labels apart until they are `least` from each other, in the same order."""
     least = min(least, (high - low) / max(len(heights_K), 1))
     order = np.argsort(heights_K, kind="stable")
     ladder_K = least * np.arange(len(order))
@@ -280,7 +280,7 @@ def _note(axes: Axes, theme: Theme, point: Floats, text: str, offset: tuple[floa
 
 
 def _first_averaged(num_steps: int) -> int:
-    """The averaged half of a path begins here, as in prefmix.weights.fit.mirror_descent."""
+    """First step of the averaged half of a path, as in prefmix.weights.fit.mirror_descent."""
     return 1 + num_steps // 2
 
 
@@ -290,10 +290,10 @@ def _certificate(result: FitResult) -> Certificate:
 
 
 def colour_of(theme: Theme, index: int) -> str:
-    """The colour of the policy of that number, in all charts."""
+    """The colour of a policy by its number, the same in all charts."""
     return theme.palette[index % len(theme.palette)]
 
 
 def _style(theme: Theme, index: int) -> str:
-    """Where the palette begins again, the line changes."""
+    """The line style of a policy: it changes when the palette begins again."""
     return ("-", "--", ":", "-.")[index // len(theme.palette) % 4]

@@ -1,7 +1,7 @@
-"""Files that survive a power cut whole: durable replacement, and a lock between processes.
+"""Durable replacement of files, and a lock between processes.
 
-A reader of a file written here sees the old content or the new, never a part, and needs no lock.
-POSIX only, as vLLM is.
+A reader sees the old content or the new, never a part, and needs no lock; a power cut changes
+nothing about that. POSIX only, as vLLM is.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class UnconfirmedError(OSError):
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Puts `content` in place of the file, or of nothing; returns once it is on the disk.
+    """Creates or replaces a file; returns once the new content is on the disk.
 
-    Written aside in the same folder, synced, renamed, and the folder synced. Hold a lock: two
-    writers would share the file they write aside.
-    Raises: OSError, the old file is still there; UnconfirmedError, the new one is.
+    The content is written to a second file in the same folder, synced and renamed, and the folder
+    is synced. Hold a lock: two writers would share the second file.
+    Raises: OSError if the old file is still there; UnconfirmedError if the new one is.
     """
     aside = path.with_name(f".{path.name}.new")
     try:
@@ -54,7 +54,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_regular_file(path: Path, *, most: int = -1) -> bytes:
-    """A file's content; pipes and devices, which could block for ever, are refused as OSError.
+    """The content of a file. Pipes and devices, which could block for ever, raise OSError.
 
     Args: most: bytes to read; -1 reads all.
     """
@@ -67,7 +67,7 @@ def read_regular_file(path: Path, *, most: int = -1) -> bytes:
 
 @contextlib.contextmanager
 def file_lock(path: Path, *, timeout_s: float) -> Iterator[None]:
-    """Holds an exclusive lock between processes and threads; it ends with its holder.
+    """Holds an exclusive lock between processes and threads; the lock ends with its holder.
 
     Args:
       path: the lock's own file, made if missing and left in place.
@@ -107,7 +107,7 @@ def _write(path: Path, content: bytes, *, mode: int | None) -> None:
 
 
 def _mode(path: Path) -> int | None:
-    """The rights of the file to replace; None if there is none."""
+    """The permissions of the file to replace; None if there is none."""
     try:
         return stat.S_IMODE(os.stat(path).st_mode)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""What can be done to a set of profiles: pure functions from one set to the next.
+"""The edits of a set of profiles: pure functions from one set to the next.
 
-Each checks its arguments and returns a set with the same version; the store numbers it.
+Each edit checks its arguments and returns a set with the same version; the store numbers it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def with_profile(
       profiles: the set to start from.
       name: the profile.
       preferences: `{member: number}`, ratios on the simplex.
-      spec: the mixture, where it is known; else the set's own members are checked against.
-      provenance: where the weights came from; None forgets what an earlier one said.
+      spec: the mixture; None checks against the members of the set itself.
+      provenance: the origin of the weights; None removes the one before.
     Raises: ProfileError, StoreFormatError.
     """
     spec = spec or spec_of_members(profiles.member_names, profiles.weight_space)
@@ -87,7 +87,7 @@ def merged(
 def replaced(
     profiles: ProfileSet, other: ProfileSet, *, source: str, spec: MixtureSpec | None = None
 ) -> ProfileSet:
-    """The profiles and the default of `other` instead.
+    """Replaces all profiles and the default by those of `other`.
 
     Raises: StoreFormatError naming `source` if `other` was made for other policies.
     """

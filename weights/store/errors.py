@@ -1,13 +1,13 @@
-"""Everything that can go wrong with a store of profiles.
+"""The errors of a store of profiles.
 
   StoreError                 a store that cannot be read or changed
-  ├── StoreFormatError       what the file holds is not a store, or not one for these policies
+  ├── StoreFormatError       the content is not a store, or not one for these policies
   ├── StoreMissingError      there is no file
   ├── StoreFileError         the operating system refused: a folder in its place, a broken disk
-  │   ├── StoreFullError     it has no room
-  │   └── StoreReadOnlyError it gives no right to write
+  │   ├── StoreFullError     there is no room to write
+  │   └── StoreReadOnlyError there is no right to write
   ├── StoreBusyError         another process has kept the lock for too long
-  ├── StaleVersionError      the store is no longer what the caller expected
+  ├── StaleVersionError      the store is not at the version that the caller expected
   └── UnknownEntryError      a profile or version that does not exist
 
 Every message is one sentence. After any of them the store is what it was before.
@@ -55,11 +55,12 @@ class UnknownEntryError(StoreError):
 
 
 def file_error(what: str, error: OSError, *, kept: str = "") -> StoreFileError:
-    """What the operating system refused, and what to do about it.
+    """The error for something that the operating system refused, with a remedy.
 
     Args:
-      what: what could not be done, with the file's name.
-      kept: what is still there.
+      what: the step that failed, with the file's name.
+      error: the operating system's error.
+      kept: the content that is still there.
     """
     kind, remedy = _REMEDIES.get(error.errno or 0, (StoreFileError, ""))
     return kind("; ".join(part for part in (f"{what}: {error.strerror}", kept, remedy) if part))

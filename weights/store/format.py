@@ -1,11 +1,11 @@
-"""The store's format: one JSON object, read strictly, written canonically.
+"""The format of a store file: one JSON object, read strictly and written canonically.
 
     {"format": 1, "version": 3, "policies": ["helpful", "harmless"], "default_profile": "even",
      "profiles": {"even": {"weights": {"helpful": 0.5, "harmless": 0.5}, "provenance": {...}}}}
 
-`policies` are the members in weight order, the reference last. Weights sum to 1; a member that is
-not named has 0. `provenance` is optional and kept as it is. A set in the affine space also says
-`"weight_space": "affine"`; without that key weights are on the simplex.
+`policies` are the members in weight order, the reference last. Weights sum to 1; a member without
+an entry has weight 0. `provenance` is optional and kept as it is. A set in the affine space has the
+key `"weight_space": "affine"`; without that key weights are on the simplex.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from prefmix.weights.store.profiles import (
 )
 
 FORMAT = 1
-"""The number under `format`."""
+"""Value of the key `format`."""
 
 MAX_BYTES = 16 * 2**20
-"""Of a store's text; thousands of profiles fit."""
+"""Largest store file; thousands of profiles fit."""
 
 _KEYS = ("format", "version", "policies", "default_profile", "profiles")
 _OPTIONAL_KEYS = ("weight_space",)
@@ -41,7 +41,7 @@ _OPTIONAL_KEYS = ("weight_space",)
 def spec_of_members(
     member_names: Sequence[str], weight_space: WeightSpace = "simplex"
 ) -> MixtureSpec:
-    """A spec for checking weights where only the members' names are known, not their models."""
+    """A spec for checking weights if only the members' names are known, not their models."""
     policies = tuple(Policy(name=name, model=name) for name in member_names)
     return MixtureSpec(policies=policies, weight_space=weight_space)
 
@@ -52,7 +52,7 @@ def dump(profiles: ProfileSet) -> str:
 
 
 def document(profiles: ProfileSet) -> dict[str, Any]:
-    """The set as the object a store file holds."""
+    """The set as the JSON object of a store file."""
     space = {} if profiles.weight_space == "simplex" else {"weight_space": profiles.weight_space}
     return {"format": FORMAT, "version": profiles.version, **space, **profiles.content()}
 
@@ -73,7 +73,7 @@ def parse(text: str | bytes, *, source: str) -> ProfileSet:
 
 
 def from_document(data: object, *, source: str) -> ProfileSet:
-    """Checks the object a store file holds. Raises: StoreFormatError."""
+    """The set from the JSON object of a store file. Raises: StoreFormatError."""
     try:
         return _profile_set(data)
     except (ProfileError, SpecError, StoreFormatError) as error:
@@ -81,10 +81,10 @@ def from_document(data: object, *, source: str) -> ProfileSet:
 
 
 def for_mixture(profiles: ProfileSet, spec: MixtureSpec, *, source: str) -> ProfileSet:
-    """The same profiles in the member order of `spec`.
+    """The profiles in the member order of `spec`.
 
     A set for all policies without the reference is accepted: the reference gets 0.
-    Raises: StoreFormatError if they were made for other policies or another weight space.
+    Raises: StoreFormatError for profiles of other policies or another weight space.
     """
     names = set(profiles.member_names)
     if names not in (set(spec.member_names), set(spec.policy_names)):
@@ -108,7 +108,7 @@ def for_mixture(profiles: ProfileSet, spec: MixtureSpec, *, source: str) -> Prof
 
 def _load(text: str | bytes, source: str) -> object:
     try:
-        # NaN and Infinity pass here, to be refused by the name of the field that holds them.
+        # NaN and Infinity pass here; the check of their field refuses them with its name.
         return json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         raise StoreFormatError(
@@ -134,7 +134,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _profile_set(data: object) -> ProfileSet:
     if not isinstance(data, dict):
         raise StoreFormatError(f"the file holds {data!r:.80}, expected one JSON object")
-    # A different format may have other keys: its number is what to report.
+    # Another format may have other keys, so its number is reported first.
     if "format" in data and (data["format"] != FORMAT or isinstance(data["format"], bool)):
         raise StoreFormatError(
             f"format is {data['format']!r:.80}; this version of prefmix reads format {FORMAT}"
@@ -172,7 +172,7 @@ def _spec(policies: object, weight_space: object) -> MixtureSpec:
 
 
 def _weights(name: str, profile: object) -> dict[str, Any]:
-    """The weights of one profile, checked for what `build_profile_set` would repair."""
+    """The weights of one profile, checked for errors that `build_profile_set` would repair."""
     where = f"profiles.{check_profile_name(name)}"
     if not isinstance(profile, dict):
         raise StoreFormatError(f'{where} is {profile!r:.80}, expected {{"weights": {{...}}}}')
@@ -191,7 +191,7 @@ def _weights(name: str, profile: object) -> dict[str, Any]:
 
 
 def _is_off_one(numbers: Sequence[float]) -> bool:
-    """Whether finite, non-negative numbers miss 1; what else is wrong is said elsewhere."""
+    """True if the sum of finite, non-negative numbers is not 1; other faults are found later."""
     try:
         if not all(math.isfinite(number) and number >= 0 for number in numbers):
             return False

@@ -1,8 +1,8 @@
-"""The profiles in force: an immutable set, and the one reference that points at it.
+"""The profiles in force: an immutable set, and the one reference to it.
 
-A request reads `CurrentProfiles.current` once, at admission, and keeps what it read to its last
-token. A change builds a whole new `ProfileSet` aside and swaps the reference, so nobody ever sees
-half of one.
+A request reads `CurrentProfiles.current` once, at admission, and keeps that set to its last token.
+A change builds a whole new `ProfileSet` and swaps the reference, so that no request sees half of
+one.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from prefmix.mixing.simplex import WeightsError, weights_from_preferences
 from prefmix.mixing.spec import MixtureSpec, SpecError, WeightSpace, check_name
 
 DEFAULT_PROFILE = "default"
-"""The profile that exists when none was given: uniform weights."""
+"""Name of the profile that exists if none was given, with uniform weights."""
 
 CUSTOM_PROFILE = "custom"
-"""What answers report as profile when the request brought its own weights."""
+"""Profile that answers report for a request with weights of its own."""
 
 _ROUNDING = 1e-12
-"""Weights that sum to 1 this closely are kept bit for bit, so that reading back changes nothing."""
+"""Weights whose sum is this close to 1 stay as they are, so that reading back changes no bit."""
 
 
 class ProfileError(ValueError):
-    """Profiles that cannot be served: a bad name, bad weights or a default that does not exist."""
+    """Profiles that cannot be served: a bad name, bad weights, or a default that does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileSet:
-    """Named weight vectors and which of them is the default; never changed once built.
+    """Named weight vectors, and the default among them; never changed once built.
 
     Build it with `build_profile_set`, which checks everything.
     """
 
     member_names: tuple[str, ...]
-    """The M members the vectors are for, in weight order."""
+    """The M members of the mixture, in weight order."""
     profiles: Mapping[str, tuple[float, ...]]
-    """Profile name to its M weights, in the order given."""
+    """The M weights of each profile by name, in the given order."""
     default: str
-    """The profile used when a request names nothing."""
+    """The profile of requests that name none."""
     version: int
-    """Grows by one with every change of content."""
+    """Number of the set; grows by one with every change of content."""
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Profile name to where its weights came from, JSON-ready; only profiles that say so."""
+    """The origin of each profile's weights by name, JSON-ready; only profiles that have one."""
     weight_space: WeightSpace = "simplex"
-    """The set the vectors lie in."""
+    """The set that the weight vectors lie in."""
 
     @property
     def sha256(self) -> str:
-        """Hash of the content, without the version: equal profiles have equal hashes."""
+        """Hash of the content without the version: equal profiles have equal hashes."""
         content = {**self.content(), "policies": sorted(self.member_names)}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -85,7 +85,7 @@ class CurrentProfiles:
 
     @property
     def current(self) -> ProfileSet:
-        """The set in force now. Read it once per request."""
+        """The set in force now; read once per request."""
         return self._current
 
     def swap(self, profiles: ProfileSet) -> None:
@@ -107,8 +107,8 @@ def build_profile_set(
       preferences: profile name to `{member: number}`; empty means one uniform profile, `default`.
       spec: the mixture the profiles are for.
       default: the default profile's name; None takes `default` if there is one, else the first.
-      version: number of this set.
-      provenance: profile name to where its weights came from; empty ones are dropped.
+      version: number of the set.
+      provenance: the origin of each profile's weights by name; empty ones are dropped.
     Raises: ProfileError naming the profile, what came and what is allowed.
     """
     if not preferences:

@@ -1,4 +1,4 @@
-"""Profiles as plain text: aligned columns, numbers to the right."""
+"""Profiles as plain text: aligned columns, numbers flush right."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def aligned(rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
 
     Args:
       rows: the cells, the heading first.
-      num_left: how many columns are flush left; the others are flush right.
+      num_left: number of columns that are flush left; the others are flush right.
     """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
@@ -26,7 +26,7 @@ def aligned(rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
 
 
 def profile_table(profiles: ProfileSet) -> str:
-    """One line a profile; the default is starred."""
+    """One line a profile; a star marks the default."""
     heading = ["profile", *profiles.member_names]
     rows = [
         [name + (" *" if name == profiles.default else ""), *map(_number, weights_M)]
@@ -36,7 +36,7 @@ def profile_table(profiles: ProfileSet) -> str:
 
 
 def history_table(versions: Sequence[ProfileSet]) -> str:
-    """One line a version, the newest first."""
+    """One line a version, newest first."""
     rows = [
         [str(entry.version), entry.sha256[:12], entry.default, ", ".join(entry.profiles)]
         for entry in reversed(versions)
@@ -45,7 +45,7 @@ def history_table(versions: Sequence[ProfileSet]) -> str:
 
 
 def difference_table(old: ProfileSet, new: ProfileSet) -> str:
-    """One line for each number that differs; an empty text if none does."""
+    """One line for each number that differs; empty if the sets are equal."""
     rows = [
         [name, member, _number(before), _number(after)]
         for name in dict.fromkeys([*old.profiles, *new.profiles])

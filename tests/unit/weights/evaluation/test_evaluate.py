@@ -14,7 +14,7 @@ from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.evaluation.evaluate import Evaluation, Weighting, evaluate, simplex_grid
 from prefmix.weights.evaluation.verdict import beats_its_members, verdict
 from prefmix.weights.report.evaluation_report import write_evaluation_report
-from prefmix.weights.report.pareto import not_dominated
+from prefmix.weights.report.pareto import pareto_optimal
 from support.toy_engine import ToyEngine
 
 ROWS = [
@@ -73,7 +73,7 @@ def test_equal_mixture_does_not_beat_its_members() -> None:
 
 def test_pareto_front_leaves_out_what_another_row_beats() -> None:
     points = np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5], [0.4, 0.5], [0.5, 0.5]])
-    assert not_dominated(points) == [0, 1, 2, 4]
+    assert pareto_optimal(points) == [0, 1, 2, 4]
 
 
 @pytest.mark.parametrize("num_objectives", [1, 2, 3])
