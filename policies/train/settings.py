@@ -39,25 +39,27 @@ class TrainSettings:
     base: str = _setting("model to start from: a folder or hub id")
     data: Path = _setting("preference pairs: a JSONL file or a datasets folder")
     output: Path = _setting("folder to write the policy into; must not exist")
-    seed: int = _setting("of order, initial adapters and sampling", 0)
+    seed: int = _setting("seed of the pairs' order, the initial adapter and the sampling", 0)
     epochs: float = _setting("passes over the pairs", 1.0)
-    steps: int | None = _setting("optimiser steps, instead of --epochs", None)
+    steps: int | None = _setting("optimiser steps, in place of --epochs", None)
     batch_pairs: int = _setting("pairs in one forward pass", 8)
     accumulate: int = _setting("forward passes in one step", 1)
-    learning_rate: float = _setting("AdamW's highest, falling linearly to 0", 5e-6, adapter=5e-5)
+    learning_rate: float = _setting(
+        "highest learning rate of AdamW; it falls linearly to 0", 5e-6, adapter=5e-5
+    )
     warmup_steps: int = _setting("steps that raise the learning rate from 0", 0)
-    max_length: int = _setting("tokens of prompt and answer; what is longer is cut", 1024)
+    max_length: int = _setting("most tokens of prompt and answer; longer pairs are cut", 1024)
     lora_rank: int = _setting("rank of a LoRA adapter; 0 trains all parameters", 0)
     lora_alpha: float | None = _setting(
-        "LoRA's scale times its rank; twice the rank if absent", None
+        "LoRA's scale times its rank; default: twice the rank", None
     )
     merge: bool = _setting("write a full checkpoint instead of the adapter", False)
     precision: str = _setting(
-        "of the forward pass; parameters are float32",
+        "precision of the forward pass; parameters stay float32",
         "float32",
         choices=("float32", "bfloat16"),
     )
-    gradient_checkpointing: bool = _setting("less memory, more time", False)
+    gradient_checkpointing: bool = _setting("use less memory and more time", False)
     save_steps: int = _setting("steps between checkpoints to resume from", 100)
     log_steps: int = _setting("steps between logged losses", 10)
     allow_unsafe_weights: bool = _setting(
@@ -139,20 +141,24 @@ class MixedSettings(TrainSettings):
     method = "mixed-preference"
 
     reward: str | None = _setting(
-        "reward model: a checkpoint, or module:function; trained on the pairs if absent", None
+        "reward model: a checkpoint, or module:function; default: one is trained on the pairs", None
     )
-    reward_epochs: float = _setting("passes over the pairs of the reward model's training", 1.0)
-    reward_learning_rate: float = _setting("of the reward model's training", 1e-5, adapter=1e-4)
-    threshold: float | None = _setting("reward gap from which a pair is easy", None)
-    quantile: float = _setting("without a threshold: share of the pairs that is difficult", 0.5)
+    reward_epochs: float = _setting("passes over the pairs in the reward model's training", 1.0)
+    reward_learning_rate: float = _setting(
+        "learning rate of the reward model's training", 1e-5, adapter=1e-4
+    )
+    threshold: float | None = _setting("reward gap from which a pair counts as easy", None)
+    quantile: float = _setting(
+        "share of the pairs that count as difficult, if no threshold is given", 0.5
+    )
     beta: float = _setting("DPO's factor of the log ratios", 0.1)
     online_steps: int = _setting("optimiser steps of the online stage", 100)
-    online_learning_rate: float = _setting("of the online stage", 1e-6, adapter=1e-5)
+    online_learning_rate: float = _setting("learning rate of the online stage", 1e-6, adapter=1e-5)
     online_beta: float = _setting("factor of the KL divergence from the DPO policy", 0.05)
-    online_prompts: int = _setting("prompts a step of the online stage", 4)
-    num_answers: int = _setting("answers drawn for each of them", 4)
-    max_new_tokens: int = _setting("longest answer drawn", 256)
-    temperature: float = _setting("of drawing answers", 1.0)
+    online_prompts: int = _setting("prompts in a step of the online stage", 4)
+    num_answers: int = _setting("answers drawn for each prompt of the online stage", 4)
+    max_new_tokens: int = _setting("longest answer", 256)
+    temperature: float = _setting("temperature of the sampling", 1.0)
 
     def __post_init__(self) -> None:
         """Checks ranges."""

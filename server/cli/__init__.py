@@ -1,2 +1,1 @@
-"""The commands: `prefmix serve`, `fit`, `eval`, `train` and `weights`; their flags and their
-output."""
+"""The commands `prefmix serve`, `fit`, `eval`, `train` and `weights`: their flags and output."""

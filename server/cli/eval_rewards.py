@@ -1,4 +1,4 @@
-"""The rewards of `prefmix eval`: those of the training room, asked in a fit's words."""
+"""The rewards of `prefmix eval`, made from the reward functions and models of training."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def load_rewards(items: Sequence[str], *, allow_unsafe_weights: bool) -> dict[str, Reward]:
-    """What judges answers, by objective, from NAME=REWARD flags.
+    """Loads the rewards of NAME=REWARD flags; returns objective -> reward.
 
-    Raises: CommandError for a malformed flag, TrainError for a reward that is not there.
+    Raises: CommandError for a malformed flag, TrainError for a reward that cannot be loaded.
     """
     rewards: dict[str, Reward] = {}
     for item in items:
@@ -26,13 +26,15 @@ def load_rewards(items: Sequence[str], *, allow_unsafe_weights: bool) -> dict[st
                 exit_code=2,
             )
         if name in rewards:
-            raise CommandError(f"--reward names {name!r} twice; an objective has one", exit_code=2)
+            raise CommandError(
+                f"--reward names {name!r} twice; give each objective one reward", exit_code=2
+            )
         rewards[name] = load_judge(spec, allow_unsafe_weights=allow_unsafe_weights)
     return rewards
 
 
 def load_judge(spec: str, *, allow_unsafe_weights: bool) -> Reward:
-    """One of them: module:function, or a reward model's checkpoint."""
+    """Loads one reward: module:function, or a reward model's checkpoint."""
     from prefmix.policies.train.pairs import Content
     from prefmix.policies.train.rewards import load_reward
 

@@ -1,4 +1,4 @@
-"""`prefmix fit`: its flags, and from them a fit whose result is a file of the weights store."""
+"""`prefmix fit`: reads the flags, runs the fit, and writes a weights store file and a report."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from prefmix.weights.fit.settings import FitSettings
 
 EPILOG = """\
-The prompts file has one JSON object a line: {"prompt": "..."} or {"messages": [...]}. Policies come
-from CONFIG.yaml, the file of 'prefmix serve', or from flags. Everything after -- goes to vLLM.
-Example: prefmix fit mixture.yaml --prompts prompts.jsonl --profile fitted --output weights.json"""
+The prompts file has one JSON object on each line: {"prompt": "..."} or {"messages": [...]}.
+The policies come from CONFIG.yaml (the file of 'prefmix serve'), from flags or from --server.
+All words after -- go to vLLM.
+
+Example: prefmix fit mixture.yaml --prompts prompts.jsonl --output weights.json"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,54 +34,101 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "prefmix fit [CONFIG.yaml] --prompts FILE | --scores FILE [flags] [-- vLLM flags]"
     )
-    add = parser.add_argument
-    add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file")
-    add_mixture_flags(parser)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompts", type=Path, help="JSONL file of prompts to fit on")
-    source.add_argument("--scores", type=Path, help="Parquet score table from elsewhere")
+    parser.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file"
+    )
+    add_mixture_flags(parser.add_argument_group("mixture"))
+    _add_data_flags(parser.add_argument_group("input and output"))
+    _add_objective_flags(parser.add_argument_group("objective"))
+    _add_sampling_flags(parser.add_argument_group("sampling"))
+    _add_descent_flags(parser.add_argument_group("descent, for --sampler reference and --scores"))
+
+
+def _add_data_flags(group: argparse._ArgumentGroup) -> None:
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL file of prompts")
+    source.add_argument(
+        "--scores", type=Path, metavar="FILE", help="Parquet table of scores, instead of sampling"
+    )
+    add = group.add_argument
     add(
         "--server",
         metavar="URL",
-        help="draw and score with this running prefmix server; its key: PREFMIX_API_KEY, or _FILE",
+        help="draw and score with this running prefmix server, whose key is in PREFMIX_API_KEY or "
+        "PREFMIX_API_KEY_FILE",
     )
+    add("--output", type=Path, required=True, metavar="FILE", help="store file to write")
     add("--profile", default="fitted", help="name of the fitted profile; default fitted")
-    add("--output", type=Path, required=True, help="store file to write, such as weights.json")
     add(
-        "--sampler",
-        choices=("mixture", "reference"),
-        default="mixture",
-        help="mixture fits what is served (default); reference is the paper's estimator",
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for the HTML report; default: beside --output",
     )
+    add(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        default=Path(".prefmix/fit"),
+        help="folder that keeps draws for the next run; default .prefmix/fit",
+    )
+
+
+def _add_objective_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--objective",
         choices=("maxmin", "fixed"),
         default="maxmin",
-        help="fixed takes --importance as it is and only measures",
+        help="maxmin: equal distance from every policy (default); fixed: the given importances, "
+        "which are only measured",
     )
-    add("--importance", action="append", metavar="NAME=NUMBER", help="for --objective fixed")
-    add("--beta", type=float, help="KL coefficient of a table of rewards")
-    add("--responses", type=int, default=16, help="responses a prompt; default 16")
+    add(
+        "--importance",
+        action="append",
+        metavar="NAME=NUMBER",
+        help="importance of a policy for --objective fixed; repeat for each policy",
+    )
+    add("--min-weight", type=float, default=0.0, help="smallest weight of any policy; default 0")
+    add("--beta", type=float, help="KL coefficient, if --scores holds rewards")
+
+
+def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--sampler",
+        choices=("mixture", "reference"),
+        default="mixture",
+        help="mixture: fit the mixture that is served (default); reference: the paper's estimator",
+    )
+    add("--responses", type=int, default=16, help="responses to each prompt; default 16")
     add("--max-tokens", type=int, default=128, help="longest response; default 128")
-    add("--rounds", type=int, default=12, help="rounds of the mixture sampler; default 12")
-    add("--round-prompts", type=int, default=64, help="prompts a round; default 64")
-    add("--steps", type=int, default=600, help="descent steps, reference sampler; default 600")
-    add("--batch", type=int, default=64, help="prompts a descent step; default 64")
+    add("--rounds", type=int, default=12, help="rounds of --sampler mixture; default 12")
+    add("--round-prompts", type=int, default=64, help="prompts in each round; default 64")
+    add("--seed", type=int, default=0, help="seed of the sampling and the batches; default 0")
+
+
+def _add_descent_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--steps", type=int, default=600, help="steps of the descent; default 600")
+    add("--batch", type=int, default=64, help="prompts in each step; default 64")
     add(
         "--step-size",
         type=float,
-        help="rounds: share of a Newton step, default 0.5; descent: in 1 / curvature, default 4",
+        help="size of a step in units of 1 / curvature, default 4; with --sampler mixture, share "
+        "of a Newton step that each round takes, default 0.5",
     )
-    add("--schedule", choices=("sqrt", "constant"), default="sqrt", help="of descent steps")
-    add("--min-weight", type=float, default=0.0, help="floor of every weight; default 0")
-    add("--restarts", type=int, default=8, help="runs of the descent; default 8")
-    add("--seed", type=int, default=0, help="of sampling and batches; default 0")
-    add("--cache", type=Path, default=Path(".prefmix/fit"), help="where draws are kept")
-    add("--report", type=Path, help="folder for the HTML report; default beside --output")
+    add(
+        "--schedule",
+        choices=("sqrt", "constant"),
+        default="sqrt",
+        help="sqrt: steps shrink with the square root of their number (default); constant: equal",
+    )
+    add("--restarts", type=int, default=8, help="starting points of the descent; default 8")
 
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
-    """Fits, prints the summary and writes store file and report."""
+    """Fits, prints the summary, writes store file and report; returns the exit code."""
     require_extra("fit")
     from prefmix.mixing.checkpoints.compatibility import CompatibilityError
     from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
@@ -158,7 +207,7 @@ def _importances(args: argparse.Namespace) -> dict[str, float] | None:
 def _fit(
     args: argparse.Namespace, settings: FitSettings, passthrough: Sequence[str]
 ) -> tuple[FitResult, MixtureSpec | None, dict[str, Any]]:
-    """(result, mixture if one is known, provenance)."""
+    """Returns (result, mixture if one is known, provenance)."""
     from prefmix.weights.engines.prompts import hash_of_prompts, read_prompts
     from prefmix.weights.fit import score_table
     from prefmix.weights.fit.job import FitJob
@@ -201,7 +250,7 @@ def _engine(
     spec: MixtureSpec | None,
     passthrough: Sequence[str],
 ) -> tuple[Callable[[], Engine], MixtureSpec, dict[str, str]]:
-    """(what makes the engine, its mixture, content hash of each member)."""
+    """Returns (function that makes the engine, its mixture, member -> content hash)."""
     if args.server is not None:
         remote, models = remote_engine(args.server)
         return lambda: remote, remote.spec, models

@@ -1,7 +1,6 @@
-"""The `prefmix` command: finds the subcommand, reads its flags, reports errors in one sentence.
+"""The `prefmix` command, which runs a subcommand and reports its errors in one sentence.
 
-Exit codes: 0 done, 1 it could not start or failed, 2 wrong usage or configuration, 130 and 143
-ended by Ctrl-C and SIGTERM.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 ended by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from prefmix.server.launch.installation import InstallationError, explained
 
 
 class CommandModule(Protocol):
-    """What a subcommand's module offers."""
+    """The functions of a subcommand's module."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Adds the subcommand's flags."""
 
     def run(self, args: argparse.Namespace, passthrough: Sequence[str]) -> int:
-        """Does the work; returns the exit code. `passthrough` is what came after `--`."""
+        """Runs the subcommand. Args: passthrough: the words after `--`. Returns: the exit code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One subcommand; its module is imported only when it is the one asked for."""
+    """One subcommand, whose module is imported only when it runs."""
 
     name: str
     module: str
     summary: str
     takes_engine_flags: bool = True
-    """Whether words after `--` mean something to it."""
+    """True if the command passes the words after `--` to vLLM."""
 
     def load(self) -> CommandModule:
         """Imports the module."""
@@ -47,11 +46,11 @@ class Command:
 
 COMMANDS = (
     Command("serve", "prefmix.server.cli.serve", "serve a mixture of policies over HTTP"),
-    Command("fit", "prefmix.server.cli.fit", "fit the weights of a profile and certify them"),
+    Command("fit", "prefmix.server.cli.fit", "fit the weights of a profile, with a certificate"),
     Command(
         "weights",
         "prefmix.server.cli.weights",
-        "look at and change the profiles that are served",
+        "show and change the profiles that are served",
         takes_engine_flags=False,
     ),
     Command(
@@ -63,9 +62,9 @@ COMMANDS = (
     Command(
         "eval",
         "prefmix.server.cli.eval",
-        "measure what policies, profiles, mixtures and parameter averages earn",
+        "measure the rewards of policies, profiles, mixtures and parameter averages",
     ),
-    Command("bench", "prefmix.bench.command", "measure what mixing costs beside the alternatives"),
+    Command("bench", "prefmix.bench.command", "measure the cost of mixing beside its alternatives"),
 )
 
 
@@ -115,7 +114,7 @@ def _run(command: Command, argv: list[str]) -> int:
     module = command.load()
     parser = OneSentenceParser(
         prog=f"prefmix {command.name}",
-        description=f"prefmix {command.name}: {command.summary}.",
+        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
         allow_abbrev=False,
     )
     module.add_arguments(parser)

@@ -1,4 +1,4 @@
-"""The flags that say what is mixed, the same for every command that takes a mixture."""
+"""The flags that name the mixture's policies, shared by every command that takes a mixture."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 
-def add_mixture_flags(parser: argparse.ArgumentParser) -> None:
+def add_mixture_flags(parser: argparse._ActionsContainer) -> None:
     """Adds the flags of `add_policy_flags`, and --reference."""
     add_policy_flags(parser)
     parser.add_argument(
         "--reference",
         metavar="NAME=MODEL",
-        help="the policy the others were aligned from; with --base, the base itself",
+        help="the policy from which the others were aligned; with --base, the base itself",
     )
 
 
@@ -24,14 +24,14 @@ def add_policy_flags(parser: argparse._ActionsContainer) -> None:
         "--policy",
         action="append",
         metavar="NAME=MODEL",
-        help="a policy as a full checkpoint; repeat for each",
+        help="a policy that is a full checkpoint; repeat for each policy",
     )
-    add("--base", metavar="MODEL", help="one model that all policies are LoRA adapters of")
+    add("--base", metavar="MODEL", help="the one model of which all policies are LoRA adapters")
     add(
         "--adapter",
         action="append",
         metavar="NAME=PATH",
-        help="a policy as an adapter of --base (PEFT format); repeat for each",
+        help="a policy that is an adapter of --base (PEFT format); repeat for each policy",
     )
     add(
         "--allow-unsafe-weights",
@@ -42,7 +42,7 @@ def add_policy_flags(parser: argparse._ActionsContainer) -> None:
 
 
 def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of ServeConfig that the flags of `add_mixture_flags` or `add_policy_flags` give.
+    """The fields of ServeConfig that were given by the flags of `add_mixture_flags`.
 
     Raises: ConfigError for a malformed flag or a missing folder.
     """

@@ -1,4 +1,4 @@
-"""`prefmix serve`: its flags, and from them a checked configuration for `launch`."""
+"""`prefmix serve`: reads the flags and the file into a checked configuration, then launches it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.launch.installation import require_vllm
 
 EPILOG = """\
-MODEL is a local folder in Hugging Face layout (beginning with /, ./, ../ or ~, or the name of a
-folder that exists) or a hub id. Flags override the file. Everything after -- goes to vLLM, for
-example: prefmix serve mixture.yaml -- --max-model-len 4096. API keys come from PREFMIX_API_KEY or
-the file PREFMIX_API_KEY_FILE names, admin tokens from PREFMIX_ADMIN_TOKEN or _FILE."""
+MODEL is a local folder in Hugging Face layout or a hub id. A folder begins with /, ./, ../ or ~,
+or is the name of a folder that exists. Flags override the file.
+
+All words after -- go to vLLM, for example: prefmix serve mixture.yaml -- --max-model-len 4096
+
+PREFMIX_API_KEY holds the API key, or PREFMIX_API_KEY_FILE names a file of keys.
+PREFMIX_ADMIN_TOKEN or PREFMIX_ADMIN_TOKEN_FILE do the same for admin tokens."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,34 +27,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = "prefmix serve [CONFIG.yaml] [flags] [-- any vLLM engine or server flag]"
-    add = parser.add_argument
-    add("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file")
-    add_mixture_flags(parser)
-    add("--weight-space", choices=get_args(WeightSpace), help="default simplex")
-    add("--name", help="the model name clients use; default prefmix")
+    parser.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file"
+    )
+    mixture = parser.add_argument_group("mixture")
+    add_mixture_flags(mixture)
+    mixture.add_argument(
+        "--weight-space",
+        choices=get_args(WeightSpace),
+        help="simplex: non-negative ratios; affine: any numbers that sum to 1; default simplex",
+    )
+    _add_address_flags(parser.add_argument_group("address and surfaces"))
+    _add_profile_flags(parser.add_argument_group("profiles"))
+    _add_traffic_flags(parser.add_argument_group("traffic"))
+    _add_telemetry_flags(parser.add_argument_group("metrics and logs"))
+
+
+def _add_address_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--name", help="model name that clients use; default prefmix")
     add("--host", help="address to listen on; default 127.0.0.1")
     add("--port", type=_port, help="port to listen on; default 8000")
-    add(
-        "--weights-store",
-        metavar="PATH",
-        help="file of the profiles, changed while serving; made from CONFIG.yaml if missing",
-    )
     add(
         "--admin-port",
         type=_port,
         metavar="PORT",
-        help="port of 127.0.0.1 for the admin routes alone; default: on the main port",
-    )
-    add(
-        "--statistics-every",
-        type=int,
-        metavar="STEPS",
-        help="measure the mixture at every so many engine steps; default 100, 0 never",
-    )
-    add(
-        "--request-log",
-        choices=("off", "text", "json"),
-        help="one line on stderr for each request, without its text; default off",
+        help="port of 127.0.0.1 for the admin routes alone; default: the main port has them",
     )
     add(
         "--no-console",
@@ -60,18 +61,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="leave out the mixing console, the page at /console",
     )
+    add("--fit-report", metavar="PATH", help="a fit's report, or its folder, for the console")
+
+
+def _add_profile_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--weights-store",
+        metavar="PATH",
+        help="file that keeps the profiles and can change while serving; if missing, it is made "
+        "from the profiles of CONFIG.yaml",
+    )
+
+
+def _add_traffic_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--max-waiting",
         type=int,
         metavar="N",
-        help="requests that may wait for the engine, further ones get 503; default: half as many "
-        "as it can run at once; 0 lets none wait",
+        help="most requests that may wait for the engine, further ones get 503; 0 lets none wait; "
+        "default: half as many as can run at once",
     )
     add(
         "--request-timeout",
         type=float,
         metavar="SECONDS",
-        help="end a request for text with 504 after so long; default: no bound",
+        help="end a request for text with 504 after this time; default: no limit",
     )
     add(
         "--max-body-bytes",
@@ -83,19 +98,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--drain-timeout",
         type=float,
         metavar="SECONDS",
-        help="time for requests under way when asked to end; default 30",
+        help="time that running requests have to end when the server is asked to; default 30",
     )
-    add("--fit-report", metavar="PATH", help="a fit's report or its folder, linked in the console")
+
+
+def _add_telemetry_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--statistics-every",
+        type=int,
+        metavar="STEPS",
+        help="measure the mixture at every STEPS-th engine step; 0 never; default 100",
+    )
+    add(
+        "--request-log",
+        choices=("off", "text", "json"),
+        help="write one line on stderr for each request, without its text; default off",
+    )
 
 
 def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no port; expected a number from 1 to 65535")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port; expected a number from 1 to 65535")
 
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
-    """Checks the configuration, then serves until a signal ends it; returns the exit code."""
+    """Checks the configuration and serves until a signal comes; returns the exit code."""
     # Imported here so that --help does not wait for pydantic and PyYAML.
     from prefmix.server.config.serve_config import load_config
     from prefmix.weights.store.errors import StoreError

@@ -1,4 +1,4 @@
-"""`prefmix train METHOD`: its flags and file, and from them the settings of a run."""
+"""`prefmix train METHOD`: reads flags and file into settings, and trains one policy."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ SUMMARIES = {
     "mixed-preference": "DPO on clear pairs, then RLOO on the others' prompts (arXiv 2403.19443)",
 }
 EPILOG = """\
-Data are TRL's preference pairs: prompt, chosen and rejected, texts or messages. Started again with
-the same settings, a run that was killed goes on. The result is for 'prefmix serve'.
+The data are preference pairs in TRL's format: prompt, chosen and rejected, as texts or messages.
+A run that was killed goes on when it is started again with the same settings. 'prefmix serve'
+serves the result.
+
 Example: prefmix train dpo --base ./base --data pairs.jsonl --output helpful --lora-rank 16"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the methods, and to each a flag for every one of its settings."""
+    """Adds the methods, each with a flag for every one of its settings."""
     from prefmix.policies.train.settings import METHODS
 
     methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
@@ -40,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )
-        sub.add_argument("--config", type=Path, metavar="FILE", help="the same settings as YAML")
+        sub.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help="YAML file of these settings, which flags override",
+        )
         _add_settings(sub, settings)
 
 
@@ -71,7 +78,7 @@ def _add_settings(parser: argparse.ArgumentParser, settings: type[TrainSettings]
         if not any(item.default is none for none in (MISSING, None, False)):  # 0 is a default
             options["help"] += f"; default {item.default}"
         if item.metadata["adapter"] is not None:
-            options["help"] += f", of an adapter {item.metadata['adapter']}"
+            options["help"] += f", for an adapter {item.metadata['adapter']}"
         kind = kind_of(item, settings)
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction

@@ -1,4 +1,4 @@
-"""`prefmix weights`: look at and change the profiles of a store file or of a running server.
+"""`prefmix weights`: shows and changes the profiles of a store file or of a running server.
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 """
@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefmix.server.cli.weights_server import ServerTarget
 from prefmix.server.cli.weights_target import (
     FileTarget,
     Precondition,
     Receipt,
-    ServerTarget,
     Target,
     read_profiles,
 )
@@ -28,14 +28,15 @@ from prefmix.weights.store.text_tables import difference_table, history_table, p
 TOKEN_VARIABLE = "PREFMIX_ADMIN_TOKEN"
 
 EPILOG = f"""\
-Every command works on a file (--weights-store PATH) or on a running server (--url URL). A server
-wants its admin token: --token-file FILE, the environment variable {TOKEN_VARIABLE}, or --token
-TOKEN, which other users of this machine can see. POLICY=NUMBER are ratios, divided by their sum.
-For example: prefmix weights set careful helpful=1 harmless=3 --weights-store weights.json"""
+Every action works on a store file (--weights-store PATH) or on a running server (--url URL).
+A server needs its admin token, from --token-file FILE, from the environment variable
+{TOKEN_VARIABLE}, or from --token TOKEN, which other users of this machine can see.
+
+Example: prefmix weights set careful helpful=1 harmless=3 --weights-store weights.json"""
 
 
 class UsageError(ValueError):
-    """The command line does not say enough, or says too much."""
+    """A command line with too few or too many words."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def command(
         name: str, action: Callable[[argparse.Namespace], int], summary: str, *, changes: bool
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=summary, description=f"{summary}.", allow_abbrev=False)
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            allow_abbrev=False,
+        )
         sub.set_defaults(run_action=action)
         _add_target(sub)
         if changes:
@@ -55,10 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return sub
 
     sub = command("show", _show, "print the profiles in force", changes=False)
-    sub.add_argument("--json", action="store_true", help="print the store's document")
+    sub.add_argument("--json", action="store_true", help="print JSON, as the store has it")
     sub = command("set", _set, "add or replace a profile", changes=True)
     sub.add_argument("name", metavar="PROFILE")
-    sub.add_argument("pairs", metavar="POLICY=NUMBER", nargs="+")
+    sub.add_argument(
+        "pairs", metavar="POLICY=NUMBER", nargs="+", help="ratios, which are divided by their sum"
+    )
     sub = command("delete", _delete, "remove a profile", changes=True)
     sub.add_argument("name", metavar="PROFILE")
     sub = command(
@@ -67,20 +75,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("name", metavar="PROFILE")
     command("history", _history, "list the versions that are kept", changes=False)
     sub = command("rollback", _rollback, "return to an earlier version's content", changes=True)
-    sub.add_argument("version", metavar="VERSION", nargs="?", type=int, help="default: the last")
+    sub.add_argument(
+        "version",
+        metavar="VERSION",
+        nargs="?",
+        type=int,
+        help="default: the version before the present one",
+    )
     sub = command("diff", _diff, "show what changed between two versions", changes=False)
-    sub.add_argument("old", metavar="OLD", nargs="?", type=int, help="default: the one before NEW")
-    sub.add_argument("new", metavar="NEW", nargs="?", type=int, help="default: the present one")
+    sub.add_argument(
+        "old", metavar="OLD", nargs="?", type=int, help="default: the version before NEW"
+    )
+    sub.add_argument("new", metavar="NEW", nargs="?", type=int, help="default: the present version")
     sub = command("validate", _validate, "check a file in the store's format", changes=False)
     sub.add_argument("file", metavar="FILE", type=Path)
     sub = command(
-        "apply", _apply, "merge the profiles of a file, as 'prefmix fit' writes it", changes=True
+        "apply",
+        _apply,
+        "merge the profiles of a store file, such as the output of 'prefmix fit'",
+        changes=True,
     )
     sub.add_argument("file", metavar="FILE", type=Path)
     sub.add_argument(
         "--replace",
         action="store_true",
-        help="drop the profiles the file does not have, and take its default",
+        help="replace all profiles and the default by those of the file",
     )
 
 
@@ -97,20 +116,20 @@ def _add_precondition(parser: argparse.ArgumentParser) -> None:
     add(
         "--if-match",
         metavar="VERSION",
-        help="the version or sha256 last seen: refuse if another is in force",
+        help="refuse unless this version or sha256 is still in force",
     )
     add("--dry-run", action="store_true", help="check everything and change nothing")
 
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
-    """Does one action; returns the exit code."""
+    """Runs one action; returns the exit code."""
     try:
         if passthrough:
             raise UsageError("prefmix weights takes nothing after '--'")
         code: int = args.run_action(args)
     except UsageError as error:
         return _fail(error, code=2)
-    except ValueError as error:  # the store's, the profiles' and the server's refusals
+    except ValueError as error:  # a refusal by the store, the profiles or the server
         return _fail(error, code=1)
     return code
 

@@ -1,1 +1,1 @@
-"""The start of a server: checks, environment, vLLM's arguments, then vLLM itself."""
+"""The start of vLLM on a mixture: checks, environment, vLLM's arguments, then vLLM itself."""

@@ -32,7 +32,6 @@ from prefmix.server.launch.environment import (
     set_no_telemetry,
     set_plugins,
 )
-from prefmix.server.launch.failure_message import failure_message
 from prefmix.server.launch.sighup import SighupReload
 from prefmix.server.launch.start_checks import (
     check_admin_port,
@@ -41,7 +40,8 @@ from prefmix.server.launch.start_checks import (
     check_port,
 )
 from prefmix.server.launch.start_signals import StartSignals, end_descendants
-from prefmix.server.launch.startup_log import StartupLog, say
+from prefmix.server.launch.terminal.failure_message import failure_message
+from prefmix.server.launch.terminal.startup_log import StartupLog, say
 from prefmix.server.launch.vllm_server import run_vllm
 from prefmix.weights.store.profiles import ProfileSet
 

@@ -9,10 +9,10 @@ from argparse import Namespace
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.auth.api_keys import api_keys
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE
-from prefmix.server.launch.banner import open_surfaces, ready_table
 from prefmix.server.launch.ready_probe import Address, ProbeError, ReadyProbe
 from prefmix.server.launch.start_signals import StartSignals
-from prefmix.server.launch.startup_log import StartupLog
+from prefmix.server.launch.terminal.banner import open_surfaces, ready_table
+from prefmix.server.launch.terminal.startup_log import StartupLog
 from prefmix.weights.store.profiles import ProfileSet
 
 

@@ -78,7 +78,7 @@ class ProcessEngine:
 def _start(arguments: Namespace, objects: Mapping[str, Any]) -> LocalEngine:
     from pydantic import ValidationError
 
-    from prefmix.server.launch.failure_message import describe
+    from prefmix.server.launch.terminal.failure_message import describe
 
     try:
         return start_on(arguments, objects)

@@ -6,8 +6,8 @@ import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.policies.train import TrainError
-from prefmix.server.cli.eval import _averages
 from prefmix.server.cli.eval_rewards import load_judge
+from prefmix.server.cli.eval_subject import average_shares
 from prefmix.server.cli.main import main
 from prefmix.server.config.errors import CommandError
 from prefmix.weights.engines.prompts import Prompt
@@ -35,11 +35,11 @@ def test_wrong_usage_is_one_sentence(
 def test_averages_are_named_after_profiles() -> None:
     spec = MixtureSpec(policies=tuple(Policy(name=name, model=name) for name in "pq"))
     profiles = {"mostly": (0.9, 0.1)}
-    assert _averages(None, spec, profiles) == {"uniform": {"p": 0.5, "q": 0.5}}
-    assert _averages(["mostly"], spec, profiles) == {"mostly": {"p": 0.9, "q": 0.1}}
-    assert _averages(["none"], spec, profiles) == {}
+    assert average_shares(None, spec, profiles) == {"uniform": {"p": 0.5, "q": 0.5}}
+    assert average_shares(["mostly"], spec, profiles) == {"mostly": {"p": 0.9, "q": 0.1}}
+    assert average_shares(["none"], spec, profiles) == {}
     with pytest.raises(CommandError, match="allowed: uniform, none, mostly"):
-        _averages(["most"], spec, profiles)
+        average_shares(["most"], spec, profiles)
 
 
 @pytest.mark.parametrize(

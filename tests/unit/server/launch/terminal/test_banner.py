@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.server.launch.banner import ready_table
-from prefmix.server.launch.parameter_count import human_count, num_parameters
+from prefmix.server.launch.terminal.banner import ready_table
+from prefmix.server.launch.terminal.parameter_count import human_count, num_parameters
 from prefmix.weights.store.profiles import build_profile_set
 
 

@@ -12,7 +12,7 @@ from prefmix.server.auth.admin_tokens import admin_tokens
 from prefmix.server.auth.api_keys import api_keys
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE
 from prefmix.server.console.routes import CONSOLE_ATTRIBUTE
-from prefmix.server.launch.parameter_count import human_count, num_parameters
+from prefmix.server.launch.terminal.parameter_count import human_count, num_parameters
 from prefmix.weights.store.profiles import ProfileSet
 
 

@@ -17,7 +17,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from prefmix.server.launch.harmless_lines import HarmlessLineFilter
+from prefmix.server.launch.terminal.harmless_lines import HarmlessLineFilter
 
 OWN_PREFIX = "prefmix: "
 """The beginning of each of the launcher's own lines."""

@@ -9,8 +9,8 @@ import textwrap
 
 import pytest
 
-from prefmix.server.launch.harmless_lines import HarmlessLineFilter
-from prefmix.server.launch.startup_log import TracebackFilter
+from prefmix.server.launch.terminal.harmless_lines import HarmlessLineFilter
+from prefmix.server.launch.terminal.startup_log import TracebackFilter
 
 ENGINE = "(EngineCore pid=12) ERROR 11-20 11:05:02 [core.py:1510] "
 WORKER = "(Worker pid=34) ERROR 11-20 11:05:01 [multiproc_executor.py:953] "
@@ -124,7 +124,7 @@ def test_news_is_not_noise(line: str) -> None:
 
 SCRIPT = """
 import os, subprocess, sys
-from prefmix.server.launch.startup_log import StartupLog
+from prefmix.server.launch.terminal.startup_log import StartupLog
 lines = ["Traceback (most recent call last):", "  x", "OSError: child"]
 child = f"import sys; print(*{lines}, sep=chr(10), file=sys.stderr)"
 with StartupLog(enabled=True) as log:
@@ -159,7 +159,7 @@ def test_a_log_that_takes_no_more_does_not_stop_its_writers(why: str) -> None:
     """More than a pipe holds: if nobody read on, the server would stand still."""
     script = """
 import os
-from prefmix.server.launch.startup_log import StartupLog
+from prefmix.server.launch.terminal.startup_log import StartupLog
 with StartupLog(enabled=True) as log:
     log.release()
     for _ in range(5000):

@@ -1,0 +1,169 @@
+"""The mixture that `prefmix eval` measures: local models, or a running server."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefmix.server.cli.batch_engine import checked_content_hashes, remote_engine
+from prefmix.server.cli.mixture_arguments import mixture_overrides
+from prefmix.server.config.errors import CommandError
+
+if TYPE_CHECKING:
+    from prefmix.mixing.spec import MixtureSpec
+    from prefmix.weights.engines.local import Engine
+
+Profiles = Mapping[str, Sequence[float]]
+"""Profile name -> weights of the members."""
+
+Shares = Mapping[str, float]
+"""Member -> share in a parameter average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSubject:
+    """A mixture to measure."""
+
+    own: MixtureSpec
+    """The mixture as it was given."""
+    spec: MixtureSpec
+    """The mixture with its parameter averages as further policies."""
+    engine: Callable[[], Engine]
+    """Starts the engine."""
+    fingerprints: Mapping[str, str]
+    """Member of `spec` -> content hash."""
+    profiles: Profiles
+    averages: Mapping[str, Shares]
+    """Name of an average -> shares of the members."""
+    cache: Path
+    """Folder for draws."""
+
+
+def eval_subject(
+    args: argparse.Namespace, passthrough: Sequence[str], scratch: Path
+) -> EvalSubject:
+    """Finds the mixture, from flags and file or from a running server.
+
+    Args:
+      args: the flags of `prefmix eval`.
+      passthrough: the words after `--`.
+      scratch: a folder for files that are not kept.
+    Raises: CommandError for flags that do not fit together, and the errors of a configuration,
+      a store, checkpoints and a server.
+    """
+    has_policies = args.config is not None or args.policy or args.base
+    if bool(has_policies) == bool(args.server):
+        raise CommandError(
+            "give either policies (a CONFIG.yaml, --policy NAME=MODEL, or --base and --adapter) or "
+            "--server URL",
+            exit_code=2,
+        )
+    if args.server:
+        return _remote_subject(args, passthrough, scratch)
+    return _local_subject(args, passthrough, scratch)
+
+
+def _remote_subject(
+    args: argparse.Namespace, passthrough: Sequence[str], scratch: Path
+) -> EvalSubject:
+    if passthrough:
+        raise CommandError(
+            "words after '--' are for vLLM in this process; --server has its own", exit_code=2
+        )
+    if set(args.average or ()) - {"none"}:
+        raise CommandError(
+            "--average needs the policies' files; give them as CONFIG.yaml, --policy or --base "
+            "and --adapter instead of --server",
+            exit_code=2,
+        )
+    remote, models = remote_engine(args.server)
+    profiles = (
+        _stored_profiles(args.weights_store, remote.spec) if args.weights_store else remote.profiles
+    )
+    return EvalSubject(
+        spec=remote.spec,
+        own=remote.spec,
+        engine=lambda: remote,
+        fingerprints=models,
+        profiles=profiles,
+        averages={},
+        cache=scratch,  # a server's models may change, so its draws are not kept
+    )
+
+
+def _local_subject(
+    args: argparse.Namespace, passthrough: Sequence[str], scratch: Path
+) -> EvalSubject:
+    from prefmix.server.config.serve_config import load_config
+    from prefmix.server.launch.in_process import start_engine
+    from prefmix.weights.evaluation.parameter_average import AveragingError, with_averages
+    from prefmix.weights.evaluation.rows import average_member
+
+    config = load_config(args.config, mixture_overrides(args))
+    own = config.spec()
+    store = args.weights_store or (config.weights_store and Path(config.weights_store))
+    if store and (args.weights_store or store.exists()):
+        profiles: Profiles = _stored_profiles(store, own)
+    else:
+        profiles = config.profile_set(own).profiles if config.profiles else {}
+    checked_content_hashes(config, own)
+    averages = average_shares(args.average, own, profiles)
+    members = {average_member(name): shares for name, shares in averages.items()}
+    try:
+        spec = with_averages(own, members, scratch)
+    except AveragingError as error:
+        if args.average:
+            raise
+        print(f"no parameter average: {error}")
+        spec, averages = own, {}
+    return EvalSubject(
+        spec=spec,
+        own=own,
+        engine=lambda: start_engine(config, spec, passthrough),
+        fingerprints=checked_content_hashes(config, spec),
+        profiles=profiles,
+        averages=averages,
+        cache=args.cache,
+    )
+
+
+def _stored_profiles(path: Path, spec: MixtureSpec) -> Profiles:
+    from prefmix.weights.store.errors import StoreFormatError
+    from prefmix.weights.store.format import for_mixture, parse
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreFormatError(f"{path}: cannot be read ({error})") from None
+    return for_mixture(parse(text, source=str(path)), spec, source=str(path)).profiles
+
+
+def average_shares(
+    asked: Sequence[str] | None, spec: MixtureSpec, profiles: Profiles
+) -> dict[str, Shares]:
+    """Finds the shares of each average.
+
+    Args:
+      asked: profiles' names, 'uniform' or 'none'; None asks for the uniform average.
+      spec: the mixture.
+      profiles: its profiles.
+    Returns: name of the average -> shares of the members.
+    Raises: CommandError for an unknown name.
+    """
+    from prefmix.weights.evaluation.rows import UNIFORM, nonzero, uniform_shares
+
+    if asked is None:
+        asked = [UNIFORM] if len(spec.policies) > 1 else []
+    found: dict[str, Shares] = {}
+    for name in asked:
+        if name == UNIFORM:
+            found[name] = uniform_shares(spec)
+        elif name in profiles:
+            found[name] = nonzero(spec.member_names, profiles[name])
+        elif name != "none":
+            allowed = ", ".join([UNIFORM, "none", *profiles])
+            raise CommandError(f"--average is {name!r}; allowed: {allowed}", exit_code=2)
+    return found
