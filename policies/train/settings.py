@@ -118,9 +118,9 @@ class MaximumSettings(TrainSettings):
 
     scale: float = _setting("factor of the log-probability difference in the sigmoid", 0.1)
     sft_data: Path | None = _setting("answers to stay close to: prompt, completion", None)
-    sft_weight: float = _setting("factor of their log-probability, a nat; 0 for none", 0.02)
+    sft_weight: float = _setting("factor of the answers' log-probability in nats; 0 for none", 0.02)
     text_data: Path | None = _setting("pre-training text to remember: text", None)
-    text_weight: float = _setting("factor of its log-probability, a nat", 0.02)
+    text_weight: float = _setting("factor of the text's log-probability in nats", 0.02)
 
     def __post_init__(self) -> None:
         """Checks ranges, and that the regulariser was chosen and not forgotten."""
