@@ -1,7 +1,7 @@
-"""A mixture's engine inside this process: for `prefmix fit`, `prefmix eval` and the Python API.
+"""vLLM on a mixture in this process, without HTTP, for `prefmix fit`, `eval` and the Python API.
 
 `prefmix serve` starts vLLM's own server instead (prefmix.server.launch.launch). Both read vLLM's
-arguments in one way and check the same files.
+arguments in the same way and check the same files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def import_vllm(spec: MixtureSpec | None = None) -> None:
     """Imports vLLM quietly, with the environment of a batch job.
 
-    Args: spec: if given, what reading its adapters needs is imported, too.
+    Args: spec: a mixture; if it has adapters, the modules that read them are imported, too.
     Raises: InstallationError if vLLM is missing or cannot be imported.
     """
     from prefmix.server.launch.environment import set_plugins
@@ -31,7 +31,7 @@ def import_vllm(spec: MixtureSpec | None = None) -> None:
 
     require_vllm()
     set_environment()
-    if "VLLM_PLUGINS" in os.environ:  # unset, it leaves none out
+    if "VLLM_PLUGINS" in os.environ:  # vLLM loads all plugins if it is not set
         set_plugins()
     with explained(), held_back_stderr():
         importlib.import_module("vllm")
@@ -62,7 +62,7 @@ def start_engine(
     """Starts vLLM in this process on a mixture, with the configuration's engine flags.
 
     Args:
-      config: what to run; its `engine` flags come first, so `passthrough` overrides them.
+      config: its `engine` flags come first, so `passthrough` overrides them.
       spec: the mixture.
       passthrough: words of vLLM's command line.
     Raises: CommandError for an unknown flag, a bad value or a flag that prefmix owns.

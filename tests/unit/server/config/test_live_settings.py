@@ -1,4 +1,4 @@
-"""The folder in which a server's processes meet."""
+"""The temporary folder of a server's processes."""
 
 from __future__ import annotations
 

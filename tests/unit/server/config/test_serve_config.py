@@ -203,7 +203,7 @@ def test_merge_keys_of_yaml_are_no_duplicates(folder: Path) -> None:
 
 
 def test_keys_and_flags_are_documented_alike() -> None:
-    """A key of the file that is no vLLM flag can also be given as a flag, but for the profiles."""
+    """Each key of the file but `engine` and the profiles can also be given as a flag."""
     from prefmix.server.cli.main import OneSentenceParser
     from prefmix.server.cli.serve import add_arguments
 

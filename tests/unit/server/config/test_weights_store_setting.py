@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from prefmix.server.auth.tokens import Token, Tokens
 from prefmix.server.cli import serve
 from prefmix.server.cli.main import main
-from prefmix.server.config.errors import CommandError, ConfigError
+from prefmix.server.config.errors import ConfigError
 from prefmix.server.config.serve_config import ServeConfig, load_config
-from prefmix.server.launch.start_checks import check_admin_port
 from prefmix.weights.store.profiles import ProfileSet
 from prefmix.weights.store.store import WeightsStore
 
@@ -106,14 +104,3 @@ def test_a_bad_store_ends_the_start_with_one_sentence(
 def test_an_impossible_admin_port_is_refused(folder: Path, port: Any) -> None:
     with pytest.raises(ConfigError, match="admin_port is"):
         load_config(folder / "mixture.yaml", {"admin_port": port})
-
-
-def test_an_admin_port_needs_a_token_and_to_be_another_port() -> None:
-    policies: Any = {"a": {"model": "org/a"}}
-    tokens = Tokens([Token.of("admin", "secret")])
-    check_admin_port(ServeConfig(policies=policies), Tokens([]))
-    check_admin_port(ServeConfig(policies=policies, admin_port=9001), tokens)
-    with pytest.raises(CommandError, match="no admin token; set PREFMIX_ADMIN_TOKEN"):
-        check_admin_port(ServeConfig(policies=policies, admin_port=9001), Tokens([]))
-    with pytest.raises(CommandError, match="are both 8000"):
-        check_admin_port(ServeConfig(policies=policies, admin_port=8000), tokens)

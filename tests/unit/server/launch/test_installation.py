@@ -128,7 +128,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 def test_packages_of_another_torch_are_named_with_the_way_to_remove_them(
     package: Callable[[str, str], None],
 ) -> None:
-    """What `import transformers` meets where pip took CUDA builds beside torch's CPU build."""
+    """transformers fails to import where pip installed CUDA builds beside torch's CPU build."""
     package("torchaudio", "raise OSError('Could not load this library: libtorchaudio.so')\n")
     package("torchvision", "raise RuntimeError('operator torchvision::nms does not exist')\n")
     package("reader", "import torchvision\n")

@@ -1,4 +1,4 @@
-"""The probe that tells a server that serves the mixture from one that merely came up."""
+"""The probe tells a server that serves the mixture from one that came up without it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def server() -> Iterator[tuple[http.server.HTTPServer, type[Handler]]]:
 
 
 def outcome(server: http.server.HTTPServer, *, listening_first: bool = True) -> str:
-    """What the probe reports: `ready` or the failure."""
+    """The probe's report: `ready` or the failure."""
     reported: list[str] = []
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What is refused or warned of at the start."""
+"""Settings that are refused or warned of at the start."""
 
 from __future__ import annotations
 

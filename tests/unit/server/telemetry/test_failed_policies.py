@@ -1,4 +1,4 @@
-"""What becomes of an answer that the engine ended because a policy failed."""
+"""Answers that the engine ended because a policy failed become errors, counts and log lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client sends cannot forge a line of a log, or a field of one."""
+"""A client cannot forge a line of a log, or a field of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while the engine starts: no tracebacks, no noise, the cause if it fails."""
+"""Standard error while the engine starts: no tracebacks, no harmless lines, a failure's cause."""
 
 from __future__ import annotations
 
@@ -99,15 +99,15 @@ def test_an_interrupt_is_no_cause() -> None:
         "/x/site-packages/vllm/a.py:138: FutureWarning: `x` is deprecated",
     ],
 )
-def test_noise_is_recognised(line: str) -> None:
+def test_harmless_is_recognised(line: str) -> None:
     assert HarmlessLineFilter().is_harmless(line)
 
 
 def test_the_source_line_of_a_library_warning_goes_with_it() -> None:
-    noise = HarmlessLineFilter()
-    assert noise.is_harmless("/x/site-packages/vllm/a.py:138: FutureWarning: old\n")
-    assert noise.is_harmless("  if hasattr(value):\n")
-    assert not noise.is_harmless("  an indented line of its own\n")
+    harmless = HarmlessLineFilter()
+    assert harmless.is_harmless("/x/site-packages/vllm/a.py:138: FutureWarning: old\n")
+    assert harmless.is_harmless("  if hasattr(value):\n")
+    assert not harmless.is_harmless("  an indented line of its own\n")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_the_source_line_of_a_library_warning_goes_with_it() -> None:
         "/home/me/my_model.py:3: UserWarning: mine",
     ],
 )
-def test_news_is_not_noise(line: str) -> None:
+def test_news_is_not_harmless(line: str) -> None:
     assert not HarmlessLineFilter().is_harmless(line)
 
 
