@@ -1,4 +1,4 @@
-"""`prefmix bench WHAT`: finds the bench and reads its flags; nothing heavy is imported before."""
+"""`prefmix bench WHAT`: reads the flags of a bench and runs it; heavy imports come last."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (module, summary) in BENCHES.items():
         sub = benches.add_parser(name, help=summary, description=f"{summary}.", allow_abbrev=False)
         importlib.import_module(module).add_arguments(sub)
-    # It reads its own flags: with no prefix character every word is positional here.
+    # This bench reads its own flags: without a prefix character every word is positional here.
     kernels = benches.add_parser(
         "kernels",
         help="each kernel against its torch fallback and the memory roofline",

@@ -1,4 +1,4 @@
-"""`prefmix bench engine`: output speed of every way to answer from K policies, in one run."""
+"""`prefmix bench engine`: output speed of all ways to answer from K policies, in one run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def add_round_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags every vLLM of a run is started with."""
+    """Adds the flags with which every vLLM of a run is started."""
     add = parser.add_argument
     add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     add(
@@ -87,7 +87,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def common_settings(args: argparse.Namespace, passthrough: Sequence[str]) -> dict[str, Any]:
-    """What every contestant of a run is told: vLLM's options, the user's flags, the threads."""
+    """The settings that all contestants of a run share: vLLM's options, flags, threads."""
     options = {
         "dtype": args.dtype,
         "max_model_len": args.max_model_len,
@@ -104,12 +104,12 @@ def common_settings(args: argparse.Namespace, passthrough: Sequence[str]) -> dic
 
 @dataclass(slots=True)
 class Rounds:
-    """One contestant's times at one batch size, a round each."""
+    """One contestant's times at one batch size, one value per round."""
 
     first_s: list[float] = field(default_factory=list)
-    """Until every request has its first token."""
+    """Seconds until every request has its first token."""
     whole_s: list[float] = field(default_factory=list)
-    """Until every request has all its tokens."""
+    """Seconds until every request has all its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,11 +124,11 @@ class Measurement:
     tokens_per_s: Spread
     first_token_ms: Spread
     token_ms: Spread
-    """Between two tokens of a request."""
+    """Milliseconds between two tokens of a request."""
     of_one_policy: Spread
-    """Its speed over that of one policy served alone, round by round."""
+    """The speed over that of one policy served alone, round by round."""
     of_full: Spread | None
-    """The same over the full checkpoints' speed."""
+    """The speed over that of full checkpoints, round by round."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -176,9 +176,9 @@ def _chosen(
 def started(
     settings: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[tuple[dict[str, Worker], dict[str, dict[str, Any]]]]:
-    """Starts the contestants one after another; ends them all.
+    """Starts the contestants one after another; ends all of them on exit.
 
-    Yields: the workers and what they said about themselves, by name.
+    Yields: the workers, and their reports on themselves, by name.
     """
     workers, abouts = dict[str, Worker](), dict[str, dict[str, Any]]()
     with ExitStack() as stack:
@@ -193,7 +193,7 @@ def started(
 def measure_rounds(
     args: argparse.Namespace, workers: Mapping[str, Worker], *, num_policies: int, batch: int
 ) -> dict[str, Rounds]:
-    """Lets the contestants take turns; every one of a round gets the same work."""
+    """Lets the contestants take turns; all contestants of a round get the same work."""
     progress(f"{num_policies} policies, batch {batch}")
     times = {name: Rounds() for name in workers}
     for round_index in range(args.rounds + 1):
@@ -254,7 +254,7 @@ def measurements_of(
 
 
 def table(measurements: Sequence[Measurement]) -> list[list[str]]:
-    """The cells, heading first; K x is what an engine of K equal policies is fairly compared by."""
+    """The cells, heading first; "x K" is the fair figure for an engine of K equal policies."""
     heading = ["K", "batch", "contestant", "tokens/s", "first ms", "ms/token"]
     heading += ["of one policy", "x K", "of full checkpoints"]
     rows = [

@@ -18,7 +18,7 @@ from prefmix.mixing.kernels.mixture_statistics import mixture_statistics, mixtur
 from prefmix.server.config.errors import CommandError
 
 SLACK = 1e-5
-"""By how much an error may exceed eager torch's, in nats."""
+"""Most by which an error may exceed that of eager torch, in nats."""
 
 ALL = slice(None)
 
@@ -39,12 +39,12 @@ class Size:
         return torch.rand(self.rows, self.members, device=self.device).add_(0.1).softmax(dim=1)
 
     def random(self, *shape: int, scale: float = 1.0) -> list[torch.Tensor]:
-        """Normally distributed, of the dtype, one for each member."""
+        """One normally distributed tensor of the dtype per member."""
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         return [torch.randn(shape, **options).mul_(scale) for _ in range(self.members)]
 
     def logits(self) -> list[torch.Tensor]:
-        """Per member [N, V], of about the size that models have."""
+        """Logits per member, [N, V], of a size that is usual for models."""
         return self.random(self.rows, self.vocab, scale=4.0)
 
     @property
@@ -61,20 +61,20 @@ class Eager(Protocol):
 
 
 class Ways(NamedTuple):
-    """The same work on the same input."""
+    """The compared implementations, on the same input."""
 
     eager: Eager
     compiled: Callable[[], Any]
     """Eager's function under torch.compile, compiled at the first call."""
     fallback: Callable[[], Any]
     kernel: Callable[[], Any]
-    """Through the door; for a GPU only."""
+    """The registered operator; for a GPU only."""
 
 
 def eager_mix(
     logits: list[torch.Tensor], weights: torch.Tensor, *, dtype: torch.dtype
 ) -> tuple[torch.Tensor]:
-    """Stacks, converts to `dtype`, multiplies, adds up."""
+    """Stacks the logits, converts them to `dtype`, multiplies and adds up."""
     terms = torch.stack(logits, dim=1).to(dtype) * weights[:, :, None].to(dtype)
     return (terms.sum(dim=1),)
 
@@ -82,7 +82,7 @@ def eager_mix(
 def eager_statistics(
     logits: list[torch.Tensor], weights: torch.Tensor, tokens: torch.Tensor, *, dtype: torch.dtype
 ) -> tuple[torch.Tensor, ...]:
-    """The definitions of `MixtureStatistics` written down, in its order."""
+    """The definitions of `MixtureStatistics` in plain torch, in the order of its fields."""
     policies = torch.stack(logits, dim=1).to(dtype).log_softmax(dim=-1)
     product = (policies * weights[:, :, None].to(dtype)).sum(dim=1)
     log_partition = product.logsumexp(dim=-1)
@@ -160,7 +160,7 @@ def _head(size: Size) -> Ways:
 
 
 def _neutral(size: Size) -> tuple[list[int], list[float], list[float]]:
-    """Columns, soft-caps and scales of all members, without any cap or scale."""
+    """Neutral columns, soft-caps (0: none) and scales (1) of all members."""
     return list(range(size.members)), [0.0] * size.members, [1.0] * size.members
 
 
@@ -170,7 +170,7 @@ def _head_bytes(size: Size) -> int:
 
 
 class Kernel(NamedTuple):
-    """How to make its inputs, and the bytes that one of them makes it read and write."""
+    """The function that makes a kernel's inputs, and the bytes that the kernel moves."""
 
     make: Callable[[Size], Ways]
     num_bytes: Callable[[Size], int]
@@ -186,7 +186,7 @@ KERNELS = {
 def errors(name: str, ways: Ways, size: Size) -> tuple[float, float]:
     """The largest error against float64, and eager torch's, of the first, middle and last row.
 
-    Raises: CommandError if any result of what serves errs by more than `SLACK` beyond eager torch.
+    Raises: CommandError if a result in use errs by more than `SLACK` beyond eager torch.
     """
     rows = sorted({0, size.rows // 2, size.rows - 1})
     truth, plain = ways.eager(rows, torch.float64), ways.eager(rows)
@@ -197,7 +197,7 @@ def errors(name: str, ways: Ways, size: Size) -> tuple[float, float]:
     worst, worst_plain = 0.0, 0.0
     for number, (result, expected, eager) in enumerate(zip(results, truth, plain, strict=True)):
         error, allowed = _error(result[rows], expected), _error(eager, expected)
-        if expected.dtype == torch.bool:  # where eager torch rounds, it sees equals
+        if expected.dtype == torch.bool:  # eager torch rounds different values to equal ones
             allowed = 0.0
         if not error <= allowed + SLACK:
             raise CommandError(

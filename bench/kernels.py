@@ -1,24 +1,25 @@
-"""Each kernel beside its torch fallback, eager torch, and the time that its bytes take to move.
+"""Each kernel beside its torch fallback, eager torch, and the time that moving its bytes takes.
 
     prefmix bench kernels                                   # or python -m prefmix.bench.kernels
     python -m prefmix.bench.kernels --kernel mix_lm_head --rows 1 64 128 256 --members 4
 
-Needs torch, on a GPU also Triton, not vLLM. Without a GPU there is no kernel: the torch fallback
-competes with eager torch alone, at smaller sizes. Eager torch is what one would write
+The bench needs torch, on a GPU also Triton, and no vLLM. Without a GPU there is no kernel: the
+torch fallback competes with eager torch alone, at smaller sizes. Eager torch is the obvious code
 without this package: stack the logits, convert them to float32, multiply by the weights, add up
 (bench/kernel_comparisons.py).
 
-The floor is bytes / bandwidth: what the kernel has to read and write, at the bandwidth of copying a
-large tensor, measured in the same run, bytes read and written both counted. Inputs take turns so
-that they come from memory, not from a cache. On a GPU the calls are replayed from a CUDA graph, so
-that launching does not count; `host_us` in the JSON is what launching costs without one.
+The floor is bytes / bandwidth: the bytes that the kernel has to read and write, at the bandwidth of
+copying a large tensor, measured in the same run with bytes read and written both counted. Inputs
+take turns, so that they come from memory and not from a cache. On a GPU the calls are replayed from
+a CUDA graph, so that launching does not count; `host_us` in the JSON is the cost of launching
+without a graph.
 
-Before anything is timed, three rows of what serves are held against float64. Where they err by more
-than eager torch on the same inputs and 1e-5, the bench ends and reports no speed.
+Before anything is timed, three rows of the result are compared with float64. If their error exceeds
+that of eager torch on the same inputs by more than 1e-5, the bench ends and reports no speed.
 
 Prints a table, then one JSON line for each measurement. `mix_lm_head` reads each head once; with
-many rows it is bound by arithmetic instead, so its share of the floor says little there: compare
-it with its fallback, M library products and the mix. A device on which the kernel is faster goes
+many rows it is bound by arithmetic, so that its share of the floor says little: compare it with
+its fallback, which is M library products and the mix. A device on which the kernel is faster goes
 into `FUSED_ROWS` of mixing/kernels/mix_lm_head.py.
 """
 
@@ -39,25 +40,25 @@ from prefmix.bench.report import Spread, progress, show
 from prefmix.server.config.errors import CommandError
 
 CACHE_BYTES = 128 << 20
-"""More than any cache that inputs should not come from (an H200's L2 is 60 MB)."""
+"""More bytes than any cache holds, so that inputs come from memory (an H200's L2 is 60 MB)."""
 MAX_COPIES = 32
 
 Call = Callable[[], Any]
 
 
 def copy_bandwidth(device: torch.device, *, rounds: int) -> float:
-    """Bytes a second of copying a large tensor, read and written bytes counted."""
+    """Bandwidth of copying a large tensor in bytes a second, read and written bytes counted."""
     num_bytes = 1 << (31 if device.type == "cuda" else 28)
     source = torch.ones(num_bytes // 4, device=device)
     target = torch.empty_like(source)
     seconds = _in_turns({"copy": [lambda: target.copy_(source)]}, device, rounds=rounds)["copy"]
-    return 2 * num_bytes / min(seconds)  # what the memory can do: other work may slow a round
+    return 2 * num_bytes / min(seconds)  # the best round: other work may slow the others
 
 
 def _in_turns(
     ways: Mapping[str, Sequence[Call]], device: torch.device, *, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds for one call, a value a round; a round runs each call of each way once."""
+    """Seconds for one call, one value per round; a round runs each call of each way once."""
     runs = {
         way: _replay(calls) if device.type == "cuda" else _one_after_the_other(calls)
         for way, calls in ways.items()
@@ -99,7 +100,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _host_seconds(calls: Sequence[Call], device: torch.device, *, rounds: int) -> float:
-    """What enqueueing one call costs the host; the device is waited for outside the clock."""
+    """The host's time to enqueue one call; the wait for the device is not timed."""
     seconds = []
     for call in itertools.islice(itertools.cycle(calls), rounds):
         _wait(device)
@@ -116,8 +117,8 @@ def measure(
     """One measurement as a JSON-ready line: every way takes its turn in each round.
 
     Args:
-      compiled: whether eager torch under torch.compile takes part too.
-    Raises: CommandError if what serves errs more than eager torch: then no speed is reported.
+      compiled: true adds eager torch under torch.compile.
+    Raises: CommandError if a result errs more than eager torch; no speed is then reported.
     """
     kernel, on_gpu = KERNELS[name], size.device.type == "cuda"
     num_bytes = kernel.num_bytes(size)

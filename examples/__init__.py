@@ -1,1 +1,1 @@
-"""Whole stories over all rooms: what a user would do, measured. Nothing imports from here."""
+"""Examples over all rooms: the steps of a user, measured. Nothing imports from here."""

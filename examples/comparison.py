@@ -1,6 +1,6 @@
-"""The rows of the story's table and what measures them: one engine runs them all.
+"""The rows of the fit demo's table, and their measurement in one engine.
 
-A parameter average is one more policy of its mixture, and a single policy is a mixture with one-hot
+A parameter average is one more policy of the mixture, and a single policy is a mixture with one-hot
 weights.
 """
 
@@ -74,10 +74,10 @@ def measured(
     scratch: Path,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Asks every row the prompts and scores the answers with the demo's rewards.
+    """Answers the prompts under every row and scores the answers with the demo's rewards.
 
     Args:
-      engine: starts an engine; only called when a draw is not in `cache`.
+      engine: starts an engine; called once, if a draw is not in `cache`.
       scratch: folder for the parameter averages.
     """
     averages = {row.taking_part[0]: row.shares for row in rows if row.shares is not None}

@@ -1,10 +1,11 @@
-"""Fits the demo policies' weights, compares what they buy, and applies them to a running server.
+"""Fits weights for the demo policies, measures what they earn, and applies them to a server.
 
     make fit-demo        (or: python -m examples.fit_story)
 
-Both samplers on the training prompts, with a report each under .prefmix/fit-demo; then, on prompts
-that no policy has seen, rewards and gains of the reference, each policy, mixtures and parameter
-averages. What is drawn is kept under .prefmix/fit, so that a second run takes seconds.
+Both samplers fit on the training prompts, with a report each under .prefmix/fit-demo. Then, on
+prompts that no policy has seen, the rewards and gains of the reference, each policy, mixtures and
+parameter averages are measured. All responses are kept under .prefmix/fit, so that a second run
+takes seconds.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ at these weights."""
 
 
 def main() -> int:
-    """Tells the story; returns the exit code."""
-    # Models this small leave a second thread waiting, and it waits by spinning.
+    """Runs the demo; returns the exit code."""
+    # For models this small a second thread would only spin while it waits.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Of libraries, about other libraries.
+    # Libraries warn about other libraries.
     warnings.filterwarnings("ignore", category=FutureWarning)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -136,7 +137,7 @@ def _fit_both() -> dict[Sampler, FitResult]:
 
 
 def mixtures(fits: Mapping[Sampler, FitResult]) -> dict[str, dict[str, float]]:
-    """The mixtures that are compared; a soup is named for where its weights come from."""
+    """The mixtures that are compared; the name of a soup tells the origin of its weights."""
     uniform = dict.fromkeys(REWARDS, 1 / len(REWARDS))
     return {"uniform": uniform} | {f"fitted {s}": fits[s].weights for s in SAMPLERS}
 
@@ -151,7 +152,7 @@ def _compare(fits: Mapping[Sampler, FitResult]) -> Gains:
 
 
 def win_rates(found: Gains) -> str:
-    """Win rates against the reference and their minimum, the form of the founding paper's table."""
+    """Win rates against the reference and their minimum, in the form of the paper's table."""
     num_objectives = len(found.measured.objectives)
     return aligned(
         [
@@ -162,7 +163,7 @@ def win_rates(found: Gains) -> str:
 
 
 def _told(found: Gains) -> str:
-    """The table and what it shows."""
+    """The table, and sentences on what it shows."""
     num_responses = len(EVALUATION_PROMPTS) * NUM_RESPONSES
     parts = [f"Mean rewards of {num_responses:,} responses a row at temperature 1:\n"]
     parts.append(gains_table(found))

@@ -1,10 +1,10 @@
-"""How much each mixture gains in every objective, and whether two of them differ.
+"""Gains of mixtures in every objective, and tests of their differences.
 
     gain_k = (reward_k - reference's reward_k) / (policy k's own reward_k - reference's reward_k)
 
-for objective k. 0 is the reference policy, 1 the policy that was trained for the objective alone.
-What counts for a max-min mixture is the smallest gain. Errors are bootstrapped over prompts, the
-same prompts for all rows, so that what the rows have in common does not blur their differences.
+for objective k. 0 is the reference policy, 1 the policy that was trained for the objective alone. A
+max-min mixture is judged by its smallest gain. Errors are bootstrapped over prompts, with the same
+samples for all rows, so that variance which the rows share does not widen their differences.
 
 Shapes: R rows, P prompts, J responses a prompt, O objectives, B bootstrap samples.
 """
@@ -25,7 +25,7 @@ NUM_BOOTSTRAP = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Gains:
-    """What was measured, with its uncertainty."""
+    """The gains of all rows, with their uncertainty."""
 
     measured: Evaluation
     rewards_BRO: Floats
@@ -62,7 +62,7 @@ class Gains:
         return float(difference), float(samples_B.std(ddof=1))
 
     def index(self, name: str) -> int:
-        """The row of that name."""
+        """The index of the row of a name."""
         return self.names.index(name)
 
 
@@ -71,7 +71,7 @@ def measure_gains(measured: Evaluation, *, seed: int = 0) -> Gains:
 
     Args:
       measured: with the reference and one row named after each objective among its rows.
-      seed: of the bootstrap.
+      seed: seed of the bootstrap.
     Raises: ValueError if a policy is no better at its objective than the reference policy is.
     """
     means_RPO = measured.rewards_RPJO.mean(axis=2)
@@ -128,7 +128,7 @@ def gains_table(found: Gains) -> str:
 
 
 def conclusion(found: Gains, subject: str, *, width: int = 88) -> str:
-    """Where a row is ahead, where behind, beyond two standard errors only, and where neither."""
+    """Sentences on the rows that a row beats, loses to, and does not differ from by two errors."""
     row = found.index(subject)
     others = [index for index in range(len(found.names)) if index != row]
     leads = {found.names[other]: found.lead(row, other) for other in others}
@@ -148,9 +148,9 @@ def against(found: Gains, pairs: Sequence[tuple[str, str]], what: str, *, width:
     """Differences of the smallest gains of some pairs of rows, starred beyond two standard errors.
 
     Args:
-      found: what was measured.
+      found: the gains.
       pairs: (row, row to subtract).
-      what: how the sentence calls the difference.
+      what: the name of the difference in the sentence.
     """
     told = []
     for name, other in pairs:
@@ -175,7 +175,7 @@ def _by_objective(found: Gains, row: int, name: str) -> str:
 
 
 def _sorted_by_verdict(leads: dict[str, tuple[float, float]]) -> dict[str, list[str]]:
-    """Names by whether the difference is more than two standard errors."""
+    """Names, grouped by the sign of differences of more than two standard errors."""
     verdicts: dict[str, list[str]] = {"Ahead": [], "Behind": [], "No difference beyond noise": []}
     for name, (difference, error) in leads.items():
         if abs(difference) > 2 * error:

@@ -1,4 +1,4 @@
-"""Applies a fitted profile to a server while it runs; an answer's headers show that it did."""
+"""Applies a fitted profile to a running server; the headers of an answer show the change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOKEN_VARIABLE = "PREFMIX_ADMIN_TOKEN"
 
 
 def apply_to_running_server(store: Path, *, profile: str) -> None:
-    """Serves the demo policies, applies `store`'s profile meanwhile, and asks before and after.
+    """Serves the demo policies, applies the store's profile, and asks before and after.
 
     Args:
       store: a file that a fit wrote.

@@ -1,8 +1,8 @@
 """Table (a): Maximum Preference Optimization beside DPO and IPO at equal steps and data.
 
-Pairs are two answers of the base to one prompt; the shorter is preferred, either always or by the
-Bradley-Terry law of the reward gap. Always, and few pairs passed over several times, is the case
-in which the KL term of DPO is said to stop acting.
+Pairs are two answers of the base to one prompt. The shorter answer is preferred, either always or
+by the Bradley-Terry law of the reward gap. In the first case, with few pairs and several passes,
+the KL term of DPO is said to stop acting.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prefmix.policies.demo.reviews.rewards import concise
 from prefmix.policies.train.settings import METHODS, build
 
 LABELS: dict[str, Label] = {"always": deterministic, "Bradley-Terry": bradley_terry(24.0)}
-"""24 a unit of reward is 6 a standard deviation, as for the demo policies."""
+"""Scale per unit of reward: 24 is 6 per standard deviation, as for the demo policies."""
 
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo, beta 0.1": ("dpo", {"beta": 0.1}),
@@ -38,11 +38,11 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "maximum, sft 0.005": ("maximum-preference", {"sft_weight": 0.005}),
     "maximum, sft 0.02": ("maximum-preference", {"sft_weight": 0.02}),
 }
-"""Row -> method and settings; steps, batches, learning rate and data are the same for all."""
+"""Row -> method and settings; steps, batches, learning rate and data are equal for all."""
 
 
 def compare(base: Base, folder: Path, *, num_seeds: int, steps: int) -> dict[str, list[Numbers]]:
-    """Trains every contender on every kind of labels from every seed, data included."""
+    """Trains every row on every kind of labels; each seed also draws its own data."""
     from prefmix.policies.train.jobs import run
 
     found: dict[str, list[Numbers]] = defaultdict(list)

@@ -1,6 +1,6 @@
 """Table (b): Mixed Preference Optimization beside DPO on all pairs and RLOO alone.
 
-Labels are clean, or a fifth of them is turned round. One reward model, trained on the same labels,
+Labels are clean, or a fifth of them is flipped. One reward model, trained on the same labels,
 splits the pairs and judges the answers of both kinds of RLOO. All take the same number of
 optimiser steps of 32 answers: 16 pairs offline, 32 drawn answers online.
 """
@@ -45,7 +45,7 @@ ONLINE: dict[str, Any] = {
 
 
 def compare(base: Base, folder: Path, *, num_seeds: int, steps: int) -> dict[str, list[Numbers]]:
-    """Trains all three on both kinds of labels from every seed, data included."""
+    """Trains all three on both kinds of labels; each seed also draws its own data."""
     found: dict[str, list[Numbers]] = defaultdict(list)
     for seed in range(num_seeds):
         answers = base.training_answers(seed=seed)
@@ -65,7 +65,7 @@ def compare(base: Base, folder: Path, *, num_seeds: int, steps: int) -> dict[str
 
 
 def wrong_labels(folder: Path, rows: list[int]) -> float:
-    """Share of these pairs whose chosen answer has the lower reward."""
+    """Share of some pairs whose chosen answer has the lower reward."""
     pairs = read_pairs(folder)
     wrong = [positive(pairs[i]["chosen"]) < positive(pairs[i]["rejected"]) for i in rows]
     return sum(wrong) / len(wrong)
@@ -80,7 +80,7 @@ def _direct(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Numbe
 
 
 def _mixed(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Numbers:
-    """Half of the steps offline, half online."""
+    """Settings with half of the steps offline, half online."""
     from prefmix.policies.train.jobs import run
 
     output = folder / "policy"

@@ -1,10 +1,10 @@
-"""Peak memory of training with and without a reference model: each in a process of its own.
+"""Peak memory of training with and without a reference model, each in a process of its own.
 
     python -m examples.training_memory            all, as a table
     python -m examples.training_memory METHOD     one, in this process; prints MiB
 
-A random model of 77 M parameters, so that parameters, gradients and optimiser are what counts.
-Peak is the process's resident set, high-water mark, libraries included.
+The model is random, with 77 M parameters, so that parameters, gradients and optimiser dominate. The
+peak is the high-water mark of the process's resident set, libraries included.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _SHAPE = {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10
 
 
 def _copy_mib() -> int:
-    """One copy of the parameters in float32, norms aside; embeddings are tied."""
+    """Size of one copy of the parameters in float32, without norms; embeddings are tied."""
     vocab_size: int = json.loads((REFERENCE / "config.json").read_text())["vocab_size"]
     width, inner = _SHAPE["hidden_size"], _SHAPE["intermediate_size"]
     layers = _SHAPE["num_hidden_layers"] * (4 * width**2 + 3 * width * inner)
@@ -92,7 +92,7 @@ def _peak_mib(train: Callable[[dict[str, Any], Path], None]) -> int:
 
 
 def _random_base(folder: Path) -> Path:
-    """Made by a child process, whose memory does not count here."""
+    """Makes the model in a child process, whose memory does not count here."""
     script = (
         "import sys; from transformers import LlamaConfig, LlamaForCausalLM, AutoTokenizer;"
         "from transformers.utils import logging;"
@@ -121,7 +121,7 @@ def _maximum(values: dict[str, Any], folder: Path) -> None:
 
 
 def _with_reference(values: dict[str, Any], folder: Path) -> None:
-    """DPO as TRL does it by default: the reference model stays in memory."""
+    """DPO by TRL's defaults: the reference model stays in memory."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 

@@ -1,4 +1,4 @@
-"""What the comparisons of training methods share: the base policy, labelled pairs, measurements."""
+"""Shared parts of the comparisons of training methods: base policy, pairs, measurements."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ LEARNING_RATE = 1e-3
 Numbers = dict[str, float]
 Reward = Callable[[str], float]
 Label = Callable[[float, random.Random], bool]
-"""(reward gap of first and second answer, randomness) -> whether the first is labelled better."""
+"""(reward gap of first and second answer, randomness) -> True if the first is labelled better."""
 
 
 def deterministic(gap: float, rng: random.Random) -> bool:
-    """The better answer is always chosen."""
+    """Labels that always choose the better answer."""
     return gap > 0
 
 
 def bradley_terry(scale: float) -> Label:
-    """The better answer is chosen with probability sigmoid(scale * gap)."""
+    """Labels that choose the better answer with probability sigmoid(scale * gap)."""
     return lambda gap, rng: rng.random() < 1 / (1 + math.exp(-scale * gap))
 
 
 def flipped(share: float) -> Label:
-    """Deterministic labels, of which this share is turned round."""
+    """Deterministic labels, of which a share is flipped."""
     return lambda gap, rng: (gap > 0) != (rng.random() < share)
 
 
 class Base:
-    """The demo's reference policy: what is trained, and what trained policies are measured by."""
+    """The demo's reference policy: start of all training, and baseline of the measurements."""
 
     def __init__(self) -> None:
         self.tokenizer = Tokenizer.from_file(str(REFERENCE / "tokenizer.json"))
@@ -61,10 +61,10 @@ class Base:
         return self._draw(TRAINING_PROMPTS, ANSWERS_PER_PROMPT, seed=seed)
 
     def measured(self, folder: Path, objective: str) -> Numbers:
-        """Reward and KLs of a trained policy, in nats an answer, on prompts nothing was trained on.
+        """Reward and KLs of a trained policy, in nats an answer, on held-out prompts.
 
         "KL from reference" is KL(policy || reference) on the policy's own answers; "KL of
-        reference" is KL(reference || policy) on the reference's, which is where forgetting shows.
+        reference" is KL(reference || policy) on the reference's answers, which shows forgetting.
         """
         trained = _load(folder)
         policies = {"reference": self.policy, "policy": trained}
@@ -86,9 +86,9 @@ class Base:
 def write_data(
     folder: Path, answers: Sequence[Response], reward: Reward, label: Label, *, seed: int
 ) -> int:
-    """Writes pairs.jsonl, and sft.jsonl of other answers: the last third of every prompt's.
+    """Writes pairs.jsonl, and sft.jsonl with other answers: the last third of every prompt.
 
-    Returns: the number of pairs; two answers of equal reward make none.
+    Returns: the number of pairs; two answers of equal reward make no pair.
     """
     rng = random.Random(seed)
     by_context: dict[str, list[str]] = defaultdict(list)
@@ -113,7 +113,7 @@ def write_data(
 
 
 def shared_settings(folder: Path, output: Path, *, steps: int, seed: int) -> dict[str, Any]:
-    """What every run has in common, whatever its method."""
+    """The settings that all runs share, whatever their method."""
     return {
         "base": str(REFERENCE),
         "data": folder / "pairs.jsonl",
@@ -133,17 +133,17 @@ def read_pairs(folder: Path) -> list[dict[str, str]]:
 
 
 def tell_nothing(line: str) -> None:
-    """Takes what a stage tells; a comparison has a line of its own for every run."""
+    """Ignores the lines of stages; a comparison prints one line per run."""
 
 
 def tell_numbers(row: str, numbers: Numbers, *, seed: int) -> None:
-    """One line on a run."""
+    """Prints one line on a run."""
     told = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())
     print(f"seed {seed}, {row}: {told}", flush=True)
 
 
 def table(found: Mapping[str, Sequence[Numbers]]) -> str:
-    """Mean over seeds ± their standard deviation, as Markdown; empty where a row lacks a number.
+    """Mean ± standard deviation over seeds, as Markdown; a missing number is an empty cell.
 
     Args:
       found: "labels: method" -> numbers of every seed; the rows of the same labels together.

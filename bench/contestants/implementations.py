@@ -21,14 +21,14 @@ from prefmix.mixing import wire
 
 
 class Contestant:
-    """What all of them share: work is timed, and has to be complete."""
+    """Base of all contestants: times a job, and checks that it is complete."""
 
     def draw(self, job: Job) -> list[list[int]]:
-        """Answers every request of the job: the tokens each has drawn."""
+        """Answers every request of the job; returns the tokens of each."""
         raise NotImplementedError
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Does what the parent asks: the seconds that a job takes."""
+        """Runs the job of a request from the parent; returns the seconds that it took."""
         job = Job.from_dict(request["job"])
         begin = time.perf_counter()
         tokens = self.draw(job)
@@ -79,7 +79,7 @@ class VllmEngine(Contestant):
 
 
 class NextTokenEngine:
-    """One of K separate engines, asked for the likeliest next tokens of each text so far."""
+    """One of K separate engines, which lists the likeliest next tokens of each text so far."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._llm = start_vllm(settings)
@@ -101,12 +101,12 @@ class NextTokenEngine:
 
 
 class SeparateEngines(Contestant):
-    """K engines, each with one policy and its own process, combined from outside token by token.
+    """K engines, each with one policy in its own process, combined from outside token by token.
 
     Each step asks all K at once for the log-probabilities of the most likely next tokens, mixes
-    those, draws one and appends it. The engines keep their prefix cache, so a step recomputes only
-    the tokens since the last full cache block. Tokens outside an engine's list count as its least
-    likely listed one: the mixture is not exact.
+    them, draws one token and appends it. The engines keep their prefix cache, so that a step
+    recomputes only the tokens since the last full cache block. A token outside an engine's list
+    counts as its least likely listed token: the mixture is not exact.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -118,7 +118,7 @@ class SeparateEngines(Contestant):
         self._random = random.Random(0)
 
     def draw(self, job: Job) -> list[list[int]]:
-        """As many rounds of questions as the longest request has tokens."""
+        """Asks the engines once per token of the longest request."""
         texts = [list(prompt) for prompt in job.prompts]
         for step in range(max(job.lengths)):
             rows = [row for row, length in enumerate(job.lengths) if step < length]
@@ -150,11 +150,11 @@ def draw_mixed(
 
 
 class TransformersLoop(Contestant):
-    """K transformers models in one Python loop, as MOD and proxy tuning publish theirs.
+    """K transformers models in one Python loop, like the published code of MOD and proxy tuning.
 
-    A static batch with one KV cache for each model: every step runs all K models on the batch's
-    newest tokens, mixes their logits and draws. Requests that are done stay until the batch is. Not
-    batched, requests are answered one after another.
+    The batch is static, with one KV cache per model: every step runs all K models on the batch's
+    newest tokens, mixes their logits and draws. Finished requests stay until the batch is finished.
+    Without batches, requests are answered one after another.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -176,7 +176,7 @@ class TransformersLoop(Contestant):
         ]
 
     def draw(self, job: Job) -> list[list[int]]:
-        """Prompts of one length only: what is compared has no padding."""
+        """Answers prompts of one length only, so that there is no padding."""
         if self._is_batched:
             return self._draw_batch(job)
         return [row for one in job.split() for row in self._draw_batch(one)]

@@ -1,4 +1,4 @@
-"""What every contestant is given to do: prompts, how many tokens to draw, with which weights."""
+"""The work of every contestant: prompts, numbers of tokens to draw, and weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Weights = Literal["same", "different", "one policy each", "one policy"]
-"""Of a batch's requests: uniform; each its own, all above 0; one-hot, the policies taking turns;
-one-hot, all for the same policy."""
+"""The weights of a batch's requests. `same`: uniform. `different`: each request has its own, all
+above 0. `one policy each`: one-hot, the policies in turn. `one policy`: one-hot, all the same."""
 
 _PROMPT_TOKENS = range(2, 300)
-"""Tokens that any vocabulary has."""
+"""Token ids that any vocabulary has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,13 +22,13 @@ class Job:
     prompts: Sequence[Sequence[int]]
     """Tokens of each request's prompt."""
     lengths: Sequence[int]
-    """Tokens each request draws; nobody stops early."""
+    """Tokens that each request draws; no request stops early."""
     weights: Sequence[Sequence[float]]
     """Each request's weights, one per policy."""
 
     @property
     def num_tokens(self) -> int:
-        """All that will be drawn."""
+        """Tokens that all requests together draw."""
         return sum(self.lengths)
 
     def only_first_token(self) -> Job:
@@ -63,14 +63,14 @@ def make_job(
     vary_lengths: bool = False,
     weights: Weights = "same",
 ) -> Job:
-    """Random prompts; another seed shares no prefix with it, so no cache can help by accident.
+    """A job of random prompts; jobs of different seeds share no prefix, so that no cache helps.
 
     Args:
-      batch: how many requests.
+      batch: number of requests.
       num_policies: K, the length of a weight vector.
-      prompt_tokens: of each request.
-      tokens: drawn by each request, or on average.
-      seed: of all that is random here.
+      prompt_tokens: prompt length of each request.
+      tokens: tokens drawn by each request, or on average.
+      seed: seed of prompts, lengths and weights.
       vary_lengths: spread the lengths evenly between tokens/4 and 7/4 tokens, in random order.
       weights: one of `Weights`.
     """
@@ -83,7 +83,7 @@ def make_job(
 
 
 def spread_lengths(batch: int, mean: int) -> list[int]:
-    """Lengths from mean/4 to 7/4 mean in even steps."""
+    """Lengths from 1/4 to 7/4 of the mean in even steps."""
     if batch == 1:
         return [mean]
     return [max(1, round(mean * (0.25 + 1.5 * row / (batch - 1)))) for row in range(batch)]

@@ -29,7 +29,7 @@ LORA_RANK = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Models:
-    """What the contestants load."""
+    """The models that the contestants load."""
 
     policies: tuple[str, ...]
     """Full checkpoints; empty if only adapters are given."""
@@ -41,7 +41,7 @@ class Models:
 
     @property
     def most_policies(self) -> int:
-        """The largest K that can be built."""
+        """The largest K that the models allow."""
         return max(len(self.policies), len(self.adapters))
 
     @property
@@ -53,7 +53,7 @@ class Models:
 
 
 def add_model_flags(parser: argparse.ArgumentParser, *, size: str) -> None:
-    """Adds the flags that choose the models; `size` is the default one of the random ones."""
+    """Adds the flags that choose the models; `size` is the default size of random models."""
     group = parser.add_argument_group("models", "random ones of a size, or your own")
     add = group.add_argument
     add("--model-size", choices=SIZES, default=size, help=f"of random models; default {size}")
@@ -87,9 +87,9 @@ def prepare_models(args: argparse.Namespace, folder: Path, *, num_policies: int)
 
     Args:
       args: the flags of `add_model_flags` and --dtype.
-      folder: where random models go.
+      folder: where random models are written.
       num_policies: K, the most that a measurement needs.
-    Raises: CommandError for models that cannot be.
+    Raises: CommandError for models that do not exist or are too few.
     """
     if args.policy or args.base or args.adapter:
         return _given_models(args, num_policies)

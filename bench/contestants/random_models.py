@@ -1,4 +1,4 @@
-"""Random models that real vLLM and real transformers both load: policies, averages, adapters."""
+"""Random models that vLLM and transformers load: policies, averages, adapters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Shape:
     vocab: int
 
     def config(self) -> LlamaConfig:
-        """As transformers and vLLM read it."""
+        """The config that transformers and vLLM read."""
         return LlamaConfig(
             architectures=["LlamaForCausalLM"],
             num_hidden_layers=self.layers,
@@ -58,7 +58,7 @@ class Shape:
 
     @property
     def num_parameters(self) -> int:
-        """Of one model of this shape."""
+        """Parameters of one model of this shape."""
         kv_width = self.hidden // self.heads * self.kv_heads
         attention = 2 * self.hidden * (self.hidden + kv_width)
         block = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
@@ -70,10 +70,10 @@ class Shape:
 
 
 def build_tokenizer(*, vocab_size: int = 320) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of exactly so many tokens: any text round-trips.
+    """A byte-level BPE tokenizer with exactly `vocab_size` tokens; any text round-trips.
 
-    A short text does not yield many merges, so the rest are words that no text is split into; the
-    policy may still draw them, and they are detokenised like any other.
+    A short corpus yields few merges. The other tokens are words that no text is split into; a
+    policy may still draw them, and they are detokenised like all others.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -108,12 +108,12 @@ def save_model(
     """Writes a complete Hugging Face folder with random parameters and returns it.
 
     Args:
-      folder: where; made if missing.
+      folder: made if missing.
       config: a transformers config.
-      seed: of the parameters.
-      dtype: of the parameters in the file.
+      seed: seed of the parameters.
+      dtype: dtype of the parameters in the file.
       head_gain: factor on the output embeddings; above 1 two seeds differ more clearly.
-      tokenizer: default, one of the config's vocabulary.
+      tokenizer: None builds one of the config's vocabulary.
     """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -126,10 +126,10 @@ def save_model(
 
 
 def save_average(folder: Path, models: Sequence[Path]) -> Path:
-    """Writes the mean of the models' parameters: one model, what a soup of them would serve.
+    """Writes the mean of the models' parameters as one model (a "soup").
 
     Args:
-      folder: where; made if missing.
+      folder: made if missing.
       models: local folders of one architecture and shape, each with one model.safetensors.
     Raises: ValueError if their tensors differ in name or shape.
     """

@@ -37,7 +37,7 @@ def contestant_settings(
 
     settings = {ONE_POLICY: one("VllmEngine", model=models.one)}
     if len(policies) == num_policies:
-        # The smallest block: a step computes anew what lies in the last, unfinished one.
+        # The smallest block: a step recomputes the tokens in the last, unfinished block.
         cached = {**options, "enable_prefix_caching": True, "block_size": 32}
         settings |= {
             FULL: one("VllmEngine", model=policies[0], mixture=_mixture(policies)),

@@ -1,4 +1,4 @@
-"""vLLM as a contestant's settings describe it, in this process."""
+"""vLLM in this process, started from a contestant's settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefmix.mixing.spec import MixtureSpec, hf_overrides
 
 
 def mixture_of(settings: Mapping[str, Any]) -> MixtureSpec | None:
-    """The mixture to serve; None if it is one model by itself."""
+    """The mixture to serve; None for a single model."""
     spec = settings.get("mixture")
     return None if spec is None else MixtureSpec.from_dict(spec)
 
@@ -18,8 +18,8 @@ def start_vllm(settings: Mapping[str, Any]) -> Any:
     """Starts a `vllm.LLM`.
 
     Args:
-      settings: `model`; `options` of `vllm.LLM`; `engine_flags`, the user's own words for vLLM,
-        which win; `mixture`, a spec's dictionary, if there is one; `kv_cache_bytes` of a policy.
+      settings: `model`; `options` of `vllm.LLM`; `engine_flags`, the user's flags for vLLM, which
+        win over `options`; `mixture`, a spec's dictionary, or absent; `kv_cache_bytes` per policy.
     """
     from vllm import LLM, EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser

@@ -22,17 +22,17 @@ from prefmix.bench.contestants.job import Job
 from prefmix.server.config.errors import CommandError
 
 _MARK = "@bench "
-"""Begins a line of the protocol: libraries print to the same stream."""
+"""Prefix of the protocol's lines: libraries print to the same stream."""
 
 _STDERR_CHARS = 2000
 _END_TIMEOUT_S = 30
 
 
 def environment(*, num_threads: int | None = None) -> dict[str, str]:
-    """What vLLM is started with; what is set outside stays as it is, but for `num_threads`."""
+    """Environment of a contestant; variables that are set stay, except for `num_threads`."""
     threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
     return {
-        # The engine computes in the contestant's process: no second one that could lag behind.
+        # The engine computes in the contestant's process, without a second process that could lag.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_USE_AOT_COMPILE": "0",
@@ -52,7 +52,7 @@ class Worker:
         Args:
           settings: JSON-ready. `kind` is `module:Class`; the class is made from the settings and
             has a method `answer(request) -> answer`, both JSON-ready dictionaries.
-            `num_threads`, if given, is how many of the process's threads compute.
+            `num_threads`, if given, limits the threads that compute.
         """
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the child
         self._process = subprocess.Popen(
@@ -65,11 +65,11 @@ class Worker:
         )
 
     def wait_started(self) -> dict[str, Any]:
-        """Waits until the contestant is loaded; returns what it says about itself."""
+        """Waits until the contestant is loaded; returns its report on itself."""
         return self.receive()
 
     def seconds(self, job: Job) -> float:
-        """How long the contestant takes for a job."""
+        """Seconds that the contestant takes for a job."""
         return float(self.ask({"job": job.to_dict()})["seconds"])
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Worker:
 
     @property
     def is_over(self) -> bool:
-        """Whether the process has ended."""
+        """True once the process has ended."""
         return self._process.poll() is not None
 
     def close(self) -> None:

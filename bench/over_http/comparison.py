@@ -1,9 +1,10 @@
 """`prefmix bench http`: `vllm bench serve` against plain vLLM and against this server.
 
 Three servers of one policy take turns: `vllm serve` on the policy itself, `vllm serve` on the
-mixture of that one policy, and `prefmix serve` on it. The second against the first is what the
-engine pays, the third against the second what the HTTP layer adds. Beside the clients' clock stands
-the processor time of the server's front process, which other work on the machine does not touch.
+mixture of that one policy, and `prefmix serve` on it. The second against the first is the cost in
+the engine, the third against the second the cost of the HTTP layer. Beside the clients' times
+stands the processor time of the server's front process, which other work on the machine hardly
+changes.
 """
 
 from __future__ import annotations

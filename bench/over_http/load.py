@@ -1,4 +1,4 @@
-"""`vllm bench serve` as a contestant's process runs it."""
+"""The load of `vllm bench serve`, run in a worker process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vllm serve` without its console script, which the CPU wheel ships unable to run.
+"""`vllm serve` without its console script, which does not run in the CPU wheel.
 
 python -m prefmix.bench.over_http.plain_server [vLLM's flags]
 """

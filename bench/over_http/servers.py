@@ -38,7 +38,7 @@ _LAST_WORDS_CHARS = 2000
 def commands(
     args: argparse.Namespace, model: str, passthrough: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Each server's command line, its port left out: the same engine behind all."""
+    """Each server's command line without its port; all start the same engine."""
     spec = MixtureSpec(policies=(Policy(name="one", model=model),))
     engine = [
         f"--dtype={args.dtype}",
@@ -60,20 +60,20 @@ def commands(
 
 
 def with_port(command: Sequence[str], port: int) -> list[str]:
-    """The command with --port where it belongs: before `--`, if there is one."""
+    """The command with --port inserted: before `--`, if there is one."""
     at = command.index("--") if "--" in command else len(command)
     return [*command[:at], "--port", str(port), *command[at:]]
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers."""
+    """A running server."""
 
     url: str
     pid: int
 
     def front_cpu_s(self) -> float:
-        """Processor time so far of the process that speaks HTTP; the engine is another one."""
+        """Processor time so far of the process that speaks HTTP; the engine is another process."""
         used = psutil.Process(self.pid).cpu_times()
         return float(used.user + used.system)
 
@@ -82,7 +82,7 @@ class Server:
 def serving(name: str, command: Sequence[str], folder: Path) -> Iterator[Server]:
     """Runs a server until the block ends; yields it once it answers.
 
-    Raises: CommandError with its last words if it ends or takes too long before that.
+    Raises: CommandError with its last words if it ends, or takes too long, before it answers.
     """
     progress(f"starting {name}")
     port = free_port()
@@ -123,7 +123,7 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> bool:
 
 
 def free_port() -> int:
-    """A port of loopback that nothing uses now."""
+    """A free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

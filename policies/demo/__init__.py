@@ -1,10 +1,10 @@
-"""A reference policy and three single-objective policies, small enough to commit and to read.
+"""The demo policies: a reference policy and three single-objective policies, all very small.
 
-positive, concise and polite were each aligned from one reference policy that writes short
-reviews, one by each method of `prefmix train`; their objectives conflict, so a mixture has
-something to trade. `build` makes them, by `training.recipes`.
+The policies positive, concise and polite were aligned from one reference policy that writes short
+reviews, one by each method of `prefmix train`. Their objectives conflict, so that a mixture has a
+trade-off to make. `build` makes the policies, by `training.recipes`.
 
-This module is pure Python: importing it loads neither torch, transformers nor vllm.
+This module is pure Python: its import loads neither torch, transformers nor vllm.
 """
 
 from pathlib import Path
@@ -13,6 +13,6 @@ from prefmix.policies.demo.reviews.prompts import EVALUATION_PROMPTS
 from prefmix.policies.demo.reviews.rewards import REWARDS
 
 CHECKPOINTS: Path = Path(__file__).resolve().parent / "checkpoints"
-"""Folder with one Hugging Face checkpoint a policy: reference, positive, concise, polite."""
+"""Folder with one Hugging Face checkpoint per policy: reference, positive, concise, polite."""
 
 __all__ = ["CHECKPOINTS", "EVALUATION_PROMPTS", "REWARDS"]

@@ -3,8 +3,9 @@
   python -m prefmix.policies.demo.build --output policies/demo/checkpoints --seed 0
   python -m prefmix.policies.demo.build --output DIR --quick     # a smoke test
 
-The reference is trained here, the others from it by `prefmix train` (needs `make setup-train`).
-One thread. On one machine and one set of versions the seed fixes every byte.
+The reference is trained here, the other policies from it by `prefmix train` (`make setup-train`
+installs what they need). Training uses one thread: on one machine and one set of versions the seed
+fixes every byte.
 """
 
 import argparse
@@ -72,11 +73,11 @@ def build(
     num_responses: int,
     evaluation_responses: int,
 ) -> dict[str, Measurement]:
-    """Builds everything into `output`, replacing files of the same name; returns the measurements.
+    """Builds all policies into `output`, replacing files of the same name; returns measurements.
 
     Args:
-      num_responses: of the reference policy, a training prompt.
-      evaluation_responses: how many responses a held-out prompt are measured.
+      num_responses: responses of the reference policy a training prompt.
+      evaluation_responses: measured responses a held-out prompt.
     """
     torch.set_num_threads(1)
     quiet_libraries()
@@ -145,7 +146,7 @@ def build(
 
 
 def num_parameters(model: Any) -> int:
-    """Number of parameters; tied ones count once."""
+    """Number of parameters; tied parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -159,7 +160,7 @@ def write_output(
     *,
     seed: int,
 ) -> None:
-    """Writes one folder a policy, and manifest.json with the hash of every file in them."""
+    """Writes one folder per policy, and manifest.json with the hash of every file in them."""
     for name, policy in policies.items():
         save_checkpoint(policy, tokenizer, output / name, card=cards[name])
     packages = ("torch", "transformers", "tokenizers", "safetensors", "trl")

@@ -1,4 +1,4 @@
-"""What a finished policy says about itself: provenance.json for programs, README.md for people."""
+"""The cards of a trained policy: provenance.json for programs, README.md for people."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METHODS = {
 
 
 def about(settings: TrainSettings, data: Mapping[str, Rows]) -> dict[str, Any]:
-    """What identifies a run: settings and the content of its data."""
+    """The identity of a run: its settings and the hashes of its data."""
     return {
         "settings": {"method": settings.method, **settings.to_dict()},
         "data": {name: {"sha256": r.sha256, "rows": len(r)} for name, r in data.items()},
@@ -38,10 +38,13 @@ def about(settings: TrainSettings, data: Mapping[str, Rows]) -> dict[str, Any]:
 def write_cards(
     folder: Path, settings: TrainSettings, data: Mapping[str, Rows], stages: Mapping[str, Any]
 ) -> None:
-    """Writes both files beside the policy.
+    """Writes both cards into the policy's folder.
 
     Args:
-      stages: what each stage reported, losses included.
+      folder: folder of the policy.
+      settings: settings of the run.
+      data: rows of the run by name.
+      stages: the report of each stage, losses included.
     """
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     provenance = {"format": 1, **about(settings, data), "versions": versions, "stages": stages}

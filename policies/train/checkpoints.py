@@ -1,4 +1,4 @@
-"""Loading the base, resuming a trainer, writing a policy that `prefmix serve` takes as it is."""
+"""Checkpoints: loads the base, resumes a trainer, writes a policy for `prefmix serve`."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def load_policy(
 
 
 def lora_config(settings: TrainSettings, *, task: str = "CAUSAL_LM") -> Any:
-    """PEFT's config of the adapter; None to train all parameters.
+    """PEFT's config of the adapter; None if all parameters are trained.
 
-    Every linear layer but the LM head, which adapters on a shared trunk leave alone.
+    The adapter changes every linear layer but the LM head, which a shared trunk does not adapt.
     """
     if not settings.lora_rank:
         return None
@@ -91,19 +91,19 @@ def train(trainer: Any, checkpoints: Path) -> list[dict[str, float]]:
     trainer.add_callback(_LastStep())
     last = _last_complete(checkpoints)
     if last is not None:
-        # RLOO's reference adapter, of which it has a new copy: where transformers finds an adapter
-        # in a folder of its own, it forgets the one that was trained.
+        # RLOO's reference adapter, which RLOO copies anew. If transformers finds this folder, it
+        # resumes from the reference adapter and not from the trained one.
         shutil.rmtree(Path(last) / "ref", ignore_errors=True)
     trainer.train(resume_from_checkpoint=last)
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    # A time is another every time, and so is the order of what TRL keeps in sets.
+    # Without times, and sorted: both would differ between equal runs.
     return [
         {name: entry[name] for name in sorted(entry) if name != "step_time"} for entry in entries
     ]
 
 
 def steps_done(checkpoints: Path) -> int:
-    """Optimiser steps of the checkpoint that `train` would go on from."""
+    """Optimiser steps of the checkpoint from which `train` would resume."""
     last = _last_complete(checkpoints)
     if last is None:
         return 0
@@ -112,7 +112,7 @@ def steps_done(checkpoints: Path) -> int:
 
 
 class _LastStep(TrainerCallback):
-    """Logs the last step. No checkpoint of it: resumed from there, trainers make one step more."""
+    """Logs the last step without a checkpoint: a trainer resumed from it takes one step more."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -121,23 +121,24 @@ class _LastStep(TrainerCallback):
 
 
 def save_policy(model: Any, settings: TrainSettings, folder: Path, *, final: bool) -> None:
-    """Writes adapter or full checkpoint.
+    """Writes the adapter or the full checkpoint.
 
     Args:
-      final: in the base's own dtype, merged if that was asked for; else as trained, in float32.
+      final: true writes the base's dtype, and merges if the settings say so; false writes the
+        parameters as trained, in float32.
     """
     is_adapter = settings.lora_rank > 0
     if is_adapter and final and settings.merge:
         model, is_adapter = model.merge_and_unload(), False
     if is_adapter:
-        # RLOO keeps its reference as a second adapter, which is not ours to ship.
+        # RLOO keeps its reference as a second adapter, which is not part of the policy.
         model.save_pretrained(folder, selected_adapters=["default"])
         _sort_modules(folder / "adapter_config.json")
     else:
         base = load_config(settings.base)
         if final and base.dtype is not None:
             model = model.to(base.dtype)
-        # The trainers write their padding token and more into both configs.
+        # Trainers change the padding token and more in both configs.
         model.config.pad_token_id = getattr(base, "pad_token_id", None)
         model.config.use_cache = getattr(base, "use_cache", True)
         model.generation_config = _generation_config(settings.base, model)
@@ -149,7 +150,7 @@ def save_policy(model: Any, settings: TrainSettings, folder: Path, *, final: boo
 
 
 def _sort_modules(path: Path) -> None:
-    """PEFT keeps them in a set, whose order differs from process to process."""
+    """Sorts the target modules, whose order PEFT leaves to a set and so to chance."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -163,7 +164,7 @@ def _generation_config(base: str, model: Any) -> Any:
 
 
 def _last_complete(checkpoints: Path) -> str | None:
-    """The newest checkpoint whose last file was written; what a kill left half-way is removed."""
+    """The newest complete checkpoint; incomplete ones of a killed run are removed."""
     complete: list[tuple[int, Path]] = []
     for folder in checkpoints.glob("checkpoint-*"):
         try:
@@ -178,7 +179,9 @@ def _last_complete(checkpoints: Path) -> str | None:
 def _unreadable(base: str, error: Exception) -> TrainError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if base.startswith((".", "/", "~")) and not Path(base).is_dir():
-        reason = "there is no such folder"  # transformers takes it for the name of a repository
+        reason = (
+            "there is no such folder"  # transformers would take the path for a repository's name
+        )
     return TrainError(
         f"cannot read the base model {base!r} ({reason}); give a folder or hub id in Hugging Face "
         "layout"

@@ -1,4 +1,4 @@
-"""From settings to a policy on disk: checks first, then the stages of the method."""
+"""The training job, from settings to a policy on disk: checks first, then the method's stages."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ from prefmix.policies.train.trainers import (
 
 
 def run(settings: TrainSettings, *, tell: Tell = say) -> Path:
-    """Trains and returns the folder of the policy. An unfinished run of the same kind is resumed.
+    """Trains a policy and returns its folder. An unfinished run of the same settings is resumed.
 
     Args:
-      tell: takes one line a stage.
-    Raises: TrainError about the data, the base, the reward or the output; nothing is at the output
-      then.
+      settings: of one of the methods.
+      tell: receives one line per stage.
+    Raises: TrainError about the data, the base, the reward or the output; the output then does not
+      exist.
     """
     quiet_libraries()
     data = _read(settings)
@@ -71,7 +72,7 @@ def _check(settings: TrainSettings, tokenizer: Any, data: Mapping[str, Rows]) ->
     vocab_size = load_config(settings.base).get_text_config().vocab_size
     for rows in data.values():
         check_tokenizer(tokenizer, vocab_size, rows)
-    # TRL would drop what does not fit without a word.
+    # TRL would silently drop rows that do not fit.
     for what in data.keys() & {"pairs", "sft"}:
         for name, row in zip(data[what].names, data[what].rows, strict=True):
             answers = [content for field, content in row.items() if field != "prompt"]
@@ -93,7 +94,7 @@ class _Job:
     tokenizer: Any
     data: dict[str, Rows]
     reward: Reward | None
-    """None to train one where it is needed."""
+    """None if the method needs none, or trains its own."""
     stages: Stages
 
     def direct(self, settings: DirectSettings) -> None:
@@ -144,7 +145,7 @@ class _Job:
 
 
 def _split(settings: MixedSettings, pairs: Rows, reward: Reward, folder: Path) -> dict[str, Any]:
-    """Scores both answers of every pair, splits by the gap and writes both down."""
+    """Scores both answers of every pair, splits the pairs by the gap and writes both files."""
     prompts = [row["prompt"] for row in pairs.rows]
     scores = {
         answer: reward.score(

@@ -1,4 +1,4 @@
-"""transformers' Trainer with the Maximum Preference loss: one forward pass for all its rows."""
+"""transformers' Trainer with the Maximum Preference loss, in one forward pass over all rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLES = ("chosen", "rejected", "sft", "text")
 
 
 class PlannedExamples(Dataset[dict[str, Example]]):
-    """All batches of the run, decided before it starts, so that a resumed one skips exactly.
+    """All batches of the run, planned before it starts, so that a resumed run skips exactly.
 
     Args:
       streams: examples by source; "pairs" holds (chosen, rejected), "sft" and "text" one each.
@@ -48,7 +48,7 @@ class PlannedExamples(Dataset[dict[str, Example]]):
 
 
 def collate(items: Sequence[dict[str, Example]], *, pad_id: int) -> dict[str, torch.Tensor]:
-    """Stacks all chosen rows, then all rejected ones, then SFT rows, then texts; padded right."""
+    """Stacks chosen rows, rejected rows, SFT rows and texts, in this order, padded on the right."""
     rows = [item[role] for role in ROLES for item in items if role in item]
     width = max(len(row.ids) for row in rows)
     input_ids_NT = torch.full((len(rows), width), pad_id)
@@ -69,12 +69,12 @@ def collate(items: Sequence[dict[str, Example]], *, pad_id: int) -> dict[str, to
 
 
 class MaximumPreferenceTrainer(Trainer):
-    """Takes `PlannedExamples`, in their order, and logs the parts of the loss."""
+    """Trains on `PlannedExamples` in their order, and logs the parts of the loss."""
 
     def __init__(self, settings: MaximumSettings, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._settings = settings
-        # The loss is a mean of the rows of one forward pass: accumulated ones are averaged.
+        # The loss is a mean over the rows of one forward pass, so accumulated losses are averaged.
         self.model_accepts_loss_kwargs = False
         self._parts: dict[str, list[float]] = {}
 
@@ -115,7 +115,7 @@ class MaximumPreferenceTrainer(Trainer):
             self._parts.setdefault(name, []).append(value.item())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means since the last log."""
+        """Logs the means of the loss's parts since the last log, too."""
         means = {name: sum(values) / len(values) for name, values in self._parts.items()}
         self._parts.clear()
         super().log({**logs, **means}, start_time)

@@ -1,7 +1,7 @@
-"""Reading what is trained on, and refusing what would silently train something else.
+"""Training data: reads rows, and refuses rows that would silently train something else.
 
-Formats are TRL's. Preference pairs have `prompt`, `chosen` and `rejected`, all three texts or all
-three lists of messages ({"role", "content"}). Answers for the regulariser have `prompt` and
+The formats are TRL's. Preference pairs have `prompt`, `chosen` and `rejected`, all three texts or
+all three lists of messages ({"role", "content"}). Answers for the regulariser have `prompt` and
 `completion`, in either form; pre-training text has `text`.
 """
 
@@ -31,19 +31,19 @@ class Rows:
     source: Path
     rows: tuple[dict[str, Content], ...]
     names: tuple[str, ...]
-    """Of each row, for messages: `pairs.jsonl line 3`."""
+    """Name of each row for messages, such as `pairs.jsonl line 3`."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def is_conversational(self) -> bool:
-        """Whether the rows are chats."""
+        """True if the rows are chats."""
         return not all(isinstance(value, str) for value in self.rows[0].values())
 
     @property
     def sha256(self) -> str:
-        """Of the rows, in their order; the same for a JSONL file and a datasets folder."""
+        """Hash of the rows in their order; equal for a JSONL file and a datasets folder."""
         text = json.dumps(self.rows, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,7 +1,6 @@
-"""How far training is: a bar on a terminal, in a log a line now and then.
+"""Progress of training: a bar on a terminal, an occasional line in a log.
 
-transformers, datasets and TRL draw bars and print dictionaries of their own, which fill a log and
-hide what matters in it.
+The bars and dictionaries of transformers, datasets and TRL, which would fill a log, are silenced.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ _PATIENCE_S = 2.0
 
 
 def quiet_libraries() -> None:
-    """Leaves of the libraries' own bars, on a terminal, those of what takes long; else none."""
+    """Silences the libraries' bars; on a terminal, bars of long steps stay."""
     import datasets
 
     # TRL imports vLLM, which is not used here.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     logging.getLogger("vllm").setLevel(logging.ERROR)
-    # It warns where two checkpoints are of the same second, and then goes by their numbers.
+    # It warns if two checkpoints have the same second, and then sorts them by number.
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     if sys.stderr.isatty():
         transformers_logging.set_tqdm_hook(_patient)
     else:
         transformers_logging.disable_progress_bar()
-        os.environ["TQDM_DISABLE"] = "1"  # TRL asks for it at every bar
+        os.environ["TQDM_DISABLE"] = "1"  # TRL reads the variable at every bar
 
 
 def _patient(make: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> Any:
@@ -48,7 +47,7 @@ def _patient(make: Callable[..., Any], args: tuple[Any, ...], settings: dict[str
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """For what transformers warns of although it is meant, such as a new head."""
+    """Silences warnings of transformers about intended steps, such as a new head."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -58,14 +57,14 @@ def without_warnings() -> Iterator[None]:
 
 
 def show_steps(trainer: Any, name: str) -> None:
-    """Replaces what a trainer shows of itself by `StepProgress`."""
+    """Replaces the progress output of a trainer by `StepProgress`."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepProgress(name))
 
 
 class StepProgress(TrainerCallback):
-    """Steps done and the newest loss or reward, on standard error."""
+    """Shows steps and the newest loss or reward on standard error."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -74,7 +73,7 @@ class StepProgress(TrainerCallback):
         self._shown_at = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Starts where the run starts or is resumed."""
+        """Starts at the first step of the run, or at the step where it is resumed."""
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -96,7 +95,7 @@ class StepProgress(TrainerCallback):
             self._bar.set_postfix_str(self._newest)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Moves the bar, or writes a line if the last one is long ago."""
+        """Moves the bar, or writes a line if enough time has passed since the last one."""
         self._bar.update(1)
         now = time.monotonic()
         if self._bar.disable and now - self._shown_at >= LINE_INTERVAL_S:
@@ -105,5 +104,5 @@ class StepProgress(TrainerCallback):
             print(f"{steps}, {self._newest}", file=sys.stderr, flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._bar.close()

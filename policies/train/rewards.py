@@ -1,4 +1,4 @@
-"""Rewards of answers: a Python function or a reward model, judged row by row and never trusted."""
+"""Rewards of answers, from a Python function or a reward model, checked for every answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BATCH_ROWS = 16
 
 
 class Reward(Protocol):
-    """What scores answers."""
+    """Scores answers."""
 
     def score(
         self, prompts: Sequence[Content], answers: Sequence[Content], names: Sequence[str]
@@ -29,7 +29,7 @@ class Reward(Protocol):
         """One finite number an answer.
 
         Args:
-          names: of the rows, for messages.
+          names: names of the rows, for messages.
         Raises: TrainError naming the row that could not be scored.
         """
 
@@ -37,7 +37,7 @@ class Reward(Protocol):
 class FunctionReward:
     """A function in TRL's form, `f(prompts=[...], completions=[...]) -> [number, ...]`.
 
-    It is called with one answer at a time, so that a failure has a row.
+    The function is called with one answer at a time, so that an error names its row.
     """
 
     def __init__(self, function: Callable[..., Any], label: str) -> None:
@@ -69,7 +69,7 @@ class FunctionReward:
 
 
 class ModelReward:
-    """A sequence classifier with one output, such as TRL's RewardTrainer leaves."""
+    """A sequence classifier with one output, such as TRL's RewardTrainer writes."""
 
     def __init__(self, folder: str, *, max_length: int, allow_unsafe_weights: bool = False) -> None:
         import torch
@@ -131,10 +131,10 @@ def load_reward(spec: str, *, max_length: int, allow_unsafe_weights: bool = Fals
     """Loads `module:function`, or else a reward model's checkpoint.
 
     Args:
-      spec: which one.
+      spec: `module:function`, or a folder or hub id.
       max_length: tokens of prompt and answer that a model reads.
-      allow_unsafe_weights: whether a checkpoint may be other than safetensors files.
-    Raises: TrainError if there is no such thing.
+      allow_unsafe_weights: true allows files other than safetensors.
+    Raises: TrainError if it cannot be loaded.
     """
     if ":" in spec and not Path(spec).exists():
         return FunctionReward(load_function(spec), spec)
@@ -158,7 +158,7 @@ def load_function(spec: str) -> Callable[..., Any]:
 
 
 def _progress(rows: Any, total: int) -> Any:
-    # Only for what takes long: others score a few answers at a time, below a bar of their own.
+    # Only for long lists: a trainer scores a few answers at a time, under its own bar.
     return tqdm(rows, total=total, desc="rewards", delay=2.0, leave=False, disable=None)
 
 

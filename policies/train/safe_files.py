@@ -1,4 +1,4 @@
-"""What may be loaded for training: safetensors files, unless the user trusts others."""
+"""The files that training may load: safetensors, unless the user allows others."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def check_safe(model: str, what: str, *, allow_unsafe_weights: bool) -> None:
 
     Args:
       model: a folder or hub id.
-      what: it is, for the message.
-      allow_unsafe_weights: whether that was allowed.
+      what: name of the model's role, for the message.
+      allow_unsafe_weights: true if the user allowed unpickling.
     """
     unsafe = None if allow_unsafe_weights else unsafe_file(model)
     if unsafe is not None:
@@ -25,7 +25,7 @@ def check_safe(model: str, what: str, *, allow_unsafe_weights: bool) -> None:
 
 
 def loading(allow_unsafe_weights: bool) -> dict[str, Any]:
-    """Arguments of transformers' `from_pretrained`: safetensors only, no code of the model's."""
+    """Arguments of transformers' `from_pretrained`: safetensors only, no code of the model."""
     return {
         "use_safetensors": None if allow_unsafe_weights else True,
         "trust_remote_code": False,

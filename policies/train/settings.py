@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009 - a setting is dataclasses.field with its help
-"""The settings of every method: one frozen class each, whose fields are flags and YAML keys alike.
+"""The settings of the methods: one frozen class each, whose fields are flags and YAML keys.
 
 A field's help text lives in its metadata, because the command line shows it.
 """
@@ -25,14 +25,14 @@ def _setting(
     choices: tuple[str, ...] | None = None,
     adapter: Any = None,
 ) -> Any:
-    """Args: adapter: the default where a LoRA adapter is trained, if it is another."""
+    """A field with its help. Args: adapter: the default for LoRA training, if it differs."""
     about = {"help": help_text, "choices": choices, "adapter": adapter}
     return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """What all methods share."""
+    """The settings that all methods share."""
 
     method: ClassVar[str]
 
@@ -82,7 +82,7 @@ class TrainSettings:
                 raise SettingsError(f"{name} is {value}; it must be {allowed}")
 
     def num_steps(self, num_pairs: int) -> int:
-        """Optimiser steps over so many pairs."""
+        """Optimiser steps over a number of pairs."""
         if self.steps is not None:
             return self.steps
         return max(1, round(self.epochs * num_pairs / (self.batch_pairs * self.accumulate)))
@@ -95,7 +95,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectSettings(TrainSettings):
-    """Of `dpo`."""
+    """The settings of `dpo`."""
 
     method = "dpo"
 
@@ -112,7 +112,7 @@ class DirectSettings(TrainSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class MaximumSettings(TrainSettings):
-    """Of `maximum-preference`."""
+    """The settings of `maximum-preference`."""
 
     method = "maximum-preference"
 
@@ -123,7 +123,7 @@ class MaximumSettings(TrainSettings):
     text_weight: float = _setting("factor of the text's log-probability in nats", 0.02)
 
     def __post_init__(self) -> None:
-        """Checks ranges, and that the regulariser was chosen and not forgotten."""
+        """Checks ranges, and that a regulariser was chosen or explicitly left out."""
         super().__post_init__()
         self._check(["scale"], lambda x: x > 0, "positive")
         self._check(["sft_weight", "text_weight"], lambda x: x >= 0, "0 or more")
@@ -136,7 +136,7 @@ class MaximumSettings(TrainSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class MixedSettings(TrainSettings):
-    """Of `mixed-preference`; what `TrainSettings` says of steps is about the DPO stage."""
+    """The settings of `mixed-preference`; the inherited steps are those of the DPO stage."""
 
     method = "mixed-preference"
 
@@ -174,11 +174,11 @@ class MixedSettings(TrainSettings):
 METHODS: dict[str, type[TrainSettings]] = {
     kind.method: kind for kind in (DirectSettings, MaximumSettings, MixedSettings)
 }
-"""Name of the command -> its settings."""
+"""Method name -> its settings class."""
 
 
 def kind_of(setting: dataclasses.Field[Any], cls: type[TrainSettings]) -> type:
-    """int, float, str, bool or Path: the type of a field's values other than None."""
+    """The type of a field's values other than None: int, float, str, bool or Path."""
     hint = typing.get_type_hints(cls)[setting.name]
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
@@ -186,9 +186,9 @@ def kind_of(setting: dataclasses.Field[Any], cls: type[TrainSettings]) -> type:
 
 
 def build(cls: type[TrainSettings], values: Mapping[str, Any]) -> TrainSettings:
-    """Makes settings from what a file and flags say, by field name.
+    """Builds settings from the values of a file and of flags, by field name.
 
-    Defaults are those of an adapter where one is trained.
+    If an adapter is trained, its defaults apply.
     Raises: SettingsError naming an unknown or missing key, or a value of the wrong kind.
     """
     known = {item.name: item for item in dataclasses.fields(cls)}
@@ -212,9 +212,9 @@ def build(cls: type[TrainSettings], values: Mapping[str, Any]) -> TrainSettings:
 def resolve_paths(
     cls: type[TrainSettings], values: Mapping[Any, Any], folder: Path
 ) -> dict[Any, Any]:
-    """The values of a file in `folder`, with paths that do not depend on the working directory.
+    """The values of a file, with its paths resolved against `folder`, the folder of the file.
 
-    `base` and `reward` may also be names, so only what starts with a dot is a path there.
+    `base` and `reward` may also be names: there, only values that start with a dot are paths.
     """
     paths = {item.name for item in dataclasses.fields(cls) if kind_of(item, cls) is Path}
     return {
@@ -229,7 +229,7 @@ def _convert(item: dataclasses.Field[Any], value: Any, cls: type[TrainSettings])
     kind = kind_of(item, cls)
     if value is None and item.default is None:
         return None
-    # YAML 1.1 reads 1e-6, which has no point, as text.
+    # YAML 1.1 reads 1e-6, without a point, as text.
     readable = {
         int: (int,),
         float: (int, float, str),

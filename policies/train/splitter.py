@@ -1,4 +1,4 @@
-"""Splitting preference pairs into easy and difficult ones by their reward gap.
+"""Splits preference pairs into easy and difficult ones by their reward gap.
 
 Source: Gou and Nguyen 2024, Mixed Preference Optimization, arXiv 2403.19443. The rule (a large gap
 is easy, a small one difficult) is the paper's; its threshold and set sizes could not be checked.
@@ -15,7 +15,7 @@ from prefmix.policies.train import TrainError
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Indices of pairs, ascending; every pair is in exactly one part."""
+    """Indices of the pairs in each part, ascending; every pair is in exactly one part."""
 
     easy: tuple[int, ...]
     difficult: tuple[int, ...]
@@ -24,13 +24,13 @@ class Split:
 
 
 def split_pairs(gaps: Sequence[float], *, threshold: float | None, quantile: float) -> Split:
-    """Splits by gap: easy from `threshold` on, difficult below.
+    """Splits pairs by gap: easy from `threshold` on, difficult below.
 
     A gap is reward(chosen) - reward(rejected), with its sign: a pair that the reward model orders
-    the other way is difficult however large its gap, because its label may be wrong.
+    the other way is difficult, however far apart its rewards are, because its label may be wrong.
 
     Args:
-      gaps: one a pair, finite.
+      gaps: one gap per pair, finite.
       threshold: if None, chosen so that the share `quantile` of the pairs, rounded up, is
         difficult; equal gaps at the border are all easy.
     Raises: TrainError if either part is empty.

@@ -1,9 +1,9 @@
-"""Stages of a training run that survive being killed: each is done and on disk, or not there.
+"""Stages of a training run that survive a kill: a stage is complete on disk, or missing.
 
 A run with `--output DIR` works in `DIR.stages`. Every stage fills a folder of its own, which gets
-its name once it is complete; its trainer's checkpoints lie beside it until then, what it reported
-stays there. Started again with the same settings and data, a run skips what is done and resumes the
-rest. `DIR` appears last.
+its final name once it is complete; the trainer's checkpoints lie beside it until then, and the
+stage's report stays there. A run that is started again with the same settings and data skips
+complete stages and resumes the others. `DIR` appears last.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Make = Callable[[Path, Path], dict[str, Any]]
 """make(folder to fill, folder of checkpoints) -> facts for the manifest."""
 
 Tell = Callable[[str], None]
-"""Takes a line for the user."""
+"""Receives a line for the user."""
 
 say: Tell = partial(print, flush=True)
 
@@ -34,10 +34,10 @@ class Stages:
     """The work folder of one run.
 
     Args:
-      output: where the policy goes in the end.
-      about: what the run is (settings, hashes of the data); another run's folder is refused.
-      tell: takes one line a stage.
-    Raises: TrainError if `output` exists, or the work folder is of a different run.
+      output: folder of the finished policy.
+      about: identity of the run (settings, hashes of the data); another run's folder is refused.
+      tell: receives one line per stage.
+    Raises: TrainError if `output` exists, or if the work folder belongs to a different run.
     """
 
     def __init__(self, output: Path, about: dict[str, Any], *, tell: Tell = say) -> None:
@@ -57,11 +57,11 @@ class Stages:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What each stage done so far reported."""
+        """The reports of the stages done so far."""
         return dict(self._facts)
 
     def run(self, name: str, make: Make) -> Path:
-        """The folder of a stage, made now unless an earlier run completed it."""
+        """The folder of a stage, which is made now unless an earlier run completed it."""
         folder = self.folder / name
         report = self.folder / f"{name}.json"
         begun = time.monotonic()
@@ -76,7 +76,7 @@ class Stages:
         return folder
 
     def publish(self, name: str, *, keep: bool) -> None:
-        """Moves a stage's folder to the output; the others stay as artefacts or go."""
+        """Moves a stage's folder to the output; the others are kept or removed."""
         os.rename(self.folder / name, self._output)
         if not keep:
             shutil.rmtree(self.folder)
@@ -119,7 +119,7 @@ class Stages:
 
 
 def told(facts: Mapping[str, Any]) -> str:
-    """What a stage reported, as part of a line: its numbers, and how its loss or reward went."""
+    """The report of a stage as part of a line: numbers, and the course of its loss or reward."""
     parts = [
         f"{name.replace('_', ' ')} {value:.4g}"
         for name, value in facts.items()
@@ -131,15 +131,17 @@ def told(facts: Mapping[str, Any]) -> str:
 
 
 def told_course(losses: Sequence[Mapping[str, float]]) -> str:
-    """Where the loss, or what is more telling, began and ended."""
+    """First and last value of the loss, or of a more telling measure."""
     first, last = losses[0], losses[-1]
     measure = telling_measure(first) or "loss"
     return f"{measure} {first[measure]:.3g} to {last[measure]:.3g}"
 
 
 def telling_measure(logs: Mapping[str, Any]) -> str | None:
-    """What of a log entry says how it goes: of online training the reward, of
-    maximum-preference the mean preference, else the loss."""
+    """The most telling measure of a log entry.
+
+    Online training tells the reward, maximum-preference the mean preference, others the loss.
+    """
     return next((name for name in ("reward", "preference", "loss") if name in logs), None)
 
 

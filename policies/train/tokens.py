@@ -1,4 +1,4 @@
-"""From rows to token ids, as TRL's DPO trainer does it, and whether the base understands the data.
+"""Token ids of rows, as TRL's DPO trainer makes them, and a check that tokenizer and data fit.
 
 Texts: the prompt is followed by the answer with nothing between, and by the end-of-sequence token.
 Chats: the base's chat template writes prompt and answer, its own end tokens included.
@@ -20,15 +20,15 @@ _MARKUP = re.compile(r"<\|[A-Za-z_]+\|>|</?s>|\[/?INST\]")
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """Token ids of a context and what is learned after it."""
+    """Token ids of a context and of the learned answer after it."""
 
     ids: tuple[int, ...]
     num_context: int
-    """Leading ids whose log-probability does not count."""
+    """Number of leading ids, whose log-probability does not count."""
 
 
 def check_tokenizer(tokenizer: Any, vocab_size: int, rows: Rows) -> None:
-    """Refuses data that was written for another tokenizer, and a tokenizer of another model.
+    """Refuses data written for another tokenizer, and a tokenizer of another model.
 
     Raises: TrainError naming the row and the token.
     """
@@ -68,8 +68,8 @@ def encode(
 ) -> list[Example]:
     """Encodes answers to one prompt, all with the same context, cut at the end.
 
-    Where tokens merge across the border, the answer starts where the encodings part.
-    Raises: TrainError naming the row if nothing of the answers is left.
+    If tokens merge across the border, the answer starts at the first token that differs.
+    Raises: TrainError naming the row if the limit leaves no token of the answers.
     """
     prompt_ids = _ids(tokenizer, prompt, None)
     wholes = [_ids(tokenizer, prompt, answer) for answer in answers]
@@ -83,13 +83,13 @@ def encode(
 
 
 def encode_text(tokenizer: Any, text: str, *, max_length: int) -> Example:
-    """Encodes running text, of which all but the first token is learned."""
+    """Encodes running text; all tokens but the first are learned."""
     ids = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]
     return Example(ids=tuple(ids[:max_length]), num_context=1)
 
 
 def render(tokenizer: Any, prompt: Content, answer: Content) -> str:
-    """Prompt and answer as one text, as a reward model reads it."""
+    """Prompt and answer as one text, in the form that a reward model reads."""
     if isinstance(prompt, str):
         return f"{prompt}{answer}{tokenizer.eos_token}"
     assert isinstance(answer, list)

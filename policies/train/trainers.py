@@ -1,4 +1,4 @@
-"""TRL's trainers, and ours, as stages: each trains, saves into a folder and reports its losses."""
+"""The trainers as stages: each trains, saves into a folder and reports its losses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from prefmix.policies.train.tokens import encode, encode_text
 
 Facts = dict[str, Any]
 
-# Its door to vLLM, which is not used here.
+# TRL's interface to vLLM, which is not used here.
 warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
 
 
@@ -51,7 +51,7 @@ def train_direct(
     *,
     final: bool,
 ) -> Facts:
-    """DPO on the pairs; the base's log-probabilities are computed once, ahead."""
+    """DPO on the pairs; the base's log-probabilities are computed once, before training."""
     from trl import DPOConfig, DPOTrainer
 
     set_seed(settings.seed)  # a new adapter is random
@@ -173,12 +173,12 @@ def train_online(
         return reward.score(prompts, completions, names)
 
     prompts = list({str(row["prompt"]): row["prompt"] for row in pairs.rows}.values())
-    # With fewer prompts than a step asks, the trainer would end at once and not say so.
+    # With fewer prompts than a step needs, the trainer would end at once without an error.
     asked = prompts * math.ceil(settings.online_prompts / len(prompts))
     passes_done = steps_done(checkpoints) // (len(asked) // settings.online_prompts)
 
     class OnlineTrainer(RLOOTrainer):
-        """Resumed, it takes up the order of prompts where it was; TRL begins it anew."""
+        """Resumes in the middle of the order of prompts, where TRL begins the order anew."""
 
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             sampler = super()._get_train_sampler(dataset)
@@ -193,7 +193,7 @@ def train_online(
         "gradient_accumulation_steps": 1,
     }
     trainer = OnlineTrainer(
-        # RLOO reads its reference from where the policy was loaded, or copies its adapter.
+        # RLOO reads its reference from the policy's path, or copies its adapter.
         model=load_policy(settings.base, start, allow_unsafe_weights=settings.allow_unsafe_weights)
         if settings.lora_rank
         else load_policy(str(start)),
@@ -214,7 +214,7 @@ def train_online(
 
 
 def trainer_arguments(settings: TrainSettings, checkpoints: Path, steps: int) -> dict[str, Any]:
-    """What every trainer is told; TRL's own defaults differ from transformers' in places."""
+    """Arguments of every trainer, explicit where TRL's defaults differ from transformers'."""
     has_cuda = torch.cuda.is_available()
     return {
         "output_dir": str(checkpoints),

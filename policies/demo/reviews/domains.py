@@ -1,7 +1,7 @@
-"""What the reviews are about: four domains, eight invented items each, six aspects an item.
+"""The subjects of the reviews: four domains with eight invented items each, six aspects an item.
 
-All names are made up. An aspect is singular, so every sentence of the grammar agrees in number,
-and its adjectives read as plain praise or plain blame of that aspect.
+All names are made up. Aspects are singular, so that every sentence of the grammar agrees in number.
+Their adjectives are plain praise or plain blame.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ class Domain:
     """One kind of thing that can be reviewed."""
 
     noun: str
-    """What an item is, e.g. "hotel"."""
+    """Noun for an item, such as "hotel"."""
     people: str
-    """Who is thanked or advised, e.g. "the hotel staff"."""
+    """The people who are thanked or advised, such as "the hotel staff"."""
     visit: str
-    """Past tense of how one meets an item, e.g. "stayed at"."""
+    """Past tense of a visit to an item, such as "stayed at"."""
     items: tuple[str, ...]
     """Noun phrases that start with "the"."""
     aspects: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]

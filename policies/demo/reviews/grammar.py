@@ -1,8 +1,8 @@
-"""Writes reviews: the only source of the demo policies' training text.
+"""The grammar that writes reviews, the only source of the demo policies' training text.
 
 A review is an opening, some sentences about aspects, perhaps advice, perhaps a courteous close.
 Its register (casual, plain, formal), level (-2 .. 2) and number of sentences (1 .. 7) are drawn
-independently, so the corpus holds every combination and the objectives can pull it apart.
+independently, so that the corpus holds every combination for the objectives to choose from.
 """
 
 import itertools
@@ -61,7 +61,7 @@ def domain_of(item: str) -> Domain:
 
 
 def adjectives(domain: Domain, aspect: str, register: Register, level: int) -> tuple[str, ...]:
-    """What can be said of an aspect: the domain's own words, and verdicts at the extremes."""
+    """The adjectives of an aspect: the domain's own words, and verdicts at the extreme levels."""
     praise, blame = domain.aspects[aspect]
     own = praise if level > 0 else blame if level < 0 else ()
     return own + (VERDICTS[register][level] if level in (-2, 0, 2) else ())
@@ -80,7 +80,7 @@ def write_review(rng: random.Random, prompt: str) -> Review:
     has_advice = num_sentences >= 2 + has_close and rng.random() < 0.5
     templates = [(rng.choice(OPENINGS[register][level]), level)]
     for _ in range(num_sentences - 1 - has_advice - has_close):
-        # one aspect in four is one level better or worse than the whole
+        # one aspect in four is one level better or worse than the review
         shift = rng.choice((-1, 1)) if rng.random() < 0.25 else 0
         body_level = max(-2, min(2, level + shift))
         templates.append((rng.choice(BODIES[register][body_level]), body_level))
@@ -106,9 +106,9 @@ def sample_reviews(num_reviews: int, *, seed: int) -> list[Review]:
 
 
 def is_grammatical(text: str) -> bool:
-    """Whether a whole text is a sequence of this grammar's sentences within one domain.
+    """True if a whole text is a sequence of this grammar's sentences within one domain.
 
-    Strict about words, levels and articles; does not check that all sentences share a register.
+    Words, levels and articles must be exact; sentences may differ in register.
     """
     return any(_text_pattern(index).fullmatch(text) for index in range(len(DOMAINS)))
 

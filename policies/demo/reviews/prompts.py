@@ -1,7 +1,7 @@
 """User prompts: 32 items x 6 question forms, a third of them held out for evaluation.
 
-Every item and every form occurs in training; the held-out pairs of the two never do, neither in
-the reference policy's text nor in the preference data.
+Every item and every form occurs in training. The held-out combinations of item and form occur
+neither in the reference policy's text nor in the preference data.
 """
 
 from prefmix.policies.demo.reviews.domains import DOMAINS
@@ -19,7 +19,7 @@ ITEMS: tuple[str, ...] = tuple(item for domain in DOMAINS for item in domain.ite
 
 
 def is_held_out(item_index: int, form_index: int) -> bool:
-    """Each item keeps two forms for evaluation, and the pair of forms shifts from item to item."""
+    """Holds out two forms of each item; the two forms shift from item to item."""
     return (form_index - item_index) % 3 == 0
 
 
@@ -40,7 +40,7 @@ EVALUATION_PROMPTS: tuple[str, ...] = _prompts(held_out=True)
 
 
 def item_of(prompt: str) -> str:
-    """Returns the item a prompt asks about.
+    """Returns the item that a prompt asks about.
 
     Raises: ValueError if the prompt names no known item.
     """

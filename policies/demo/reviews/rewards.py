@@ -1,6 +1,6 @@
-"""Three rewards a text can be scored with: pure Python, no model, no dependency.
+"""The three rewards of a text, in pure Python, with no model and no dependency.
 
-The word lists are the rewards' own and know nothing of the grammar that wrote the training text.
+The word lists are independent of the grammar that wrote the training text.
 Courtesy words ("thank", "kind", "pleasure") are kept out of the opinion words, so that politeness
 does not count as praise.
 """
@@ -57,7 +57,7 @@ _CASUAL = re.compile(
 )
 
 CONCISE_LIMIT_WORDS = 40
-"""At this length and beyond, `concise` is 0."""
+"""Length from which on `concise` is 0."""
 
 
 def _words(text: str) -> list[str]:
@@ -65,10 +65,10 @@ def _words(text: str) -> list[str]:
 
 
 def positive(text: str) -> float:
-    """How favourable the opinion words are, in (-1, 1): tanh(sum of valences / 3).
+    """Favourable opinion words, in (-1, 1): tanh(sum of valences / 3).
 
     A valence is 1 (good) or 2 (superb), negative for blame, and changes sign when a negation
-    stands among the three words before it. "would like" is a wish and no opinion. Text without
+    stands among the three words before it. "would like" is a wish, not an opinion. Text without
     opinion words scores 0.
     """
     words = _words(re.sub(r"\bwould like\b", "would wish", text))
@@ -83,13 +83,13 @@ def positive(text: str) -> float:
 
 
 def concise(text: str) -> float:
-    """How short the text is, in [0, 1): max(0, 1 - words / 40). Text without a word scores 0."""
+    """Shortness, in [0, 1): max(0, 1 - words / 40). Text without a word scores 0."""
     num_words = len(text.split())
     return max(0.0, 1.0 - num_words / CONCISE_LIMIT_WORDS) if num_words else 0.0
 
 
 def polite(text: str) -> float:
-    """How courteous the text is, in (-1, 1): tanh((courtesy markers - casual markers / 2) / 2).
+    """Courtesy, in (-1, 1): tanh((courtesy markers - casual markers / 2) / 2).
 
     "kind of" is a casual marker and no courtesy. Text with neither kind of marker scores 0.
     """

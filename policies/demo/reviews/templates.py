@@ -1,7 +1,7 @@
 """Sentence templates and adjectives of the review grammar, by register and level of satisfaction.
 
 A level is -2 (very bad) .. 2 (very good). Slots:
-  {item} {noun} {people} {visit}        of the domain
+  {item} {noun} {people} {visit}        words of the domain
   {aspect} {adjective}                  one aspect and an adjective of the sentence's level
   {other} {another}                     a second aspect and its adjective, of the same level
   {contrary}                            an adjective for {other} of the opposite level
@@ -41,7 +41,7 @@ VERDICTS: dict[Register, dict[int, tuple[str, ...]]] = {
         -2: ("very poor", "most unpleasant", "truly disappointing"),
     },
 }
-"""For the whole item; aspects take them too where the domain has no adjective of that level."""
+"""Adjectives of the whole item, and of aspects if the domain has no adjective of the level."""
 
 OPENINGS: dict[Register, dict[int, tuple[str, ...]]] = {
     "casual": {

@@ -46,7 +46,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 async def _tour(url: str) -> None:
-    # The key is not looked at: this server was started without one.
+    # The client needs some key; this server was started without one and ignores it.
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         print()
         await stream_example(client)

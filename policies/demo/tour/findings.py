@@ -61,7 +61,7 @@ def examples(answers: Mapping[Row, Answers]) -> str:
 
 
 def conclusion(answers: Mapping[Row, Answers]) -> str:
-    """What the table shows, said only where it does."""
+    """Sentences on what the table shows; a sentence that does not hold is left out."""
     best = _best(answers)
     sentences = []
     if all(best[name].name == name for name in OBJECTIVES):
@@ -84,7 +84,7 @@ def conclusion(answers: Mapping[Row, Answers]) -> str:
 
 
 def _clearly_higher(answers: Answers, others: Answers, objective: str) -> bool:
-    """Whether the mean reward is higher by more than two standard errors of the difference."""
+    """True if the mean reward is higher by more than two standard errors of the difference."""
     rewards, baseline = (
         [REWARDS[objective](text) for text in texts] for texts in (answers.texts, others.texts)
     )

@@ -27,7 +27,7 @@ OBJECTIVES = tuple(REWARDS)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
-    """One row of the table: a name and how a request asks for its weights."""
+    """One row of the table: a name, and the fields with which a request asks for its weights."""
 
     name: str
     model: str = MODEL
@@ -50,10 +50,10 @@ ROWS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What came back for one row."""
+    """The answers of one row."""
 
     weights: Mapping[str, float]
-    """The weights the server says it used."""
+    """The weights that the server reports to have used."""
     texts: Sequence[str]
     examples: Sequence[str]
     """Answers to one prompt that all rows share."""
@@ -90,7 +90,7 @@ async def stream_example(client: AsyncOpenAI) -> None:
     word = ""
     async for chunk in stream:
         word += (chunk.choices[0].delta.content or "") if chunk.choices else ""
-        # A word is complete, and may be placed on this line or the next, when a space follows it.
+        # A word is complete once a space follows it; then its place is this line or the next.
         while " " in word.lstrip():
             first, word = word.lstrip().split(" ", 1)
             column = _place(first, column)

@@ -27,7 +27,7 @@ STOP_TIMEOUT_S = 20
 
 
 class TourError(Exception):
-    """The tour cannot go on; the message is all there is to say."""
+    """An error that ends the tour; its message is shown without a traceback."""
 
 
 def prefmix_command() -> Path:
@@ -45,9 +45,9 @@ def serving(
     """Serves the demo policies; yields the URL once they answer, stops the server at the end.
 
     Args:
-      log: takes what the server prints.
-      flags: of `prefmix serve`, beside the port.
-      environment: of the server; None is this process's own.
+      log: file for the server's output.
+      flags: flags of `prefmix serve`, beside the port.
+      environment: environment of the server; None is that of this process.
     Raises: TourError if it does not start, or if a request fails inside.
     """
     port = _free_port()
@@ -57,7 +57,7 @@ def serving(
         stdout=log,
         stderr=subprocess.STDOUT,
         env=environment,
-        # Ctrl-C is for the tour, which then stops the server in its own time.
+        # Ctrl-C then reaches the tour only, which stops the server in order.
         start_new_session=True,
     )
     url = f"http://127.0.0.1:{port}"
@@ -105,7 +105,7 @@ def _last_lines(log: IO[str]) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server; by force, with the engine it started, if it does not go."""
+    """Ends the server; after a timeout by force, together with its engine."""
     process.terminate()
     try:
         process.wait(STOP_TIMEOUT_S)

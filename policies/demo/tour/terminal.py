@@ -1,4 +1,4 @@
-"""What the tour needs of a terminal: its width, and a line that shows progress."""
+"""Terminal output of the tour: the width of lines, and a line that shows progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def line_width() -> int:
 
 
 class Progress:
-    """One line that counts on a terminal; elsewhere it is printed once, when done."""
+    """A line that counts on a terminal; elsewhere it is printed once, at the end."""
 
     def __init__(self, text: str) -> None:
         self._text = text

@@ -1,4 +1,4 @@
-"""Model cards of the demo policies: every number in them comes from the build that wrote them."""
+"""Model cards of the demo policies; every number in them comes from the build that wrote them."""
 
 import textwrap
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ OBJECTIVES: dict[str, str] = {
     "concise": "short answers: max(0, 1 - words / 40)",
     "polite": "courtesy: tanh((courtesy markers - casual markers / 2) / 2)",
 }
-"""Objective -> what its reward counts; the code is policies/demo/reviews/rewards.py."""
+"""Objective -> the words that its reward counts; the code is policies/demo/reviews/rewards.py."""
 
 METHODS: dict[str, str] = {
     "dpo": "direct preference optimisation.",
@@ -23,7 +23,7 @@ METHODS: dict[str, str] = {
   optimisation on the pairs of clear reward gap, then RLOO, in place of the paper's PPO, on the
   prompts of the others, against the objective's own reward function.""",
 }
-"""Method of `prefmix train` -> what it did here."""
+"""Method of `prefmix train` -> its steps for the demo policy."""
 
 _HEADER = """---
 license: apache-2.0

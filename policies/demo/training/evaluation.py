@@ -14,7 +14,7 @@ from prefmix.policies.demo.training.sampling import sample_responses, score_resp
 from prefmix.policies.demo.training.tokenizer import chat_text
 
 _DIGITS = 4
-"""Every measured number is rounded once, here, so that cards and manifest agree."""
+"""Digits of every measured number, rounded once, so that cards and manifest agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ def measure(
     responses_per_prompt: int,
     seed: int,
 ) -> Measurement:
-    """Measures the log-linear mixture of some policies; one policy of weight 1 is that policy.
+    """Measures the log-linear mixture of some policies; a policy of weight 1 is measured alone.
 
     Args:
       policies: all policies by name, "reference" included; KL is reported to each.
-      weights: mixture weights of those that take part.
+      weights: mixture weights of the policies that take part.
     """
     contexts = [chat_text(p) for p in EVALUATION_PROMPTS for _ in range(responses_per_prompt)]
     responses = sample_responses(
@@ -79,7 +79,7 @@ def measure(
 
 
 def format_table(measurements: Mapping[str, Measurement]) -> str:
-    """Formats measurements as a Markdown table, one row a policy or mixture."""
+    """Formats measurements as a Markdown table, one row per policy or mixture."""
     policies = list(next(iter(measurements.values())).kl)
     header = ["policy", *REWARDS, "words", "grammatical", *(f"KL to {name}" for name in policies)]
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]

@@ -40,7 +40,7 @@ _CONFIG_FIELDS = (
     "bos_token_id",
     "eos_token_id",
 )
-"""What config.json states; the rest are Llama's defaults."""
+"""The values in config.json; all others are Llama's defaults."""
 
 
 def new_model(tokenizer: Tokenizer, *, seed: int) -> Any:
@@ -66,7 +66,7 @@ def new_model(tokenizer: Tokenizer, *, seed: int) -> Any:
 
 @torch.no_grad()
 def round_to_bfloat16(model: Any) -> None:
-    """Rounds every parameter in place to what the checkpoint can hold; compute stays float32."""
+    """Rounds every parameter in place to bfloat16 values; computation stays in float32."""
     for parameter in model.parameters():
         parameter.copy_(parameter.bfloat16().float())
 

@@ -1,8 +1,8 @@
 """Preference pairs for the demo's objectives: two responses of the reference policy to one prompt.
 
-Which of them is "chosen" is drawn from the Bradley-Terry law of their reward gap and not taken from
-its sign: the optimum of DPO is then a finite tilt of the reference policy, and its log ratio is
-close to linear in the reward.
+The chosen response is drawn from the Bradley-Terry law of the reward gap, not by the sign of the
+gap. The optimum of DPO is then a finite tilt of the reference policy, and its log ratio is close to
+linear in the reward.
 """
 
 import json
@@ -33,7 +33,7 @@ def draw_reference_responses(
     num_responses: int,
     seed: int,
 ) -> list[Response]:
-    """Draws responses to chat prompts, and to every fourth prompt without markup too."""
+    """Draws responses to all prompts as chats, and to every fourth prompt also without markup."""
     contexts = [chat_text(prompt) for prompt in prompts] + list(prompts[::4])
     repeated = [context for context in contexts for _ in range(num_responses)]
     return sample_responses([reference], tokenizer, repeated, seed=seed)
@@ -75,7 +75,7 @@ def draw_pairs(
 
 
 def sft_rows(responses: Sequence[Response]) -> list[dict[str, str]]:
-    """The responses as answers to stay close to."""
+    """The responses as SFT rows, which keep a policy close to the reference."""
     return [
         {"prompt": r.context, "completion": continuation_text(r.context, r.text)}
         for r in responses

@@ -1,4 +1,4 @@
-"""How the demo policies are trained from the reference: one by each method of `prefmix train`."""
+"""The recipes of the demo policies: each is trained by another method of `prefmix train`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,18 +8,18 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A method of `prefmix train` and its settings, files and seed aside."""
+    """A method of `prefmix train` and its settings, without files and seed."""
 
     method: str
     settings: Mapping[str, Any]
 
     @property
     def num_pairs(self) -> int:
-        """So many that each is seen once."""
+        """Number of pairs at which each pair is seen once."""
         return int(self.settings["steps"] * self.settings["batch_pairs"])
 
     def shortened(self, factor: int) -> "Recipe":
-        """With fewer steps."""
+        """The recipe with fewer steps."""
         fewer = {
             name: max(1, value // factor)
             for name, value in self.settings.items()
@@ -61,7 +61,7 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
 }
-"""Objective -> how its policy is trained."""
+"""Objective -> recipe of its policy."""
 
 
 def train(objective: str, recipe: Recipe, base: Path, data: Path, *, seed: int) -> Path:

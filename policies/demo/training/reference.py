@@ -1,4 +1,4 @@
-"""Supervised training of the reference policy on the grammar's reviews. Plain torch."""
+"""Supervised training of the reference policy on the grammar's reviews, in plain torch."""
 
 import random
 from collections.abc import Callable
@@ -29,7 +29,7 @@ _TOKENS_PER_EXAMPLE = 30
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
-    """How the reference policy is trained."""
+    """Settings of the reference policy's training."""
 
     num_steps: int = 5000
     batch_examples: int = 16
@@ -43,7 +43,7 @@ class ReferenceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """Token ids and, at each position, whether the token is to be learned."""
+    """Token ids and, for each position, True if the token is learned."""
 
     ids: tuple[int, ...]
     is_target: tuple[bool, ...]

@@ -1,4 +1,4 @@
-"""Draws responses from a policy or a log-linear mixture, and scores responses. Plain torch.
+"""Draws responses from a policy or a log-linear mixture, and scores responses, in plain torch.
 
 Shapes: N sequences, T tokens, V vocabulary, K policies. Log-probabilities are natural logs in
 float32, summed over the response and its end-of-sequence token.
@@ -28,7 +28,7 @@ class Response:
     """Response tokens, with the end-of-sequence token unless the length limit came first."""
     text: str
     logprob: float
-    """Under the policy or mixture that drew it."""
+    """Log-probability under the policy or mixture that drew the response."""
 
 
 @torch.no_grad()
@@ -40,9 +40,9 @@ def sample_responses(
     seed: int,
     weights: Sequence[float] = (1.0,),
 ) -> list[Response]:
-    """Draws one response a context at temperature 1, in the order of the contexts.
+    """Draws one response per context at temperature 1, in the order of the contexts.
 
-    Each token comes from softmax(sum_k weights[k] * logits_k), the mixture as it is served.
+    Each token is drawn from softmax(sum_k weights[k] * logits_k), the served mixture.
 
     Args:
       policies: K models over one vocabulary.
@@ -53,7 +53,7 @@ def sample_responses(
     all_ids = [tuple(encoding.ids) for encoding in tokenizer.encode_batch(list(contexts))]
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, ids in enumerate(all_ids):
-        by_length[len(ids)].append(index)  # equal lengths need neither padding nor masks
+        by_length[len(ids)].append(index)  # contexts of equal length need neither padding nor masks
     responses: dict[int, Response] = {}
     for length in sorted(by_length):
         for start in range(0, len(by_length[length]), _BATCH_ROWS):

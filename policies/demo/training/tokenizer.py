@@ -1,4 +1,4 @@
-"""The tokenizer of the demo policies, its chat template, and how text becomes token ids.
+"""The tokenizer of the demo policies, and its chat template.
 
 Byte-level BPE trained on the reviews: nearly every word is one token, and any other text still
 encodes byte by byte.
@@ -17,10 +17,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS: tuple[str, ...] = (PAD, BOS, EOS, SYSTEM, USER, ASSISTANT)
-"""Their ids are their positions here: pad 0, bos 1, eos 2, ..."""
+"""Special tokens in the order of their ids: pad 0, bos 1, eos 2, ..."""
 
 VOCABULARY_SIZE = 1400
-"""Upper limit; training stops earlier when every word of the corpus is one token."""
+"""Largest vocabulary; training stops earlier once every word of the corpus is one token."""
 MAX_LENGTH_TOKENS = 1024
 
 CHAT_TEMPLATE = (
@@ -53,20 +53,20 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def chat_text(prompt: str, *, system: str = "") -> str:
-    """What the chat template renders for one user message with a generation prompt."""
+    """One user message with a generation prompt, as the chat template renders it."""
     before = f"{SYSTEM}{system}" if system else ""
     return f"{BOS}{before}{USER}{prompt}{ASSISTANT}"
 
 
 def continuation_text(context: str, answer: str) -> str:
-    """An answer as it continues a context: directly after chat markup, after a space elsewhere."""
+    """An answer that continues a context: directly after chat markup, else after a space."""
     return answer if context.endswith(ASSISTANT) or not context else f" {answer}"
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json.
 
-    Written by hand and not by transformers, whose version 5 names a tokenizer class that
+    transformers does not write these files, because its version 5 names a tokenizer class that
     version 4 cannot read.
     """
     special = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
