@@ -1,0 +1,345 @@
+"""`prefmix.Mixture` on real engines: both layouts, against transformers."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prefmix import Mixture
+from prefmix.mixing.simplex import weights_from_preferences
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.server.http.errors import RequestError
+from prefmix.weights.engines.local import EngineError
+from prefmix.weights.store.format import dump
+from prefmix.weights.store.profiles import build_profile_set
+from support.engines import AdaptedBase, model_of
+from support.exactness import TOLERANCE_NATS, Job, Oracle, random_jobs
+from support.tiny_policies import VOCAB_SIZE
+
+ENGINE: dict[str, Any] = {"dtype": torch.float32, "enforce_eager": True, "max_num_seqs": 48}
+CHAT = [{"role": "user", "content": "the weights"}]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A mixture, and the full checkpoints that its members are."""
+
+    mix: Mixture
+    folders: list[Path]
+
+    def oracle(self) -> Oracle:
+        """The members in transformers, in weight order."""
+        return Oracle(self.folders)
+
+    def vector(self, weights: dict[str, float]) -> tuple[float, ...]:
+        """Weights by name as a vector."""
+        return weights_from_preferences(weights, self.mix.spec)
+
+
+def full_checkpoints(folder: Path, policies: list[Path]) -> Served:
+    """A file that a store and two keywords override."""
+    one, two, three = policies
+    config = folder / "serve.yaml"
+    config.write_text(
+        f"policies: {{one: {one}, two: {two}}}\n"
+        f"reference: {{three: {three}}}\n"
+        "profiles: {lost: {one: 1}}\n"
+        "engine: {max-model-len: 64, dtype: bfloat16}\n"
+    )
+    spec = MixtureSpec(
+        policies=(Policy(name="one", model=str(one)), Policy(name="two", model=str(two))),
+        reference=Policy(name="three", model=str(three)),
+    )
+    profiles = {"kind": {"one": 1, "two": 3}, "own": {"two": 1}}
+    store = folder / "weights.json"
+    store.write_text(dump(build_profile_set(profiles, spec, version=4)))
+    mix = Mixture(config=config, weights_store=store, max_model_len=256, **ENGINE)
+    assert mix.spec == spec
+    return Served(mix=mix, folders=policies)
+
+
+def shared_trunk(adapted: AdaptedBase) -> Served:
+    """Everything from keywords; affine."""
+    first, second = adapted.adapters[:2]
+    mix = Mixture(
+        base=adapted.base,
+        adapters={first.name: first, second.name: {"model": str(second)}},
+        reference={"reference": str(adapted.base)},
+        weight_space="affine",
+        profiles={"away": {first.name: 1.5, second.name: -0.25}},
+        max_model_len=256,
+        **ENGINE,
+    )
+    return Served(mix=mix, folders=[*adapted.merged[:2], adapted.base])
+
+
+@pytest.fixture(scope="module", params=["full checkpoints", "shared trunk"])
+def served(
+    request: pytest.FixtureRequest,
+    policies: list[Path],
+    adapted: AdaptedBase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Served]:
+    """One after the other: the second starts where the first was closed."""
+    if request.param == "shared trunk":
+        made = shared_trunk(adapted)
+    else:
+        made = full_checkpoints(tmp_path_factory.mktemp("python"), policies)
+    llm = weakref.ref(made.mix.llm)
+    with made.mix:
+        yield made
+    gc.collect()
+    assert llm() is None, "a closed mixture keeps its engine"
+    made.mix.close()
+    assert "closed" in repr(made.mix)
+    for use in (lambda: made.mix.generate("the"), lambda: made.mix.score("a", "b")):
+        with pytest.raises(ValueError, match="this Mixture is closed"):
+            use()
+
+
+def sampling(**settings: Any) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(**{"temperature": 1.0, "logprobs": 0, "ignore_eos": True, **settings})
+
+
+def jobs_of(served: Served) -> tuple[list[Job], list[dict[str, float]]]:
+    """Requests with weights of their own, on the simplex or beyond."""
+    names = served.mix.spec.member_names
+    jobs = random_jobs(12, num_members=len(names), vocab_size=VOCAB_SIZE, seed=1, longest=60)
+    if served.mix.spec.weight_space == "affine":
+        jobs = [
+            Job(
+                prompt=job.prompt,
+                weights=(1.5 * job.weights[0], -0.5 * job.weights[1], 0.0),
+                max_tokens=job.max_tokens,
+                seed=job.seed,
+            )
+            for job in jobs
+        ]
+        jobs = [
+            Job(
+                prompt=job.prompt,
+                weights=(*job.weights[:2], 1 - sum(job.weights[:2])),
+                max_tokens=job.max_tokens,
+                seed=job.seed,
+            )
+            for job in jobs
+        ]
+    return jobs, [dict(zip(names, job.weights, strict=True)) for job in jobs]
+
+
+def test_each_prompt_is_drawn_from_its_own_mixture(served: Served) -> None:
+    """Weights and sampling parameters a prompt, n > 1, token ids; the caller's objects stay."""
+    jobs, weights = jobs_of(served)
+    params = [sampling(max_tokens=job.max_tokens, seed=job.seed, n=2) for job in jobs]
+    before = copy.deepcopy(params)
+    outputs = served.mix.generate([list(job.prompt) for job in jobs], params, weights=weights)
+    assert params == before
+    assert {len(output.outputs) for output in outputs} == {2}
+    assert served.oracle().worst_error(jobs, outputs) < TOLERANCE_NATS
+    for output, job in zip(outputs, jobs, strict=True):
+        assert tuple(output.preference_weights.values()) == pytest.approx(job.weights)
+        assert output.preference_profile == "custom"
+        assert output.outputs[0].preference_attribution is None
+
+
+def test_profiles_come_from_the_store_or_the_keywords(served: Served) -> None:
+    mix = served.mix
+    first, second = mix.policies
+    if mix.spec.base is None:
+        assert mix.profiles["kind"] == {first: 0.25, second: 0.75, mix.reference: 0.0}
+        assert mix.default_profile == "kind"
+        asked: list[str | None] = ["own", None]
+    else:
+        assert mix.profiles["away"] == {first: 1.5, second: -0.25, mix.reference: -0.25}
+        asked = ["away", None]
+    params = sampling(max_tokens=5, seed=3)
+    prompts = ["the weights are", {"prompt": "the"}]
+    outputs = mix.generate(prompts, params, profile=asked)
+    for output, name in zip(outputs, asked, strict=True):
+        name = name or mix.default_profile
+        assert output.preference_profile == name
+        assert output.preference_weights == mix.profiles[name]
+    by_hand = [mix.profiles[name or mix.default_profile] for name in asked]
+    same = mix.generate(prompts, [params, params], weights=by_hand)
+    assert [each.outputs[0].token_ids for each in outputs] == [
+        each.outputs[0].token_ids for each in same
+    ]
+
+
+def logprob(completion: Any) -> float:
+    return float(completion.cumulative_logprob)
+
+
+def test_scores_are_what_each_policy_alone_gives(served: Served) -> None:
+    """Against transformers, against `fit`'s own scores, and against one-hot mixtures."""
+    mix, oracle = served.mix, served.oracle()
+    names = mix.spec.member_names
+    prompt = [5, 7, 11]
+    drawn = [
+        mix.generate(prompt, sampling(max_tokens=6, seed=1), weights={name: 1, **rest})[0]
+        for name in names
+        for rest in ({} if mix.spec.weight_space == "simplex" or name == names[-1] else {},)
+    ]
+    completions = [output.outputs[0] for output in drawn]
+    scores = mix.score(prompt, completions)
+    by_token = mix.score([prompt] * len(names), [c.token_ids for c in completions], by_token=True)
+    for own, completion, row, rows in zip(names, completions, scores, by_token, strict=True):
+        tokens = tuple(completion.token_ids)
+        assert row[own] == pytest.approx(logprob(completion), abs=1e-3)
+        assert list(row) == list(names)
+        for index, name in enumerate(names):
+            weights = np.eye(len(names))[index]
+            after = oracle.logprobs((*prompt, *tokens), weights)[len(prompt) - 1 :]
+            truth = [after[step, token].item() for step, token in enumerate(tokens)]
+            assert rows[name] == pytest.approx(truth, abs=1e-3)
+            assert row[name] == pytest.approx(sum(truth), abs=1e-3)
+            pair = (tuple(prompt), tokens)
+            assert mix.engine.score([pair], weights.tolist()) == pytest.approx([row[name]])
+
+
+def test_text_and_messages_are_scored_as_they_are_served(served: Served) -> None:
+    """A string after a string, and after a conversation as `chat` writes it."""
+    mix = served.mix
+    params = sampling(max_tokens=4, seed=2)
+    output = mix.chat(CHAT, params, attribution="tokens")[0]
+    (as_chat,) = mix.score(CHAT, output.outputs[0])
+    ids = list(output.prompt_token_ids)
+    assert mix.score([CHAT], [list(output.outputs[0].token_ids)]) == [as_chat]
+    assert mix.score(ids, output.outputs[0]) == [as_chat]
+    text = mix.generate("the weights", params)[0]
+    spelt = mix.llm.get_tokenizer().encode("the weights are")[len(text.prompt_token_ids) :]
+    assert mix.score("the weights", " are") == mix.score(list(text.prompt_token_ids), [spelt])
+    turn = mix.score([CHAT], [{"role": "assistant", "content": "are"}], by_token=True)[0]
+    assert len(turn[mix.policies[0]]) >= 1
+
+
+def test_attribution_has_the_figures_of_each_policy(served: Served) -> None:
+    """Log-probabilities by policy, measured while sampling, are those that scoring gives."""
+    mix = served.mix
+    first, second = mix.policies
+    weights = {first: 0.3, second: 0.7}
+    params = sampling(max_tokens=7, seed=4, n=3)
+    outputs = mix.generate(["the", "weights are"], params, weights=weights, attribution="tokens")
+    for output in outputs:
+        ids = list(output.prompt_token_ids)
+        scored = mix.score(ids, output.outputs, by_token=True)
+        for completion, rows in zip(output.outputs, scored, strict=True):
+            found = completion.preference_attribution
+            assert found["num_tokens"] == 7
+            assert found["mean_logprob"] == pytest.approx(logprob(completion) / 7, abs=1e-3)
+            for name in (first, second):
+                means = found["policies"][name]
+                assert means["mean_logprob"] == pytest.approx(np.mean(rows[name]), abs=1e-3)
+                tokens = [token["logprobs"][name] for token in found["tokens"]]
+                assert tokens == pytest.approx(rows[name], abs=1e-3)
+            assert found["policies"][mix.reference]["mean_kl"] is None
+    plain = mix.generate("the", params, weights=weights, attribution=True)[0].outputs[0]
+    assert "tokens" not in plain.preference_attribution
+
+
+def test_what_the_server_refuses_is_refused_in_its_words(served: Served) -> None:
+    mix = served.mix
+    first, second = mix.policies
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"weights": {"tow": 1}}, "preference_weights: unknown policy 'tow'; this mixture has: "),
+        ({"weights": {}}, "no policy is named"),
+        ({"weights": {first: 1}, "profile": mix.default_profile}, "were both given"),
+        ({"profile": "sly"}, "preference_profile 'sly' does not exist; the profiles are: "),
+        ({"weights": [{first: 1}]}, "weights has 1 entries, for 2 prompts"),
+        ({"profile": ["x"] * 3}, "profile has 3 entries, for 2 prompts"),
+        ({"weights": [{first: 1}, {first: "x"}]}, "prompt 1: .* 'x', expected a number"),
+        ({"sampling_params": [sampling()] * 3}, "sampling_params has 3 entries"),
+        ({"sampling_params": 7}, "sampling_params is 7"),
+        ({"attribution": 2}, "preference_attribution is 2"),
+    ]
+    for given, message in refusals:
+        with pytest.raises(RequestError, match=message):
+            mix.generate(["a", "b"], **given)
+    with pytest.raises(TypeError, match="candidates"):
+        mix.generate(["a"], candidates=4)
+    with pytest.raises(RuntimeError, match="another Mixture is open"):
+        Mixture(policies={"one": served.folders[0]})
+    assert mix.generate([], weights={first: 1}) == mix.chat([]) == mix.score([], []) == []
+    assert not mix.llm.llm_engine.has_unfinished_requests()
+
+
+def test_weights_may_be_numbers_of_numpy(served: Served) -> None:
+    first, second = served.mix.policies
+    weights = {first: np.float32(0.25), second: np.float64(0.75)}
+    output = served.mix.generate("the", sampling(max_tokens=1), weights=weights)[0]
+    assert output.preference_weights == {first: 0.25, second: 0.75, served.mix.reference: 0.0}
+
+
+def test_grammars_and_progress_bars_are_vllms(served: Served) -> None:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    bars: list[int] = []
+
+    class Bar:
+        postfix = ""
+
+        def __init__(self, *_: Any, total: int | None = None, **__: Any) -> None:
+            bars.append(total or 0)
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(())
+
+        def update(self, *_: Any) -> None: ...
+
+        refresh = close = update
+
+    params = sampling(
+        max_tokens=20,
+        ignore_eos=False,
+        structured_outputs=StructuredOutputsParams(choice=["weights are", "the"]),
+    )
+    before = copy.deepcopy(params)
+    texts = {output.outputs[0].text for output in served.mix.generate(["a", "b"], params)}
+    assert texts <= {"weights are", "the"}
+    assert params == before
+    assert served.mix.generate
+
+
+def test_a_call_that_is_interrupted_leaves_nothing_behind(served: Served) -> None:
+    """The next call answers its own prompts only."""
+
+    def interrupted(iterable: Any = None, **_: Any) -> Any:
+        if iterable is not None:
+            return iterable
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        served.mix.generate(["a", "b"], sampling(max_tokens=3), use_tqdm=interrupted)
+    assert len(served.mix.generate("the", sampling(max_tokens=3))) == 1
+
+
+def test_a_policy_without_numbers_is_named(served: Served) -> None:
+    mix = served.mix
+    first, second = mix.policies
+    parameters = dict(model_of(mix.llm).named_parameters())
+    if mix.spec.base is None:
+        name = next(name for name in parameters if "members.1" in name and "norm" in name)
+    else:
+        name = next(name for name in parameters if "lora" in name.lower())
+    spoilt: Sequence[torch.Tensor] = [parameters[name]]
+    kept = [each.detach().clone() for each in spoilt]
+    try:
+        for each in spoilt:
+            each.data.fill_(torch.nan)
+        with pytest.raises(EngineError, match=f"{second}.*computed NaN"):
+            mix.generate(["a", "the"], sampling(max_tokens=2), weights={first: 1, second: 1})
+        assert mix.generate("the", sampling(max_tokens=2), weights={first: 1})
+    finally:
+        for each, original in zip(spoilt, kept, strict=True):
+            each.data.copy_(original)
