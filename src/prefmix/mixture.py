@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 
 from prefmix.mixture_keywords import check_keywords, describe
 from prefmix.process_engine import ProcessEngine
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from prefmix.mixing.spec import MixtureSpec, WeightSpace
     from prefmix.weights.engines.local import LocalEngine
+
+    Sampling: TypeAlias = SamplingParams | Mapping[str, Any]
 
 Model = str | PathLike[str] | Mapping[str, Any]
 Weights = Mapping[str, float]
@@ -148,7 +150,7 @@ class Mixture:
     def generate(
         self,
         prompts: Any,
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: Sampling | Sequence[Sampling | None] | None = None,
         *,
         weights: Weights | Sequence[Weights | None] | None = None,
         profile: str | Sequence[str | None] | None = None,
@@ -163,7 +165,8 @@ class Mixture:
 
         Args:
           prompts: as `vllm.LLM.generate` takes them: strings, token ids, vLLM's dictionaries.
-          sampling_params: vLLM's, one for all prompts or one for each; they are not changed.
+          sampling_params: vLLM's, or dictionaries of their arguments; one for all prompts, or a
+            list with one for each. They are not changed.
           weights: {policy: number} for all prompts, or a list with one for each.
           profile: the name of a profile instead, in the same way.
           attribution: True, or "tokens" for every token: which policy carried an answer, the
@@ -188,7 +191,7 @@ class Mixture:
     def chat(
         self,
         messages: Any,
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: Sampling | Sequence[Sampling | None] | None = None,
         *,
         weights: Weights | Sequence[Weights | None] | None = None,
         profile: str | Sequence[str | None] | None = None,

@@ -59,50 +59,39 @@ def prompt_parameters(
 
     Args:
       num_prompts: N.
-      sampling_params: vLLM's, None, one or N.
-      default: makes those of prompts that have none.
-      weights: {policy: number}, None, or N of these.
-      profile: a name, None, or N of these.
+      sampling_params: vLLM's, a dictionary of their arguments or None; one or N of these.
+      default: makes the sampling parameters of a prompt that has none.
+      weights: {policy: number} or None; one or N of these.
+      profile: a name or None; one or N of these.
       attribution: of the call.
       spec: the mixture.
       profiles: the profiles in force.
     Raises: RequestError in the server's words.
     """
-    if sampling_params is None:
-        sampling_params = default()
     given_N = _each(sampling_params, num_prompts, name="sampling_params")
     weights_N = _each(weights, num_prompts, name="weights")
     profile_N = _each(profile, num_prompts, name="profile")
-    copies: dict[int, SamplingParams] = {}
+    is_by_prompt = _is_list(weights) or _is_list(profile)
+    own = {id(given): _own_copy(given, default) for given in given_N}
     found = []
-    for index in range(num_prompts):
-        given = given_N[index]
-        _check_sampling_params(given)
+    for index, (given, each, name) in enumerate(zip(given_N, weights_N, profile_N, strict=True)):
+        # vLLM makes a deep copy before it changes anything but plain fields.
+        params = copy.copy(own[id(given)])
         preferences = Preferences(
-            weights=_numbers(weights_N[index]),
-            profile=profile_N[index],
-            extra_args=given.extra_args,
+            weights=_plain_numbers(each), profile=name, extra_args=params.extra_args
         )
         try:
             resolution = resolve(
                 preferences, spec=spec, profiles=profiles, model_names=(MODEL_NAME,)
             )
         except RequestError as error:
-            if num_prompts == 1 or not (_is_list(weights) or _is_list(profile)):
-                raise
-            message = f"prompt {index}: {error}"
+            message = f"prompt {index}: {error}" if is_by_prompt else str(error)
             raise RequestError(message, param=error.param, reason=error.reason) from None
-        # A deep copy for each object given, and a shallow one of that for each prompt: vLLM makes
-        # another before it changes anything but plain fields.
-        if id(given) not in copies:
-            copies[id(given)] = given.clone()
-        params = copy.copy(copies[id(given)])
         key = attribution.next_key() if attribution.is_wanted else None
-        extra_args = {**(given.extra_args or {}), **to_extra_args(resolution.weights)}
-        extra_args.pop(MEASURE_KEY, None)
+        params.extra_args = {**(params.extra_args or {}), **to_extra_args(resolution.weights)}
+        params.extra_args.pop(MEASURE_KEY, None)
         if key is not None:
-            extra_args[MEASURE_KEY] = key
-        params.extra_args = extra_args
+            params.extra_args[MEASURE_KEY] = key
         found.append(
             PromptParameters(resolution=resolution, sampling_params=params, measured_as=key)
         )
@@ -127,18 +116,27 @@ def _each(value: Any, num_prompts: int, *, name: str) -> Sequence[Any]:
     return entries
 
 
-def _check_sampling_params(given: object) -> None:
+def _own_copy(given: object, default: Callable[[], SamplingParams]) -> SamplingParams:
+    """Sampling parameters that may be changed."""
     from vllm import SamplingParams
 
+    if given is None:
+        return default()
+    if isinstance(given, Mapping):
+        try:
+            return SamplingParams(**given)
+        except TypeError as error:
+            raise RequestError(f"sampling_params: {error}", param="sampling_params") from None
     if not isinstance(given, SamplingParams):
         raise RequestError(
-            f"sampling_params is {short_repr(given)}; expected vllm.SamplingParams, or a list of "
-            "them",
+            f"sampling_params is {short_repr(given)}; expected vllm.SamplingParams, or a "
+            "dictionary of its arguments, or a list of these",
             param="sampling_params",
         )
+    return given.clone()
 
 
-def _numbers(weights: object) -> object:
+def _plain_numbers(weights: object) -> object:
     """Numbers of other libraries, such as numpy.float32, as Python's."""
     if not isinstance(weights, Mapping):
         return weights
