@@ -1,0 +1,30 @@
+"""A stand-in for vLLM, which the unit tests do without."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+class SamplingParams:
+    """As far as the Python interface looks at them."""
+
+    def __init__(self, *, max_tokens: int = 16, extra_args: dict[str, Any] | None = None) -> None:
+        self.max_tokens = max_tokens
+        self.extra_args = extra_args
+
+    def clone(self) -> SamplingParams:
+        return copy.deepcopy(self)
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> type[SamplingParams]:
+    """`from vllm import SamplingParams` in the code under test gives the stand-in."""
+    module = ModuleType("vllm")
+    module.SamplingParams = SamplingParams  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return SamplingParams

@@ -1,0 +1,118 @@
+"""A call of vLLM: what is noted on its outputs, and what an interrupted one leaves."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prefmix.mixing.batch import statistics
+from prefmix.mixing.wire import to_stop_reason
+from prefmix.prompt_parameters import PromptParameters
+from prefmix.prompt_run import MAX_ATTRIBUTED, run_prompts
+from prefmix.server.api.attribution import Attribution, describe
+from prefmix.server.api.resolve import Resolution
+from prefmix.server.http.errors import RequestError
+from prefmix.weights.engines.local import EngineError
+
+RESOLUTION = Resolution(
+    weights=(0.25, 0.75), profile="kind", version=1, model="prefmix", member_names=("a", "b")
+)
+ROW = [0.0, 1.0, -0.5, 0.1, 0.2, -0.3, -0.6, 1.0, 0.0]
+"""Figures of one token: log Z, entropy, log-probability, then KL, log-probability, agreement."""
+
+
+class FakeLLM:
+    """Answers RPC calls; remembers what is aborted."""
+
+    def __init__(self, figures: dict[str, dict[str, list[list[float]]]] | None = None) -> None:
+        self.figures = figures or {}
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.aborted: list[str] = []
+        self.llm_engine = SimpleNamespace(
+            output_processor=SimpleNamespace(request_states={"7-x": object()}),
+            abort_request=lambda ids, internal: self.aborted.extend(ids),
+        )
+
+    def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        self.calls.append((method, args))
+        return [{}, self.figures.get(args[0], {})] if method == "prefmix_take_request" else [None]
+
+
+def output(*stop_reasons: Any) -> Any:
+    completions = [
+        SimpleNamespace(index=index, stop_reason=reason)
+        for index, reason in enumerate(stop_reasons)
+    ]
+    return SimpleNamespace(outputs=completions)
+
+
+def bound(attribution: Attribution) -> PromptParameters:
+    key = attribution.next_key() if attribution.is_wanted else None
+    params: Any = object()
+    return PromptParameters(resolution=RESOLUTION, sampling_params=params, measured_as=key)
+
+
+def run(llm: Any, call: Any, parameters: list[PromptParameters], wish: Attribution) -> list[Any]:
+    return run_prompts(llm, call, parameters, wish)
+
+
+def test_outputs_say_what_they_were_drawn_with() -> None:
+    wish = Attribution(None)
+    llm, parameters = FakeLLM(), [bound(wish)]
+    answer = output(None)
+
+    def call(*, sampling_params: list[Any]) -> list[Any]:
+        assert sampling_params == [parameters[0].sampling_params]
+        return [answer]
+
+    assert run(llm, call, parameters, wish) == [answer]
+    assert answer.preference_weights == {"a": 0.25, "b": 0.75}
+    assert answer.preference_profile == "kind"
+    assert answer.outputs[0].preference_attribution is None
+    assert llm.calls == []
+
+
+def test_attribution_finds_each_completion() -> None:
+    """vLLM puts the number of a sample before the request's id, if there are several."""
+    wish = Attribution("tokens")
+    parameters = [bound(wish), bound(wish)]
+    first, second = (str(each.measured_as) for each in parameters)
+    llm = FakeLLM({first: {"0-ab": [ROW]}, second: {"1_1-cd": [ROW, ROW], "0_1-cd": [ROW]}})
+    found = run(llm, lambda **_: [output(None), output(None, "x", None)], parameters, wish)
+    weights = {"a": 0.25, "b": 0.75}
+    assert [each.preference_attribution for each in (*found[0].outputs, *found[1].outputs)] == [
+        describe([ROW], weights, by_token=True),
+        describe([ROW], weights, by_token=True),
+        describe([ROW, ROW], weights, by_token=True),
+        None,
+    ]
+    assert llm.calls[0] == ("prefmix_observe", (0,))
+
+
+def test_a_failed_policy_is_named() -> None:
+    wish = Attribution(None)
+    failed = [output(None), output(None, to_stop_reason(["b"]))]
+    with pytest.raises(EngineError, match="b computed NaN or infinity"):
+        run(FakeLLM(), lambda **_: failed, [bound(wish), bound(wish)], wish)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_requests_of_a_call_that_ends_early_are_taken_back(error: type[BaseException]) -> None:
+    llm, wish = FakeLLM(), Attribution(None)
+
+    def call(**_: Any) -> Any:
+        raise error
+
+    with pytest.raises(error):
+        run(llm, call, [bound(wish)], wish)
+    assert llm.aborted == ["7-x"]
+
+
+def test_attribution_is_bounded_by_what_the_engine_keeps() -> None:
+    assert MAX_ATTRIBUTED == statistics._MAX_REQUESTS
+    wish = Attribution(True)
+    parameters = [bound(wish)] * (MAX_ATTRIBUTED + 1)
+    with pytest.raises(RequestError, match=f"a call answers it for up to {MAX_ATTRIBUTED}"):
+        run(FakeLLM(), lambda **_: [], parameters, wish)
