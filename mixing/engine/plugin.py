@@ -15,7 +15,7 @@ def register() -> None:
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    from prefmix.mixing.engine.admission import MixtureConfig
+    from prefmix.mixing.engine.config_hook import MixtureConfig
     from prefmix.mixing.workarounds import apply_in_process
 
     apply_in_process()

@@ -22,7 +22,8 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 
 from prefmix.mixing.checkpoints.lora import Adapter, AdapterError, Factors
 from prefmix.mixing.kernels.operators import operator
-from prefmix.mixing.models.stacked_attention import Stack
+from prefmix.mixing.models.joined_lora import JoinedFactors, join_factors
+from prefmix.mixing.models.stack import Stack
 
 
 class AdapterLinearMethod(QuantizeMethodBase):
@@ -138,55 +139,6 @@ def _add_updates(
 _add_updates_operator = operator(
     "add_updates", _add_updates, cuda=_add_updates, fake=lambda *_: None, changes=["out"]
 )
-
-
-class JoinedFactors:
-    """The CPU's way: every lora_A is part of the layer's own matrix, every lora_B of one more.
-
-    Small batched products cost their call on a CPU. One product with [W; A_1 ... A_K] gives each
-    row the layer's output and every adapter's low-rank input; the foreign ones are cleared before
-    one product with [B_1 ... B_K] adds the row's own update.
-    """
-
-    def __init__(
-        self, inner: UnquantizedLinearMethod, up: nn.Module, stack: Stack, *, rank: int
-    ) -> None:
-        """Args:
-        inner: multiplies by a module's `weight`, which it has repacked.
-        up: has the [out, K * R] weight of all lora_B.
-        rank: R.
-        """
-        self._inner = inner
-        self._up = up
-        self._stack = stack
-        self._rank = rank
-
-    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """As AdapterLinearMethod.apply."""
-        num_low = self._stack.num_adapters * self._rank
-        joined: torch.Tensor = self._inner.apply(layer, x, None)
-        out, low = joined.split([joined.shape[-1] - num_low, num_low], dim=-1)  # type: ignore[no-untyped-call]
-        own = self._stack.owners(x.shape[0])[:, :, None]
-        places = (x.shape[0], self._stack.num_adapters, self._rank)
-        low = torch.where(own, low.reshape(places), 0.0).reshape(low.shape)
-        out = out + self._inner.apply(self._up, low, None)
-        return out if bias is None else out + bias.to(out.dtype)
-
-
-def join_factors(layer: Any, inner: UnquantizedLinearMethod, stack: Stack) -> JoinedFactors | None:
-    """Moves a loaded layer's adapters into its own matrix; None where they would outgrow it."""
-    a_KIR, b_KRO = layer.adapters_a.data, layer.adapters_b.data
-    num_low = a_KIR.shape[0] * a_KIR.shape[2]
-    if num_low > min(layer.weight.shape):
-        return None
-    down = a_KIR.transpose(1, 2).reshape(num_low, -1)
-    layer.weight = nn.Parameter(torch.cat([layer.weight.data, down]), requires_grad=False)
-    up = nn.Module()
-    up.weight = nn.Parameter(b_KRO.reshape(num_low, -1).T.contiguous(), requires_grad=False)
-    inner.process_weights_after_loading(up)
-    for name in ("adapters_a", "adapters_b"):
-        delattr(layer, name)
-    return JoinedFactors(inner, up, stack, rank=a_KIR.shape[2])
 
 
 def adapt_linears(

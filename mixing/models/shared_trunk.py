@@ -37,16 +37,13 @@ from vllm.model_executor.model_loader.utils import initialize_model
 
 from prefmix.mixing.checkpoints.lora import read_adapter
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
+from prefmix.mixing.models.joined_attention import JoinedAttention
 from prefmix.mixing.models.lm_heads import is_linear
 from prefmix.mixing.models.loading import member_vllm_config
 from prefmix.mixing.models.lora_linears import adapt_linears
 from prefmix.mixing.models.sizes import parameter_bytes
-from prefmix.mixing.models.stacked_attention import (
-    JoinedAttention,
-    Stack,
-    attention_per_member,
-    stack_attention,
-)
+from prefmix.mixing.models.stack import Stack
+from prefmix.mixing.models.stacked_attention import attention_per_member, stack_attention
 
 logger = init_logger(f"vllm.{__name__}")
 

@@ -47,12 +47,14 @@ TRAIN_ENTRIES = {
 
 VLLM_AT_TOP = {
     "prefmix.mixing.batch.weights_v2",
-    "prefmix.mixing.engine.admission",
+    "prefmix.mixing.engine.config_hook",
     "prefmix.mixing.engine.member_checks",
     "prefmix.mixing.engine.scheduler",
     "prefmix.mixing.models.attention_metadata",
     "prefmix.mixing.models.base",
     "prefmix.mixing.models.full_checkpoints",
+    "prefmix.mixing.models.joined_attention",
+    "prefmix.mixing.models.joined_lora",
     "prefmix.mixing.models.lm_heads",
     "prefmix.mixing.models.loading",
     "prefmix.mixing.models.lora_linears",

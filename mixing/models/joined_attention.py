@@ -1,0 +1,129 @@
+"""One attention a layer for the rows of all members of a shared trunk. On a CPU only.
+
+vLLM 0.32 cuts all KV caches from one piece of memory, on a CPU layer by layer. So the caches of a
+layer's members are one cache with more blocks, in which attention finds each member's requests as
+so many further requests.
+
+Shapes: R_m rows of member m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context, override_forward_context
+
+from prefmix.mixing.models.attention_metadata import Part, metadata_builder, metadata_of
+from prefmix.mixing.models.stacked_attention import StackedAttention
+
+
+class JoinedAttention:
+    """One attention a layer for all members' rows, any number of them. On a CPU only."""
+
+    def __init__(self, stacked: Sequence[StackedAttention], vllm_config: VllmConfig) -> None:
+        self._stacked = stacked
+        self._vllm_config = vllm_config
+        self._layers = {each.joined.layer_name: each.joined for each in stacked}
+        self._groups: list[_Alike] | None = None
+
+    @contextmanager
+    def running(
+        self, members: Sequence[int], tokens: Sequence[torch.Tensor] | None
+    ) -> Iterator[None]:
+        """Inside, attention expects the rows of these members, one after the other.
+
+        Args:
+          tokens: by running member int64 [R_m], those of the step's tokens that it runs; None: all.
+        """
+        context = get_forward_context()
+        layers = {**context.no_compile_layers, **self._layers}
+        if not context.attn_metadata:  # profiling, warm-up
+            with override_forward_context(replace(context, no_compile_layers=layers)):
+                yield
+            return
+        if self._groups is None:
+            self._groups = self._join_caches(context.attn_metadata)
+        metadata, slots = {}, {}
+        for group in self._groups:
+            parts = [
+                Part(
+                    context.attn_metadata[group.names[member]],
+                    None if tokens is None else tokens[place],
+                    group.first_blocks[member],
+                )
+                for place, member in enumerate(members)
+            ]
+            together = metadata_of(parts, group.builder)
+            metadata.update(dict.fromkeys(group.joined, together))
+            slots.update(dict.fromkeys(group.joined, together.slot_mapping))
+        joined = replace(
+            context, attn_metadata=metadata, slot_mapping=slots, no_compile_layers=layers
+        )
+        with override_forward_context(joined):
+            yield
+
+    def _join_caches(self, metadata: Mapping[str, Any]) -> list[_Alike]:
+        """Gives each joined layer its members' caches as one; layers with the same place in the
+        same metadata are of one group."""
+        alike: dict[Any, list[StackedAttention]] = {}
+        for each in self._stacked:
+            caches = [layer.kv_cache for layer in each.layers]
+            cache, first_blocks = join_caches(caches)
+            each.joined.__dict__.update(
+                {**each.layers[0].__dict__, "layer_name": each.joined.layer_name},
+                kv_cache=cache,
+            )
+            steps = tuple(id(metadata[layer.layer_name]) for layer in each.layers)
+            alike.setdefault((steps, tuple(first_blocks)), []).append(each)
+        return [
+            _Alike(
+                joined=[each.joined.layer_name for each in group],
+                names=[layer.layer_name for layer in group[0].layers],
+                first_blocks=first_blocks,
+                builder=metadata_builder([each.layers[0] for each in group], self._vllm_config),
+            )
+            for (_, first_blocks), group in alike.items()
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Alike:
+    """Joined layers that one metadata serves."""
+
+    joined: list[str]
+    names: list[str]
+    """By member, the layer whose metadata tells where its requests are."""
+    first_blocks: Sequence[int]
+    """By member."""
+    builder: Any
+
+
+def join_caches(caches: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """One cache that has the blocks of all, and where in it the blocks of each begin.
+
+    Args:
+      caches: [blocks, ...] each, alike, in one piece of memory and whole blocks apart.
+    Raises: ValueError if they lie otherwise.
+    """
+    first = min(caches, key=lambda cache: cache.data_ptr())
+    block_bytes = first.stride(0) * first.itemsize
+    first_blocks = []
+    for cache in caches:
+        blocks, rest = divmod(cache.data_ptr() - first.data_ptr(), block_bytes)
+        kinds = {
+            (each.shape, each.stride(), each.untyped_storage().data_ptr())
+            for each in (cache, first)
+        }
+        if rest or len(kinds) > 1:
+            raise ValueError(
+                "the KV caches of a layer's policies are not whole blocks apart in one piece of "
+                "memory, as vLLM 0.32 makes them on a CPU; use that version"
+            )
+        first_blocks.append(blocks)
+    num_blocks = max(first_blocks) + len(first)
+    return first.as_strided((num_blocks, *first.shape[1:]), first.stride()), first_blocks
