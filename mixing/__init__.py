@@ -1,8 +1,15 @@
-"""What a mixture is and how the engine computes it.
+"""Defines what a mixture is, and computes it in vLLM's engine.
 
-Importing this package needs neither vLLM nor Triton: `spec`, `simplex` and `wire` are pure, and the
-engine's modules (`model`, `request_weights`, `loading`, `admission`, `scheduling`) are imported by
-vLLM itself through `plugin`.
+  spec, simplex, wire, reference   the mixture itself: members, weights, keys, definition
+  checkpoints/                     checks of policies and adapters before an engine starts
+  engine/                          hooks of vLLM: plugin, config, admission, scheduler, workers
+  models/                          the two composite models that vLLM runs
+  batch/                           weights of the running requests, statistics, broken rows
+  kernels/                         mixing of logits and LM heads, in torch and in Triton
+  workarounds/                     one file per defect of vLLM 0.32
+
+Importing this package loads neither vLLM nor torch. vLLM finds the engine's part through
+prefmix.mixing.engine.plugin.
 
 Glossary:
   policy      a language model as a next-token distribution.

@@ -1,6 +1,6 @@
-"""The oracle: what a mixture is, written as plainly as possible, in float64.
+"""The definition of a mixture, written as plainly as possible, in float64.
 
-Tests compare the engine with it; the weights room uses it for small exact problems.
+Tests compare the engine with it, and prefmix.weights uses it for small exact problems.
 Shapes: N rows, M members, V vocabulary.
 """
 
@@ -10,7 +10,7 @@ import torch
 
 
 def mixture_logprobs_reference(logits_NMV: torch.Tensor, weights_NM: torch.Tensor) -> torch.Tensor:
-    """log softmax_v(sum_m w_m z_m[v]), row by row.
+    """Computes log softmax_v(sum_m w_m z_m[v]), row by row.
 
     Args:
       logits_NMV: raw logits, any float dtype; -inf marks a banned token.

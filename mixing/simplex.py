@@ -1,8 +1,8 @@
-"""From what a user asks for to one weight vector per request, and back to a checked one.
+"""Turns preferences into one weight vector per request, and checks weight vectors.
 
-Two doors: `weights_from_preferences` (names and numbers, from HTTP bodies, profiles, the command
-line) and `check_weights` (a bare vector that reached the engine by whatever route). Both return
-M floats that sum to 1, M being `MixtureSpec.num_members`, or raise WeightsError.
+`weights_from_preferences` takes names and numbers, from HTTP bodies, profiles and the command line.
+`check_weights` takes a bare vector that reached the engine by any route. Both return M floats that
+sum to 1, where M is `MixtureSpec.num_members`, or raise WeightsError.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from prefmix.mixing.spec import MixtureSpec, WeightSpace
 
 SUM_TOLERANCE = 1e-3
-"""How far a given vector may be from summing to 1: loose enough for weights rounded to 3 digits."""
+"""Largest allowed distance of a vector's sum from 1; enough for weights rounded to 3 digits."""
 
 MAX_ABS_WEIGHT = 1e3
-"""Affine weights beyond this overflow half-precision logits; nothing useful lives there."""
+"""Largest allowed affine weight; larger ones overflow half-precision logits and have no use."""
 
 
 class WeightsError(ValueError):
-    """Weights that are no point of the weight space. `reason` is a short word for metrics."""
+    """Weights outside the weight space. `reason` is a short word for metrics."""
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
@@ -122,13 +122,13 @@ def weights_from_preferences(preferences: object, spec: MixtureSpec) -> tuple[fl
 def check_weights(
     weights: object, *, num_members: int, weight_space: WeightSpace
 ) -> tuple[float, ...]:
-    """Checks a bare weight vector at the engine's door.
+    """Checks a bare weight vector before it enters the engine.
 
     Args:
-      weights: what arrived under `wire.WEIGHTS_KEY`.
-      num_members: M, the length it must have.
-      weight_space: the set it must lie in.
-    Returns: M floats, rescaled to sum to 1 exactly up to rounding.
+      weights: the value under `wire.WEIGHTS_KEY`.
+      num_members: M, the required length.
+      weight_space: the set that the vector must lie in.
+    Returns: M floats, rescaled to sum to 1 up to rounding.
     Raises: WeightsError.
     """
     if not isinstance(weights, (list, tuple)):

@@ -1,7 +1,8 @@
-"""What a mixture is made of: the policies, the optional reference and the weight space.
+"""Specification of a mixture: the policies, the optional reference and the weight space.
 
-Pure: no vLLM, no torch. The same object is written into the engine's model config (`to_dict`)
-and read back in every engine process (`from_dict`), so all of them agree on names and order.
+This module needs neither vLLM nor torch. The spec is written into the engine's model config
+(`to_dict`) and read back in every engine process (`from_dict`), so all of them agree on names and
+order.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class SpecError(ValueError):
-    """A mixture that cannot be: a duplicate or malformed name, no policy, an unknown space."""
+    """An impossible mixture: a duplicate or malformed name, no policy, an unknown weight space."""
 
 
 def check_name(name: object, *, what: str) -> str:
@@ -37,11 +38,11 @@ class Policy:
     """One language model as a next-token distribution."""
 
     name: str
-    """The word requests and profiles use for it."""
+    """The name that requests and profiles use."""
     model: str
     """A local folder or a hub id, in Hugging Face layout; in PEFT's for an adapter of a base."""
     revision: str | None = None
-    """Hub revision; None is the default branch. Meaningless for a folder."""
+    """Hub revision; None is the default branch. Has no meaning for a folder."""
 
     def __post_init__(self) -> None:
         check_name(self.name, what="policy")
@@ -54,21 +55,22 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixtureSpec:
-    """K policies, an optional reference, and the set their weights live in.
+    """K policies, an optional reference, and the set that their weights lie in.
 
     *Members* are the policies in their given order, then the reference if there is one. A weight
-    vector always has one number per member (M numbers) and always sums to 1.
+    vector has one number per member (M numbers) and sums to 1.
     """
 
     policies: tuple[Policy, ...]
     reference: Policy | None = None
-    """The policy the others were aligned from. On the simplex it is one more member, 0 unless a
-    request names it; in the affine space it takes what the named weights leave to 1."""
+    """The policy that the others were aligned from. On the simplex it is one more member, with
+    weight 0 unless a request names it. In the affine space it takes 1 minus the sum of the named
+    weights."""
     weight_space: WeightSpace = "simplex"
     base: str | None = None
-    """None: every member is a full checkpoint. A model: the policies are LoRA adapters of it, which
-    share its parameters (prefmix.mixing.models.shared_trunk), and the reference, if any, is that
-    model itself."""
+    """None if every member is a full checkpoint. Otherwise a model whose parameters all members
+    share (prefmix.mixing.models.shared_trunk): the policies are LoRA adapters of it, and the
+    reference, if any, is that model itself."""
     base_revision: str | None = None
     """Hub revision of `base`."""
 
@@ -100,7 +102,7 @@ class MixtureSpec:
 
     @property
     def checkpoints(self) -> tuple[Policy, ...]:
-        """The full models behind the members: all of them, or the one base they share."""
+        """The full models behind the members: one for each, or the one base that all share."""
         if self.base is None:
             return self.members
         return (Policy(name="base", model=self.base, revision=self.base_revision),)
@@ -132,7 +134,7 @@ class MixtureSpec:
 
     @property
     def uniform_weights(self) -> tuple[float, ...]:
-        """1/K for each policy, 0 for the reference: what is used when nothing else is said."""
+        """1/K for each policy and 0 for the reference; used when a request gives no weights."""
         num_policies = len(self.policies)
         return (1.0 / num_policies,) * num_policies + (0.0,) * (self.reference is not None)
 
@@ -186,16 +188,16 @@ ARCHITECTURE = "LogLinearMixtureForCausalLM"
 """The name under which the composite of full checkpoints is registered with vLLM."""
 
 TRUNK_ARCHITECTURE = "SharedTrunkMixtureForCausalLM"
-"""The same for one base and its adapters."""
+"""The name under which the composite of one base and its adapters is registered with vLLM."""
 
 CONFIG_KEY = "prefmix"
 """The key of the model config (`--hf-overrides`) that holds `MixtureSpec.to_dict()`."""
 
 
 def hf_overrides(spec: MixtureSpec) -> dict[str, Any]:
-    """vLLM's `--hf-overrides` (JSON-ready) that turn a checkpoint's config into the mixture.
+    """The value of vLLM's `--hf-overrides` (JSON-ready) that makes a model config a mixture's.
 
-    Use together with `--model <spec.checkpoints[0].model>`.
+    Use it together with `--model <spec.checkpoints[0].model>`.
     """
     architecture = ARCHITECTURE if spec.base is None else TRUNK_ARCHITECTURE
     return {"architectures": [architecture], CONFIG_KEY: spec.to_dict()}

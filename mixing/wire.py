@@ -1,4 +1,4 @@
-"""The names under which a request's weights travel from the front process to the engine.
+"""Keys under which a request's weights travel from the front process to the engine.
 
 `SamplingParams.extra_args[WEIGHTS_KEY]` is a list of M floats in member order. Users of plain
 `vllm serve` can send the same through vLLM's own `vllm_xargs` body field.
@@ -12,12 +12,11 @@ from typing import Any
 WEIGHTS_KEY = "prefmix_weights"
 
 MEASURE_KEY = "prefmix_measure"
-"""A string: the request's tokens are measured, and the figures kept under it
+"""Key of a string. The request's tokens are measured and their figures kept under the string
 (prefmix.mixing.batch.statistics)."""
 
-
 FAILED_PREFIX = "prefmix_failed:"
-"""How the stop reason of a request begins that policies have failed; their names follow."""
+"""Beginning of the stop reason of a request that policies have failed; their names follow."""
 
 
 def to_extra_args(weights_M: Sequence[float]) -> dict[str, Any]:
@@ -26,23 +25,23 @@ def to_extra_args(weights_M: Sequence[float]) -> dict[str, Any]:
 
 
 def from_extra_args(extra_args: Mapping[str, Any] | None) -> Any | None:
-    """What came under the key, unchecked (see `simplex.check_weights`); None if nothing did."""
+    """The value under the key, unchecked (see `simplex.check_weights`); None without one."""
     return None if extra_args is None else extra_args.get(WEIGHTS_KEY)
 
 
 def measured_as(extra_args: Mapping[str, Any] | None) -> str | None:
-    """Under what a request's figures are to be kept; None if it is not to be measured."""
+    """The key under which a request's figures are kept; None if it is not measured."""
     key = None if extra_args is None else extra_args.get(MEASURE_KEY)
     return key if isinstance(key, str) else None
 
 
 def to_stop_reason(policies: Sequence[str]) -> str:
-    """What the engine gives as stop reason of a request that `policies` have failed."""
+    """The stop reason of a request that `policies` have failed."""
     return FAILED_PREFIX + ",".join(policies)
 
 
 def failed_policies(stop_reason: object) -> tuple[str, ...]:
-    """The policies that a stop reason names; none if it is any other."""
+    """The policies that a stop reason names; none if it is another stop reason."""
     if not isinstance(stop_reason, str) or not stop_reason.startswith(FAILED_PREFIX):
         return ()
     return tuple(stop_reason.removeprefix(FAILED_PREFIX).split(","))

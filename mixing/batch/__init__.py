@@ -1,1 +1,1 @@
-"""State of a batch: weights of each request, statistics, rows that no token can be drawn from."""
+"""State of a batch: the weights of each request, the step under way, statistics, broken rows."""

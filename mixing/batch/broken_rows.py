@@ -1,9 +1,9 @@
-"""Rows that no token can be drawn from, and the policy whose fault it is.
+"""Finds rows from which no token can be drawn, and the policy that broke them.
 
-One policy whose numbers overflow, or whose checkpoint holds a NaN, spoils the mixture of every row
+A policy whose numbers overflow, or whose checkpoint holds a NaN, spoils the mixture of every row
 that gives it weight, and of no other. Such a row gets a code, which travels to the scheduler with
-the step's tokens (prefmix.mixing.engine.worker_extension); there the request ends with an error
-(prefmix.mixing.engine.scheduler).
+the step's tokens (prefmix.mixing.engine.worker_extension). The scheduler ends the request with an
+error (prefmix.mixing.engine.scheduler).
 
 Shapes: N logits rows, M members, V vocabulary, D_m hidden width of member m.
 """
@@ -22,38 +22,37 @@ def find_broken_rows(
     weights_NM: torch.Tensor,
     logits: Sequence[torch.Tensor | None] | None = None,
 ) -> torch.Tensor | None:
-    """Finds the rows that cannot be drawn from, and makes them harmless for the sampler.
+    """Finds the broken rows and makes them harmless for the sampler.
 
     A row is broken if its largest logit is not finite: NaN or +inf somewhere, or nothing but -inf.
-    Of a broken row's members with weight the first one whose hidden state is not finite is to
-    blame, or whose logits are broken. Broken rows of `mixed_NV` are overwritten by zeros. On a CPU,
-    where looking is free, sound rows cost one pass for the largest logit and no more; on a GPU
-    nothing is looked at, so that the stream is not waited for.
+    The blame goes to the first member with weight in the row whose hidden state is not finite or
+    whose logits are broken. Broken rows of `mixed_NV` are overwritten with zeros. On a CPU sound
+    rows cost one pass for the largest logit. On a GPU no value is read back, which would wait.
 
     Args:
       mixed_NV: float32, natural-log scale; changed in place.
       hidden: per member [N, D_m].
       weights_NM: float32.
-      logits: per member [N, V_m] or None, where they were computed; looked at on a CPU only.
+      logits: per member [N, V_m], or None for members without; used on a CPU only.
     Returns: int32 [N] on the device: 0 for a sound row, m + 1 if member m is to blame, M + 1 if no
-      member is by itself; None if all rows are known to be sound.
+      single member is; None if all rows are known to be sound.
     """
     largest_N = mixed_NV.amax(dim=-1)
     on_host = mixed_NV.is_cpu
     if on_host and math.isfinite(largest_N.sum().item()):
         return None
     is_sound_N = torch.isfinite(largest_N)
-    if on_host and bool(is_sound_N.all()):  # a sum of many can be too large itself
+    if on_host and bool(is_sound_N.all()):  # the sum alone may have overflowed
         return None
     num_members = weights_NM.shape[1]
-    is_to_blame_NM = torch.stack([~torch.isfinite(each).all(dim=-1) for each in hidden], dim=1)
+    is_blamed_NM = torch.stack([~torch.isfinite(each).all(dim=-1) for each in hidden], dim=1)
     if on_host and logits is not None:
         for member, each in enumerate(logits):
             if each is not None:
-                is_to_blame_NM[:, member] |= ~torch.isfinite(each.amax(dim=-1))
-    is_to_blame_NM &= weights_NM != 0
-    first_N = is_to_blame_NM.to(torch.int32).argmax(dim=-1).to(torch.int32)
-    codes_N = torch.where(is_to_blame_NM.any(dim=-1), first_N + 1, num_members + 1)
+                is_blamed_NM[:, member] |= ~torch.isfinite(each.amax(dim=-1))
+    is_blamed_NM &= weights_NM != 0
+    first_N = is_blamed_NM.to(torch.int32).argmax(dim=-1).to(torch.int32)
+    codes_N = torch.where(is_blamed_NM.any(dim=-1), first_N + 1, num_members + 1)
     mixed_NV.masked_fill_(~is_sound_N[:, None], 0.0)
     return codes_N.masked_fill_(is_sound_N, 0)
 

@@ -20,7 +20,7 @@ from prefmix.mixing.simplex import WeightsError, check_weights
 from prefmix.mixing.spec import MixtureSpec
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
-"""What is smaller is zero, or may be taken for it, once weights are float32."""
+"""Smaller weights are zero in float32, or may be taken for it."""
 
 
 def weights_of_request(
@@ -36,7 +36,7 @@ def weights_of_request(
         )
     except WeightsError:
         return spec.uniform_weights
-    # Whoever asks whether a weight is zero, cache or engine, has to hear what float32 will say.
+    # Scheduler and workers must agree on which weights are zero, so float32 decides for both.
     return tuple(0.0 if abs(weight) < _SMALLEST else weight for weight in checked)
 
 

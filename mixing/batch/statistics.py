@@ -1,7 +1,7 @@
-"""Measures the mixture while it serves: a sample of all tokens, and every token of some requests.
+"""Statistics of the served mixture: a sample of all tokens, and every token of some requests.
 
-A step is measured after its tokens are drawn: each member's logits for the rows in question go
-through `mixture_statistics` once more. What is measured stays on the device until it is taken.
+A step is measured after its tokens are drawn: each member's logits of the measured rows go through
+`mixture_statistics`. The figures stay on the device until somebody takes them.
 
 Shapes: N rows of a step, R measured rows, M members, F = 3 + 3 M figures a row.
 """
@@ -21,14 +21,14 @@ from prefmix.mixing.kernels.mixture_statistics import mixture_statistics
 from prefmix.mixing.spec import MixtureSpec
 
 PARTS = ("forward", "mix")
-"""What a measured step's time is told apart into."""
+"""The parts of a step whose time is measured."""
 
 _MAX_REQUESTS = 4096
-"""Measured requests whose figures nobody took; the oldest are dropped."""
+"""Limit of measured requests whose figures nobody has taken; beyond it the oldest are dropped."""
 
 
 class MeasuredModel(Protocol):
-    """The part of a mixture model that its measurement needs."""
+    """The part of a mixture model that the statistics need."""
 
     @property
     def spec(self) -> MixtureSpec:
@@ -36,30 +36,30 @@ class MeasuredModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device of its tensors."""
 
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        """Logits [N, C] of each member, None for those that did not run in this step."""
+        """Logits [N, C] of each member; None for members that did not run in this step."""
 
 
 class MixtureStatisticsCollector:
-    """The measurements of one engine process, on its model."""
+    """Collects the statistics of the model of one worker."""
 
     def __init__(self, model: MeasuredModel, *, every: int) -> None:
         """Args:
-        every: all tokens of each such step are measured; 0 measures none.
+        every: all tokens of every n-th step are measured; 0 measures no steps.
         """
         self._model = model
         self._every = every
         self._step = 0
         self.is_sampled = False
-        """Whether the step under way is one of the sample."""
+        """True if the step under way belongs to the sample."""
         self.wants_logits = False
-        """Whether the step under way will need the members' logits."""
+        """True if the members' logits of some of the step's rows will be needed."""
         self.wants_all_logits = False
-        """Whether it will need those of every row."""
+        """True if the members' logits of all rows will be needed."""
         self.kept: tuple[Sequence[torch.Tensor], torch.Tensor, list[Any] | None] | None = None
-        """The step's members' hidden states, weights and, where they were computed, logits."""
+        """The step's hidden states by member, its weights and, if known, its logits by member."""
         self._records: OrderedDict[str, dict[str, list[tuple[torch.Tensor, int]]]] = OrderedDict()
         self._reset()
 
@@ -73,7 +73,11 @@ class MixtureStatisticsCollector:
         self._clocks: list[tuple[str, Any, Any]] = []
 
     def begin_step(self, keys: Sequence[str | None]) -> None:
-        """A batch's forward pass begins. Args: keys: per row, under what to keep its figures."""
+        """Starts a step.
+
+        Args:
+          keys: per row, the key under which its figures are kept; None if it is not measured.
+        """
         self._step += 1
         self.is_sampled = self._every > 0 and self._step % self._every == 0
         self.wants_logits = self.is_sampled or any(keys)
@@ -82,14 +86,14 @@ class MixtureStatisticsCollector:
         self.kept = None
 
     def keep_logits(self, logits: list[torch.Tensor | None]) -> None:
-        """The members' logits [N, C] of the rows that are being mixed: they need not be computed
-        again."""
+        """Keeps the members' logits [N, C] of the rows that are being mixed, if the step needs
+        them."""
         if self.kept is not None:
             self.kept = (*self.kept[:2], logits)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Takes the time of one of PARTS, on a GPU without waiting for it."""
+        """Measures the time of one of PARTS, on a GPU without waiting for it."""
         if self._model.device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
@@ -101,15 +105,15 @@ class MixtureStatisticsCollector:
             yield
             self._clocks.append((part, start, time.perf_counter()))
 
-    def tokens_drawn(
+    def measure_tokens(
         self, tokens_N1: torch.Tensor, req_ids: Sequence[str], is_drawn_N: np.ndarray
     ) -> None:
-        """A step's tokens are there. Must not raise: an exception here would end the engine.
+        """Measures a step whose tokens are drawn. Never raises: an exception would end the engine.
 
         Args:
           tokens_N1: int [N, 1], in batch order.
           req_ids: of the N requests.
-          is_drawn_N: bool; False for rows whose token is thrown away (prompt chunks).
+          is_drawn_N: bool; False for rows whose token is thrown away, as in prompt chunks.
         """
         kept, self.kept = self.kept, None
         if kept is None or len(kept[1]) != len(tokens_N1) or len(self._keys) < len(tokens_N1):
@@ -152,12 +156,12 @@ class MixtureStatisticsCollector:
         figures = mixture_statistics(logits, weights_NM[pick].contiguous(), tokens_R)
         columns = [each if each.ndim == 2 else each[:, None] for each in figures]
         packed_RF = torch.cat([column.to(torch.float32) for column in columns], dim=1)
-        # It may have run for the sake of other rows, but not necessarily from the first token on.
+        # A member without weight may have run for other rows, but not on all of the row's tokens.
         packed_RF[:, 3:].masked_fill_((weights_NM[pick] == 0).repeat(1, 3), torch.nan)
         return packed_RF
 
     def take_sample(self) -> dict[str, Any]:
-        """What was measured since the last call: sums over tokens, by member, in nats.
+        """The statistics since the last call: sums over tokens, by member, in nats.
 
         `kl`, `agreement` and `tokens_by_member` count the tokens of requests that give the member
         weight.
@@ -193,13 +197,13 @@ class MixtureStatisticsCollector:
         return sample
 
     def take_request(self, key: str, sample: int | None = None) -> dict[str, list[list[float]]]:
-        """The figures of a request's tokens, and forgets them.
+        """Returns the figures of a request's tokens and forgets them.
 
         Args:
-          key: under which they were kept.
-          sample: only this one of the n samples that vLLM draws as requests "0_ID", "1_ID", ...
-        Returns: engine's request id -> per token F figures: log Z, entropy, the mixture's log-prob,
-          then per member KL, log-prob and agreement. NaN for a member without weight.
+          key: the key under which they are kept.
+          sample: one of the n samples that vLLM draws as requests "0_ID", "1_ID", ...; None: all.
+        Returns: the engine's request id -> F figures per token: log Z, entropy, the mixture's
+          log-prob, then per member KL, log-prob and agreement. NaN for a member without weight.
         """
         requests = self._records.get(key, {})
         taken = [req_id for req_id in requests if sample is None or req_id.startswith(f"{sample}_")]

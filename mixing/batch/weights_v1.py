@@ -65,7 +65,7 @@ class WeightTable:
         measured."""
 
     def write(self, row: int, extra_args: Mapping[str, Any] | None) -> None:
-        """Gives `row` the weights of a new request, whatever stood there before."""
+        """Gives `row` the weights of a new request."""
         self.host_SM[row] = weights_of_request(extra_args, self.spec)
         self.measured[row] = wire.measured_as(extra_args)
 
@@ -80,9 +80,9 @@ class WeightTable:
         self.measured[row], self.measured[other] = self.measured[other], self.measured[row]
 
     def flush(self, num_active_rows: int) -> None:
-        """Makes the host's state the device's; rows past `num_active_rows` belong to nobody."""
+        """Copies the host's rows to the device; rows past `num_active_rows` have no request."""
         self.num_active_rows = num_active_rows
-        # From pageable memory the copy is ordered on the stream and done with the source on return.
+        # The source is pageable memory, so the copy has read it when the call returns.
         self.device_SM[:num_active_rows].copy_(torch.from_numpy(self.host_SM[:num_active_rows]))
 
     def token_weights(self, query_start_loc: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -98,8 +98,8 @@ class WeightTable:
         return self.measured[: self.num_active_rows]
 
 
-# V1 builds the logits processor and the model apart and shows neither to the other; both see the
-# same compilation config, which lives exactly as long as its engine.
+# V1 builds the logits processor and the model separately. Both see the same compilation config,
+# which lives exactly as long as its engine.
 _tables: dict[int, WeightTable] = {}
 
 
@@ -124,7 +124,7 @@ def apply_batch_update(
     added: Iterable[tuple[int, Mapping[str, Any] | None]],
     moved: Iterable[tuple[int, int, bool]],
 ) -> None:
-    """Follows one change of V1's persistent batch.
+    """Applies one change of V1's persistent batch to the table.
 
     Args:
       batch_size: running requests after the change.

@@ -1,1 +1,1 @@
-"""Checking and reading checkpoints and adapters before the engine loads them."""
+"""Checks and reads checkpoints and adapters before the engine loads them."""

@@ -1,8 +1,8 @@
-"""Whether models can be mixed: one tokenizer, one vocabulary, one kind of numbers.
+"""Checks that models can be mixed: they must have one tokenizer and one vocabulary.
 
-Mixing adds up logits index by index, so index v must mean the same token to every member. What
-differs without harm (depth, width, heads, architecture, padding of the vocabulary) is allowed;
-what would be silently wrong is refused with the first difference found.
+Mixing adds up logits index by index, so index v must mean the same token to every member. Harmless
+differences (depth, width, heads, architecture, padding of the vocabulary) are allowed. Differences
+that would give silently wrong answers are refused, with the first one found.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class CompatibilityError(ValueError):
 
 @functools.lru_cache(maxsize=8)
 def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> tuple[str, ...]:
-    """Checks that all members of a mixture agree on what a token is.
+    """Checks that all members of a mixture agree on every token.
 
     Args:
       spec: the mixture.
@@ -63,7 +63,7 @@ def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> tupl
 
 
 class _Facts:
-    """What is compared of one member."""
+    """The properties of one member that are compared."""
 
     def __init__(self, member: Policy, trust_remote_code: bool) -> None:
         from transformers import AutoConfig, GenerationConfig
@@ -90,7 +90,7 @@ class _Facts:
         self.vocabulary: dict[str, int] = self.tokenizer.get_vocab()
 
     def check_vocabulary_fits(self) -> None:
-        """A tokenizer may know fewer tokens than the model has rows (padding), never more."""
+        """Refuses a tokenizer with more tokens than the model has rows; fewer are padding."""
         highest = max(self.vocabulary.values())
         if highest >= self.config.vocab_size:
             token = next(token for token, index in self.vocabulary.items() if index == highest)
@@ -108,7 +108,7 @@ class _Facts:
 
     @property
     def rules(self) -> dict[str, str]:
-        """How text is split, as JSON by section; empty for tokenizers without a Rust backend."""
+        """Rules that split text, as JSON by section; empty if there is no Rust backend."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             return {}
@@ -123,9 +123,9 @@ class _Facts:
 
 
 def _tokenizer(member: Policy, trust_remote_code: bool) -> Any:
-    """The tokenizer as its files say.
+    """Reads the tokenizer from its files.
 
-    Not through AutoTokenizer first: it adapts a tokenizer to the model's architecture, so one and
+    AutoTokenizer is only the second choice: it adapts a tokenizer to the model's architecture, so
     the same tokenizer.json would look different in a Llama and in a Qwen folder.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -139,7 +139,7 @@ def _tokenizer(member: Policy, trust_remote_code: bool) -> Any:
 
 
 def _differences(first: _Facts, other: _Facts) -> Iterator[tuple[str, str, str]]:
-    """(what, the first's, the other's), most telling first; lazily, for one is enough."""
+    """Yields (what differs, the first's, the other's), the most telling difference first."""
     ours, theirs = first.vocabulary, other.vocabulary
     if ours != theirs:
         by_index, by_index_other = _inverted(ours), _inverted(theirs)

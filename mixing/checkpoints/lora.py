@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: what is in them, checked before an engine starts.
+"""Reads LoRA adapters in PEFT's format and checks them before an engine starts.
 
 Formats: `adapter_config.json` and `adapter_model.safetensors` as written by peft's
 `save_pretrained`. The config's meaning (rsLoRA, per-module ranks and alphas, what is unsupported)
@@ -47,12 +47,12 @@ class Adapter:
     name: str
     folder: Path
     ranks: Mapping[str, int]
-    """Linear layer of the checkpoint, such as `model.layers.0.self_attn.q_proj`, to its rank."""
+    """Rank by linear layer of the checkpoint, such as `model.layers.0.self_attn.q_proj`."""
     helper: Any
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
-        """Yields read(module) -> Factors, while the file is open."""
+        """Opens the file and yields a function read(module) -> Factors."""
         from safetensors import safe_open
 
         with safe_open(self.folder / "adapter_model.safetensors", framework="pt") as file:

@@ -1,8 +1,8 @@
-"""Which files a checkpoint's parameters are in: safetensors, or a format that can run code.
+"""Refuses checkpoints whose parameters are in files that can run code.
 
-A file of pickled tensors (.bin, .pt and the like) is a program; loading it is trusting its author
-with this machine. The loaders are told to read safetensors only; what is here says so beforehand,
-with names.
+A file of pickled tensors (.bin, .pt and the like) is a program: whoever loads it trusts its author
+with this machine. The loaders read safetensors only. The checks here refuse other files before the
+start, and name the file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from prefmix.mixing.spec import MixtureSpec, Policy
 
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pickle", ".pkl", ".ckpt", ".msgpack", ".h5")
-# What trainers leave beside a checkpoint and nothing here reads.
+# Files that trainers leave beside a checkpoint and that nothing here reads.
 _NOT_PARAMETERS = (
     "training_args",
     "optimizer",
@@ -30,14 +30,14 @@ REMEDY = (
 
 
 class CheckpointFilesError(ValueError):
-    """A checkpoint whose parameters are not in safetensors files, or not there."""
+    """A checkpoint whose parameters are missing or not in safetensors files."""
 
 
 def check_safe_files(spec: MixtureSpec) -> None:
-    """Checks that each member has parameters, and that no file that can run code has to be read.
+    """Checks that each member has parameters, and that none of its files can run code.
 
-    Adapters are not looked at: prefmix.mixing.checkpoints.lora reads safetensors only. Hub ids that
-    are not in the cache are left to the loader, which fetches safetensors only.
+    Adapters need no check: prefmix.mixing.checkpoints.lora reads safetensors only. Nor do hub ids
+    that are not in the cache: the loader fetches safetensors only.
 
     Args:
       spec: the mixture.
@@ -47,7 +47,7 @@ def check_safe_files(spec: MixtureSpec) -> None:
 
 
 def check_safe_models(policies: Iterable[Policy]) -> None:
-    """`check_safe_files` for full checkpoints alone."""
+    """Does the same as `check_safe_files` for full checkpoints."""
     for policy in policies:
         unsafe = unsafe_file(policy.model, policy.revision)
         if unsafe is not None:
@@ -64,10 +64,10 @@ def check_safe_models(policies: Iterable[Policy]) -> None:
 
 
 def unsafe_file(model: str, revision: str | None = None) -> Path | None:
-    """A file that would have to be unpickled to load a model; None if there is no need to.
+    """A file that loading the model would have to unpickle; None if there is none.
 
     Args:
-      model: a folder, or a hub id, of which the copy in the cache is looked at.
+      model: a folder, or a hub id, whose copy in the cache is checked.
       revision: of the hub id.
     """
     folder = cached_folder(model, revision)
@@ -87,6 +87,6 @@ def cached_folder(model: str, revision: str | None) -> Path | None:
 
     try:
         config = try_to_load_from_cache(model, "config.json", revision=revision)
-    except HFValidationError:  # no hub id either; whoever loads it says so
+    except HFValidationError:  # not a hub id either; the loader reports that
         return None
     return Path(config).parent if isinstance(config, str) else None

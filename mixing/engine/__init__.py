@@ -1,1 +1,1 @@
-"""Hooks into vLLM: plugin, admission of requests, scheduler, worker extension."""
+"""Hooks into vLLM: plugin, config hook, admission of requests, scheduler, worker extension."""

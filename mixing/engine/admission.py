@@ -24,15 +24,16 @@ _PROCESSOR_NAME = re.compile(r"(V1|V2)_(simplex|affine)_(\d+)")
 
 
 def processor_path(vllm_config: VllmConfig, spec: MixtureSpec) -> str:
+    """Import path of the processor class for an engine, as vLLM's `logits_processors` takes it."""
     runner = "V2" if vllm_config.use_v2_model_runner else "V1"
     return f"{__name__}:{runner}_{spec.weight_space}_{spec.num_members}"
 
 
 def __getattr__(name: str) -> Any:
-    """Makes the processor class that a path of `processor_path` names.
+    """Makes the processor class that `processor_path` names.
 
-    vLLM loads these classes by path in processes that may never see our config hook and calls
-    `validate_params` on the class, without any config: so the class's name carries what it needs.
+    vLLM loads the class by its path, also in processes that never run our config hook, and calls
+    `validate_params` on the class without any config. So the class's name carries what it needs.
     """
     match = _PROCESSOR_NAME.fullmatch(name)
     if match is None:
@@ -43,7 +44,7 @@ def __getattr__(name: str) -> Any:
 @functools.cache
 def _processor_class(runner: str, weight_space: Any, num_members: int) -> type:
     def validate_params(cls: type, sampling_params: SamplingParams) -> None:
-        """Refuses a request's weights before the engine sees them; vLLM answers HTTP 400."""
+        """Refuses wrong weights before the engine sees them; vLLM answers with HTTP 400."""
         weights = wire.from_extra_args(sampling_params.extra_args)
         if weights is not None:
             check_weights(weights, num_members=num_members, weight_space=weight_space)
@@ -62,7 +63,7 @@ def _v1_base() -> type:
     from prefmix.mixing.batch.weights_v1 import apply_batch_update, table_of_engine
 
     class RowTracker(LogitsProcessor):
-        """Touches no logits; keeps the engine's weight table in step with the batch."""
+        """Updates the engine's weight table as the batch changes. Leaves logits as they are."""
 
         def __init__(self, vllm_config: VllmConfig, device: torch.device, _is_pin_memory: bool):
             self.table = table_of_engine(vllm_config, device)
@@ -93,7 +94,7 @@ def _v2_base() -> type:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 
     class AdmissionOnly(LogitsProcessor):
-        """Touches no logits; MixtureModelState holds the weights."""
+        """Leaves logits as they are. MixtureModelState holds the weights."""
 
         def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
             return False

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 WORKER_EXTENSION = "prefmix.mixing.engine.worker_extension.MixtureWorker"
-"""What the front process may ask of the engine's workers; a user's own extension goes before."""
+"""Import path of the RPC methods of workers, used unless the user has a worker extension."""
 
 
 class UnsupportedEngineError(ValueError):
@@ -94,7 +94,8 @@ class MixtureConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Refuses what cannot work, then adds admission, cache isolation and the common length."""
+        """Refuses what cannot work, then sets admission check, scheduler, maximal length and worker
+        extension."""
         from prefmix.mixing.engine.member_checks import check_engine_members
 
         data = getattr(vllm_config.model_config.hf_config, CONFIG_KEY, None)
@@ -115,7 +116,7 @@ class MixtureConfig(VerifyAndUpdateConfig):
 
 
 def isolate_skipped_policies(vllm_config: VllmConfig) -> None:
-    """Has the scheduler keep apart cache blocks that were filled by different sets of policies."""
+    """Sets the scheduler that keeps cache blocks of different sets of policies apart."""
     from prefmix.mixing.engine import scheduler
 
     vllm_config.scheduler_config.scheduler_cls = scheduler.choose(vllm_config)

@@ -1,4 +1,4 @@
-"""Checks of the members against the engine that is to run them."""
+"""Checks of a mixture's members against the engine that is to run them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = init_logger(f"vllm.{__name__}")
 
 
 def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
-    """Checks the members against the engine that is to run them, and settles the common length.
+    """Checks the members against the engine, and sets the maximal length that all of them allow.
 
     Raises: CompatibilityError for models that vLLM runs in another way than plain text models.
     """

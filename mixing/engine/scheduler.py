@@ -1,17 +1,14 @@
-"""The scheduler's part in a mixture: whose cache blocks may be shared, which requests must end.
+"""The scheduler: keeps cache blocks of different sets of policies apart, and ends broken requests.
 
-Prefix-cache blocks that were filled by different sets of policies are kept apart. A policy without
-weight in a whole step does not run (prefmix.mixing.models.full_checkpoints), so its part of that
-step's KV blocks is never written. Were such a block found again by a request that needs the policy,
-its answer would be silently wrong. Requests therefore only share blocks with requests that give
-weight to the same
-members: the set becomes part of the cache salt, which vLLM mixes into the hash of a prompt's first
-block and so into all that follow. It is done here, where every request enters the engine, and not
-in the front process, because not every route or client would have to know about it.
+A policy without weight in a whole step does not run, so its part of that step's KV blocks is never
+written. If a request that needs the policy found such a block in the prefix cache, its answer would
+be silently wrong. So requests only share blocks with requests that give weight to the same members:
+the set of members becomes part of the cache salt, which vLLM mixes into the hash of a prompt's
+first block and thereby into all later hashes. The scheduler does this, because every request enters
+the engine here, whatever its route or client.
 
 A request from whose row no token can be drawn (prefmix.mixing.batch.broken_rows) ends with an
-error; the others go on. Nothing it has cached is found again, in case the numbers were spoiled in
-memory.
+error; the others continue. Its cached blocks are dropped, in case their numbers are spoiled too.
 """
 
 from __future__ import annotations
@@ -39,10 +36,10 @@ logger = init_logger(f"vllm.{__name__}")
 
 
 def salt_for(spec: MixtureSpec, weights_M: tuple[float, ...], user_salt: str | None) -> str | None:
-    """The cache salt of a request: its set of active members, then the salt it came with.
+    """The cache salt of a request: its set of active members, then the user's own salt.
 
-    Injective, so that no choice of user salt reaches another set's blocks. Requests that use every
-    member and bring no salt keep vLLM's plain hashes.
+    Injective, so that no user's salt reaches the blocks of another set. Requests that use every
+    member and have no salt keep vLLM's plain hashes.
     """
     mask = sum(1 << index for index, weight in enumerate(weights_M) if weight != 0)
     if user_salt is None and mask == (1 << spec.num_members) - 1:
@@ -51,7 +48,7 @@ def salt_for(spec: MixtureSpec, weights_M: tuple[float, ...], user_salt: str | N
 
 
 class MixtureScheduler(Scheduler):
-    """Salts each request when it enters the engine, and ends those whose rows are broken."""
+    """Salts each request that enters the engine, and ends requests whose rows are broken."""
 
     def __init__(self, *, vllm_config: VllmConfig, **kwargs: Any) -> None:
         zero_new_blocks()
@@ -72,26 +69,24 @@ class MixtureScheduler(Scheduler):
         codes = model_runner_output.num_nans_in_logits
         if not codes or not any(codes.values()):
             return super().update_from_output(scheduler_output, model_runner_output)
-        broken = self._without_tokens(codes, model_runner_output)
+        broken = self._remove_tokens(codes, model_runner_output)
         model_runner_output.num_nans_in_logits = None
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         self._end(broken, outputs)
         return outputs
 
-    def _without_tokens(
-        self, codes: Mapping[str, int], output: ModelRunnerOutput
-    ) -> dict[str, int]:
-        """The codes of requests whose broken row was to give a token, and takes that token away."""
+    def _remove_tokens(self, codes: Mapping[str, int], output: ModelRunnerOutput) -> dict[str, int]:
+        """Removes the tokens that were drawn from broken rows; returns the codes by request."""
         broken = {}
         for req_id, code in codes.items():
             tokens = output.sampled_token_ids[output.req_id_to_index[req_id]]
-            if code and tokens:  # a part of a prompt draws none
+            if code and tokens:  # chunks of a prompt draw none
                 broken[req_id] = code
                 tokens.clear()
         return broken
 
     def _end(self, broken: Mapping[str, int], outputs: dict[int, EngineCoreOutputs]) -> None:
-        """Ends requests with an error that names the policy, and forgets what they have cached."""
+        """Ends requests with an error that names the policy, and drops what they have cached."""
         for req_id in broken:
             if req_id in self.requests:
                 blocks = self.kv_cache_manager.get_block_ids(req_id)
@@ -117,18 +112,18 @@ class MixtureScheduler(Scheduler):
 
 
 class AsyncMixtureScheduler(MixtureScheduler, AsyncScheduler):
-    """The same for engines that schedule a step ahead."""
+    """MixtureScheduler for engines that schedule a step ahead."""
 
 
 def mixture_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Scheduler:
-    """Builds the variant that the engine's mode asks for, which is only settled by now."""
+    """Builds the variant for the engine's scheduling mode, which is known only when it starts."""
     is_async = vllm_config.scheduler_config.async_scheduling
     scheduler_class = AsyncMixtureScheduler if is_async else MixtureScheduler
     return scheduler_class(vllm_config=vllm_config, **kwargs)
 
 
 def choose(vllm_config: VllmConfig) -> str | type | None:
-    """The engine's `scheduler_cls`: ours, unless KV blocks are already reused in another way."""
+    """The engine's `scheduler_cls`: ours, unless another setting makes skipping policies wrong."""
     chosen = vllm_config.scheduler_config.scheduler_cls
     reasons = [
         (chosen not in (None, SCHEDULER_PATH), "a custom scheduler was asked for"),

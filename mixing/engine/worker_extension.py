@@ -1,4 +1,4 @@
-"""What the front process may ask of an engine's workers, by vLLM's worker-extension RPC.
+"""Methods of the engine's workers that the front process calls by vLLM's RPC.
 
 Source of the interfaces: parallel_config.worker_extension_cls and collective_rpc (vLLM 0.32). The
 methods become part of vLLM's worker class, so their names begin with `prefmix_`.
@@ -22,12 +22,13 @@ class MixtureWorker:
     vllm_config: Any
 
     def prefmix_ignore_interrupts(self) -> None:
-        """Leaves Ctrl-C, which a terminal sends to every process, to the front process: that ends
-        this one by SIGTERM, once the requests under way have ended."""
+        """Ignores Ctrl-C, which a terminal sends to every process. The front process ends this one
+        by SIGTERM, after the requests under way have ended."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def prefmix_observe(self, every: int) -> None:
-        """Begins to measure: requests that ask for it, and all tokens of every n-th step."""
+        """Starts the statistics: of requests that ask for them, and of all tokens of every n-th
+        step."""
         runner, model = self.model_runner, self.model_runner.model
         if model.step.statistics is None:
             if self.vllm_config.use_v2_model_runner:
@@ -37,8 +38,7 @@ class MixtureWorker:
         model.step.statistics = MixtureStatisticsCollector(model, every=every)
 
     def prefmix_check_rows(self) -> None:
-        """Begins to report the rows that no token can be drawn from
-        (prefmix.mixing.batch.broken_rows)."""
+        """Starts to report broken rows (prefmix.mixing.batch.broken_rows)."""
         runner, step = self.model_runner, self.model_runner.model.step
         if step.checks_rows or not step.can_skip:  # another scheduler would not end the requests
             return
@@ -57,14 +57,13 @@ class MixtureWorker:
     def prefmix_take_request(
         self, key: str, sample: int | None = None
     ) -> dict[str, list[list[float]]]:
-        """See MixtureStatisticsCollector.take_request; of the ranks, only those that gather logits
-        have any."""
+        """See MixtureStatisticsCollector.take_request. Empty on ranks that do not gather logits."""
         statistics = self.model_runner.model.step.statistics
         return {} if statistics is None else statistics.take_request(key, sample)
 
     def prefmix_sizes(self) -> dict[str, list[int]]:
-        """Bytes on this rank: of parameters by member, those of several members last; of KV cache
-        by member and token."""
+        """Bytes on this rank: of parameters per member, then of those that several members use; of
+        KV cache per member and token."""
         from prefmix.mixing.models.sizes import kv_bytes_per_token
 
         model = self.model_runner.model
@@ -75,19 +74,22 @@ class MixtureWorker:
 
 
 def _after_sampling(runner: Any) -> Any:
+    """A hook of V1's sampler that passes the drawn tokens to the statistics."""
+
     def hook(sampler: Any, args: Any, output: Any) -> None:
         statistics, batch = runner.model.step.statistics, runner.input_batch
-        if statistics.kept is None:  # nobody wants to know about this step
+        if statistics.kept is None:  # this step is not measured
             return
         num_rows = batch.num_reqs
         is_drawn = ~runner.discard_request_mask.np[:num_rows]
-        statistics.tokens_drawn(output.sampled_token_ids, batch.req_ids[:num_rows], is_drawn)
+        statistics.measure_tokens(output.sampled_token_ids, batch.req_ids[:num_rows], is_drawn)
 
     return hook
 
 
 def _with_broken_rows(runner: Any) -> Any:
-    """V1's `sample_tokens`; vLLM's own count of NaNs is the field that carries the codes."""
+    """V1's `sample_tokens`, wrapped so that the output field of vLLM's NaN counts carries the codes
+    of broken rows."""
     sample_tokens = runner.sample_tokens
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -101,11 +103,12 @@ def _with_broken_rows(runner: Any) -> Any:
 
 
 class WatchedSampler:
-    """V2's sampler, which is no torch module and knows no hooks, with a look at what it draws."""
+    """Wraps V2's sampler, which is no torch module and has no hooks: adds the codes of broken rows,
+    and passes the drawn tokens to the statistics."""
 
     @classmethod
     def of(cls, runner: Any) -> WatchedSampler:
-        """The runner's sampler, wrapped once."""
+        """Wraps the runner's sampler, unless it is wrapped already."""
         sampler = runner.sampler
         return sampler if isinstance(sampler, cls) else cls(sampler, runner.model)
 
@@ -125,5 +128,5 @@ class WatchedSampler:
             return output
         ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
         is_drawn: np.ndarray = ends[: batch.num_reqs] >= batch.prefill_len_np[: batch.num_reqs]
-        step.statistics.tokens_drawn(output.sampled_token_ids, batch.req_ids, is_drawn)
+        step.statistics.measure_tokens(output.sampled_token_ids, batch.req_ids, is_drawn)
         return output

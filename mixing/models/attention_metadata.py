@@ -1,9 +1,9 @@
-"""What attention is told of a step when members run some of its tokens, or many members at once.
+"""Attention metadata for passes over some of a step's tokens, or over several members' caches.
 
-To vLLM's attention a step is a list of requests: how many tokens each has, how long it is by now,
-and which blocks of the KV cache are its own. A member that leaves requests out has a shorter list;
-several members whose caches are one have a longer one, with each member's requests in its own
-blocks. The backend's own builder makes the rest of it. On a CPU only.
+vLLM's attention sees a step as a list of requests: the number of tokens of each, its length so far
+and its blocks in the KV cache. A member that leaves requests out has a shorter list. Several
+members with one joined cache have a longer list, with each member's requests in its own blocks. The
+backend's own builder makes the metadata from the list. On a CPU only.
 
 Shapes: T tokens and B requests of a step, of which a part has T_p and B_p.
 """
@@ -26,16 +26,16 @@ class Part:
     step: Any
     """The CPUAttentionMetadata of the whole step for this cache."""
     tokens: torch.Tensor | None = None
-    """int64 [T_p], ascending: all tokens of the requests in question; None: of all requests."""
+    """int64 [T_p], ascending: all tokens of the part's requests; None for all requests."""
     first_block: int = 0
-    """Where the member's blocks begin in the cache that attention gets."""
+    """Index of the member's first block in the cache that attention gets."""
 
 
 def metadata_of(parts: Sequence[Part], builder: Any) -> Any:
-    """The metadata of a pass whose rows are the tokens of one part after the other.
+    """The metadata of a pass whose rows are the parts' tokens, one part after the other.
 
     Args:
-      builder: of `metadata_builder`.
+      builder: made by `metadata_builder`.
     Returns: CPUAttentionMetadata of T_1 + ... + T_p tokens.
     """
     block_size = builder.kv_cache_spec.block_size
@@ -54,7 +54,7 @@ def metadata_of(parts: Sequence[Part], builder: Any) -> Any:
         seq_lens.append(step.seq_lens[requests])
         tables.append(step.block_table[requests] + part.first_block)
         shifted_T = own_slots_T + part.first_block * block_size
-        slots.append(torch.where(own_slots_T < 0, own_slots_T, shifted_T))  # -1: nowhere
+        slots.append(torch.where(own_slots_T < 0, own_slots_T, shifted_T))  # -1: not stored
     lengths_B, slots_T = torch.cat(lengths), torch.cat(slots)
     starts = torch.zeros(len(lengths_B) + 1, dtype=torch.int32)
     torch.cumsum(lengths_B, 0, out=starts[1:])
@@ -76,7 +76,7 @@ def metadata_of(parts: Sequence[Part], builder: Any) -> Any:
 
 
 def metadata_builder(layers: Sequence[Any], vllm_config: VllmConfig) -> Any:
-    """A builder like the runner's own, for attention layers of one kind whose caches are there."""
+    """A builder like the runner's own, for attention layers of one kind that have their caches."""
     spec = layers[0].get_kv_cache_spec(vllm_config)
     block_size = layers[0].kv_cache.shape[2]  # [blocks, heads, block size, 2 * head size]
     builder = layers[0].attn_backend.get_builder_cls()

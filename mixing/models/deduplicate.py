@@ -1,7 +1,7 @@
-"""Stores once what checkpoints have in common: frozen embeddings, layers, heads.
+"""Stores layers once that several checkpoints have in common, such as frozen embeddings.
 
-Policies tuned from one base often left part of it as it was. Layers whose parameters are all equal
-become one layer that several members use; each member keeps its own attention and KV cache.
+Fine-tuning often leaves part of a base unchanged. Layers whose parameters are all equal become one
+layer that several members use. Each member keeps its own attention and KV cache.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 
-def share_identical_layers(
+def deduplicate_layers(
     member: nn.Module, earlier: Sequence[nn.Module], *, keep: Container[nn.Module] = ()
 ) -> int:
     """Replaces layers of `member` by equal ones of an earlier member.
 
-    A layer is a module without children. It is equal to the one at the same place of another
-    member if both are of one class and have the same parameters, bit by bit. To be called when all
-    parameters are loaded and before they are repacked for the hardware.
+    A layer is a module without children. Two layers at the same place of two members are equal if
+    they have one class and the same parameters, bit by bit. Call this when all parameters are
+    loaded and before they are repacked for the hardware.
 
     Args:
-      member: the model to lighten, in place.
-      earlier: loaded models of which layers may be reused.
+      member: the model to change in place.
+      earlier: loaded models whose layers may be reused.
       keep: layers that must stay the member's own, whatever their parameters.
     Returns: bytes of parameters that are no longer stored twice.
     """
@@ -32,14 +32,14 @@ def share_identical_layers(
     for path, layer in list(member.named_modules(remove_duplicate=False)):
         if layer in keep or list(layer.children()) or not list(layer.parameters()):
             continue
-        twin = replaced.get(layer)
-        if twin is None:
+        equal = replaced.get(layer)
+        if equal is None:
             candidates = (place[path] for place in places if path in place)
-            twin = next((each for each in candidates if _are_equal(layer, each)), None)
-        if twin is not None and twin is not layer:
+            equal = next((each for each in candidates if _are_equal(layer, each)), None)
+        if equal is not None and equal is not layer:
             parent, _, name = path.rpartition(".")
-            setattr(member.get_submodule(parent), name, twin)
-            replaced[layer] = twin
+            setattr(member.get_submodule(parent), name, equal)
+            replaced[layer] = equal
     return sum(
         parameter.numel() * parameter.element_size()
         for layer in replaced

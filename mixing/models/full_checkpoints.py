@@ -18,7 +18,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 
 from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
-from prefmix.mixing.models.deduplicate import share_identical_layers
+from prefmix.mixing.models.deduplicate import deduplicate_layers
 from prefmix.mixing.models.lm_heads import PlainHead, plain_heads
 from prefmix.mixing.models.loading import (
     member_prefix,
@@ -50,9 +50,9 @@ class LogLinearMixtureForCausalLM(MixtureModel):
             }
         )
         self.hidden_sizes = [config.model_config.get_hidden_size() for config in configs]
-        # Of all members, not of those that happen to run: a row must not depend on its neighbours.
+        # Of all members, not only of those that run: a row must not depend on its neighbours.
         self.common_vocab_size = min(config.model_config.get_vocab_size() for config in configs)
-        self._parameter_bytes: list[int] | None = None  # known once loaded, before repacking
+        self._parameter_bytes: list[int] | None = None  # set after loading, before repacking
         self._attention = MemberAttention(vllm_config)
         self.secondary_weights = secondary_sources(self.spec)
         # Layers that vLLM knows by name, such as attention, belong to one member each.
@@ -64,7 +64,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         return list(self.members.values())
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Part of vLLM's model interface; members embed their own inputs."""
+        """Part of vLLM's model interface. Members embed their own inputs."""
         return self._members[0].embed_input_ids(input_ids)
 
     def run_members(
@@ -101,9 +101,9 @@ class LogLinearMixtureForCausalLM(MixtureModel):
 
     @functools.cached_property
     def plain_heads(self) -> list[PlainHead] | None:
-        """Every member's output matrix where one product can mix them all; None elsewhere.
+        """Every member's output matrix if one product can mix them all, or None.
 
-        On a CPU vLLM multiplies by a repacked copy of the matrix, which is faster.
+        Always None on a CPU, where vLLM multiplies faster, by a repacked copy of the matrix.
         """
         if self.device.type == "cpu":
             return None
@@ -117,7 +117,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
     def _mix_heads(
         self, heads: Sequence[PlainHead], hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor
     ) -> torch.Tensor | None:
-        """One product over all heads' rows of this rank, then one gather."""
+        """Mixes by one product over all heads' rows on this rank, then one gather."""
         mixed = heads[0].gather(
             mix_lm_head(
                 hidden,
@@ -148,7 +148,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         return self._parameter_bytes or parameter_bytes(self._members)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Hands each member its own checkpoint's tensors, streaming.
+        """Passes each member the tensors of its own checkpoint, as they arrive.
 
         Args:
           weights: (name, tensor) pairs; the first member's names come bare, the others' with
@@ -156,16 +156,16 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         Returns: the names of the parameters that were set.
         """
         loaded: set[str] = set()
-        spared_bytes = 0
+        shared_bytes = 0
         for index, tensors in groupby(weights, key=lambda item: split_member_name(item[0])[0]):
             own_names = ((split_member_name(name)[1], tensor) for name, tensor in tensors)
             names = self._members[index].load_weights(own_names)
             loaded.update(f"{member_prefix(index)}.{name}" for name in names)
-            spared_bytes += share_identical_layers(
+            shared_bytes += deduplicate_layers(
                 self._members[index], self._members[:index], keep=self._named_layers
             )
-        if spared_bytes:
-            mib = spared_bytes / 2**20
+        if shared_bytes:
+            mib = shared_bytes / 2**20
             logger.info("Policies have layers in common: %.1f MiB are stored once.", mib)
         self._parameter_bytes = parameter_bytes(self._members)
         return loaded

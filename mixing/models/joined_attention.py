@@ -23,22 +23,22 @@ from prefmix.mixing.models.stacked_attention import StackedAttention
 
 
 class JoinedAttention:
-    """One attention a layer for all members' rows, any number of them. On a CPU only."""
+    """The joined attention of all layers, for any number of rows of each member."""
 
     def __init__(self, stacked: Sequence[StackedAttention], vllm_config: VllmConfig) -> None:
         self._stacked = stacked
         self._vllm_config = vllm_config
         self._layers = {each.joined.layer_name: each.joined for each in stacked}
-        self._groups: list[_Alike] | None = None
+        self._groups: list[_Group] | None = None
 
     @contextmanager
     def running(
         self, members: Sequence[int], tokens: Sequence[torch.Tensor] | None
     ) -> Iterator[None]:
-        """Inside, attention expects the rows of these members, one after the other.
+        """Within this context attention expects the rows of these members, one after the other.
 
         Args:
-          tokens: by running member int64 [R_m], those of the step's tokens that it runs; None: all.
+          tokens: per running member int64 [R_m], the step's tokens that it runs; None for all.
         """
         context = get_forward_context()
         layers = {**context.no_compile_layers, **self._layers}
@@ -67,9 +67,9 @@ class JoinedAttention:
         with override_forward_context(joined):
             yield
 
-    def _join_caches(self, metadata: Mapping[str, Any]) -> list[_Alike]:
-        """Gives each joined layer its members' caches as one; layers with the same place in the
-        same metadata are of one group."""
+    def _join_caches(self, metadata: Mapping[str, Any]) -> list[_Group]:
+        """Gives each joined layer its members' caches as one cache; groups layers that can use the
+        same metadata."""
         alike: dict[Any, list[StackedAttention]] = {}
         for each in self._stacked:
             caches = [layer.kv_cache for layer in each.layers]
@@ -81,7 +81,7 @@ class JoinedAttention:
             steps = tuple(id(metadata[layer.layer_name]) for layer in each.layers)
             alike.setdefault((steps, tuple(first_blocks)), []).append(each)
         return [
-            _Alike(
+            _Group(
                 joined=[each.joined.layer_name for each in group],
                 names=[layer.layer_name for layer in group[0].layers],
                 first_blocks=first_blocks,
@@ -92,23 +92,24 @@ class JoinedAttention:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Alike:
-    """Joined layers that one metadata serves."""
+class _Group:
+    """Joined layers that use the same metadata."""
 
     joined: list[str]
+    """Names of the joined layers."""
     names: list[str]
-    """By member, the layer whose metadata tells where its requests are."""
+    """Per member, a layer whose metadata has the blocks of the member's requests."""
     first_blocks: Sequence[int]
-    """By member."""
+    """Per member, the index of its first block in the joined cache."""
     builder: Any
 
 
 def join_caches(caches: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
-    """One cache that has the blocks of all, and where in it the blocks of each begin.
+    """One cache with the blocks of all, and the index in it of each cache's first block.
 
     Args:
-      caches: [blocks, ...] each, alike, in one piece of memory and whole blocks apart.
-    Raises: ValueError if they lie otherwise.
+      caches: [blocks, ...] each, of one shape, in one piece of memory and whole blocks apart.
+    Raises: ValueError if the caches lie in memory otherwise.
     """
     first = min(caches, key=lambda cache: cache.data_ptr())
     block_bytes = first.stride(0) * first.itemsize

@@ -20,19 +20,14 @@ from prefmix.mixing.models.stack import Stack
 
 
 class JoinedFactors:
-    """The CPU's way: every lora_A is part of the layer's own matrix, every lora_B of one more.
-
-    Small batched products cost their call on a CPU. One product with [W; A_1 ... A_K] gives each
-    row the layer's output and every adapter's low-rank input; the foreign ones are cleared before
-    one product with [B_1 ... B_K] adds the row's own update.
-    """
+    """A linear layer whose matrix also holds every adapter's lora_A."""
 
     def __init__(
         self, inner: UnquantizedLinearMethod, up: nn.Module, stack: Stack, *, rank: int
     ) -> None:
         """Args:
         inner: multiplies by a module's `weight`, which it has repacked.
-        up: has the [out, K * R] weight of all lora_B.
+        up: holds all lora_B as one weight [out, K * R].
         rank: R.
         """
         self._inner = inner
@@ -41,7 +36,7 @@ class JoinedFactors:
         self._rank = rank
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """As AdapterLinearMethod.apply."""
+        """Like AdapterLinearMethod.apply."""
         num_low = self._stack.num_adapters * self._rank
         joined: torch.Tensor = self._inner.apply(layer, x, None)
         out, low = joined.split([joined.shape[-1] - num_low, num_low], dim=-1)  # type: ignore[no-untyped-call]
@@ -53,7 +48,7 @@ class JoinedFactors:
 
 
 def join_factors(layer: Any, inner: UnquantizedLinearMethod, stack: Stack) -> JoinedFactors | None:
-    """Moves a loaded layer's adapters into its own matrix; None where they would outgrow it."""
+    """Moves a loaded layer's adapters into its own matrix; None if they would be larger than it."""
     a_KIR, b_KRO = layer.adapters_a.data, layer.adapters_b.data
     num_low = a_KIR.shape[0] * a_KIR.shape[2]
     if num_low > min(layer.weight.shape):

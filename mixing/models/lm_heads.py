@@ -1,7 +1,7 @@
-"""What a model does to hidden states to get logits, found out by trying.
+"""Tests by trial whether a model's LM head is one matrix product.
 
-Which of vLLM's layers a model has does not tell: its `compute_logits` may apply a norm or a cap of
-its own. So it is run once, on random hidden states, before anything relies on it.
+The layers of a model do not tell: its `compute_logits` may apply a norm or a cap of its own. So it
+is run once on random hidden states before anything relies on its being linear.
 
 Shapes: D hidden width, V vocabulary, V_r rows of the output matrix on this rank.
 """
@@ -23,10 +23,10 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 logger = init_logger(f"vllm.{__name__}")
 
 Logits = Callable[[torch.Tensor], torch.Tensor | None]
-"""Hidden states [N, D] to logits [N, V]; None on ranks without. vLLM 0.32 gathers on all."""
+"""Hidden states [N, D] to logits [N, V]; None on ranks that do not gather logits."""
 
 _FINEST = 2**-10
-"""A GPU may round the factors of float32 products this much (TensorFloat-32)."""
+"""Relative rounding error of float32 factors on a GPU (TensorFloat-32)."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class PlainHead:
     """[V_r, D]; the vocabulary's padding too where there are several ranks."""
     scale: float
     gather: Logits
-    """All ranks' [N, V_r] side by side; with one rank its argument."""
+    """Joins all ranks' [N, V_r] side by side; the identity on a single rank."""
 
 
 def is_linear(
     compute_logits: Logits, hidden_size: int, *, dtype: torch.dtype, device: torch.device
 ) -> bool:
-    """Whether the logits of a weighted mean of hidden states are the weighted mean of the logits.
+    """True if the logits of a weighted mean of hidden states are the weighted mean of the logits.
 
     Weights sum to 1, so a bias does no harm.
     """
@@ -57,10 +57,10 @@ def is_linear(
 
 
 def plain_heads(models: Sequence[Any], dtype: torch.dtype) -> list[PlainHead] | None:
-    """The output matrices of loaded models whose logits can be mixed as one product on each rank.
+    """The output matrices of loaded models, if one product per rank can mix their logits.
 
-    None if a model's logits are not its matrix's product alone, in `dtype`, or if the ranks split
-    the models' vocabularies at different places.
+    Returns: None if a model's logits are more than the product with its matrix, in `dtype`, or if
+      the ranks split the models' vocabularies at different places.
     """
     heads = [_plain_head(model, dtype) for model in models]
     present = [head for head in heads if head is not None]
@@ -73,8 +73,8 @@ def plain_heads(models: Sequence[Any], dtype: torch.dtype) -> list[PlainHead] | 
 
 
 def _plain_head(model: Any, dtype: torch.dtype) -> PlainHead | None:
-    """None for a soft-cap, a norm, a bias, a quantised or differently typed head, or a model that
-    keeps its head under other names than vLLM's usual ones."""
+    """The model's head; None if it has a soft-cap, norm or bias, is quantised or of another dtype,
+    or has other names than vLLM's usual ones."""
     head = getattr(model, "lm_head", None)
     processor = getattr(model, "logits_processor", None)
     if not isinstance(head, VocabParallelEmbedding) or not isinstance(processor, LogitsProcessor):
@@ -109,14 +109,14 @@ def _plain_head(model: Any, dtype: torch.dtype) -> PlainHead | None:
 
 
 def _probe(hidden_size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[2, D], the same on every rank, and large enough to reach into a cap."""
+    """Random hidden states [2, D], equal on all ranks and large enough for a cap to show."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     normal_2D = torch.randn((2, hidden_size), generator=generator, device="cpu")
     return (8 * normal_2D).to(dtype).to(device)
 
 
 def _agree(came: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether two tensors are equal but for rounding; equal infinities are, NaN never is."""
+    """True if two tensors are equal up to rounding. Equal infinities agree; NaN never does."""
     came, expected = came.float(), expected.float()
     error = torch.where(came == expected, 0.0, came - expected).norm()
     size = expected[expected.isfinite()].norm()

@@ -1,4 +1,4 @@
-"""From a mixture spec to what vLLM needs to build and fill each member.
+"""Configs, names and checkpoint sources with which vLLM builds and loads each member.
 
 Source of the interfaces: vllm.config.VllmConfig, vllm.model_executor.model_loader (vLLM 0.32).
 """
@@ -19,12 +19,12 @@ _MEMBER_NAME = re.compile(r"members\.p(\d+)\.(.*)", re.DOTALL)
 
 
 def member_prefix(index: int) -> str:
-    """Where a member's modules and tensors live inside the composite model."""
+    """Prefix of the names of a member's modules and tensors in the composite model."""
     return f"members.p{index}"
 
 
 def split_member_name(name: str) -> tuple[int, str]:
-    """A checkpoint tensor's member and own name; a bare name belongs to the first member."""
+    """A tensor's member and its name in the checkpoint; a bare name belongs to the first member."""
     match = _MEMBER_NAME.fullmatch(name)
     return (int(match[1]), match[2]) if match else (0, name)
 
@@ -37,17 +37,17 @@ def member_hf_config(member: Policy, model_config: ModelConfig) -> Any:
 
 
 def member_vllm_config(vllm_config: VllmConfig, member: Policy, *, index: int) -> VllmConfig:
-    """The engine's config as one member must see it.
+    """The engine's config with one member's own model config.
 
-    `sliding_window` is the trap here: attention layers read it from the cache config, which would
-    give every member the first one's window.
+    Attention layers read `sliding_window` from the cache config, so that is copied too: otherwise
+    every member would get the first one's window.
     """
     hf_config = member_hf_config(member, vllm_config.model_config)
     config = copy.copy(vllm_config)
     config.cache_config = copy.copy(vllm_config.cache_config)
     config.cache_config.sliding_window = uniform_sliding_window(hf_config)
     config = config.with_hf_config(hf_config)
-    # with_hf_config leaves the first member's text config, from which sizes are read.
+    # Sizes are read from the text config, which with_hf_config leaves as the first member's.
     config.model_config.hf_text_config = get_hf_text_config(config.model_config.hf_config)
     config.model_config.model_arch_config = config.model_config.get_model_arch_config()
     if index:
@@ -57,9 +57,9 @@ def member_vllm_config(vllm_config: VllmConfig, member: Policy, *, index: int) -
 
 
 def uniform_sliding_window(hf_config: Any) -> int | None:
-    """The attention window of a model whose layers all slide; None if any attends in full.
+    """The attention window of a model whose layers all have one; None if any layer attends in full.
 
-    The rule of vllm.engine.arg_utils.EngineArgs.create_engine_config: a model that alternates sets
+    The rule of vllm.engine.arg_utils.EngineArgs.create_engine_config: models that alternate set
     the window layer by layer.
     """
     text_config = get_hf_text_config(hf_config)
@@ -70,7 +70,7 @@ def uniform_sliding_window(hf_config: Any) -> int | None:
 
 
 def secondary_sources(spec: MixtureSpec) -> list[DefaultModelLoader.Source]:
-    """The checkpoints of all members but the first, which vLLM loads by itself."""
+    """The checkpoints of all members except the first, which vLLM loads by itself."""
     return [
         DefaultModelLoader.Source(member.model, member.revision, prefix=f"{member_prefix(index)}.")
         for index, member in enumerate(spec.members)

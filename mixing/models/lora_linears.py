@@ -1,4 +1,4 @@
-"""Linear layers of the base that add to each member's rows that member's low-rank update.
+"""Linear layers of the base that add each member's LoRA update to that member's rows.
 
 Shapes: T tokens, n running members, K adapters, I inputs, O outputs; in adapters' factors R is the
 sum of ranks, of inputs and outputs the number of rows of the stack (at most n T).
@@ -27,10 +27,10 @@ from prefmix.mixing.models.stack import Stack
 
 
 class AdapterLinearMethod(QuantizeMethodBase):
-    """A linear layer's own method, plus each member's low-rank update of that member's rows.
+    """Computes a linear layer's own product, plus each member's LoRA update of that member's rows.
 
-    The update is computed where the layer's own product is, on this rank's share of inputs and
-    outputs and before anything is reduced or gathered, so that tensor parallelism needs no more.
+    The update uses this rank's share of inputs and outputs and is added before anything is reduced
+    or gathered, so tensor parallelism needs nothing more.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class AdapterLinearMethod(QuantizeMethodBase):
         dtype: torch.dtype,
     ) -> None:
         """Args:
-        layer: the layer; gets the parameters adapters_a [K, in, R] and adapters_b [K, R, out].
-        inner: how the layer multiplies by itself.
-        parts: checkpoint's name of each part of the layer to its place among the layer's
-          outputs (q, k, v of a fused layer: 0, 1, 2), None for the whole.
+        layer: gets the parameters adapters_a [K, in, R] and adapters_b [K, R, out].
+        inner: the layer's own method.
+        parts: from the checkpoint's name of each part of the layer to its place among the
+          layer's outputs (q, k, v of a fused layer: 0, 1, 2); None for the whole layer.
         """
         self.inner = inner
         self.layer = layer
@@ -57,7 +57,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
         shape_a = (len(adapters), _input_size(layer), max(ranks))
         shape_b = (len(adapters), max(ranks), sum(layer.output_partition_sizes))
         for name, shape in (("adapters_a", shape_a), ("adapters_b", shape_b)):
-            # Parts of the outputs that an adapter leaves alone stay zero.
+            # Outputs that an adapter does not change stay zero.
             layer.register_parameter(
                 name, nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
             )
@@ -67,7 +67,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
         self.joined: JoinedFactors | None = None
 
     def create_weights(self, layer: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """Made by the layer's own method before."""
+        """Nothing to do: the layer's own method has created its weights."""
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         if isinstance(self.inner, UnquantizedLinearMethod) and layer.weight.is_cpu:
@@ -75,7 +75,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
         self.inner.process_weights_after_loading(layer)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Args: x: [R, in], or [1, R, in] in models that are transformers' code. Returns: alike."""
+        """Args: x: [R, in], or [1, R, in] in models of transformers' code. Returns: [..., out]."""
         if x.dim() > 2:
             return self.apply(layer, x.flatten(0, -2), bias).reshape(*x.shape[:-1], -1)
         if self.joined is not None:
@@ -101,8 +101,8 @@ class AdapterLinearMethod(QuantizeMethodBase):
         """Copies this rank's share of one adapter's factors into the layer.
 
         Args:
-          index: which adapter.
-          read: its tensors by the checkpoint's layer name.
+          index: the adapter's place.
+          read: gives the factors of a layer, by the checkpoint's name.
         """
         adapter = self.adapters[index]
         for part, place in self.parts.items():
@@ -130,7 +130,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
 def _add_updates(
     out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bounds: torch.Tensor
 ) -> None:
-    """The operator: adds to the rows of each adapter, [start, end) in `bounds`, its own update."""
+    """Adds each adapter's update to its rows, [start, end) in `bounds`."""
     for index, (start, end) in enumerate(bounds.tolist()):
         if start < end:
             out[start:end].addmm_(x[start:end] @ a[index], b[index])
@@ -144,10 +144,10 @@ _add_updates_operator = operator(
 def adapt_linears(
     base: Any, adapters: Sequence[Adapter], stack: Stack
 ) -> dict[str, AdapterLinearMethod]:
-    """Gives each linear layer that any adapter changes an AdapterLinearMethod.
+    """Gives an AdapterLinearMethod to each linear layer that an adapter changes.
 
-    Returns: by the layer's name in the base.
-    Raises: AdapterError for an adapter of something that is no linear layer of the base.
+    Returns: the methods by the layer's name in the base.
+    Raises: AdapterError if an adapter changes something that is no linear layer of the base.
     """
     linears = {
         name: module for name, module in base.named_modules() if isinstance(module, LinearBase)
@@ -176,7 +176,7 @@ def adapt_linears(
 
 
 def _layer_of(base: Any, part: str) -> tuple[str, int | None]:
-    """The base's layer that holds a checkpoint's layer, and its place in it if it is one of many.
+    """The base's layer that holds a checkpoint's layer, and its place among several in that layer.
 
     Source: the attributes hf_to_vllm_mapper and packed_modules_mapping of vLLM's model classes.
     """
@@ -190,12 +190,12 @@ def _layer_of(base: Any, part: str) -> tuple[str, int | None]:
 
 
 def _input_size(layer: LinearBase) -> int:
-    """This rank's share of the inputs."""
+    """Number of inputs on this rank."""
     return int(getattr(layer, "input_size_per_partition", layer.input_size))
 
 
 def _output_shares(layer: LinearBase, place: int | None) -> list[tuple[int, int, int]]:
-    """Which of a checkpoint's outputs this rank holds: (where here, where there, how many)."""
+    """The outputs that this rank holds: (start here, start in the checkpoint, how many)."""
     sizes: list[int] = layer.output_partition_sizes
     shares, here, there = [], 0, 0
     for index, size in enumerate(sizes):
@@ -235,7 +235,7 @@ def _check_shape(
 
 
 def _check_finite(adapter: Adapter, part: str, a_RI: torch.Tensor, b_RO: torch.Tensor) -> None:
-    """All rows are multiplied by all adapters, foreign ones by zeros: 0 times infinity is NaN."""
+    """All adapters multiply all rows, other members' rows as zeros, and 0 times infinity is NaN."""
     if not (a_RI.isfinite().all() and b_RO.isfinite().all()):
         raise AdapterError(
             f"policy {adapter.name!r}: its adapter of {part!r} holds NaN or infinite numbers, or "

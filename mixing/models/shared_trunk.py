@@ -1,21 +1,22 @@
 """`SharedTrunkMixtureForCausalLM`: one base and K LoRA adapters of it as one vLLM model.
 
-The tokens of all members are stacked and pass through the base's layers together, so the base's
-parameters are read once a step however many members there are:
+The tokens of all members are stacked and pass through the base's layers together, so a step reads
+the base's parameters once, whatever the number of members:
 
     rows of a pass: | tokens of the 1st running member (T) | ... | tokens of the last one (T) |
 
 On a CPU each member has only the tokens of the requests that give it weight
-(prefmix.mixing.models.skipping), and the compiled pass takes any members with any number of rows; a
-step of more rows than one policy's largest takes several passes. On a GPU the running members have
-all T tokens, and one set of members is compiled.
+(prefmix.mixing.models.skipping), and the compiled pass takes any members with any number of rows. A
+step with more rows than one policy's largest step takes several passes. On a GPU all running
+members have all T tokens, and only the pass of all members is compiled.
 
 Two kinds of layer know about the stack. A linear layer adds each member's low-rank update to that
-member's rows (prefmix.mixing.models.lora_linears). An attention layer hands each member's rows to
+member's rows (prefmix.mixing.models.lora_linears). An attention layer passes each member's rows to
 that member's own attention, which has its own KV cache (prefmix.mixing.models.stacked_attention).
-Everything else (norms, rotary embeddings, activations) is row by row and vLLM's own, whatever the
-architecture. The members share the LM head, and a sum of logits W h_k is W applied to a sum of
-hidden states: one LM head per step, unless a soft-cap stands in between.
+All other layers (norms, rotary embeddings, activations) treat each row alone and are vLLM's own.
+
+The members share the LM head, and a sum of logits W h_k is W applied to a sum of hidden states. So
+a step needs the head once, unless a soft-cap follows it.
 
 Shapes: T tokens, n running members, R rows of the stack (n T or fewer), N logits rows, M members,
 K adapters (M, or M - 1 with a reference, which is the base itself and stands last), D hidden width.
@@ -56,7 +57,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         assert not prefix, "a mixture is a whole model, never a part of one"
         adapters = [read_adapter(policy) for policy in self.spec.adapters]
         self.max_rows = vllm_config.scheduler_config.max_num_batched_tokens
-        """Of a pass on a CPU: as many as one policy's largest step has."""
+        """Most rows of a pass on a CPU: those of one policy's largest step."""
         self.stack = Stack(
             num_members=self.spec.num_members,
             num_adapters=len(adapters),
@@ -68,7 +69,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         self.attention = JoinedAttention(stack_attention(base, self.stack), config)
         self.adapted = adapt_linears(base, adapters, self.stack)
         self.adapters = adapters
-        # Another mixture of the same base is another graph: its compiled code is kept apart.
+        # Another mixture of the same base has another graph: this keeps its compiled code apart.
         config.additional_config = {
             **(config.additional_config or {}),
             "prefmix_trunk": [sorted(adapter.ranks.items()) for adapter in adapters],
@@ -79,12 +80,12 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         if not is_compiled:
             self.trunk.do_not_compile = True
         for module in compilable:
-            module.do_not_compile = True  # it is part of the trunk's graph, or runs layer by layer
+            module.do_not_compile = True  # part of the trunk's graph, or not compiled at all
         self.hidden_sizes = [config.model_config.get_hidden_size()] * self.spec.num_members
-        self._parameter_bytes: list[int] | None = None  # known once loaded, before repacking
+        self._parameter_bytes: list[int] | None = None  # set after loading, before repacking
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Part of vLLM's model interface; the base embeds its own inputs."""
+        """Part of vLLM's model interface. The base embeds its own inputs."""
         return self.trunk.base.embed_input_ids(input_ids)
 
     def run_members(
@@ -133,7 +134,8 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
 
     @functools.cached_property
     def is_head_linear(self) -> bool:
-        """Whether mixed hidden states make mixed logits: no soft-cap or norm after the mixing."""
+        """True if the logits of mixed hidden states are the mixed logits: neither soft-cap nor norm
+        follows the mixing."""
         base = self.trunk.base
         processors = [each for each in base.modules() if isinstance(each, LogitsProcessor)]
         is_plain = len(processors) == 1 and not processors[0].soft_cap
@@ -150,7 +152,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
         has_weight = members_with_weight(weights_NM)
         if self.is_head_linear:
-            # A member without weight must leave no trace, whatever its cache holds: 0 * inf is NaN.
+            # A member without weight must leave no trace, whatever its rows hold: 0 * inf is NaN.
             terms = [
                 torch.where(weight_N1 == 0, 0.0, weight_N1 * hidden_ND)
                 for hidden_ND, weight_N1, present in zip(
@@ -173,7 +175,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
     def _logits_of(
         self, hidden: Sequence[torch.Tensor], which: Sequence[bool]
     ) -> list[torch.Tensor | None]:
-        """The shared LM head over the rows of several members at once."""
+        """The wanted members' logits, by one pass of their rows through the shared LM head."""
         rows = torch.cat([each for each, wanted in zip(hidden, which, strict=True) if wanted])
         stacked = self.trunk.base.compute_logits(rows)
         if stacked is None:
@@ -213,11 +215,11 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
 
 
 def passes_of(parts: Mapping[int, Sized], *, max_rows: int) -> list[list[int]]:
-    """The members that pass through the trunk together, so that no pass has more rows than that
-    unless one member has.
+    """Groups members into passes through the trunk of at most `max_rows` rows; a member with more
+    rows has a pass of its own.
 
-    One read of the base serves all rows of a pass. But a pass of so many rows computes longer than
-    it reads, and glibc maps each buffer above 32 MiB anew, which costs as much as a small product.
+    One read of the base serves all rows of a pass. But a pass of more rows computes longer than it
+    reads, and glibc maps each buffer above 32 MiB anew, which costs as much as a small product.
     """
     passes: list[list[int]] = []
     num_rows = max_rows
@@ -232,7 +234,7 @@ def passes_of(parts: Mapping[int, Sized], *, max_rows: int) -> list[list[int]]:
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": -1})
 class StackedTrunk(nn.Module):
-    """The base over stacked rows: what is compiled as one graph, if vLLM compiles the base."""
+    """The base over stacked rows, compiled as one graph if vLLM compiles the base."""
 
     do_not_compile: bool
 
@@ -244,7 +246,7 @@ class StackedTrunk(nn.Module):
         self.stack = stack
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Args: input_ids, positions: int [R], or [T] where all running members have all tokens.
+        """Args: input_ids, positions: int [R], or [T] if all running members have all tokens.
         Returns: [R, D], member by member."""
         if not self.stack.takes_any_rows:
             copies = len(self.stack.members)

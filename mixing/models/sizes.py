@@ -1,4 +1,4 @@
-"""How much memory each member of a loaded mixture takes on one rank."""
+"""Memory that each member of a loaded mixture takes on one rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefmix.mixing.models.loading import split_member_name
 
 
 def parameter_bytes(members: Sequence[nn.Module]) -> list[int]:
-    """Bytes of parameters: one number a member for what only it uses, then what several use."""
+    """Bytes of parameters: per member what only it uses, then what several members use."""
     users: dict[int, set[int]] = {}
     sizes: dict[int, int] = {}
     for index, member in enumerate(members):
@@ -27,7 +27,7 @@ def parameter_bytes(members: Sequence[nn.Module]) -> list[int]:
 
 
 def kv_bytes_per_token(model: Any, vllm_config: Any) -> list[int]:
-    """Bytes of KV cache that one token takes, by member."""
+    """Per member, the bytes of KV cache that one token takes."""
     totals = [0] * model.spec.num_members
     for name, layer in vllm_config.compilation_config.static_forward_context.items():
         if not isinstance(layer, AttentionLayerBase):

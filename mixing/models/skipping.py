@@ -1,8 +1,8 @@
-"""Each member runs the tokens of the requests that give it weight, and no others. On a CPU only.
+"""Skips tokens: each member runs only the requests that give it weight. On a CPU only.
 
-Layers that look at a row alone are simply given fewer rows; attention is told of fewer requests
-(prefmix.mixing.models.attention_metadata). Nobody ever reads what a member's KV cache holds for the
-others: blocks are kept apart by the set of members that filled them
+Layers that treat each row alone get fewer rows; attention gets fewer requests
+(prefmix.mixing.models.attention_metadata). A member's KV cache has no valid entries for skipped
+requests, and none are read: the scheduler keeps blocks apart by the set of members that filled them
 (prefmix.mixing.engine.scheduler).
 
 Shapes: T tokens, M members of a step, n of them running; member m runs T_m tokens.
@@ -26,22 +26,22 @@ from prefmix.mixing.models.loading import split_member_name
 
 
 def takes_any_rows(device: torch.device) -> bool:
-    """Whether a pass may hold any number of rows: where no CUDA graph replays it, and looking at
-    the weights does not wait."""
+    """True if a pass may hold any number of rows: no CUDA graph replays it, and reading the weights
+    does not wait."""
     return device.type == "cpu"
 
 
 def is_plain_attention(layers: Iterable[Any]) -> bool:
-    """Whether all attention among a model's layers takes its requests from the metadata as they
-    come: not so, for one, attention over chunks, which has cut them up already."""
+    """True if all attention layers take the requests in the metadata as they are. Attention over
+    chunks does not: its metadata has cut the requests up already."""
     return all(
         type(layer) is Attention for layer in layers if isinstance(layer, AttentionLayerBase)
     )
 
 
 def tokens_of(weights_TM: torch.Tensor, members: Sequence[int]) -> list[torch.Tensor] | None:
-    """Per running member the int64 [T_m] tokens that give it weight; None if all run all, as in
-    profiling and warm-up passes."""
+    """Per running member the tokens that give it weight, int64 [T_m]; None if each member runs all
+    tokens, as in profiling and warm-up passes."""
     metadata = get_forward_context().attn_metadata
     if len(members) < 2 or not metadata:
         return None
@@ -53,16 +53,21 @@ def tokens_of(weights_TM: torch.Tensor, members: Sequence[int]) -> list[torch.Te
 
 
 class MemberAttention:
-    """Attention layers of members that run one after the other, each on its own tokens."""
+    """The attention layers of members that run one after the other, each on its own tokens."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         self._vllm_config = vllm_config
         self._groups: list[tuple[int, list[str], Any]] | None = None
-        """(member, names of its layers with the same metadata, their builder), once known."""
+        """(member, names of its layers with the same metadata, their builder); None until the first
+        pass."""
 
     @contextmanager
     def running(self, tokens: dict[int, torch.Tensor]) -> Iterator[None]:
-        """Inside, each member's layers expect its rows only. Args: tokens: by member [T_m]."""
+        """Within this context each member's layers expect its own rows only.
+
+        Args:
+          tokens: by member int64 [T_m].
+        """
         context = get_forward_context()
         if self._groups is None:
             self._groups = self._find_groups(context)

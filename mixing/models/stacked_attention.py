@@ -26,9 +26,10 @@ from prefmix.mixing.models.stack import Stack
 
 @contextmanager
 def attention_per_member(stack: Stack) -> Iterator[None]:
-    """While a base is built: each attention layer also builds one for every further member.
+    """While a base is built in this context, each attention layer also builds one for every further
+    member.
 
-    Each is made and registered by vLLM's own constructor, so that it gets its own KV cache.
+    vLLM's own constructor makes and registers each of them, so each gets its own KV cache.
     """
     original = Attention.__init__
 
@@ -58,14 +59,14 @@ def attention_per_member(stack: Stack) -> Iterator[None]:
 
 
 class StackedAttention(nn.Module):
-    """Hands each member's rows to that member's attention."""
+    """Passes each member's rows to that member's attention."""
 
     def __init__(self, layers: Sequence[Attention], stack: Stack) -> None:
         super().__init__()
         self.layers: Any = nn.ModuleList(layers)
         self.stack = stack
         self.joined: Any
-        # Neither a part of the model nor a layer that vLLM would make a cache for.
+        # Set past torch, so that it is no part of the model and vLLM makes no cache for it.
         object.__setattr__(self, "joined", copy.copy(layers[0]))
         self.joined.layer_name += ".joined"
 
@@ -88,9 +89,9 @@ class StackedAttention(nn.Module):
 
 
 def stack_attention(base: nn.Module, stack: Stack) -> list[StackedAttention]:
-    """Puts a StackedAttention in the place of each attention layer.
+    """Replaces each attention layer by a StackedAttention.
 
-    Returns: those.
+    Returns: the new layers.
     Raises: AdapterError for a base whose layers mix tokens in another way.
     """
     from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase

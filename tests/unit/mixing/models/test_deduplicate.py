@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from prefmix.mixing.models.deduplicate import share_identical_layers
+from prefmix.mixing.models.deduplicate import deduplicate_layers
 
 
 class Model(nn.Module):
@@ -33,7 +33,7 @@ def test_only_equal_layers_become_one() -> None:
     with torch.no_grad():
         second.layers[1].weight[0, 0] += 1e-6
     before = num_bytes(first, second)
-    spared = share_identical_layers(second, [first])
+    spared = deduplicate_layers(second, [first])
     assert second.embed is first.embed
     assert second.head is first.embed, "a tied head follows its embedding"
     assert second.layers[0] is first.layers[0]
@@ -44,8 +44,8 @@ def test_only_equal_layers_become_one() -> None:
 def test_any_earlier_member_will_do_and_none_is_changed() -> None:
     first, second, third = Model(0), Model(1), Model(1)
     expected = copy.deepcopy(third)
-    assert share_identical_layers(second, [first]) == 0
-    share_identical_layers(third, [first, second])
+    assert deduplicate_layers(second, [first]) == 0
+    deduplicate_layers(third, [first, second])
     assert third.layers[0] is second.layers[0]
     for name, parameter in third.named_parameters():
         assert torch.equal(parameter, expected.get_parameter(name))
@@ -53,11 +53,11 @@ def test_any_earlier_member_will_do_and_none_is_changed() -> None:
 
 def test_kept_layers_and_other_kinds_stay_apart() -> None:
     first, second = Model(0), Model(0)
-    share_identical_layers(second, [first], keep={second.layers[0]})
+    deduplicate_layers(second, [first], keep={second.layers[0]})
     assert second.layers[0] is not first.layers[0]
     half = Model(0).to(torch.float16)
     same_numbers = Model(0).to(torch.float16).to(torch.float32)
-    assert share_identical_layers(half, [same_numbers]) == 0
+    assert deduplicate_layers(half, [same_numbers]) == 0
 
 
 def test_nan_is_not_equal_to_itself() -> None:
@@ -65,5 +65,5 @@ def test_nan_is_not_equal_to_itself() -> None:
     for model in (first, second):
         with torch.no_grad():
             model.embed.weight[0, 0] = float("nan")
-    share_identical_layers(second, [first])
+    deduplicate_layers(second, [first])
     assert second.embed is not first.embed
