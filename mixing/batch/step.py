@@ -66,7 +66,7 @@ class Step:
         """True if no member is skipped."""
         return all(self.active)
 
-    def begin(self, active_M: Sequence[bool], keys: Sequence[str | None]) -> None:
+    def begin(self, active_M: list[bool], keys: Sequence[str | None]) -> None:
         """Starts a step of a batch.
 
         Args:
@@ -74,7 +74,7 @@ class Step:
           keys: per request, the key under which its figures are kept; None if it is not measured.
         """
         if self.can_skip:
-            self.active = list(active_M)
+            self.active = active_M
         self._is_checked, self.broken_rows_N = False, None
         if self.statistics is not None:
             self.statistics.begin_step(keys)
