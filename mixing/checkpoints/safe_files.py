@@ -47,7 +47,7 @@ def check_safe_files(spec: MixtureSpec) -> None:
 
 
 def check_safe_models(policies: Iterable[Policy]) -> None:
-    """Does the same as `check_safe_files` for full checkpoints."""
+    """Checks full checkpoints as `check_safe_files` does."""
     for policy in policies:
         unsafe = unsafe_file(policy.model, policy.revision)
         if unsafe is not None:

@@ -133,6 +133,6 @@ def choose(vllm_config: VllmConfig) -> str | type | None:
     ]
     for prevents, reason in reasons:
         if prevents:
-            logger.info("Policies without weight run all the same: %s.", reason)
+            logger.info("Policies without weight are not skipped: %s.", reason)
             return chosen
     return SCHEDULER_PATH

@@ -85,7 +85,8 @@ class MixtureModel(nn.Module, ABC):
     def mix_logits(
         self, logits: list[torch.Tensor | None], weights_NM: torch.Tensor
     ) -> torch.Tensor | None:
-        """For `mix`: mixes the logits of members with weight; None stands for the others."""
+        """Mixes logits by member; None stands for members without weight. `mix` of a subclass uses
+        it."""
         if all(each is None for each in logits):
             return None
         self.step.keep_logits(logits)

@@ -102,7 +102,7 @@ def _plain_head(model: Any, dtype: torch.dtype) -> PlainHead | None:
     if _agree(came, product[:, : processor.org_vocab_size], dtype):
         return plain
     logger.info(
-        "%s does more to hidden states than one product: every policy's logits are mixed.",
+        "The LM head of %s is more than one matrix product: every policy's logits are mixed.",
         type(model).__name__,
     )
     return None

@@ -144,7 +144,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         ):
             return True
         logger.info(
-            "%s does more to hidden states than one product: every policy's logits are mixed.",
+            "The LM head of %s is more than one matrix product: every policy's logits are mixed.",
             type(base).__name__,
         )
         return False

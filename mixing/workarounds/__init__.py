@@ -10,7 +10,7 @@ from typing import Any
 
 
 def apply_in_process() -> None:
-    """For every process of vLLM, whatever model it serves. May run repeatedly."""
+    """Applies what every process of vLLM needs, whatever model it serves. May run repeatedly."""
     from vllm.platforms import current_platform
 
     from prefmix.mixing.workarounds.parent_watch import watch_parent
@@ -25,7 +25,7 @@ def apply_in_process() -> None:
 
 
 def apply_in_worker(vllm_config: Any) -> None:
-    """For a worker that serves a mixture, before its model is built. May run repeatedly."""
+    """Applies what a worker of a mixture needs before its model is built. May run repeatedly."""
     from prefmix.mixing.workarounds.zero_kv_blocks import zero_new_blocks
 
     zero_new_blocks()
