@@ -24,7 +24,7 @@ class MixtureWorker:
         by SIGTERM, after the requests under way have ended."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def prefmix_observe(self, every: int) -> None:
+    def prefmix_start_statistics(self, every: int) -> None:
         """Starts the statistics: of requests that ask for them, and of all tokens of every n-th
         step."""
         runner, model = self.model_runner, self.model_runner.model

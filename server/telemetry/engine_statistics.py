@@ -44,7 +44,7 @@ class EngineStatistics:
         """Starts the measurements in the workers, and makes them leave Ctrl-C to this process."""
         await self._call_all("prefmix_ignore_interrupts")
         await self._call_all("prefmix_check_rows")
-        await self._call("prefmix_observe", self._every)
+        await self._call("prefmix_start_statistics", self._every)
         self._metrics.sizes(await self._call("prefmix_sizes"))
 
     async def follow(self) -> None:

@@ -44,7 +44,7 @@ def run_prompts(
                 f"{MAX_ATTRIBUTED}, so make several",
                 param=FIELD,
             )
-        llm.collective_rpc("prefmix_observe", args=(0,))
+        llm.collective_rpc("prefmix_start_statistics", args=(0,))
     try:
         outputs = call(sampling_params=[each.sampling_params for each in parameters])
     except BaseException:

@@ -104,7 +104,7 @@ def tokens_per_second(
 ) -> float:
     from vllm import SamplingParams
 
-    llm.collective_rpc("prefmix_observe", args=(every,))
+    llm.collective_rpc("prefmix_start_statistics", args=(every,))
     llm.collective_rpc(check_rows, args=(checked,))
     params = []
     for index in range(args.batch):

@@ -68,7 +68,7 @@ def test_measured_figures_are_those_of_transformers(
     if layout == "shared trunk":
         spec, folders = adapted.spec(), adapted.merged
     llm, oracle = engine(spec, max_num_batched_tokens=64), Oracle(folders)
-    llm.collective_rpc("prefmix_observe", args=(1,))
+    llm.collective_rpc("prefmix_start_statistics", args=(1,))
     jobs = random_jobs(10, num_members=3, vocab_size=VOCAB_SIZE, seed=3)
     keys = [f"key {index}" if index % 2 else None for index in range(len(jobs))]
     outputs = generate(llm, jobs, keys)
@@ -106,7 +106,7 @@ def test_a_policy_is_measured_on_the_tokens_it_ran(
 ) -> None:
     """Requests for one policy each share a pass, in which each policy runs its own only."""
     llm, oracle = engine(adapted.spec()), Oracle(adapted.merged)
-    llm.collective_rpc("prefmix_observe", args=(1,))
+    llm.collective_rpc("prefmix_start_statistics", args=(1,))
     jobs = [
         Job(prompt=(4, 5, index + 6), weights=tuple(np.eye(3)[index % 3]), seed=index)
         for index in range(6)
@@ -135,7 +135,7 @@ def test_a_policy_is_measured_on_the_tokens_it_ran(
 def test_sampled_kl_is_the_mean_over_tokens(engine: EngineFactory, policies: list[Path]) -> None:
     """Within 1 % of transformers on the same tokens, all members running."""
     llm, oracle = engine(spec_of_folders(policies)), Oracle(policies)
-    llm.collective_rpc("prefmix_observe", args=(1,))
+    llm.collective_rpc("prefmix_start_statistics", args=(1,))
     jobs = [
         Job(prompt=(4, 5, index + 6), weights=(0.2, 0.3, 0.5), seed=index) for index in range(8)
     ]
@@ -159,7 +159,7 @@ def test_parallel_samples_are_told_apart_and_unasked_requests_cost_nothing(
     engine: EngineFactory, policies: list[Path]
 ) -> None:
     llm = engine(spec_of_folders(policies))
-    llm.collective_rpc("prefmix_observe", args=(0,))
+    llm.collective_rpc("prefmix_start_statistics", args=(0,))
     jobs = [Job(prompt=(4, 5, 6), weights=(0.2, 0.3, 0.5), max_tokens=5)]
     [output] = generate(llm, jobs, ["key"], n=3)
     [taken] = llm.collective_rpc("prefmix_take_request", args=("key",))

@@ -88,7 +88,7 @@ def test_attribution_finds_each_completion() -> None:
         describe([ROW, ROW], weights, by_token=True),
         None,
     ]
-    assert llm.calls[0] == ("prefmix_observe", (0,))
+    assert llm.calls[0] == ("prefmix_start_statistics", (0,))
 
 
 def test_a_failed_policy_is_named() -> None:
