@@ -55,7 +55,7 @@ class MixtureWorker:
     def prefmix_sizes(self) -> dict[str, list[int]]:
         """Bytes on this rank: of parameters per member, then of those that several members use; of
         KV cache per member and token."""
-        from prefmix.mixing.models.sizes import kv_bytes_per_token
+        from prefmix.mixing.models.memory_sizes import kv_bytes_per_token
 
         model = self.model_runner.model
         return {

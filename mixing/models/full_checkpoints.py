@@ -26,7 +26,7 @@ from prefmix.mixing.models.loading import (
     secondary_sources,
     split_member_name,
 )
-from prefmix.mixing.models.sizes import parameter_bytes
+from prefmix.mixing.models.memory_sizes import parameter_bytes
 from prefmix.mixing.models.skipping import MemberAttention, is_plain_attention
 
 logger = init_logger(f"vllm.{__name__}")

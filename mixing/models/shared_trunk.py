@@ -42,7 +42,7 @@ from prefmix.mixing.models.joined_attention import JoinedAttention
 from prefmix.mixing.models.lm_heads import is_linear
 from prefmix.mixing.models.loading import member_vllm_config
 from prefmix.mixing.models.lora_linears import adapt_linears
-from prefmix.mixing.models.sizes import parameter_bytes
+from prefmix.mixing.models.memory_sizes import parameter_bytes
 from prefmix.mixing.models.stack import Stack
 from prefmix.mixing.models.stacked_attention import attention_per_member, stack_attention
 

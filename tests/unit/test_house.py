@@ -59,7 +59,7 @@ VLLM_AT_TOP = {
     "prefmix.mixing.models.loading",
     "prefmix.mixing.models.lora_linears",
     "prefmix.mixing.models.shared_trunk",
-    "prefmix.mixing.models.sizes",
+    "prefmix.mixing.models.memory_sizes",
     "prefmix.mixing.models.skipping",
     "prefmix.mixing.models.stacked_attention",
     # Loaded by vLLM through the endpoint plugin, or by `launch` once it has set vLLM up.
