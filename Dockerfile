@@ -3,13 +3,14 @@
 #   docker build --target cpu  -t prefmix:cpu .
 #   docker build --target cuda -t prefmix:cuda .
 #
-# Not root, and the root file system may be read-only: what is written goes to /tmp, to the volume
-# /cache (hub downloads, compiled kernels) and, if a weights store is used, to its own volume.
+# The server does not run as root, and the root file system may be read-only: the server writes to
+# /tmp, to the volume /cache (hub downloads, compiled kernels) and, if it has a weights store, to the
+# store's volume.
 
-# --- what both targets run on ----------------------------------------------------------------
+# --- the base of both targets ----------------------------------------------------------------
 FROM debian:12.12-slim AS runtime
-# The C++ compiler and the headers are needed at run time, not to build: torch.compile on CPUs and
-# Triton on GPUs compile the kernels of a model when it is first started.
+# The C++ compiler and the headers are needed at run time: torch.compile on CPUs and Triton on GPUs
+# compile a model's kernels at its first start.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates g++ libnuma1 python3 python3-dev \
@@ -29,7 +30,7 @@ ENV PATH=/opt/prefmix/bin:$PATH \
     XDG_CACHE_HOME=/cache/xdg \
     VLLM_NO_USAGE_STATS=1
 
-# --- what both images are, but for the packages ------------------------------------------------
+# --- both images, without the packages ---------------------------------------------------------
 FROM runtime AS server
 USER 10001:10001
 WORKDIR /tmp
@@ -40,7 +41,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
 ENTRYPOINT ["prefmix"]
 CMD ["serve", "/demo/serve.yaml", "--host", "0.0.0.0"]
 
-# --- what builds; nothing of it but /opt/prefmix is kept ---------------------------------------
+# --- the builds, of which the images take /opt/prefmix ------------------------------------------
 FROM runtime AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 # hadolint ignore=DL3008
@@ -52,11 +53,11 @@ WORKDIR /src
 COPY requirements/ requirements/
 
 FROM build AS build-cpu
-# The same as in scripts/setup.sh. A proxy of that index is given by TORCH_INDEX.
+# The same build as in scripts/setup.sh. TORCH_INDEX may name a mirror of that index.
 ARG TORCH=2.13.0+cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --extra-index-url "$TORCH_INDEX" "torch==$TORCH"
-# The pinned set without the tools of development.
+# The pinned packages without the tools of development.
 RUN grep -vixEf requirements/development.patterns requirements/cpu.lock >/tmp/server.lock \
     && pip install --no-deps -r /tmp/server.lock
 COPY . .

@@ -1,1 +1,1 @@
-"""What it takes to run prefmix elsewhere; see docs/deploying.md."""
+"""Containers, Kubernetes, Prometheus and Grafana for prefmix; see docs/deploying.md."""

@@ -3,10 +3,10 @@
     apt-get install prometheus
     .venv/bin/python -m deploy.check_live        # about a minute and a half
 
-It serves the demo policies, has Prometheus scrape them, sends every kind of request, changes the
-weights, has a reload refused and repairs it. Then every expression of every panel, variable,
-annotation, recording rule and alert must have an answer, and the alert of the refused reload must
-have fired and ended. Exit code 1 if one has not.
+The check serves the demo policies, lets Prometheus scrape them, sends every kind of request,
+changes the weights, causes a refused reload and repairs it. Then every expression of every panel,
+variable, annotation, recording rule and alert must have an answer, and the alert for the refused
+reload must have fired and ended. Otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ REQUESTS: tuple[dict[str, Any], ...] = (
     {"preference_profile": "no-such-profile"},
     {"preference_weights": {"no-such-policy": 1}},
 )
-"""What is sent in turn, beside a prompt; the last two are refused."""
+"""Fields of the requests, sent in turn with a prompt; the last two are refused."""
 
 CONFIGURATION = """\
 global: {{scrape_interval: 1s, evaluation_interval: 1s}}
@@ -135,7 +135,7 @@ def _process(command: Sequence[str], log: Path, environ: dict[str, str]) -> Iter
 
 @contextlib.contextmanager
 def _load(server: httpx.Client) -> Iterator[None]:
-    """Requests of every kind from four clients, as long as the block runs."""
+    """Sends requests of every kind from four clients, as long as the block runs."""
     is_over = threading.Event()
 
     def send() -> None:
@@ -167,7 +167,7 @@ def _change_weights(server: httpx.Client, token: str) -> None:
 def _refused_reload_fires(
     server: httpx.Client, prometheus: httpx.Client, store: Path, token: str
 ) -> bool:
-    """Breaks the store's file, and repairs it once the alert fires."""
+    """Breaks the store's file, repairs it at the alert; True if the alert came and went."""
 
     def is_firing() -> bool:
         query = 'ALERTS{alertname="PrefmixReloadRefused", alertstate="firing"}'
@@ -186,7 +186,7 @@ def _refused_reload_fires(
 
 
 def _report(prometheus: httpx.Client, begun: float) -> list[Query]:
-    """Asks for everything, prints what has no answer, and returns those without an excuse."""
+    """Queries every expression, prints those without an answer, returns those without an excuse."""
     queries = [*dashboard_queries(rate_interval="10s"), *rule_queries()]
     missing, excused = [], 0
     for query in queries:
@@ -215,7 +215,7 @@ def _answer(prometheus: httpx.Client, path: str, parameters: dict[str, str]) -> 
 
 
 def _wait_for(what: str, is_there: Callable[[], bool], *, limit_s: float) -> None:
-    """Raises: TimeoutError."""
+    """Waits until `is_there` is true. Raises: TimeoutError."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         with contextlib.suppress(httpx.TransportError):

@@ -1,9 +1,9 @@
-"""Writes what is made from something else in deploy/.
+"""Writes the generated files of deploy/.
 
     .venv/bin/python -m deploy.generate
 
-The dashboards' JSON, for Grafana's provisioning, and the PrometheusRule of deploy/kubernetes, which
-holds the groups of deploy/prometheus/rules.
+They are the dashboards' JSON for Grafana, made from deploy/grafana/, and the PrometheusRule of
+deploy/kubernetes, made from deploy/prometheus/rules.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROMETHEUS_RULE = DEPLOY / "kubernetes" / "monitoring" / "prometheus-rule.yaml"
 
 
 def generated() -> dict[Path, str]:
-    """Each generated file and its text."""
+    """Generated file -> its text."""
     boards = {f"prefmix-{board.__name__}.json": board() for board in (overview, mixture)}
     texts = {DASHBOARDS / name: _dashboard_text(board) for name, board in boards.items()}
     return texts | {PROMETHEUS_RULE: _prometheus_rule()}
@@ -37,7 +37,7 @@ def _dashboard_text(board: Dashboard) -> str:
     for number, panel in enumerate(data["panels"], start=1):
         panel["id"] = number
     for annotation in data.get("annotations", {}).get("list", []):
-        # Fields of Prometheus' annotations that the SDK's type does not have.
+        # The SDK's type lacks these fields of Prometheus' annotations.
         annotation |= {"step": "60s", "titleFormat": "weights version {{version}}"}
     return json.dumps(data, indent=1, sort_keys=True) + "\n"
 

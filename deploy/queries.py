@@ -1,4 +1,4 @@
-"""Every PromQL expression in deploy/, with where it stands."""
+"""All PromQL expressions in deploy/, with their places."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ RULES = DEPLOY / "prometheus" / "rules"
 
 @dataclass(frozen=True)
 class Query:
-    """One expression."""
+    """One PromQL expression and its place."""
 
     where: str
     """Board and panel, or the rule's name."""
     expr: str
-    """As Prometheus takes it, without Grafana's variables."""
+    """The expression without Grafana's variables."""
 
     @property
     def metrics(self) -> set[str]:
-        """The names of the metrics it reads, histograms with their suffix."""
+        """Names of the metrics that it reads, histograms with their suffix."""
         outside = re.sub(r'"[^"]*"|\{[^}]*\}', "", self.expr)
         return set(re.findall(r"\b(?:prefmix_|vllm:|http_|process_|instance)[\w:]+", outside))
 
 
 def dashboard_queries(*, rate_interval: str = "1m") -> Iterator[Query]:
-    """Panels, variables and annotations, with everything selected.
+    """Yields the expressions of panels, variables and annotations, with everything selected.
 
     Args:
-      rate_interval: what Grafana would put for `$__rate_interval`.
+      rate_interval: the value for Grafana's `$__rate_interval`.
     """
     for path in sorted(DASHBOARDS.glob("*.json")):
         board = json.loads(path.read_text(encoding="utf-8"))
@@ -58,8 +58,10 @@ def dashboard_queries(*, rate_interval: str = "1m") -> Iterator[Query]:
 
 
 def rule_queries() -> Iterator[Query]:
-    """Recording rules and alerts. An alert's comparisons give 0 or 1, so that it has an answer
-    when all is well too."""
+    """Yields the expressions of recording rules and alerts.
+
+    An alert's comparisons become 0 or 1, so that it has an answer while it does not fire.
+    """
     for path in sorted(RULES.glob("*.yaml")):
         for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]:
             for rule in group["rules"]:

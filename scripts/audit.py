@@ -2,9 +2,9 @@
 
     .venv/bin/python scripts/audit.py
 
-Exit code 1: a package has one that requirements/accepted.toml does not name. Where the database
-cannot be asked (offline, or a mirror without one) nothing is known; that is said, with code 0.
-pip-audit is installed in an environment of its own, .prefmix/audit.
+The exit code is 1 if a package has a vulnerability that requirements/accepted.toml does not name.
+If the database cannot be reached (offline, or a mirror without one), the script says so and ends
+with code 0. It installs pip-audit in an environment of its own, .prefmix/audit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PINS = ROOT / "requirements" / "audit.txt"
 ACCEPTED = ROOT / "requirements" / "accepted.toml"
 OWN = "prefmix"
 PROBE = "pip"
-"""A package that every database knows: one question tells whether there is a database."""
+"""A package that every database knows, by which one query tells if there is a database."""
 TIMEOUT_S = 300
 
 
@@ -35,11 +35,11 @@ class UnavailableError(Exception):
 
 
 def problems(report: Mapping[str, Any], accepted: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(a line for each vulnerability that is not accepted, the packages that were not looked up).
+    """Returns (a line for each vulnerability that is not accepted, packages not looked up).
 
     Args:
-      report: pip-audit's, in JSON.
-      accepted: ids of vulnerabilities.
+      report: the JSON report of pip-audit.
+      accepted: ids of accepted vulnerabilities.
     """
     found, skipped = [], []
     for package in report["dependencies"]:
@@ -57,7 +57,7 @@ def problems(report: Mapping[str, Any], accepted: Sequence[str]) -> tuple[list[s
 
 
 def audit(pins: Sequence[str]) -> dict[str, Any]:
-    """pip-audit's report on NAME==VERSION each. Raises: UnavailableError."""
+    """Returns pip-audit's report. Args: pins: NAME==VERSION. Raises: UnavailableError."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("".join(f"{pin}\n" for pin in pins))
         file.flush()
@@ -71,7 +71,7 @@ def audit(pins: Sequence[str]) -> dict[str, Any]:
 
 
 def install() -> None:
-    """Makes the tool's environment, if it is not there. Raises: UnavailableError."""
+    """Makes the tool's environment unless it exists. Raises: UnavailableError."""
     stamp = TOOL / "pins.txt"
     wanted = PINS.read_text(encoding="utf-8")
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
@@ -84,7 +84,7 @@ def install() -> None:
 
 
 def installed() -> list[str]:
-    """NAME==VERSION of every package, without the mark of a local build."""
+    """NAME==VERSION of every installed package, without the mark of a local build."""
     pins = {
         f"{each.metadata['Name']}=={each.version.partition('+')[0]}"
         for each in importlib.metadata.distributions()
@@ -93,7 +93,7 @@ def installed() -> list[str]:
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Runs the audit; returns the exit code."""
     accepted = tomllib.loads(ACCEPTED.read_text(encoding="utf-8"))["vulnerabilities"]
     pins = installed()
     try:
@@ -121,7 +121,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it says nothing"])[-1][:200]
+    return (text.strip().splitlines() or ["no message"])[-1][:200]
 
 
 if __name__ == "__main__":

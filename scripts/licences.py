@@ -1,4 +1,4 @@
-"""Lists the licence of every installed package; fails on those that nobody has looked at.
+"""Checks the licence of every installed package; fails on those that nobody has accepted.
 
     .venv/bin/python scripts/licences.py [--list]
 
@@ -26,11 +26,11 @@ _COPYLEFT = re.compile(
 _CLOSED = re.compile(r"proprietary|nvidia|end user licen[cs]e|commercial", re.I)
 _VAGUE = ("OSI Approved", "DFSG approved", "License")
 _MAX_CHARS = 100
-"""What is longer is the text of a licence, not its name."""
+"""A longer text is a whole licence, not its name."""
 
 
 def licence_of(metadata: Message) -> str:
-    """The licence a package's metadata names; "" if it names none."""
+    """The licence that a package's metadata names; "" if it names none."""
     if expression := metadata.get("License-Expression"):
         return str(expression)
     classifiers = [
@@ -47,7 +47,7 @@ def licence_of(metadata: Message) -> str:
 
 
 def doubt(licence: str) -> str | None:
-    """Why a licence needs a reason to be accepted; None if it needs none."""
+    """The reason for which a licence must be accepted by hand; None if there is none."""
     if not licence:
         return "unknown"
     if all(_COPYLEFT.search(choice) for choice in re.split(r"\bOR\b", licence)):
@@ -56,7 +56,7 @@ def doubt(licence: str) -> str | None:
 
 
 def unaccepted(licences: Mapping[str, str], accepted: Iterable[str]) -> list[str]:
-    """One line for each package whose licence is in doubt and that no pattern names."""
+    """A line for each package whose licence is in doubt and that no pattern names."""
     patterns = [pattern.lower() for pattern in accepted]
     return [
         f"{name}: {why} ({licence or 'no licence in its metadata'})"
@@ -67,7 +67,7 @@ def unaccepted(licences: Mapping[str, str], accepted: Iterable[str]) -> list[str
 
 
 def installed() -> dict[str, str]:
-    """Every installed package's licence."""
+    """Name -> licence of every installed package."""
     found = {
         str(each.metadata["Name"]): licence_of(each.metadata)  # type: ignore[arg-type]
         for each in importlib.metadata.distributions()
@@ -76,9 +76,9 @@ def installed() -> dict[str, str]:
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Checks the licences; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--list", action="store_true", help="print the list")
+    parser.add_argument("--list", action="store_true", help="print every package's licence")
     args = parser.parse_args()
     licences = installed()
     if args.list:

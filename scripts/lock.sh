@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes requirements/cpu.lock from what is installed in .venv (`make lock`).
+# Writes requirements/cpu.lock from the packages in .venv (`make lock`).
 #
 # To move a package: `.venv/bin/pip install --no-deps 'NAME==VERSION'`, `make test`, `make lock`.
 set -euo pipefail
@@ -24,7 +24,7 @@ HEADER
 } >"$lock.new"
 
 if stray=$(grep -vE '^(#.*|[A-Za-z0-9._-]+==[^ @/:]+( ; .*)?)$' "$lock.new"); then
-    echo "lock: not written, these lines are no plain pins:" >&2
+    echo "lock: not written, because these lines are not plain pins:" >&2
     echo "$stray" >&2
     exit 1
 fi

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Makes .venv: vLLM, torch, the tools and prefmix itself. `make` calls it before everything else.
 #
-#   scripts/setup.sh [--quiet]     --quiet: say nothing when there is nothing to do
-#   BACKEND=cpu|gpu                default: what .venv already is, else gpu where nvidia-smi works
-#   PYTHON=python3.12              default: the first python3 found that is new enough
+#   scripts/setup.sh [--quiet]     --quiet: print nothing if there is nothing to do
+#   BACKEND=cpu|gpu                default: the backend of .venv, else gpu if nvidia-smi works
+#   PYTHON=python3.12              default: the first python3 that is new enough
 #
-# A stamp in .venv says what it was made from. Interrupted at any point, the next run resumes.
+# A stamp in .venv names its inputs. After an interruption the next run resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,11 +23,11 @@ die() {
     exit 1
 }
 
-# --- what there is ---------------------------------------------------------------------------
+# --- the state of .venv ----------------------------------------------------------------------
 
 stamped() { sed -n "s/^$1=//p" "$STAMP" 2>/dev/null || true; }
 
-# A stamp for another folder is a copied .venv: its scripts would still run the old one.
+# A stamp of another folder means a copied .venv, whose scripts would still run the old one.
 made_here=no
 [ "$(stamped folder)" = "$PWD" ] && made_here=yes
 
@@ -60,7 +60,7 @@ if is_done; then
     exit 0
 fi
 
-# One set-up at a time: a second one waits, then finds the work done.
+# One set-up runs at a time: a second one waits, then finds the work done.
 exec 9<scripts/setup.sh
 if command -v flock >/dev/null && ! flock -n 9; then
     echo "set-up: waiting for another one in this folder"
@@ -68,7 +68,7 @@ if command -v flock >/dev/null && ! flock -n 9; then
     is_done && exit 0
 fi
 
-# --- what the machine must have --------------------------------------------------------------
+# --- requirements of the machine -------------------------------------------------------------
 
 is_new_enough() {
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null
@@ -76,7 +76,7 @@ is_new_enough() {
 
 python=${PYTHON:-}
 if [ -n "$python" ]; then
-    command -v "$python" >/dev/null || die "PYTHON is '$python', which is not there"
+    command -v "$python" >/dev/null || die "PYTHON is '$python', which does not exist"
     is_new_enough "$python" ||
         die "PYTHON is '$python' ($("$python" -V 2>&1)); it must be 3.11 to 3.14"
 else
@@ -99,7 +99,7 @@ if [ "$backend" = cpu ] && ! has_numa; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         install_numa=yes
     else
-        die "libnuma.so.1, which vLLM's CPU build loads, is not there; apt-get install libnuma1"
+        die "libnuma.so.1, which vLLM's CPU build loads, is missing; apt-get install libnuma1"
     fi
 fi
 
@@ -132,7 +132,7 @@ stop() {
 }
 trap stop INT TERM
 
-# do_step TITLE COMMAND...: one line while it runs, its time when done, the end of its log if it fails.
+# do_step TITLE COMMAND...: prints one line, then the time, or the end of the log if it fails.
 do_step() {
     local title=$1 begun=$SECONDS line status=0
     shift
@@ -144,7 +144,7 @@ do_step() {
         while sleep 1; do printf '\r%s %4d s' "$line" $((SECONDS - begun)); done &
         ticker=$!
     fi
-    # A subshell, so that the command may not end this one; in front, so that Ctrl-C reaches it.
+    # In a subshell, so that the command cannot end this one; in the foreground, so that Ctrl-C reaches it.
     ("$@") >>$LOG 2>&1 </dev/null || status=$?
     end_ticker
     if [ -t 1 ]; then printf '\r%s' "$line"; fi
@@ -176,30 +176,30 @@ make_venv() {
     local wanted
     wanted=$(python_version "$python")
     is_usable_venv "$wanted" || "$python" -m venv --clear $VENV || return
-    # pip killed half-way through a package leaves a record that looks installed: forget those.
+    # A killed pip leaves records of packages that look installed: remove those.
     local record
     for record in "$VENV/lib/python$wanted/site-packages/"*.dist-info; do
         if [ -d "$record" ] && [ ! -e "$record/INSTALLER" ]; then rm -r "$record"; fi
     done
     rm -rf "$VENV/lib/python$wanted/site-packages/"~*
-    # From here on .venv is in the making; the rest of the stamp follows at the end.
+    # From here on .venv is unfinished; the rest of the stamp follows at the end.
     printf 'folder=%s\nbackend=%s\n' "$PWD" "$backend" >$STAMP
 }
 
-# Byte-compiling every file would nearly double the time: `first_import` compiles those that a start
-# needs, and any other is compiled when it is first imported.
+# Byte-compiling every file would nearly double the time. `first_import` compiles the files that a
+# start needs; any other is compiled at its first import.
 pip_install() { $VENV/bin/python -m pip install --no-compile "$@"; }
 
 install_torch() {
-    # `==X+cpu` matches a CPU build only; pip's own configuration may well know where to find one.
+    # `==X+cpu` matches only a CPU build, which pip may find by its own configuration.
     pip_install --no-deps "torch==$TORCH" ||
         pip_install --no-deps --timeout 15 --retries 1 --index-url $TORCH_CPU_INDEX "torch==$TORCH"
 }
 
-# setuptools is among the packages just installed, so nothing is fetched to build our own.
+# setuptools is installed by now, so the build fetches nothing.
 install_prefmix() { pip_install --no-deps --no-build-isolation -e .; }
 
-# Also shows that what was installed can be loaded at all.
+# Also shows that the packages can be loaded.
 first_import() {
     PYTHONDONTWRITEBYTECODE='' $VENV/bin/python -c "
 import openai, pytest, torch._inductor.compile_fx, transformers, vllm

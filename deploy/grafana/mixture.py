@@ -1,4 +1,4 @@
-"""The mixture board: which weights are in force and used, and what they do to each policy."""
+"""The mixture board: weights in force and in use, and their effect on each policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VERSION = f"prefmix_weights_version{{{SELECTED}}}"
 
 
 def _by_policy(counter: str) -> str:
-    """A policy's sum over measured tokens as a mean over those at which it ran."""
+    """The mean of a policy's counter over the measured tokens at which it ran."""
     tokens = f"sum by (policy) (rate(prefmix_policy_tokens_total{{{OF_POLICY}}}{RATE}))"
     return f"sum by (policy) (rate({counter}{{{OF_POLICY}}}{RATE})) / ({tokens} > 0)"
 
@@ -32,7 +32,7 @@ def mixture() -> dashboards.Dashboard:
     made = board(
         "prefmix-mixture",
         "prefmix: mixture",
-        "Weights in force and used, what they do to each policy, and how they change.",
+        "Weights in force and in use, their effect on each policy, and their changes.",
     )
     made = made.with_variable(
         selection("policy", f"label_values(prefmix_profile_weight{{{SELECTED}}}, policy)")
@@ -56,14 +56,14 @@ def mixture() -> dashboards.Dashboard:
         ),
         number(
             "Default profile",
-            "The profile of requests that name nothing: prefmix_default_profile.",
+            "The profile of requests that name none: prefmix_default_profile.",
             f"max by (profile) (prefmix_default_profile{{{SELECTED}}}) == 1",
             no_value="?",
             label="profile",
         ),
         number(
             "Last reload",
-            "refused: an instance could not use its store, and serves what it had.",
+            "refused: an instance could not use its store and keeps the profiles before.",
             f"min(prefmix_weights_last_reload_successful{{{SELECTED}}})",
             words={0: "refused", 1: "good"},
             limits=(0.5, 1),
@@ -72,7 +72,7 @@ def mixture() -> dashboards.Dashboard:
         ),
         number(
             "Since last good reload",
-            "Of the instance where it was longest ago.",
+            "Time at the instance where it was longest ago.",
             f"max(time() - prefmix_weights_last_reload_success_timestamp_seconds{{{SELECTED}}})",
             unit="s",
             no_value="?",
@@ -86,14 +86,14 @@ def mixture() -> dashboards.Dashboard:
         ),
         number(
             "Refused weights/s",
-            "Requests refused for the weights they named: prefmix_weights_rejected_total.",
+            "Requests refused for their weights: prefmix_weights_rejected_total.",
             f"sum(rate(prefmix_weights_rejected_total{{{SELECTED}}}{RATE}))",
             unit="reqps",
             limits=(0.1, 1),
         ),
         number(
             "Entropy",
-            "Nats a token: how undecided the mixture is. Near 0 answers hardly vary.",
+            "Nats a token: the mixture's uncertainty. Near 0 answers hardly vary.",
             ENTROPY,
         ),
         number(
@@ -110,7 +110,7 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Weights in force",
-                "Of each selected profile; a purple line is a new version.",
+                "Weights of each selected profile; a purple line is a new version.",
                 {
                     "{{profile}}: {{policy}}": "max by (profile, policy) "
                     f'(prefmix_profile_weight{{{OF_POLICY}, profile=~"$profile"}})'
@@ -120,7 +120,7 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Weights as used",
-                "Mean over measured tokens, whatever profile or custom weights their requests had.",
+                "Mean over measured tokens of all requests, with profiles or weights of their own.",
                 {
                     "{{policy}}": "sum by (policy) "
                     f"(rate(prefmix_token_weight_sum{{{OF_POLICY}}}{RATE}))"
@@ -132,11 +132,11 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             shares(
                 "Weights as used, spread",
-                "Measured tokens by the weight they gave the selected policies: choose one.",
+                "Measured tokens by the weight of the selected policies: choose one policy.",
                 f"sum by (le) (increase(prefmix_token_weight_bucket{{{OF_POLICY}}}{RATE}))",
             )
         )
-        .with_row(dashboards.Row("What the mixture does"))
+        .with_row(dashboards.Row("Effect of the mixture"))
         .with_panel(
             lines(
                 "Distance of each policy",
@@ -156,14 +156,14 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Entropy",
-                "Of the mixture, nats a token.",
+                "Entropy of the mixture, nats a token.",
                 {"entropy": ENTROPY},
             )
         )
         .with_panel(
             lines(
                 "Rewards",
-                "What an evaluation has pushed: prefmix_reward; docs/deploying.md shows how.",
+                "Mean rewards that were pushed: prefmix_reward; docs/deploying.md shows how.",
                 {
                     "{{objective}}, {{profile}}": "avg by (objective, profile) "
                     '(prefmix_reward{profile=~"$profile"})'
@@ -185,7 +185,7 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Reloads and changes",
-                "By what they came from (admin, signal, watch) and how they ended, in 10 minutes.",
+                "By trigger (admin, signal, watch) and result, in 10 minutes.",
                 {
                     "reload by {{trigger}}: {{result}}": "sum by (trigger, result) "
                     f"(increase(prefmix_weights_reloads_total{{{SELECTED}}}[10m]))",
@@ -194,7 +194,7 @@ def mixture() -> dashboards.Dashboard:
                 },
             )
         )
-        .with_row(dashboards.Row("What it costs"))
+        .with_row(dashboards.Row("Cost"))
         .with_panel(
             lines(
                 "Time of a step",
@@ -207,7 +207,7 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Memory of parameters",
-                "Bytes that only this policy uses; shared: what several do. One instance.",
+                "Bytes that only this policy uses; shared: those that several use. One instance.",
                 {"{{policy}}": f"max by (policy) (prefmix_parameter_bytes{{{SELECTED}}})"},
                 unit="bytes",
                 stacked=True,
@@ -217,7 +217,7 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "KV cache a token",
-                "Bytes that one token of context takes in each policy's cache. One instance.",
+                "Bytes of one token of context in each policy's cache. One instance.",
                 {"{{policy}}": f"max by (policy) (prefmix_kv_bytes_per_token{{{SELECTED}}})"},
                 unit="bytes",
                 stacked=True,
@@ -227,7 +227,7 @@ def mixture() -> dashboards.Dashboard:
         .with_panel(
             rows(
                 "Builds",
-                "Versions of what runs: prefmix_build_info.",
+                "Versions of the software: prefmix_build_info.",
                 f"count by (version, vllm, torch, layout) (prefmix_build_info{{{SELECTED}}})",
                 width=4,
             )

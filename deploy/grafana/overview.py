@@ -1,4 +1,4 @@
-"""The overview board: is it up, how much traffic, how fast, how full."""
+"""The overview board: availability, traffic, latency, errors and saturation."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def overview() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Requests by profile",
-                "`custom`: weights in the request; `none`: refused before they were known.",
+                "`custom`: weights in the request; `none`: refused before the weights were known.",
                 {"{{profile}}": f"sum by (profile) (rate({REQUESTS}{RATE}))"},
                 unit="reqps",
                 stacked=True,
@@ -103,7 +103,7 @@ def overview() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Tokens/s",
-                "Prompt and generated tokens, those of the prefix cache included.",
+                "Prompt and generated tokens, with those from the prefix cache.",
                 {
                     kind: f"sum(rate(vllm:{kind}_tokens_total{{{SELECTED}}}{RATE}))"
                     for kind in ("prompt", "generation")
@@ -138,7 +138,7 @@ def overview() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "HTTP status",
-                "All routes, those of operators included: http_requests_total.",
+                "All routes, with those for operators: http_requests_total.",
                 {"{{status}}": f"sum by (status) (rate(http_requests_total{{{SELECTED}}}{RATE}))"},
                 unit="reqps",
                 stacked=True,
@@ -147,8 +147,8 @@ def overview() -> dashboards.Dashboard:
         .with_row(dashboards.Row("Refused and failed"))
         .with_panel(
             lines(
-                "Not taken on",
-                "503 when overloaded or draining, 413 and 408 for bodies: prefmix_refused_total.",
+                "Refused requests",
+                "503 if overloaded or draining, 413 and 408 for bodies: prefmix_refused_total.",
                 {
                     "{{reason}}": "sum by (reason) "
                     f"(rate(prefmix_refused_total{{{SELECTED}}}{RATE}))"
@@ -204,23 +204,23 @@ def overview() -> dashboards.Dashboard:
         .with_row(dashboards.Row("Saturation"))
         .with_panel(
             lines(
-                "Requests under way",
-                "In the engine, running and waiting, and all that the servers have taken on. "
+                "Requests in flight",
+                "Running and waiting in the engine, and all that the servers have accepted. "
                 "waiting stays near 0 as long as there is capacity.",
                 {
                     state: f"sum(vllm:num_requests_{state}{{{SELECTED}}})"
                     for state in ("running", "waiting")
                 }
-                | {"taken on": f"sum(prefmix_requests_in_flight{{{SELECTED}}})"},
+                | {"accepted": f"sum(prefmix_requests_in_flight{{{SELECTED}}})"},
             )
         )
         .with_panel(
             lines(
-                "Waiting, and how many may",
-                "At the bound further requests are refused with 503: prefmix_max_waiting.",
+                "Waiting, and the limit",
+                "At the limit further requests are refused with 503: prefmix_max_waiting.",
                 {
                     "{{instance}} waiting": f"prefmix_requests_waiting{{{SELECTED}}}",
-                    "{{instance}} bound": f"prefmix_max_waiting{{{SELECTED}}}",
+                    "{{instance}} limit": f"prefmix_max_waiting{{{SELECTED}}}",
                 },
             )
         )
@@ -253,7 +253,7 @@ def overview() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Prefix cache hits",
-                "Share of prompt tokens whose KV was there already.",
+                "Share of prompt tokens whose keys and values were in the cache.",
                 {
                     "hits": f"sum(rate(vllm:prefix_cache_hits_total{{{SELECTED}}}{RATE}))"
                     f" / sum(rate(vllm:prefix_cache_queries_total{{{SELECTED}}}{RATE}))"
@@ -274,7 +274,7 @@ def overview() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Servers",
-                "Those that answer Prometheus, and those of them that end and take nothing new on.",
+                "up: servers that answer Prometheus; ending: those that take no new requests.",
                 {
                     "up": f"sum(up{{{SELECTED}}})",
                     "ending": f"sum(prefmix_draining{{{SELECTED}}})",

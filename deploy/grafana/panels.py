@@ -1,4 +1,4 @@
-"""The few kinds of panel, variable and dashboard that the boards are made of."""
+"""The kinds of panel, variable and dashboard in the boards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grafana_foundation_sdk.models import heatmap as heatmap_models
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SELECTED = 'job=~"$job", instance=~"$instance"'
-"""The label matchers of what the variables select."""
+"""Label matchers for the selected jobs and instances."""
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
@@ -20,7 +20,7 @@ GREEN, YELLOW, RED = "green", "#EAB839", "red"
 
 
 def board(uid: str, title: str, description: str) -> dashboards.Dashboard:
-    """An empty board with the variables datasource, job, instance and profile."""
+    """Makes an empty board with the variables datasource, job, instance and profile."""
     made = (
         dashboards.Dashboard(title)
         .uid(uid)
@@ -51,7 +51,7 @@ def board(uid: str, title: str, description: str) -> dashboards.Dashboard:
 
 
 def selection(name: str, query: str) -> dashboards.QueryVariable:
-    """A variable of which any number of values can be chosen; all to begin with."""
+    """Makes a variable with any number of chosen values; at first all."""
     return (
         dashboards.QueryVariable(name)
         .query(query)
@@ -77,13 +77,13 @@ def number(
     label: str | None = None,
     words: Mapping[int, str] | None = None,
 ) -> stat.Panel:
-    """One number and its recent course.
+    """Makes a panel of one number and its recent course.
 
     Args:
-      limits: where it turns yellow and red.
-      low_is_bad: red below the first and green from the second limit on, instead.
-      label: a label whose value is shown in place of the number.
-      words: what is shown in place of some values.
+      limits: the values from which it is yellow and red.
+      low_is_bad: it is red below the first limit and green from the second on, instead.
+      label: the label whose value is shown in place of the number.
+      words: value -> the word shown in its place.
     """
     graph = common_models.BigValueGraphMode
     panel = (
@@ -132,12 +132,12 @@ def lines(
     width: int = 8,
     top: float | None = None,
 ) -> timeseries.Panel:
-    """Lines over time.
+    """Makes a panel of lines over time.
 
     Args:
-      queries: legend to expression; a legend may name labels as `{{profile}}`.
-      stacked: as areas on top of each other.
-      top: the axis reaches at least up to here; and down to 0.
+      queries: legend -> expression; a legend may name labels as `{{profile}}`.
+      stacked: draws areas on top of each other.
+      top: the axis reaches at least from 0 to this value.
     """
     panel = (
         timeseries.Panel()
@@ -174,7 +174,7 @@ def lines(
 def quantiles(
     title: str, description: str, histogram: str, *, unit: str = "s", width: int = 8
 ) -> timeseries.Panel:
-    """p50, p95 and p99 of a histogram, over all selected instances."""
+    """Makes a panel of a histogram's p50, p95 and p99, over all selected instances."""
     buckets = f"sum by (le) (rate({histogram}_bucket{{{SELECTED}}}[$__rate_interval]))"
     queries = {
         f"p{percent}": f"histogram_quantile({percent / 100:g}, {buckets})"
@@ -184,7 +184,7 @@ def quantiles(
 
 
 def shares(title: str, description: str, expr: str, *, width: int = 8) -> heatmap.Panel:
-    """A histogram's buckets over time: the darker, the more."""
+    """Makes a panel of a histogram's buckets over time; darker means more."""
     return (
         heatmap.Panel()
         .title(title)
@@ -203,7 +203,7 @@ def shares(title: str, description: str, expr: str, *, width: int = 8) -> heatma
 
 
 def rows(title: str, description: str, expr: str, *, width: int = 8) -> table.Panel:
-    """The latest value of every series with its labels, as a table."""
+    """Makes a table of the latest value of every series, with its labels."""
     return (
         table.Panel()
         .title(title)
