@@ -110,6 +110,15 @@ def test_a_missing_package_of_a_users_reward_stays_the_users(
     assert "pip install" not in run.stderr
 
 
+def test_the_python_api_is_imported_without_vllm_and_names_it_when_used(
+    bare: Path, tmp_path: Path
+) -> None:
+    script = f"import prefmix; print('imported'); prefmix.Mixture(config={DEMO!r})"
+    run = run_installed(bare, ["-c", script], cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (1, "imported\n")
+    assert run.stderr.endswith(f"InstallationError: {NO_VLLM}\n")
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """Makes an importable package, with metadata, from its source."""
