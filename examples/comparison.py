@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.policies.demo import CHECKPOINTS, REWARDS
-from prefmix.weights.engines.content_hash import fingerprints
+from prefmix.weights.engines.content_hash import content_hashes
 from prefmix.weights.engines.local import Engine, LocalEngine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
@@ -94,7 +94,7 @@ def measured(
         {name: _judge(reward) for name, reward in REWARDS.items()},
         spec=spec,
         engine=once,
-        fingerprints=fingerprints(spec),
+        content_hashes=content_hashes(spec),
         cache=cache,
         num_responses=NUM_RESPONSES,
         max_tokens=MAX_TOKENS,

@@ -38,7 +38,7 @@ from examples.live_apply import apply_to_running_server
 from prefmix.policies.demo import EVALUATION_PROMPTS, REWARDS
 from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
 from prefmix.policies.demo.tour.server import TourError
-from prefmix.weights.engines.content_hash import fingerprints as fingerprints_of
+from prefmix.weights.engines.content_hash import content_hashes as content_hashes_of
 from prefmix.weights.engines.prompts import hash_of_prompts
 from prefmix.weights.evaluation.verdict import verdict
 from prefmix.weights.fit.job import FitJob
@@ -105,7 +105,7 @@ def _fit_both() -> dict[Sampler, FitResult]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     spec = demo_spec()
     prompts = chat_prompts(TRAINING_PROMPTS)
-    fingerprints = fingerprints_of(spec)
+    content_hashes = content_hashes_of(spec)
     engine = cache(lambda: start_engine(spec))
     fits: dict[Sampler, FitResult] = {}
     for sampler in SAMPLERS:
@@ -116,14 +116,14 @@ def _fit_both() -> dict[Sampler, FitResult]:
             prompts=prompts,
             settings=settings,
             engine=engine,
-            fingerprints=fingerprints,
+            content_hashes=content_hashes,
             cache=CACHE,
         )
         fits[sampler] = job.run()
         print(f"\n{summary(fits[sampler])}\n", flush=True)
         about = {
             "prompts": hash_of_prompts(prompts),
-            "policies": fingerprints,
+            "policies": content_hashes,
             "settings": asdict(settings),
         }
         path = _store_of(sampler)

@@ -30,9 +30,9 @@ def checked_content_hashes(config: ServeConfig, spec: MixtureSpec) -> dict[str, 
     Raises: CompatibilityError, CheckpointFilesError.
     """
     from prefmix.server.launch.in_process import check_models, import_vllm
-    from prefmix.weights.engines.content_hash import fingerprints
+    from prefmix.weights.engines.content_hash import content_hashes
 
     if spec.base is not None:  # adapters are read by vLLM
         import_vllm(spec)
     check_models(config, spec)
-    return fingerprints(spec)
+    return content_hashes(spec)

@@ -150,12 +150,12 @@ def _measured(
         rewards,
         spec=subject.spec,
         engine=subject.engine,
-        fingerprints=subject.fingerprints,
+        content_hashes=subject.content_hashes,
         cache=subject.cache,
         kl_members=subject.own.member_names,
         **drawing,
     )
-    hashes = {name: subject.fingerprints[name] for name in subject.own.member_names}
+    hashes = {name: subject.content_hashes[name] for name in subject.own.member_names}
     about = {"prompts": hash_of_prompts(prompts), "rewards": args.reward, "policies": hashes}
     return found, about | {"settings": drawing}
 

@@ -33,7 +33,7 @@ class EvalSubject:
     """The mixture with its parameter averages as further policies."""
     engine: Callable[[], Engine]
     """Starts the engine."""
-    fingerprints: Mapping[str, str]
+    content_hashes: Mapping[str, str]
     """Member of `spec` -> content hash."""
     profiles: Profiles
     averages: Mapping[str, Shares]
@@ -87,7 +87,7 @@ def _remote_subject(
         spec=remote.spec,
         own=remote.spec,
         engine=lambda: remote,
-        fingerprints=models,
+        content_hashes=models,
         profiles=profiles,
         averages={},
         cache=scratch,  # a server's models may change, so its draws are not kept
@@ -123,7 +123,7 @@ def _local_subject(
         spec=spec,
         own=own,
         engine=lambda: start_engine(config, spec, passthrough),
-        fingerprints=checked_content_hashes(config, spec),
+        content_hashes=checked_content_hashes(config, spec),
         profiles=profiles,
         averages=averages,
         cache=args.cache,

@@ -221,16 +221,16 @@ def _fit(
         found = fit_table(table, settings, beta=args.beta)
         return found, spec, {"scores": _file_hash(args.scores)}
     prompts = read_prompts(args.prompts)
-    engine, spec, fingerprints = _engine(args, config, spec, passthrough)
+    engine, spec, content_hashes = _engine(args, config, spec, passthrough)
     job = FitJob(
         spec=spec,
         prompts=prompts,
         settings=settings,
         engine=engine,
-        fingerprints=fingerprints,
+        content_hashes=content_hashes,
         cache=args.cache,
     )
-    return job.run(), spec, {"prompts": hash_of_prompts(prompts), "policies": fingerprints}
+    return job.run(), spec, {"prompts": hash_of_prompts(prompts), "policies": content_hashes}
 
 
 def _spec(args: argparse.Namespace) -> tuple[ServeConfig, MixtureSpec]:

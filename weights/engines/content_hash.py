@@ -8,7 +8,7 @@ from pathlib import Path
 from prefmix.mixing.spec import MixtureSpec, Policy
 
 
-def fingerprints(spec: MixtureSpec) -> dict[str, str]:
+def content_hashes(spec: MixtureSpec) -> dict[str, str]:
     """The content hash of each member by name; for an adapter, together with its base's hash."""
     if spec.base is None:
         return {member.name: content_hash(member) for member in spec.members}

@@ -192,7 +192,7 @@ def evaluate(
     *,
     spec: MixtureSpec,
     engine: Callable[[], Engine],
-    fingerprints: Mapping[str, str],
+    content_hashes: Mapping[str, str],
     cache: Path,
     num_responses: int,
     max_tokens: int,
@@ -208,7 +208,7 @@ def evaluate(
       rewards: objective -> the function that judges answers.
       spec: a mixture with all members that the rows name.
       engine: makes an engine of `spec`; called once, if `cache` lacks something.
-      fingerprints: content hash of every member by name.
+      content_hashes: content hash of every member by name.
       cache: folder of the draws.
       num_responses: answers a prompt.
       max_tokens: length limit of an answer, in tokens.
@@ -235,7 +235,7 @@ def evaluate(
         )
         # Named by its members: their places differ from one engine's mixture to another's.
         plain = {**asdict(settings), "weights_M": dict(row.weights)}
-        involved = {name: fingerprints[name] for name in (*row.weights, *kl_members)}
+        involved = {name: content_hashes[name] for name in (*row.weights, *kl_members)}
         name = cache_name(["evaluation", plain, involved, hash_of_prompts(prompts)])
         drawn = draws.draw(name, prompts, settings, title=row.name)
         own = drawn.table[PROPOSAL].to_numpy().mean()

@@ -45,7 +45,7 @@ class FitJob:
         prompts: Sequence[Prompt],
         settings: FitSettings,
         engine: Callable[[], Engine],
-        fingerprints: Mapping[str, str],
+        content_hashes: Mapping[str, str],
         cache: Path,
         quiet: bool = False,
     ) -> None:
@@ -54,7 +54,7 @@ class FitJob:
         prompts: the prompts to fit on.
         settings: the sampler, and how much is drawn.
         engine: makes the engine; called once, and not at all if everything is cached.
-        fingerprints: content hash of each member, part of the cache's names.
+        content_hashes: content hash of each member, part of the cache's names.
         cache: folder of everything drawn.
         quiet: show no progress.
         Raises: FitError for the reference sampler without a reference.
@@ -65,7 +65,7 @@ class FitJob:
                 "add --reference NAME=MODEL or use --sampler mixture"
             )
         self.spec, self.prompts, self.settings = spec, list(prompts), settings
-        self.fingerprints = fingerprints
+        self.content_hashes = content_hashes
         self._progress = Progress(quiet=quiet)
         self._draws = Draws(
             spec=spec,
@@ -148,7 +148,7 @@ class FitJob:
             max_tokens=self.settings.max_tokens,
             seed=self.settings.descent.seed * 1_000 + seed,
         )
-        name = cache_name([asdict(settings), dict(self.fingerprints), hash_of_prompts(prompts)])
+        name = cache_name([asdict(settings), dict(self.content_hashes), hash_of_prompts(prompts)])
         drawn = self._draws.draw(name, prompts, settings, title=title)
         return score_table.check(drawn.table, source=title, policies=self.spec.policy_names)
 

@@ -156,7 +156,7 @@ def test_every_stage_of_a_fit_has_a_bar_that_ends(
         prompts=toy.prompts,
         settings=settings,
         engine=lambda: toy,
-        fingerprints={},
+        content_hashes={},
         cache=tmp_path,
     )
     job.run()

@@ -120,7 +120,7 @@ def test_kls_are_those_of_the_deployed_mixture_and_draws_are_kept(tmp_path: Path
             {"constant": constant},
             spec=engine.spec,
             engine=lambda: engine,
-            fingerprints=dict.fromkeys(engine.spec.member_names, "hash"),
+            content_hashes=dict.fromkeys(engine.spec.member_names, "hash"),
             cache=tmp_path,
             kl_members=engine.spec.member_names,
             num_responses=500,

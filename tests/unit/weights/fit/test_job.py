@@ -27,7 +27,7 @@ def job(toy: ToyEngine, cache: Path, **settings: Any) -> FitJob:
         prompts=toy.prompts,
         settings=FitSettings(**{**defaults, **settings}),
         engine=lambda: toy,
-        fingerprints={name: name for name in toy.spec.member_names},
+        content_hashes={name: name for name in toy.spec.member_names},
         cache=cache,
         quiet=True,
     )
@@ -96,7 +96,7 @@ def test_other_settings_prompts_or_policies_are_other_draws(tmp_path: Path) -> N
         assert toy.calls["sample"] > 0, change
     toy = ToyEngine(seed=5)
     other = job(toy, tmp_path, **small)
-    other.fingerprints["p0"] = "retrained"
+    other.content_hashes["p0"] = "retrained"
     other.run()
     assert toy.calls["sample"] > 0
 
