@@ -7,7 +7,9 @@ arguments in the same way and check the same files.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,8 @@ def import_vllm(spec: MixtureSpec | None = None) -> None:
     from prefmix.weights.engines.quiet import held_back_stderr
 
     require_vllm()
+    if "vllm" in sys.modules and "VLLM_LOGGING_LEVEL" not in os.environ:
+        logging.getLogger("vllm").setLevel(logging.ERROR)  # it reads the variable only once
     set_environment()
     if "VLLM_PLUGINS" in os.environ:  # vLLM loads all plugins if it is not set
         set_plugins()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefmix.prompt_parameters import PromptParameters
 from prefmix.server.api.attribution import FIELD, Attribution, describe
 from prefmix.server.http.errors import RequestError
-from prefmix.weights.engines.local import raise_if_failed
+from prefmix.weights.engines.local import nothing_left_behind, raise_if_failed
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -45,11 +45,8 @@ def run_prompts(
                 param=FIELD,
             )
         llm.collective_rpc("prefmix_start_statistics", args=(0,))
-    try:
+    with nothing_left_behind(llm):
         outputs = call(sampling_params=[each.sampling_params for each in parameters])
-    except BaseException:
-        _abandon_requests(llm)
-        raise
     raise_if_failed(outputs)
     for output, each in zip(outputs, parameters, strict=True):
         noted: Any = output
@@ -80,12 +77,3 @@ def _figures(llm: LLM, key: str | None) -> dict[int, list[list[float]]]:
 def _completion_of(req_id: str) -> int:
     match = _SAMPLE.match(req_id)
     return int(match[1]) if match else 0
-
-
-def _abandon_requests(llm: LLM) -> None:
-    """Takes back what a call has left in the engine, such as one ended by Ctrl-C.
-
-    The next call would otherwise return these answers as its own.
-    """
-    engine = llm.llm_engine
-    engine.abort_request(list(engine.output_processor.request_states), internal=True)

@@ -10,7 +10,8 @@ Shapes: M members of the mixture (policies, then the reference if there is one).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -112,7 +113,10 @@ class LocalEngine:
             assert prompt.messages is not None
             return tuple(
                 tokenizer.apply_chat_template(
-                    list(prompt.messages), add_generation_prompt=True, return_dict=False
+                    list(prompt.messages),
+                    chat_template=self.llm.chat_template,
+                    add_generation_prompt=True,
+                    return_dict=False,
                 )
             )
 
@@ -186,10 +190,31 @@ class LocalEngine:
         ]
 
     def _generate(self, prompts: Sequence[Tokens], params: Any) -> Any:
+        mode = str(self.llm.model_config.logprobs_mode)
+        if not mode.endswith("logprobs"):
+            raise EngineError(
+                f"the engine runs with logprobs_mode={mode}, and answers are scored by their "
+                "log-probabilities; leave logprobs_mode out"
+            )
         tokens = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = self.llm.generate(tokens, params, use_tqdm=False)
+        with nothing_left_behind(self.llm):
+            outputs = self.llm.generate(tokens, params, use_tqdm=False)
         raise_if_failed(outputs)
         return outputs
+
+
+@contextmanager
+def nothing_left_behind(llm: Any) -> Iterator[None]:
+    """Takes the requests back that a call leaves in the engine if it raises, such as by Ctrl-C.
+
+    The next call would otherwise return these answers as its own (vLLM 0.32).
+    """
+    try:
+        yield
+    except BaseException:
+        engine = llm.llm_engine
+        engine.abort_request(list(engine.output_processor.request_states), internal=True)
+        raise
 
 
 def raise_if_failed(outputs: Sequence[Any]) -> None:
