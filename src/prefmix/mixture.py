@@ -209,16 +209,13 @@ class Mixture:
         from vllm.renderers.inputs.preprocess import conversation_to_seq
 
         messages = _listed(messages)
-        if defaults := self._engine.default_chat_template_kwargs:
-            given = options.get("chat_template_kwargs") or {}
-            options = {**options, "chat_template_kwargs": {**defaults, **given}}
         return self._run(
             "chat",
             messages,
             len(conversation_to_seq(messages)),
             {"sampling_params": sampling_params, "weights": weights, "profile": profile},
             attribution,
-            {"use_tqdm": use_tqdm, **options},
+            {"use_tqdm": use_tqdm, **self._engine.chat_options(options)},
         )
 
     @overload

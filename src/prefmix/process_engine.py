@@ -41,9 +41,7 @@ class ProcessEngine:
         """
         global _open
         arguments, objects = engine_arguments(described, keywords)
-        self.default_chat_template_kwargs: dict[str, Any] = (
-            arguments.default_chat_template_kwargs or {}
-        )
+        self._arguments = arguments
         for warning in check_models(
             described.config, described.spec, trust_remote_code=arguments.trust_remote_code
         ):
@@ -68,6 +66,15 @@ class ProcessEngine:
         if self._local is None or not self.is_open:
             raise ValueError("this Mixture is closed; make another one")
         return self._local
+
+    def chat_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """A chat's options on top of what the file says of the chat template."""
+        defaults = self._arguments.default_chat_template_kwargs or {}
+        return {
+            "chat_template_content_format": self._arguments.chat_template_content_format,
+            **given,
+            "chat_template_kwargs": {**defaults, **(given.get("chat_template_kwargs") or {})},
+        }
 
     def close(self) -> None:
         """Ends the engine and frees its memory. May be called again."""

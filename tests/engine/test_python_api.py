@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import torch
 
 from prefmix import Mixture
 from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.server.config.errors import ConfigError
 from prefmix.server.http.errors import RequestError
 from prefmix.weights.engines.local import EngineError
 from prefmix.weights.store.format import dump
@@ -105,6 +107,31 @@ def sampling(**settings: Any) -> Any:
     from vllm import SamplingParams
 
     return SamplingParams(**{"temperature": 1.0, "logprobs": 0, "ignore_eos": True, **settings})
+
+
+@pytest.mark.parametrize(
+    ("engine", "error", "message"),
+    [
+        ({"max_model_length": 9}, TypeError, "'max_model_length' (did you mean 'max_model_len'?)"),
+        ({"polices": {}}, TypeError, "'polices' (did you mean 'policies'?); a Mixture takes"),
+        ({"systems": {}}, TypeError, "unknown keyword 'systems'"),
+        ({"prompts": {}}, TypeError, "unknown keyword 'prompts'"),
+        ({"mixing": "parameters"}, TypeError, "unknown keyword 'mixing'"),
+        ({"port": 8001}, TypeError, "unknown keyword 'port'"),
+        ({"max_model_len": "long"}, ConfigError, "vLLM's flags: argument --max-model-len"),
+        ({"model": "org/x"}, ConfigError, "vLLM's argument --model is not accepted"),
+        ({"load_format": "pt"}, ConfigError, "--load-format is 'pt', which reads files other"),
+        ({"hf_overrides": {"prefmix": {}}}, ConfigError, "--hf-overrides sets 'prefmix'"),
+        ({"hf_overrides": print}, ConfigError, "hf_overrides is no mapping"),
+    ],
+)
+def test_engine_arguments_are_checked_before_anything_starts(
+    engine: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as refused:
+        Mixture(policies={"one": "org/one"}, **engine)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def beyond(first: float, second: float) -> tuple[float, ...]:
@@ -277,7 +304,7 @@ def test_grammars_and_progress_bars_are_vllms(served: Served) -> None:
 
     def bar(iterable: Any = None, *, total: int | None = None, **settings: Any) -> Any:
         bars.append(total or 0)
-        return tqdm(iterable, total=total, disable=True, **settings)
+        return tqdm(iterable, total=total, file=io.StringIO(), **settings)
 
     outputs = served.mix.generate(["a", "b"], params, use_tqdm=bar, priority=[0, 0])
     assert {output.outputs[0].text for output in outputs} <= {"weights are", "the"}
@@ -303,7 +330,7 @@ def test_a_policy_without_numbers_is_named(served: Served) -> None:
     first, second = mix.policies
     if mix.spec.base is not None:
         pytest.skip("its members share their parameters; the faults of adapters: tests/server")
-    spoilt = model_of(mix.llm).members[second].get_parameter("model.norm.weight").data
+    spoilt = list(model_of(mix.llm).members.values())[1].get_parameter("model.norm.weight").data
     kept = spoilt.clone()
     try:
         spoilt.fill_(torch.nan)
