@@ -110,7 +110,10 @@ def engine_arguments(
     """
     from prefmix.server.launch.engine_args import build_arguments
 
-    words = {key.replace("-", "_"): value for key, value in described.config.engine.items()}
+    words = {
+        key.replace("-", "_") if isinstance(key, str) else key: value
+        for key, value in described.config.engine.items()
+    }
     objects: dict[str, Any] = {}
     for name, value in given.items():
         plain = _plain(value)
