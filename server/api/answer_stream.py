@@ -1,26 +1,33 @@
-"""A streamed answer on its way out, ended as soon as its client has gone."""
+"""A streamed answer, which ends as soon as its client has disconnected."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from prefmix.server.telemetry.failed_policies import failure
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestEndedError, RequestLifetime
 
+ERROR_EVENT = b'data: {"error"'
+"""The beginning of the event with which vLLM reports an error in the middle of a stream."""
+
 SendAll = Callable[[AsyncIterable[Any], Send], Awaitable[None]]
-"""Sends an answer's chunks as parts of the body, and leaves its end out."""
+"""Sends an answer's chunks as parts of the body; the end of the body is sent by AnswerStream."""
 
 
 class AnswerStream(StreamingResponse):
-    """Starlette's listens for its client by itself, in an anyio task group; for this one the
-    request's lifetime listens, as for everything else that is done for the request."""
+    """A streaming response whose disconnect is noticed by the request's RequestLifetime.
+
+    Starlette's own class would start a second listener, in an anyio task group.
+    """
 
     def __init__(self, response: StreamingResponse, send_all: SendAll) -> None:
-        """Takes a response's place. Args: response: not begun."""
+        """Takes over the body, status, headers and background task of `response`."""
         super().__init__(response.body_iterator, response.status_code)
         self.raw_headers = response.raw_headers
         self.background = response.background
@@ -35,8 +42,20 @@ class AnswerStream(StreamingResponse):
             await self.background()
 
     async def stream_response(self, send: Send) -> None:
-        """Sends all of it."""
+        """Sends the head, the chunks and the end."""
         start = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **start})
         await self._send_all(self.body_iterator, send)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def policy_failure_event() -> bytes | None:
+    """The last event of a Responses API stream in which a policy has failed; None if none has.
+
+    vLLM 0.32 raises while it reports an error there, so the stream would break off without a word.
+    """
+    message = failure.get()
+    if message is None:
+        return None
+    body = {"type": "error", "code": "server_error", "message": message, "param": None}
+    return f"event: error\ndata: {json.dumps(body, ensure_ascii=False)}\n\n".encode()

@@ -1,4 +1,4 @@
-"""`preference_attribution`: which policy carried an answer, from what the engine measured.
+"""`preference_attribution`: which policy carried an answer, computed from the engine's figures.
 
 A request asks with `"preference_attribution": true`, or `"tokens"` for every token; each choice of
 the answer (when streaming, its last chunk) then has
@@ -10,8 +10,8 @@ the answer (when streaming, its last chunk) then has
 in nats. `mean_kl` is KL(mixture || policy), `agreement` the share of tokens that were the policy's
 own first choice, `log_partition` the sum of log Z over the tokens: the log importance weight from
 the served, token-level mixture to the sequence-level product. `wanted_by` is the policy that gave
-the token most. A policy with weight 0 has null everywhere: it takes no part, and whether it runs
-for the sake of other requests must not show in this one's answer.
+the token the highest probability. A policy with weight 0 has null everywhere: it takes no part in
+the mixture, and an answer must not show that the policy ran because of other requests.
 """
 
 from __future__ import annotations
@@ -27,18 +27,22 @@ FIELD = "preference_attribution"
 
 
 class Attribution:
-    """One request's wish, and the names its figures are kept under in the engine."""
+    """The attribution that a request asks for, and the keys of its figures in the engine.
+
+    The engine keeps the figures of each prompt under a key of its own.
+    """
 
     def __init__(self, wish: object) -> None:
         """Args:
-        wish: the body's field.
-        Raises: RequestError unless it is true, "tokens", false or absent.
+        wish: the body's field, unchecked.
+        Raises: RequestError unless the wish is true, "tokens", false or absent.
         """
         if wish not in (None, False, True, "tokens") or (
             isinstance(wish, int | float) and (not isinstance(wish, bool))
         ):
             raise RequestError(
-                f'{FIELD} is {short_repr(wish)}; expected true, false or "tokens"', param=FIELD
+                f'{FIELD} is {short_repr(wish)}; expected true, false or "tokens"',
+                param=FIELD,
             )
         self.is_wanted = bool(wish)
         self.by_token = wish == "tokens"
@@ -46,29 +50,29 @@ class Attribution:
         self._num_prompts = 0
 
     def next_key(self) -> str:
-        """The key of one more prompt of the request; prompts come in order."""
+        """The key for the figures of the request's next prompt."""
         self._num_prompts += 1
         return f"{self._name}.{self._num_prompts - 1}"
 
     @property
     def keys(self) -> list[str]:
-        """The keys given out so far."""
+        """The keys returned so far."""
         return [f"{self._name}.{prompt}" for prompt in range(self._num_prompts)]
 
-    def place(self, choice: int, *, num_samples: int) -> tuple[str, int]:
-        """The key of a choice's prompt, and which of its samples it is."""
+    def key_and_sample(self, choice: int, *, num_samples: int) -> tuple[str, int]:
+        """The key of a choice's prompt, and the index of the choice among the prompt's samples."""
         return f"{self._name}.{choice // num_samples}", choice % num_samples
 
 
 def describe(
     rows: Sequence[Sequence[float]], weights: Mapping[str, float], *, by_token: bool
 ) -> dict[str, Any]:
-    """The field of one choice.
+    """Computes the field of one choice.
 
     Args:
-      rows: per token as MixtureStatisticsCollector.take_request answers.
-      weights: the request's, by member, in weight order.
-      by_token: whether to describe each token as well.
+      rows: a row of figures per token, as MixtureStatisticsCollector.take_request returns them.
+      weights: the request's weight of each member, in weight order.
+      by_token: True describes each token as well.
     """
     count = len(weights)
     by_name: dict[str, Any] = {}

@@ -1,11 +1,11 @@
-"""Where names become numbers: the only place that turns what a request says into its weights.
+"""Resolution of a request's weights: the only place where profile and policy names become numbers.
 
-A request may name weights in four ways, at most one of them at a time:
+A request may choose its weights in four ways, at most one of them at a time:
   preference_weights   {"helpful": 3, "harmless": 1}
   preference_profile   "cautious"
   model                "prefmix@cautious"
   vllm_xargs           {"prefmix_weights": [0.75, 0.25]}, vLLM's own pass-through field
-Naming none means the default profile.
+A request that chooses none gets the default profile.
 """
 
 from __future__ import annotations
@@ -19,19 +19,15 @@ from prefmix.mixing.wire import WEIGHTS_KEY, from_extra_args
 from prefmix.server.http.errors import RequestError, UnknownModelError, short_repr
 from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet
 
-PROFILE_HEADER = "x-prefmix-profile"
-WEIGHTS_HEADER = "x-prefmix-weights"
-VERSION_HEADER = "x-prefmix-weights-version"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resolution:
     """The weights one request keeps from admission to its last token."""
 
     weights: tuple[float, ...]
-    """One weight per member, summing to 1."""
+    """One weight per member; they sum to 1."""
     profile: str
-    """The profile they came from, or `custom`."""
+    """The profile that the weights came from, or `custom`."""
     version: int
     """Version of the profile set that was in force."""
     model: str
@@ -39,25 +35,16 @@ class Resolution:
     member_names: tuple[str, ...]
     """The members, in weight order."""
 
-    def headers(self) -> dict[str, str]:
-        """The response headers that report it. Nine digits are more than a float32 holds."""
-        pairs = zip(self.member_names, self.weights, strict=True)
-        return {
-            PROFILE_HEADER: self.profile,
-            WEIGHTS_HEADER: ",".join(f"{name}={weight:.9g}" for name, weight in pairs),
-            VERSION_HEADER: str(self.version),
-        }
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preferences:
-    """What a request said about its weights, as it came."""
+    """A request's fields that choose its weights, unchecked."""
 
     model: str | None = None
     weights: object = None
-    """`preference_weights`: unchecked, None if absent."""
+    """`preference_weights`; None if absent."""
     profile: object = None
-    """`preference_profile`: unchecked, None if absent."""
+    """`preference_profile`; None if absent."""
     extra_args: Mapping[str, object] | None = None
     """`vllm_xargs`; only the entry under `wire.WEIGHTS_KEY` matters here."""
 
@@ -69,14 +56,14 @@ def resolve(
     profiles: ProfileSet,
     model_names: tuple[str, ...],
 ) -> Resolution:
-    """Turns what a request said into the weights it is served with.
+    """Checks a request's fields and computes the weights it is served with.
 
     Args:
       preferences: the request's fields.
       spec: the mixture served.
-      profiles: the profile set in force, read once by the caller.
+      profiles: the profile set in force; the caller reads it once per request.
       model_names: names the mixture is served under; the first is the default.
-    Raises: RequestError (400) or UnknownModelError (404), listing what exists.
+    Raises: RequestError (400) or UnknownModelError (404); the message lists what exists.
     """
     model, model_profile = split_model(preferences.model, profiles, model_names=model_names)
     raw_weights = from_extra_args(preferences.extra_args)
@@ -96,7 +83,7 @@ def resolve(
     elif raw_weights is not None:
         weights_M = _raw_weights(raw_weights, spec)
     else:
-        profile = model_profile or _profile(preferences.profile, profiles)
+        profile = model_profile or _known_profile(preferences.profile, profiles)
         weights_M = profiles.profiles[profile]
     return Resolution(
         weights=weights_M,
@@ -110,7 +97,10 @@ def resolve(
 def split_model(
     model: str | None, profiles: ProfileSet, *, model_names: tuple[str, ...]
 ) -> tuple[str, str | None]:
-    """Splits NAME or NAME@PROFILE into the served name and the profile, None without one."""
+    """Splits NAME or NAME@PROFILE into the served name and the profile, or None.
+
+    Raises: UnknownModelError.
+    """
     if not model:
         return model_names[0], None
     if model in model_names:
@@ -162,7 +152,7 @@ def _raw_weights(weights: object, spec: MixtureSpec) -> tuple[float, ...]:
         ) from None
 
 
-def _profile(profile: object, profiles: ProfileSet) -> str:
+def _known_profile(profile: object, profiles: ProfileSet) -> str:
     if profile is None:
         return profiles.default
     if isinstance(profile, str) and profile in profiles.profiles:

@@ -1,12 +1,13 @@
-"""Request bodies: vLLM's own, plus the two fields that choose the weights.
+"""Request bodies: vLLM's own, plus the fields that choose the weights and the attribution.
 
-The fields are declared as any JSON here and checked in `resolve`, which knows the policies and
-profiles; the OpenAPI page shows their real shape and an example.
+Pydantic takes any JSON for these fields. `resolve` and `attribution` check them, as they know the
+policies and profiles; the OpenAPI page shows the fields' real types and an example.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple, Self
+from collections.abc import Callable
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -21,12 +22,12 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.sampling_params import SamplingParams
 
-from prefmix.mixing.wire import MEASURE_KEY, to_extra_args
-from prefmix.server.api.attribution import FIELD as ATTRIBUTION
-from prefmix.server.api.attribution import Attribution
-from prefmix.server.api.resolve import Preferences, Resolution
+from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
+from prefmix.server.api.resolve import Preferences
 from prefmix.server.http.errors import RequestError
-from prefmix.server.traffic.admission_control import Reservation
+
+StartPrompt = Callable[[SamplingParams], None]
+"""Prepares the sampling parameters of one prompt, which then enters the engine."""
 
 _WEIGHTS_SCHEMA = {
     "anyOf": [
@@ -42,16 +43,8 @@ _ATTRIBUTION_SCHEMA = {
 _PROFILE_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Preference Profile"}
 
 
-class Bound(NamedTuple):
-    """What a request has been given."""
-
-    resolution: Resolution
-    attribution: Attribution
-    reservation: Reservation
-
-
 class PreferenceFields(BaseModel):
-    """The fields that choose a request's weights, and the weights once chosen."""
+    """The fields that this server adds to a body. An admitted request is bound to its body."""
 
     preference_weights: Annotated[Any, WithJsonSchema(_WEIGHTS_SCHEMA)] = Field(
         default=None,
@@ -78,7 +71,7 @@ class PreferenceFields(BaseModel):
         ),
         examples=[True],
     )
-    _bound: Bound | None = PrivateAttr(default=None)
+    _start_prompt: StartPrompt | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -86,13 +79,13 @@ class PreferenceFields(BaseModel):
         try:
             return handler(data)
         except (AttributeError, KeyError, IndexError, TypeError) as error:
-            # vLLM's checks that run before pydantic's take the types of some fields for granted.
+            # vLLM's checks run before pydantic's and take the types of some fields for granted.
             raise ValueError(f"a field of the body is of a wrong type: {error}") from None
 
     def preferences(self) -> Preferences:
-        """What this request says about its weights.
+        """The fields that choose this request's weights.
 
-        Raises: RequestError if it asks for beam search.
+        Raises: RequestError if the request asks for beam search.
         """
         if getattr(self, "use_beam_search", False):
             raise RequestError(
@@ -109,32 +102,29 @@ class PreferenceFields(BaseModel):
 
     @property
     def num_samples(self) -> int:
-        """How many answers each prompt gets."""
+        """Number of answers to each prompt."""
         return max(getattr(self, "n", None) or 1, 1)
 
     @property
     def num_prompts(self) -> int:
-        """How many prompts this request has."""
+        """Number of prompts of this request."""
         return 1
 
-    def bind(
-        self, resolution: Resolution, attribution: Attribution, reservation: Reservation
-    ) -> None:
-        """Gives the request the weights and the place it keeps, and the model name vLLM knows."""
-        self._bound = Bound(resolution, attribution, reservation)
-        self.model = resolution.model
+    def bind(self, *, model: str, start_prompt: StartPrompt) -> None:
+        """Binds the body to an admitted request.
+
+        Args:
+          model: the model name that vLLM knows, without any @PROFILE.
+          start_prompt: called with the sampling parameters of each prompt.
+        """
+        self.model = model
+        self._start_prompt = start_prompt
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
-        """vLLM's sampling parameters with the weights under `wire.WEIGHTS_KEY`."""
-        assert self._bound is not None, "bind() comes before to_sampling_params()"
-        resolution, attribution, reservation = self._bound
-        reservation.hand_over(self.num_samples)  # vLLM adds each prompt after asking for these
-        params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
-        extra_args = {**(params.extra_args or {}), **to_extra_args(resolution.weights)}
-        extra_args.pop(MEASURE_KEY, None)  # a name under which others' figures could be found
-        if attribution.is_wanted:
-            extra_args[MEASURE_KEY] = attribution.next_key()
-        params.extra_args = extra_args
+        """vLLM's sampling parameters, with the request's weights. vLLM calls this once a prompt."""
+        assert self._start_prompt is not None, "bind() comes before to_sampling_params()"
+        params: SamplingParams = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
+        self._start_prompt(params)
         return params
 
 
@@ -143,7 +133,7 @@ class MixtureCompletionRequest(PreferenceFields, CompletionRequest):
 
     @property
     def num_prompts(self) -> int:
-        """A list holds several prompts, unless it holds the tokens of one."""
+        """Number of prompts: a list is several prompts, unless it is the token ids of one."""
         prompt = self.prompt
         if not isinstance(prompt, list) or not prompt or isinstance(prompt[0], int):
             return 1
@@ -158,11 +148,11 @@ class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
     """POST /v1/responses"""
 
     def preferences(self) -> Preferences:
-        """Refuses what this API's answers have no place for, too."""
+        """The fields that choose the weights. Raises: RequestError, for attribution as well."""
         if self.preference_attribution:
             raise RequestError(
-                f"{ATTRIBUTION} is not served by the Responses API; use /v1/chat/completions or "
-                "/v1/completions",
-                param=ATTRIBUTION,
+                f"{ATTRIBUTION_FIELD} is not served by the Responses API; use "
+                "/v1/chat/completions or /v1/completions",
+                param=ATTRIBUTION_FIELD,
             )
         return super().preferences()

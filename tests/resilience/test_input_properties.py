@@ -214,7 +214,7 @@ def test_any_file_is_a_score_table_or_refused(tmp_path: Path, content: bytes) ->
 
 def account_of(header: str) -> Account:
     raw_request: Any = SimpleNamespace(headers={"x-request-id": header}, state=SimpleNamespace())
-    return Account(raw_request, statistics=None)  # type: ignore[arg-type]
+    return Account(raw_request)
 
 
 @given(header=any_text)

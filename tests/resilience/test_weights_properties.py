@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.wire import WEIGHTS_KEY, from_extra_args, measured_as, to_extra_args
-from prefmix.server.api.resolve import WEIGHTS_HEADER, Preferences, resolve
+from prefmix.server.api.answer_headers import WEIGHTS_HEADER, answer_headers
+from prefmix.server.api.resolve import Preferences, resolve
 from prefmix.server.http.errors import RequestError, UnknownModelError, error_response, short_repr
 from prefmix.server.telemetry.metrics import REASONS
 from prefmix.weights.store.profiles import build_profile_set
@@ -180,10 +181,10 @@ def test_any_request_gets_weights_of_the_set_in_force_or_a_refusal(
     assert resolution.version == SET.version
     if resolution.profile != "custom":
         assert resolution.weights == SET.profiles[resolution.profile]
-    for name, value in resolution.headers().items():
+    for name, value in answer_headers(resolution, "r").items():
         assert value.isascii()
         assert value.isprintable(), name
-    shown = [pair.split("=") for pair in resolution.headers()[WEIGHTS_HEADER].split(",")]
+    shown = [pair.split("=") for pair in answer_headers(resolution, "r")[WEIGHTS_HEADER].split(",")]
     assert [name for name, _ in shown] == list(MEMBERS)
     assert [float(value) for _, value in shown] == pytest.approx(resolution.weights, abs=1e-8)
 

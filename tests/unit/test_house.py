@@ -66,6 +66,7 @@ VLLM_AT_TOP = {
     "prefmix.server.api.generate",
     "prefmix.server.api.models",
     "prefmix.server.api.schemas",
+    "prefmix.server.api.vllm_handlers",
     "prefmix.server.launch.engine_args",
     "prefmix.server.plugin",
 }

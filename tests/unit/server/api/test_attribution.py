@@ -74,7 +74,7 @@ def test_choices_find_their_prompt_and_sample() -> None:
     attribution = Attribution(True)
     keys = [attribution.next_key(), attribution.next_key()]
     assert attribution.keys == keys
-    assert [attribution.place(choice, num_samples=2) for choice in range(4)] == [
+    assert [attribution.key_and_sample(choice, num_samples=2) for choice in range(4)] == [
         (keys[0], 0),
         (keys[0], 1),
         (keys[1], 0),

@@ -10,6 +10,7 @@ import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.wire import WEIGHTS_KEY
+from prefmix.server.api.answer_headers import answer_headers
 from prefmix.server.api.resolve import Preferences, Resolution, resolve
 from prefmix.server.http.errors import RequestError, UnknownModelError
 from prefmix.weights.store.profiles import build_profile_set
@@ -149,7 +150,9 @@ def test_huge_names_do_not_fill_the_answer() -> None:
 def test_header_holds_more_digits_than_the_engine_does(seed: int) -> None:
     generator = random.Random(seed)
     resolution = resolved(weights={name: generator.random() for name in NAMES})
-    pairs = [item.split("=") for item in resolution.headers()["x-prefmix-weights"].split(",")]
+    pairs = [
+        item.split("=") for item in answer_headers(resolution, "r")["x-prefmix-weights"].split(",")
+    ]
     assert [name for name, _ in pairs] == list(NAMES)
     float32_step = 2.0**-24
     for (_, written), weight in zip(pairs, resolution.weights, strict=True):
@@ -157,10 +160,11 @@ def test_header_holds_more_digits_than_the_engine_does(seed: int) -> None:
 
 
 def test_headers_are_compact() -> None:
-    assert resolved(weights={"helpful": 1, "harmless": 1}).headers() == {
+    assert answer_headers(resolved(weights={"helpful": 1, "harmless": 1}), "r") == {
         "x-prefmix-profile": "custom",
         "x-prefmix-weights": "helpful=0.5,harmless=0.5,honest=0",
         "x-prefmix-weights-version": "7",
+        "x-request-id": "r",
     }
 
 

@@ -9,34 +9,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Message
 
 from prefmix.mixing import wire
-from prefmix.server.api.accounting import Account
 from prefmix.server.telemetry.failed_policies import FailedPolicies
-from prefmix.server.telemetry.metrics import NO_PROFILE, REQUESTS
-from prefmix.server.traffic.request_lifetime import RequestLifetime
+from prefmix.server.telemetry.metrics import REQUESTS
+from support.text_requests import Body, mixture_state, text_request
 
 
 def requests(outcome: str) -> float:
-    return float(REQUESTS.labels(NO_PROFILE, outcome)._value.get())
+    return float(REQUESTS.labels("even", outcome)._value.get())
 
 
 async def read(body: AsyncIterator[Any]) -> list[str]:
-    scope = {"type": "http", "path": "/v1/responses", "headers": [], "method": "POST"}
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    lifetime = RequestLifetime(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
-    statistics: Any = None  # asked only for attributions
-    account = Account(Request(scope), statistics)
-    response = await account.answered(StreamingResponse(body))
+    request, lifetime = text_request(mixture_state(), send, path="/v1/responses")
+    request.admit(Body())  # type: ignore[arg-type]
+    response = await request.answer(StreamingResponse(body))
     try:
-        await response(scope, lifetime.receive, lifetime.send)
+        await response(request.raw_request.scope, lifetime.receive, lifetime.send)
     finally:
         await lifetime.close()
     return [each["body"].decode() for each in sent[1:-1]]

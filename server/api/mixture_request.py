@@ -1,0 +1,142 @@
+"""One request for text, from its admission to its last byte.
+
+`admit` resolves the weights and reserves room in the engine, `start_prompt` hands the weights to
+the engine, and `answer` adds to vLLM's answer what this server says about it. However the request
+ends, its account is closed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Send
+
+from prefmix.mixing.wire import MEASURE_KEY, to_extra_args
+from prefmix.server.api.accounting import CLIENT_GONE, Account
+from prefmix.server.api.answer_fields import add_to_answer, add_to_chunk
+from prefmix.server.api.answer_headers import answer_headers
+from prefmix.server.api.answer_stream import ERROR_EVENT, AnswerStream, policy_failure_event
+from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
+from prefmix.server.api.attribution import Attribution, describe
+from prefmix.server.api.resolve import Resolution
+from prefmix.server.api.state import MixtureState
+from prefmix.server.http.errors import RequestError
+from prefmix.server.traffic.admission_control import Reservation
+from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestLifetime
+
+if TYPE_CHECKING:  # it imports vLLM
+    from prefmix.server.api.schemas import PreferenceFields
+
+
+class MixtureRequest:
+    """A request for text and what belongs to it: weights, reservation, attribution, account."""
+
+    # Set by `admit`:
+    _resolution: Resolution
+    _attribution: Attribution
+    _reservation: Reservation
+    _num_samples: int
+
+    def __init__(self, raw_request: Request, state: MixtureState) -> None:
+        """Opens the request's account."""
+        self.raw_request = raw_request
+        self.lifetime: RequestLifetime = raw_request.scope[SCOPE_KEY]
+        self._state = state
+        self._account = Account(raw_request)
+
+    def admit(self, body: PreferenceFields) -> None:
+        """Resolves the weights, reserves room in the engine, and binds the body to this request.
+
+        Raises: RequestError, after it has been counted, if the weights or the load forbid it.
+        """
+        try:
+            self._resolution = self._state.resolve(body.preferences())
+            self._attribution = Attribution(body.preference_attribution)
+            self._num_samples = body.num_samples
+            self._reservation = self._state.admission.reserve(body.num_prompts * self._num_samples)
+        except RequestError as error:
+            self._account.refused(error.status, reason=error.reason)
+            raise
+        self.lifetime.on_close(self._reservation.release)
+        self._account.admitted(self._resolution)
+        body.bind(model=self._resolution.model, start_prompt=self.start_prompt)
+
+    def start_prompt(self, sampling_params: Any) -> None:
+        """Adds the weights to the sampling parameters of one prompt, which then enters the engine.
+
+        vLLM asks for the sampling parameters once a prompt, just before it adds the prompt.
+        """
+        self._reservation.hand_over(self._num_samples)
+        weights = to_extra_args(self._resolution.weights)
+        extra_args = {**(sampling_params.extra_args or {}), **weights}
+        extra_args.pop(MEASURE_KEY, None)  # a client's own key could find others' figures
+        if self._attribution.is_wanted:
+            extra_args[MEASURE_KEY] = self._attribution.next_key()
+        sampling_params.extra_args = extra_args
+
+    async def answer(self, response: Response) -> Response:
+        """Adds headers and fields to vLLM's answer; closes the account with its last byte."""
+        headers = answer_headers(self._resolution, self._account.request_id())
+        response.raw_headers += [(name.encode(), each.encode()) for name, each in headers.items()]
+        if isinstance(response, StreamingResponse):
+            return AnswerStream(response, self._send_chunks)
+        if self._attribution.is_wanted:
+            if response.status_code == HTTPStatus.OK:
+                response = await add_to_answer(response, self._fields_of)
+            else:
+                await self._discard_attribution()
+        self._account.close(response.status_code)
+        return response
+
+    async def fail(self, status: int) -> None:
+        """Closes the account of a request whose handler raised an error, answered with `status`."""
+        await self._discard_attribution()
+        self._account.close(status)
+
+    async def _send_chunks(self, chunks: AsyncIterable[Any], send: Send) -> None:
+        outcome, status = "cancelled", CLIENT_GONE
+        is_first, has_failed, is_attributed = True, False, self._attribution.is_wanted
+        try:
+            async for chunk in chunks:
+                data = chunk.encode() if isinstance(chunk, str) else chunk
+                has_failed = has_failed or data.startswith(ERROR_EVENT)
+                if is_first:
+                    is_first = False
+                    self._account.first_byte()
+                if is_attributed:
+                    data = await add_to_chunk(data, self._fields_of)
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            outcome, status = ("error" if has_failed else "ok"), HTTPStatus.OK
+        except Exception:
+            outcome, status = "error", HTTPStatus.INTERNAL_SERVER_ERROR
+            event = policy_failure_event()
+            if event is None:
+                raise
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        finally:
+            self._account.close(status, outcome)
+            if outcome != "ok":
+                await self._discard_attribution()
+
+    async def _fields_of(self, choice: int) -> dict[str, Any]:
+        """The fields that this server adds to a choice."""
+        return {ATTRIBUTION_FIELD: await self._attribution_of(choice)}
+
+    async def _attribution_of(self, choice: int) -> dict[str, Any] | None:
+        key, sample = self._attribution.key_and_sample(choice, num_samples=self._num_samples)
+        only = sample if self._num_samples > 1 else None
+        rows = (await self._state.statistics.take(key, only)).get(sample)
+        if rows is None:  # another engine of a data-parallel group has the figures
+            return None
+        members, weights = self._resolution.member_names, self._resolution.weights
+        by_member = dict(zip(members, weights, strict=True))
+        return describe(rows, by_member, by_token=self._attribution.by_token)
+
+    async def _discard_attribution(self) -> None:
+        """Makes the engine forget figures that no answer will show."""
+        for key in self._attribution.keys:
+            await self._state.statistics.take(key)

@@ -1,0 +1,67 @@
+"""vLLM's route handlers, called for a MixtureRequest: cancelled with it, with errors as responses.
+
+Streaming, load tracking, tools, grammars and log-probabilities are the handlers' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request, Response
+from vllm.entrypoints.openai.chat_completion import api_router as vllm_chat
+from vllm.entrypoints.openai.completion import api_router as vllm_completion
+from vllm.entrypoints.openai.responses import api_router as vllm_responses
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.entrypoints.serve.utils.api_utils import decrement_server_load
+
+from prefmix.server.api.accounting import CLIENT_GONE
+from prefmix.server.api.mixture_request import MixtureRequest
+from prefmix.server.api.schemas import PreferenceFields
+from prefmix.server.http.errors import error_response
+from prefmix.server.traffic.request_lifetime import RequestEndedError
+
+Handler = Callable[[Any, Request], Awaitable[Response | None]]
+
+
+def _without_listener(handler: Handler) -> Handler:
+    """A handler without vLLM's `with_cancellation`, as the request's lifetime cancels it."""
+    inner: Handler = handler.__wrapped__  # type: ignore[attr-defined]
+    return inner
+
+
+complete = _without_listener(vllm_completion.create_completion)
+complete_chat = _without_listener(vllm_chat.create_chat_completion)
+respond = _without_listener(vllm_responses.create_responses)
+
+
+async def run_handler(
+    handler: Handler, body: PreferenceFields, request: MixtureRequest
+) -> Response:
+    """Runs one of the handlers above for an admitted request.
+
+    Returns: vLLM's answer, which may be a stream that has yet to begin; a 4xx if vLLM refuses a
+      parameter; an answer with CLIENT_GONE if nobody waits any more.
+    Raises: the handler's exception if it is the server's fault, after it has been counted.
+    """
+    raw_request = request.raw_request
+    try:
+        return or_client_gone(await request.lifetime.run(handler(body, raw_request)))
+    except RequestEndedError:
+        if getattr(raw_request.app.state, "enable_server_load_tracking", False):
+            decrement_server_load(raw_request)  # vLLM's own listener would have done so
+        return or_client_gone(None)
+    except Exception as error:
+        # vLLM reports many a wrong parameter by an exception, which it would turn into a 400 later.
+        refusal = create_error_response(error).error
+        status = HTTPStatus(refusal.code)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            await request.fail(status)
+            raise
+        return error_response(refusal.message, status=status, param=refusal.param)
+
+
+def or_client_gone(response: Response | None) -> Response:
+    """A handler's response; a handler returns None if its client has disconnected."""
+    return Response(status_code=CLIENT_GONE) if response is None else response
