@@ -1,9 +1,10 @@
 """The HTTP server and the `prefmix` command.
 
-One request passes through `traffic` (is there room for it?), `auth` (may it?), `api` (which
-weights, and what is answered) and vLLM's own serving code. `plugin` is where vLLM finds these
-routes.
+A request passes through `auth` (is the client allowed?), `traffic` (is there room for it?), `api`
+(its weights and its answer) and vLLM's own serving code. vLLM loads `plugin`, which puts them in
+place; `admin` and `console` add their routes there. `cli` holds the commands, and `launch` starts
+vLLM with the settings of `config`. `telemetry` and `http` serve all of them.
 
-Importing this package loads neither vLLM nor torch. Modules that need them are imported by vLLM's
-plugin loader or by `launch`, after `--help` and every configuration error have been dealt with.
+Importing this package loads neither vLLM nor torch. vLLM's plugin loader and `launch` import the
+modules that need them, once `--help` and errors of the configuration have been dealt with.
 """

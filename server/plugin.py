@@ -1,7 +1,7 @@
-"""vLLM's endpoint plugin: puts this server's routes in place of vLLM's, and nothing beside them.
+"""vLLM's endpoint plugin: it replaces vLLM's routes by this server's and adds the middleware.
 
-vLLM serves more routes than carry weights: /invocations, /v1/messages, batch chat and others would
-answer with the default mixture, or without the API key. So only an allowlist is kept.
+Some of vLLM's routes, such as /invocations, /v1/messages and batch chat, cannot carry weights, or
+would answer without the API key. So only the routes of an allowlist are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prefmix.server.admin import routes as admin_routes
 from prefmix.server.admin.listener import admin_app, listen, serve_admin
 from prefmix.server.admin.live_weights import LiveWeights
 from prefmix.server.admin.store_watch import watch
-from prefmix.server.api import docs_page, generate, models
+from prefmix.server.api import generate, models
 from prefmix.server.api.state import STATE_KEY, MixtureState
 from prefmix.server.auth import failed_logins
 from prefmix.server.auth.access_levels import LEVELS, check_levels, path_of
@@ -37,7 +37,7 @@ from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
 from prefmix.server.console import routes as console_routes
 from prefmix.server.http.errors import http_exception
-from prefmix.server.http.openapi import describe_refusals
+from prefmix.server.http.openapi import attach_docs_page, describe_refusals
 from prefmix.server.telemetry import audit_log, failed_policies, request_log
 from prefmix.server.telemetry.engine_statistics import EngineStatistics
 from prefmix.server.telemetry.metrics import MixtureMetrics
@@ -47,7 +47,7 @@ from prefmix.server.traffic.setup import TrafficSetup
 from prefmix.weights.store.profiles import CurrentProfiles, ProfileSet, build_profile_set
 
 PROFILES_ATTRIBUTE = "prefmix_profiles"
-"""Where `prefmix serve` leaves the ProfileSet on vLLM's parsed arguments."""
+"""The attribute of vLLM's parsed arguments in which `prefmix serve` passes the ProfileSet."""
 
 OWN_ROUTES = (
     ("POST", "/v1/completions"),
@@ -58,11 +58,11 @@ OWN_ROUTES = (
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
 )
-"""Routes that must be this package's, not vLLM's: they resolve weights or model names."""
+"""Routes that this package must answer, not vLLM: they resolve weights or model names."""
 
 
 class PrefmixEndpoints:
-    """Factory and plugin for vLLM's `vllm.endpoint_plugins` group."""
+    """The plugin of vLLM's entry point group `vllm.endpoint_plugins`."""
 
     name = "prefmix"
     required_tasks = ("generate",)
@@ -72,7 +72,7 @@ class PrefmixEndpoints:
         self._tasks: list[asyncio.Task[None]] = []
 
     def attach_router(self, app: FastAPI) -> None:
-        """Drops vLLM's other routes and adds ours; vLLM then replaces its equals by them."""
+        """Removes routes that are not allowed and adds ours, which vLLM prefers to its own."""
         app.title = "prefmix"
         app.version = importlib.metadata.version("prefmix")
         describe_refusals(app)
@@ -84,9 +84,9 @@ class PrefmixEndpoints:
         self._app = app
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Reads the mixture from the engine's config and opens the routes.
+        """Makes what the routes need, starts the background tasks and adds the middleware.
 
-        Raises: RuntimeError if the model served is no mixture or a route is not ours.
+        Raises: RuntimeError if the model served is no mixture or another plugin has taken a route.
         """
         assert self._app is not None, "attach_router() comes before init_state()"
         spec = mixture_spec(engine_client)
@@ -95,7 +95,7 @@ class PrefmixEndpoints:
             profiles = build_profile_set({}, spec)
         paths = state.openai_serving_models.base_model_paths
         live: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
-        bounds = TrafficSetup(
+        traffic = TrafficSetup(
             engine_client,
             getattr(args, LIMITS_ATTRIBUTE, Limits()),
             folder=None if live is None else live.folder,
@@ -110,7 +110,7 @@ class PrefmixEndpoints:
             model_names=tuple(path.name for path in paths),
             profiles=CurrentProfiles(profiles),
             statistics=statistics,
-            admission=bounds.admission,
+            admission=traffic.admission,
         )
         setattr(state, STATE_KEY, mixture)
         request_log.set_up(telemetry.request_log)
@@ -121,25 +121,25 @@ class PrefmixEndpoints:
         watched = failed_policies.FailedPolicies(engine_client.generate)
         engine_client.generate = watched.generate
         self._start(statistics.follow(), "the engine's statistics")
-        # vLLM adds routes of its own after attach_router.
+        # Again, as vLLM has added routes of its own since attach_router.
         keep_allowed_routes(self._app)
         check_own_routes(self._app)
-        docs_page.attach(self._app)
+        attach_docs_page(self._app)
         console_routes.attach(self._app, getattr(args, console_routes.CONSOLE_ATTRIBUTE, None))
         keys = api_keys(args.api_key)
-        self._start(bounds.set_up_http_server(state), "the bound on the connections")
-        self._start(bounds.readiness.follow(), "the watch on the engine")
+        self._start(traffic.set_up_http_server(state), "the set-up of the connections' timeouts")
+        self._start(traffic.readiness.follow(), "the watch on the engine")
         tokens = await self._open_admin(mixture, state, args, keys)
         check_levels(self._app.router.routes, admin_route=admin_routes.AdminRoute)
-        bounds.add_middleware(self._app)
-        guard(self._app, keys, tokens)
+        traffic.add_middleware(self._app)
+        add_access_middleware(self._app, keys, tokens)
 
     async def _open_admin(
         self, mixture: MixtureState, state: State, args: Namespace, keys: list[str]
     ) -> Tokens:
-        """Starts what may change the profiles: the admin routes, the watch on the store.
+        """Opens the ways to change the profiles: the admin routes and the watch on the store.
 
-        Returns: what opens the admin routes of the main port; nothing if it has none.
+        Returns: the tokens that open the main port's admin routes; empty if it has none.
         """
         assert self._app is not None
         settings: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
@@ -172,7 +172,7 @@ class PrefmixEndpoints:
         return tokens
 
     def _start(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        """Runs `work` as long as the server; says so if it breaks off."""
+        """Runs `work` in the background; prints a line if it ends by an error."""
 
         def report(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -184,7 +184,7 @@ class PrefmixEndpoints:
 
 
 def mixture_spec(engine_client: Any) -> MixtureSpec:
-    """The mixture the engine was started with."""
+    """The mixture that the engine was started with. Raises: RuntimeError if it serves none."""
     data = getattr(engine_client.vllm_config.model_config.hf_config, CONFIG_KEY, None)
     if data is None:
         raise RuntimeError(
@@ -194,20 +194,19 @@ def mixture_spec(engine_client: Any) -> MixtureSpec:
     return MixtureSpec.from_dict(data)
 
 
-def guard(app: FastAPI, keys: list[str], tokens: Tokens) -> None:
-    """Puts the check of keys and tokens around everything else, vLLM's own check included.
+def add_access_middleware(app: FastAPI, keys: list[str], tokens: Tokens) -> None:
+    """Puts the check of keys and tokens around all other middleware, vLLM's own check included.
 
-    vLLM has built the middleware stack by now, so `app.add_middleware` would be refused.
+    vLLM has built the middleware stack by now, so `app.add_middleware` would raise.
     """
     inner = app.middleware_stack or app.build_middleware_stack()
     app.middleware_stack = AccessMiddleware(inner, keys=as_tokens(keys), admin=tokens)
 
 
 def keep_allowed_routes(app: FastAPI) -> None:
-    """Removes every route that server/auth/access_levels.py does not list; those that make text
-    come first."""
+    """Removes the routes that server/auth/access_levels.py does not list; puts TEXT_PATHS first."""
     routes = [route for route in app.router.routes if path_of(route) in LEVELS]
-    # Each request is compared with one after another, by the router and by vLLM's metrics.
+    # The router and vLLM's metrics compare each request with one route after another.
     app.router.routes[:] = sorted(routes, key=lambda route: path_of(route) not in TEXT_PATHS)
     app.openapi_schema = None
 

@@ -1,1 +1,1 @@
-"""Changing weights while serving: the admin routes and the commit over all API processes."""
+"""Weight changes while serving: the admin routes, and the commit in all API processes."""

@@ -1,4 +1,4 @@
-"""The admin routes on a loopback port of their own, away from the inference routes."""
+"""`--admin-port`: the admin routes on a loopback port of their own, apart from inference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prefmix.server.traffic.middleware import BodyLimitMiddleware
 HOST = "127.0.0.1"
 
 MAX_BODY_BYTES = 4 * 2**20
-"""A store's document with thousands of profiles fits."""
+"""Largest request body; a store's document with thousands of profiles fits."""
 
 
 def admin_app(state: routes.AdminState) -> FastAPI:
@@ -31,7 +31,7 @@ def admin_app(state: routes.AdminState) -> FastAPI:
     app = FastAPI(
         title="prefmix admin",
         version=importlib.metadata.version("prefmix"),
-        # Pages with scripts from another host, into which people would type the token.
+        # FastAPI's pages load scripts from another host, and people would type the token there.
         docs_url=None,
         redoc_url=None,
     )
@@ -46,9 +46,9 @@ def admin_app(state: routes.AdminState) -> FastAPI:
 
 
 def listen(port: int) -> socket.socket:
-    """Binds the port, which all API processes share: each can make a change in all.
+    """Binds the admin port. All API processes share it, as each can change the weights of all.
 
-    Raises: OSError if another program has it.
+    Raises: OSError if another program has the port.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -57,7 +57,7 @@ def listen(port: int) -> socket.socket:
 
 
 async def serve_admin(app: FastAPI, listener: socket.socket) -> None:
-    """Answers until cancelled, then closes the socket."""
+    """Serves the admin routes until cancelled, then closes the socket."""
     with listener:
         config = uvicorn.Config(
             app,

@@ -1,8 +1,8 @@
-"""Changing the profiles of a running server: all of a change in all API processes, or nothing.
+"""Changes of a running server's profiles: a whole change in all API processes, or nothing.
 
-A change is made ready aside (under the store's lock), accepted by every API process, written to
-the store, and only then put in force by one assignment in each process. Requests under way keep
-the weights they were admitted with.
+A change is computed under the store's lock, accepted by every API process, written to the store,
+and only then put in force, by one assignment in each process. Running requests keep the weights
+they were admitted with.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prefmix.weights.store.store import Change, Edit, WeightsStore
 
 
 class NoStoreError(ValueError):
-    """The server has no store, so that a change could not be kept."""
+    """The server has no store, so it could not keep a change."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -33,7 +33,7 @@ class NoStoreError(ValueError):
 
 
 class LiveWeights:
-    """The profiles in force in this process, and the way to change them in all."""
+    """The profiles in force in this process, and how to change them in all processes."""
 
     def __init__(
         self,
@@ -45,15 +45,15 @@ class LiveWeights:
         num_processes: int,
         name: str | None = None,
     ) -> None:
-        """Wires up; `start` begins.
+        """Call `start` to let the other processes reach this one.
 
         Args:
           spec: the mixture served.
-          profiles: what requests read; changed by this object only.
-          store: the store's file, None without one.
-          folder: private to this server, for its API processes to meet.
-          num_processes: how many API processes there are.
-          name: of this process in messages; None is its number.
+          profiles: the profiles that requests read; only this object changes them.
+          store: the store's file; None without one.
+          folder: the API processes' folder, private to this server.
+          num_processes: number of API processes.
+          name: this process's name in messages; None uses its process id.
         """
         self.spec = spec
         self._profiles = profiles
@@ -71,7 +71,7 @@ class LiveWeights:
         await self._processes.start()
 
     def close(self) -> None:
-        """Ends what `start` began."""
+        """Cuts this process off from the others."""
         self._processes.close()
 
     @property
@@ -81,7 +81,7 @@ class LiveWeights:
 
     @property
     def store(self) -> WeightsStore:
-        """The store. Raises: NoStoreError."""
+        """The store. Raises: NoStoreError if the server has none."""
         if self._store is None:
             raise NoStoreError
         return self._store
@@ -98,11 +98,11 @@ class LiveWeights:
         """Edits the profiles, in the store and in force.
 
         Args:
-          edit: from the present set to the wanted one.
-          who: whose change it is, for the audit log.
-          what: what it is, for the audit log.
-          expected: the version or sha256 the caller has seen; None accepts any.
-          dry_run: check everything and change nothing.
+          edit: computes the new profile set from the present one.
+          who: the audit log's name for the one who makes the change.
+          what: the audit log's name for the change.
+          expected: the version or sha256 that the caller has seen; None accepts any.
+          dry_run: checks everything and changes nothing.
         Raises: StoreError, ProfileError, NoStoreError, CommitError; nothing has changed.
         """
         if dry_run:
@@ -120,14 +120,14 @@ class LiveWeights:
     async def reload(
         self, *, who: str, trigger: str, dry_run: bool = False, is_quiet: bool = False
     ) -> Change:
-        """Reads the store again and puts what it holds in force.
+        """Reads the store again and puts its profiles in force.
 
         Args:
-          who: whose wish it is, for the audit log.
-          trigger: what asked for it, one of prefmix.server.telemetry.metrics.TRIGGERS.
-          dry_run: read and check only.
-          is_quiet: do not report that nothing has changed.
-        Raises: as `change`; what was in force stays so.
+          who: the audit log's name for the one who asked.
+          trigger: the cause, one of prefmix.server.telemetry.metrics.TRIGGERS.
+          dry_run: reads and checks only.
+          is_quiet: writes no audit line if nothing has changed.
+        Raises: as `change`; the profiles in force stay in force.
         """
         if dry_run:
             return Change(self.current, await asyncio.to_thread(self._read))
@@ -148,7 +148,7 @@ class LiveWeights:
         is_quiet: bool = False,
     ) -> Change:
         try:
-            async with self._own_turn, self._processes.turn():
+            async with self._own_turn, self._processes.lock():
                 change = await make()
         except ValueError as error:
             audit_log.refused(who, what, str(error))
@@ -160,10 +160,10 @@ class LiveWeights:
     async def _change(self, edit: Edit, expected: str | None) -> Change:
         async with contextlib.AsyncExitStack() as stack:
             prepared = self.store.prepared(edit, expected=expected, in_force=self.current)
-            # The lock may have to be waited for, and the disk too: not in the event loop.
+            # In a thread, as the store's lock and the disk may block the event loop.
             change = await asyncio.to_thread(prepared.__enter__)
             stack.callback(prepared.__exit__, None, None, None)
-            # Even if nothing is to be written, the file may be ahead of what is in force.
+            # Even if the store needs no write, its file may be newer than the profiles in force.
             is_ahead = not self._is_in_force(change.after)
             if is_ahead:
                 await self._prepare_all(change.after)
@@ -180,7 +180,7 @@ class LiveWeights:
         return Change(before, after)
 
     def _read(self) -> ProfileSet:
-        """What the file holds. One version number means one content, now and earlier."""
+        """Reads the store's file. A version number that had other content before is refused."""
         try:
             found = self.store.read()
         except (StoreFormatError, StoreMissingError) as error:
@@ -210,7 +210,7 @@ class LiveWeights:
             await self._processes.tell_all({"kind": "commit", "sha256": profiles.sha256})
         except CommitError as error:
             raise CommitError(
-                f"version {profiles.version} is in force here, but {error}; that process follows "
+                f"version {profiles.version} is in force here, but {error}; that process gets it "
                 "when it next reads the store"
             ) from None
 
@@ -220,7 +220,7 @@ class LiveWeights:
         self._metrics.in_force(profiles)
 
     async def _receive(self, message: Message) -> Message:
-        """Answers another API process, or the launcher that got a signal."""
+        """Answers a message of another API process, or of the launcher after SIGHUP."""
         kind = message.get("kind")
         if kind == "prepare":
             found = from_document(message.get("document"), source="another API process")

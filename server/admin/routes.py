@@ -1,8 +1,9 @@
-"""The admin routes: looking at and changing the profiles of a running server.
+"""The admin routes, which show and change the profiles of a running server.
 
-Each answers only to an admin token (server/auth/admin_tokens.py). A change answers with the version
-and sha256 that are then in force in every API process; `If-Match` with a version or sha256 refuses
-it if others are, and `?dry_run=true` checks everything and changes nothing.
+Each route needs an admin token (server/auth/admin_tokens.py). The answer to a change names the
+version and sha256 that are then in force in every API process. `If-Match` with a version or sha256
+refuses the change if another version is in force; `?dry_run=true` checks everything and changes
+nothing.
 """
 
 from __future__ import annotations
@@ -56,19 +57,22 @@ _STATUS: tuple[tuple[type[ValueError], HTTPStatus], ...] = (
     (StoreError, HTTPStatus.BAD_REQUEST),
     (ProfileError, HTTPStatus.BAD_REQUEST),
 )
-"""The first class that fits decides."""
+"""Status of each error; the first class that fits decides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdminState:
-    """What the routes need; one per API process."""
+    """The objects that the admin routes use; one per API process."""
 
     tokens: Tokens
     live: LiveWeights
 
 
 class AdminRoute(OpenAIRoute):
-    """Asks for the token's name, behind the guard; turns refusals into answers."""
+    """A route that checks the admin token and answers errors of the store with their status.
+
+    AccessMiddleware has checked the token before; here its name is read for the audit log.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wraps OpenAIRoute's handler."""
@@ -99,7 +103,7 @@ class ProfileBody(BaseModel):
     weights: dict[str, Any]
     """Policy to number: ratios on the simplex, divided by their sum."""
     provenance: dict[str, Any] = Field(default_factory=dict)
-    """Where the weights came from; kept as it is."""
+    """Where the weights came from; stored unchanged."""
 
 
 class DefaultBody(BaseModel):
@@ -120,26 +124,26 @@ class RollbackBody(BaseModel):
 
 
 class ChangeAnswer(BaseModel):
-    """What a change did."""
+    """The result of a change."""
 
     version: int
     """The version in force in every API process; after a dry run, the one it would become."""
     sha256: str
-    """Of that version's content."""
+    """Hash of that version's content."""
     previous_version: int
     previous_sha256: str
     changed: bool
     """False if the content was equal already."""
     dry_run: bool
     set_aside: str | None = None
-    """Where a rollback has kept a store file that could not be read; else null."""
+    """Path to which a rollback moved an unreadable store file; else null."""
 
 
 router = APIRouter(
     prefix="/admin",
     tags=["admin"],
     route_class=AdminRoute,
-    # Only describes the scheme; AdminRoute checks, before a body is read.
+    # Only for the OpenAPI page; AdminRoute checks the token before the body is read.
     dependencies=[Depends(HTTPBearer(auto_error=False, scheme_name="admin token"))],
 )
 
@@ -162,7 +166,7 @@ async def show_weights(request: Request) -> JSONResponse:
 
 @router.get("/weights/history", responses=_ERRORS)
 def show_history(request: Request) -> JSONResponse:
-    """Every version that is kept, the present one last."""
+    """All kept versions, the present one last."""
     versions = _state(request).live.store.history()
     return JSONResponse({"versions": [_described(entry) for entry in versions]})
 
@@ -202,7 +206,7 @@ async def delete_profile(
 async def put_default(
     request: Request, body: DefaultBody, dry_run: DryRun = False, if_match: IfMatch = None
 ) -> ChangeAnswer:
-    """Chooses the profile of requests that name none."""
+    """Sets the profile of requests that choose no weights."""
 
     def edit(current: ProfileSet) -> ProfileSet:
         return edits.with_default(current, body.profile)
@@ -278,7 +282,7 @@ def _answer(change: Change, dry_run: bool) -> ChangeAnswer:
 
 
 def _expected(if_match: str) -> str:
-    """The version or hash of an If-Match header; quotes and a weak mark are dropped."""
+    """The version or hash in an If-Match header, without quotes and weak mark."""
     return if_match.strip().removeprefix("W/").strip('"')
 
 

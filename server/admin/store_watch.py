@@ -1,9 +1,8 @@
-"""Watching the store's file: what is put in its place from outside is reloaded.
+"""Watch on the store's file, which reloads it when something else has replaced it.
 
-The folder is watched, not the file, so that a replaced file and a Kubernetes ConfigMap, which
-swaps a link above the file, are seen. Only a finished replacement changes the fingerprint of a
-file written as the store writes it, so half a file is never read. File systems that report no
-events are looked at every few seconds.
+The watch is on the folder, so that it sees a replaced file, and a Kubernetes ConfigMap, which swaps
+a link above the file. Writers that replace the file atomically, as the store does, are never read
+half-way. File systems without events are looked at every few seconds.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ import watchfiles
 from prefmix.server.admin.two_phase_commit import CommitError
 
 LOOK_INTERVAL_S = 5.0
-"""How often the file is looked at without an event."""
+"""Seconds between two looks at the file without an event."""
 
 _SETTLE_MS = 50
-"""Events closer together than this are one."""
+"""Milliseconds within which several events count as one."""
 
 Fingerprint = tuple[str, int, int, int] | None
 
@@ -28,8 +27,7 @@ Fingerprint = tuple[str, int, int, int] | None
 async def watch(path: Path, reload: Callable[[], Awaitable[object]]) -> None:
     """Calls `reload` once for each state of the file, the present one included; never returns.
 
-    `reload` may raise ValueError, which it has reported itself; after a CommitError the same
-    state is tried again later.
+    `reload` reports its own ValueErrors. After a CommitError the same state is tried again later.
     """
     seen = await _reloaded(path, reload)
     changes = watchfiles.awatch(
@@ -47,7 +45,7 @@ async def watch(path: Path, reload: Callable[[], Awaitable[object]]) -> None:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """What changes whenever the file does; None while there is none."""
+    """A value that changes whenever the file does; None if there is no file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -56,7 +54,7 @@ def fingerprint(path: Path) -> Fingerprint:
 
 
 async def _reloaded(path: Path, reload: Callable[[], Awaitable[object]]) -> Fingerprint:
-    """The state that `reload` has dealt with; None if it is to be tried again."""
+    """Reloads the file. Returns: the state that was loaded or refused; None to try again."""
     before = fingerprint(path)
     try:
         await reload()

@@ -1,10 +1,11 @@
-"""The API processes of one server agree on a change before any of them puts it in force.
+"""Two-phase commit between the API processes of one server: a change in all of them, or in none.
 
 Each process listens on a Unix socket in a folder that only this server uses. A change is sent to
-all of them twice: `prepare`, which every process must accept, then `commit`, which puts it in
-force. Nothing has happened if one is missing or refuses. With one process both are local.
+all processes twice: first `prepare`, which every process must accept, then `commit`, which puts the
+change in force. If a process is missing or refuses to prepare, nothing changes. A single process
+sends no messages.
 
-One message is one line of JSON each way on a connection of its own.
+A message and its answer are one line of JSON each, on a connection of their own.
 """
 
 from __future__ import annotations
@@ -24,31 +25,34 @@ Message = dict[str, Any]
 Receive = Callable[[Message], Awaitable[Message]]
 
 ANSWER_TIMEOUT_S = 5.0
-"""How long a process may take to answer; its event loop is busy for milliseconds, not seconds."""
+"""Seconds a process may take to answer. Its event loop is busy for milliseconds, not seconds."""
 
 LOCK_TIMEOUT_S = 20.0
-"""How long a change waits for the one before it."""
+"""Seconds a change waits for the change before it."""
 
 _MAX_MESSAGE_BYTES = 64 * 2**20
 
 
 class CommitError(ValueError):
-    """Not every API process could follow, and why. The change was not made."""
+    """A change that could not be made in all API processes, and the reason."""
 
 
 class ApiProcesses:
-    """This process's place among the API processes. The caller keeps its own changes in order."""
+    """The API processes of one server, as one of them reaches the others.
+
+    The caller makes only one change at a time itself.
+    """
 
     def __init__(
         self, folder: Path, *, num_processes: int, receive: Receive, name: str | None = None
     ) -> None:
-        """Joins in `start`.
+        """The process joins the others in `start`.
 
         Args:
-          folder: where the sockets are; private to this server.
-          num_processes: how many API processes there are in all.
-          receive: answers the messages of others; raises ValueError to refuse.
-          name: of this process in messages; None is its number.
+          folder: the sockets' folder, private to this server.
+          num_processes: number of API processes, this one included.
+          receive: answers the messages of other processes; raises ValueError to refuse one.
+          name: this process's name in messages; None uses its process id.
         """
         self._folder = folder
         self._num_processes = num_processes
@@ -57,22 +61,22 @@ class ApiProcesses:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Begins to listen."""
+        """Begins to listen for messages."""
         self._server = await asyncio.start_unix_server(
             self._answer, path=str(self._own), limit=_MAX_MESSAGE_BYTES
         )
 
     def close(self) -> None:
-        """Stops listening."""
+        """Stops listening and removes the socket."""
         if self._server is not None:
             self._server.close()
         self._own.unlink(missing_ok=True)
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Holds the right to make a change; one holder at a time in all processes.
+    async def lock(self) -> AsyncIterator[None]:
+        """Holds the lock that lets one process at a time make a change.
 
-        Raises: CommitError if another change takes too long.
+        Raises: CommitError if the lock cannot be had within LOCK_TIMEOUT_S.
         """
         if self._num_processes == 1:
             yield
@@ -96,7 +100,7 @@ class ApiProcesses:
     async def tell_all(self, message: Message) -> None:
         """Sends a message to every other process and waits until each has accepted it.
 
-        Raises: CommitError naming who is missing or what one answered.
+        Raises: CommitError naming how many processes are up, or which process refused and why.
         """
         if self._num_processes == 1:
             return
@@ -120,7 +124,7 @@ class ApiProcesses:
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()
         except (ConnectionError, asyncio.LimitOverrunError, ValueError):
-            pass  # whoever asked has gone, and reads the missing answer as a refusal
+            pass  # the asking process takes a missing answer for a refusal
         finally:
             writer.close()
 
@@ -132,14 +136,14 @@ class ApiProcesses:
 
 
 def sockets_in(folder: Path) -> list[Path]:
-    """The sockets of the API processes that have joined."""
+    """The sockets of the API processes that are up."""
     return sorted(folder.glob("*.sock"))
 
 
 def ask_any(folder: Path, message: Message, *, timeout_s: float) -> Message:
-    """Sends a message to one of the processes, from outside their event loops.
+    """Sends a message to any one of the processes, from outside their event loops.
 
-    Returns: its answer. Raises: CommitError if none can be reached.
+    Returns: the process's answer. Raises: CommitError if none can be reached.
     """
     reason = "none is up yet"
     for path in sockets_in(folder):

@@ -1,1 +1,1 @@
-"""What clients call: the OpenAI-compatible routes, and how a request gets its weights."""
+"""The OpenAI-compatible routes, and a request's way from its weights to its answer."""

@@ -1,4 +1,4 @@
-"""What is served: `GET /v1/models` and `GET /v1/mixture`."""
+"""The routes that describe what is served: `GET /v1/models` and `GET /v1/mixture`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ router = APIRouter(route_class=OpenAIRoute)
 
 @router.get("/v1/models")
 async def list_models(raw_request: Request) -> JSONResponse:
-    """The mixture, and every profile as NAME@PROFILE."""
+    """Lists the mixture, and every profile as NAME@PROFILE."""
     serving: OpenAIServingModels = raw_request.app.state.openai_serving_models
     listing = await serving.show_available_models()
     return JSONResponse(with_profiles(listing.model_dump(), mixture_state(raw_request)))
@@ -30,7 +30,7 @@ async def show_mixture(raw_request: Request) -> JSONResponse:
 
 
 def with_profiles(listing: dict[str, Any], state: MixtureState) -> dict[str, Any]:
-    """Adds one card per profile after each card of the mixture."""
+    """Adds a model card per profile after each card of the mixture."""
     profiles = state.profiles.current.profiles
     cards: list[dict[str, Any]] = []
     for card in listing["data"]:

@@ -1,4 +1,4 @@
-"""What this server's routes know about the mixture they serve."""
+"""The state that the routes share: the mixture, its profiles, admission and statistics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATE_KEY = "prefmix"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixtureState:
-    """One per API process, made when the engine is ready."""
+    """The shared state; one per API process, made when the engine is ready."""
 
     spec: MixtureSpec
     model_names: tuple[str, ...]

@@ -1,1 +1,1 @@
-"""Who may call which route: access levels, API keys, admin tokens."""
+"""Access control: the level of each route, API keys, admin tokens."""

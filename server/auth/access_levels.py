@@ -1,8 +1,7 @@
-"""Every route and who may call it: the one list that opens routes, that guards them, and that is
-tested against the running server.
+"""Access levels: the list of all routes and who may call them.
 
-A path that is not listed is not served; where the server has an API key, it is not even said that
-it does not exist.
+A path that is not listed is not served; on a server with an API key it is answered 401 without the
+key. Tests compare the list with a running server.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ class Level(enum.Enum):
     """Who may call a route."""
 
     OPEN = "open"
-    """Anyone who reaches the port: probes, metrics, descriptions, the console's page."""
+    """Anyone who can reach the port: probes, metrics, descriptions, the console's page."""
     KEY = "key"
-    """Who has an API key, if the server has one: what runs or describes a policy."""
+    """Clients with an API key, if the server has one: routes that run or describe a policy."""
     ADMIN = "admin"
-    """Who has an admin token; without one on the server the route does not exist."""
+    """Clients with an admin token; on a server without one the route does not exist."""
 
 
 LEVELS: Mapping[str, Level] = {
@@ -59,41 +58,41 @@ LEVELS: Mapping[str, Level] = {
     "/admin/profiles/{name}": Level.ADMIN,
     "/admin/default": Level.ADMIN,
 }
-"""Path of a route, as its router writes it, to its level."""
+"""The level of each route, by its path as the router spells it."""
 
 FOLDERS = ("/metrics", "/static")
-"""Applications mounted at a path, which answer below it as well; the level holds there too."""
+"""Paths of mounted applications; their level holds for all paths below as well."""
 
 
 class AccessError(RuntimeError):
-    """A route without a level."""
+    """A route without a level, or with one that its class does not enforce."""
 
 
 def level_of(path: str) -> Level:
-    """The level of a request's path; KEY for whatever is not listed.
+    """The level of a request's path; KEY for a path that is not listed.
 
     Args:
-      path: decoded and without the root path, as the router sees it.
+      path: the path as the router sees it, decoded and without the root path.
     """
     listed = _listed(path)
     if listed is not None:
         return listed
-    # The router redirects such a path to the listed one and runs nothing.
+    # The router only redirects a path with a missing or surplus slash to the listed one.
     other = path.removesuffix("/") if path.endswith("/") else path + "/"
     return _listed(other) or Level.KEY
 
 
 def path_of(route: BaseRoute) -> str:
-    """The path that a route was made with."""
+    """A route's path as it was declared."""
     return str(getattr(route, "path", ""))
 
 
 def check_levels(routes: Iterable[BaseRoute], *, admin_route: type[BaseRoute]) -> None:
-    """Checks that each route is listed, and that the listed admin routes ask for the token.
+    """Checks that each route is listed, and that exactly the admin routes check the admin token.
 
     Args:
-      routes: of an application, all that it will ever have.
-      admin_route: the class of route that does so.
+      routes: all routes of an application.
+      admin_route: the route class that checks the admin token.
     Raises: AccessError naming the first route that breaks the rule.
     """
     for route in routes:

@@ -1,7 +1,7 @@
-"""Who may change weights: bearer tokens of their own, never the API key.
+"""Admin tokens: bearer tokens for changing weights, which the API keys do not open.
 
-PREFMIX_ADMIN_TOKEN holds one token; whoever sends it is called `admin` in the audit log.
-PREFMIX_ADMIN_TOKEN_FILE names a file of them (server/auth/tokens.py). With neither there are no
+PREFMIX_ADMIN_TOKEN holds one token; the audit log calls its holder `admin`.
+PREFMIX_ADMIN_TOKEN_FILE names a file of tokens (server/auth/tokens.py). Without either there are no
 admin routes.
 """
 
@@ -24,7 +24,7 @@ def admin_tokens(
 
     Args:
       environ: the environment.
-      api_keys: the inference keys; none of them may be an admin token.
+      api_keys: the API keys, none of which may be an admin token.
     Raises: CommandError, which never shows a token.
     """
     keys = set(api_keys)

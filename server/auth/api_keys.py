@@ -1,7 +1,7 @@
-"""The inference keys: what opens the routes that run or describe a policy.
+"""API keys: they open the routes that run or describe a policy.
 
-PREFMIX_API_KEY holds one key, PREFMIX_API_KEY_FILE names a file of them (server/auth/tokens.py), so
-that none has to stand in a command line, which every user of the machine can read. vLLM's own
+PREFMIX_API_KEY holds one key, PREFMIX_API_KEY_FILE names a file of keys (server/auth/tokens.py), so
+that no key appears in a command line, which every user of the machine can read. vLLM's own
 `--api-key` and VLLM_API_KEY work as well.
 """
 
@@ -18,11 +18,11 @@ VLLM_VARIABLE = "VLLM_API_KEY"
 
 
 def api_keys(given: Sequence[str] | None, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Every key that opens the server; none leaves it open.
+    """All API keys of the server; without any the server is open.
 
     Args:
-      given: vLLM's `--api-key`, which wins over VLLM_API_KEY.
-      environ: the environment; what is empty counts as not set.
+      given: the values of vLLM's `--api-key`, which take precedence over VLLM_API_KEY.
+      environ: the environment; empty variables count as not set.
     Raises: CommandError, which never shows a key.
     """
     for key in given or ():
@@ -40,7 +40,7 @@ def api_keys(given: Sequence[str] | None, environ: Mapping[str, str] = os.enviro
 
 
 def client_key(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The key that a command sends to a server; None if there is none.
+    """The key that a command sends to a server; None if the environment has none.
 
     Raises: CommandError, which never shows a key.
     """
@@ -48,5 +48,5 @@ def client_key(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def as_tokens(keys: Sequence[str]) -> Tokens:
-    """What a request's key is compared with."""
+    """The keys as Tokens, to compare a request's key with."""
     return Tokens(Token.of("key", key) for key in keys)

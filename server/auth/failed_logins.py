@@ -1,6 +1,6 @@
-"""Requests without a valid key or token: counted, and said in the log now and then.
+"""Failed logins: requests without a valid key or token, counted and reported in the log.
 
-No address is locked out: behind a proxy that would lock out everyone.
+No address is locked out, as behind a proxy that would lock out everyone.
 """
 
 from __future__ import annotations
@@ -16,38 +16,40 @@ from prefmix.server.telemetry.metrics import AUTH_FAILURES
 
 Surface = Literal["key", "admin"]
 _INTERVAL_S = 10.0
-"""One line in so many seconds, however many try."""
+"""Seconds between two lines of log, however many logins fail."""
 
 
 class FailedLogins:
-    """Those of one surface, in this process."""
+    """The failed logins of one surface, API key or admin token, in this process."""
 
     def __init__(self, surface: Surface) -> None:
         self._surface = surface
         self._counter = AUTH_FAILURES.labels(surface)
-        self._unsaid = 0
+        self._num_unreported = 0
         self._last_line = -_INTERVAL_S
 
     def note(self, scope: Scope) -> None:
-        """Counts one and, if the last line is long enough ago, writes one."""
+        """Counts a failed login; writes a line if the last one is at least _INTERVAL_S old."""
         self._counter.inc()
-        self._unsaid += 1
+        self._num_unreported += 1
         now = time.monotonic()
         if now - self._last_line < _INTERVAL_S:
             return
         client = scope.get("client")
-        audit_log.login_failed(self._surface, client[0] if client else "unknown", self._unsaid)
-        self._last_line, self._unsaid = now, 0
+        audit_log.login_failed(
+            self._surface, client[0] if client else "unknown", self._num_unreported
+        )
+        self._last_line, self._num_unreported = now, 0
 
 
 def set_up() -> None:
-    """Shows both counters from the start, at 0."""
+    """Creates both counters, so that the metrics show them from the start."""
     _of("key")
     _of("admin")
 
 
 def note(surface: Surface, scope: Scope) -> None:
-    """A request that was refused for want of a valid key or token."""
+    """Notes a request that was refused because it has no valid key or token."""
     _of(surface).note(scope)
 
 

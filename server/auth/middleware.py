@@ -1,8 +1,7 @@
-"""The API key and the admin token, asked for before anything of a request is read.
+"""The check of API keys and admin tokens, before a request's body is read.
 
-vLLM guards path prefixes (/v1 and a few more) and leaves what lies outside them open, /tokenize
-included. Here it is the other way round: a path that server/auth/access_levels.py does not list
-needs the key.
+vLLM protects a few path prefixes, /v1 among them, and leaves all other paths open, /tokenize
+included. Here a path that server/auth/access_levels.py does not list needs the key.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _ALWAYS = {
     "Referrer-Policy": "no-referrer",
 }
 _HEADERS = {Level.OPEN: _ALWAYS, Level.ADMIN: _ALWAYS | {"Cache-Control": "no-store"}}
-"""For browsers, where an answer does not say otherwise itself."""
+"""Headers for browsers, added unless an answer sets them itself."""
 
 _SURFACES: dict[Level, failed_logins.Surface] = {Level.KEY: "key", Level.ADMIN: "admin"}
 _MESSAGES = {
@@ -38,12 +37,12 @@ _MESSAGES = {
 
 
 class AccessMiddleware:
-    """ASGI middleware: 401 unless the request carries what its path's level asks for."""
+    """ASGI middleware: answers 401 unless the request has the key or token of its path's level."""
 
     def __init__(self, app: ASGIApp, *, keys: Tokens, admin: Tokens) -> None:
         """Args:
-        keys: the API keys; with none the routes of level KEY are open.
-        admin: the admin tokens; with none there must be no admin routes.
+        keys: the API keys; without any the routes of level KEY are open.
+        admin: the admin tokens; without any there must be no admin routes.
         """
         self.app = app
         self._secrets = {Level.KEY: keys, Level.ADMIN: admin}
@@ -53,7 +52,7 @@ class AccessMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        # What the router will look at: another reading of the path would be a way around.
+        # The router's own reading of the path; any other would be a way around the check.
         level = level_of(get_route_path(scope))
         if level in _HEADERS:
             send = _with_headers(send, _HEADERS[level])
@@ -80,7 +79,7 @@ def unauthorized(level: Level) -> JSONResponse:
 
 
 def _is_preflight(scope: Scope, headers: Headers) -> bool:
-    """A browser's question before a request, which has no credentials by design.
+    """True for a browser's CORS preflight request, which has no credentials by design.
 
     The CORS middleware answers it; no route sees it.
     """

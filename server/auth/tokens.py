@@ -1,7 +1,7 @@
-"""Secrets that open something: read from the environment or a file, kept as digests.
+"""Secret tokens, read from the environment or a file and kept as digests.
 
-A file holds one token, or a line `NAME TOKEN` for each; empty lines and lines with # are left out.
-Docker's and Kubernetes' secrets are such files. No message of this module shows a token.
+A file holds one token, or a line `NAME TOKEN` for each token; empty lines and lines that begin with
+# are skipped. Docker's and Kubernetes' secrets are such files. No message shows a token.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from prefmix.mixing.spec import SpecError, check_name
 from prefmix.server.config.errors import CommandError
 
 WEAK_CHARS = 16
-"""What is shorter can be guessed by someone with time: nothing slows wrong guesses down."""
+"""Length below which a token counts as weak: nothing slows down someone who guesses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token: its name, for the log, and a digest to compare with."""
+    """One token: its name for the log, and a digest to compare requests with."""
 
     name: str
     digest: bytes
 
     @classmethod
     def of(cls, name: str, token: str) -> Token:
-        """The token called `name`."""
+        """Makes the token called `name`."""
         return cls(name, _digest(token))
 
 
 class Tokens:
-    """The tokens that open one kind of route."""
+    """The tokens that open the routes of one level."""
 
     def __init__(self, tokens: Iterable[Token]) -> None:
         self._tokens = tuple(tokens)
@@ -44,10 +44,10 @@ class Tokens:
         return bool(self._tokens)
 
     def holder(self, authorization: str) -> str | None:
-        """The name of the token in an Authorization header, None if it holds no known one."""
+        """The name of the token in an Authorization header; None if there is no known token."""
         scheme, _, token = authorization.partition(" ")
         digest = _digest(token.strip())
-        # Every token is compared, so that the time taken says nothing about which nearly matched.
+        # All tokens are compared, so that the time taken does not reveal a near match.
         names = [
             known.name for known in self._tokens if secrets.compare_digest(digest, known.digest)
         ]
@@ -57,13 +57,13 @@ class Tokens:
 def tokens_from(
     environ: Mapping[str, str], variable: str, *, default_name: str
 ) -> list[tuple[str, str]]:
-    """(name, token) of each token in `variable`, or in the file that `variable`_FILE names.
+    """Reads the tokens in `variable`, or in the file that `variable`_FILE names.
 
     Args:
-      environ: the environment; what is empty counts as not set.
-      variable: such as PREFMIX_API_KEY.
-      default_name: of a token that stands alone.
-    Returns: none if neither is set.
+      environ: the environment; empty variables count as not set.
+      variable: a name such as PREFMIX_API_KEY.
+      default_name: the name of a token without one.
+    Returns: (name, token) of each token; an empty list if neither variable is set.
     Raises: CommandError naming the variable, the file and its line.
     """
     token = environ.get(variable, "").strip()
@@ -81,7 +81,7 @@ def tokens_from(
 
 
 def check_token(value: str, *, source: str) -> None:
-    """Raises CommandError if no HTTP header can carry a token. Args: source: where it is from."""
+    """Raises CommandError if no HTTP header can carry a token. Args: source: the token's origin."""
     if not value:
         raise CommandError(f"{source} is empty; give one, or leave the setting out", exit_code=2)
     if not (value.isascii() and value.isprintable()) or value != value.strip():
@@ -89,7 +89,7 @@ def check_token(value: str, *, source: str) -> None:
 
 
 def exposed_file(environ: Mapping[str, str], variable: str) -> str | None:
-    """A warning if every user of this machine may read or write the file of tokens."""
+    """A warning if every user of this machine may read or write the tokens' file; else None."""
     path = environ.get(f"{variable}_FILE", "")
     try:
         mode = os.stat(path).st_mode if path else 0

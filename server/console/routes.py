@@ -1,7 +1,7 @@
-"""The mixing console at /console: a page of static files that uses this server's own API.
+"""The routes of the mixing console at /console, a page of static files that uses this server's API.
 
-The page holds no secrets and asks nothing of any other host, so it is open where the API has a
-key; the key and the admin token are typed into it and kept in its memory.
+The page holds no secrets and loads nothing from other hosts, so it is open even where the API needs
+a key. Users type the key and the admin token into the page, which keeps them in memory only.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 CONSOLE_ATTRIBUTE = "prefmix_console"
-"""Where `prefmix serve` leaves the ConsoleSettings on vLLM's parsed arguments."""
+"""The attribute of vLLM's parsed arguments in which `prefmix serve` passes the ConsoleSettings."""
 
 CONSOLE_KEY = "prefmix_console"
-"""The attribute of `app.state` that holds them, with the admin routes' place."""
+"""The attribute of `app.state` that holds the ConsoleSettings."""
 
 FOLDER = Path(__file__).with_name("page")
 PAGE = "index.html"
 REPORT = "report.html"
-"""What `prefmix fit` calls the page of its report."""
+"""File name of the report that `prefmix fit` writes."""
 
 _TYPES = {".js": "text/javascript; charset=utf-8"}
-"""Where a machine's own table may say something else."""
+"""Media types that a machine's own table may get wrong."""
 
 _SHARED_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -44,7 +44,7 @@ _PAGE_HEADERS = _SHARED_HEADERS | {
     ),
 }
 _REPORT_HEADERS = _SHARED_HEADERS | {
-    # A fit's report has its style and pictures in itself and needs no script.
+    # A fit's report embeds its style and pictures and needs no script.
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'; sandbox"
@@ -54,13 +54,13 @@ _REPORT_HEADERS = _SHARED_HEADERS | {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConsoleSettings:
-    """What the launcher decides about the console."""
+    """The launcher's settings of the console."""
 
     is_on: bool
     fit_report: Path | None = None
-    """A fit's report.html, or the folder it is in; it may be written later."""
+    """Path of a fit's report.html or its folder; the file may be written later."""
     has_admin: bool = False
-    """Whether the admin routes are on the console's own port."""
+    """True if the admin routes are on the console's own port."""
 
 
 router = APIRouter(prefix="/console", include_in_schema=False)
@@ -75,13 +75,13 @@ def attach(app: FastAPI, settings: ConsoleSettings | None) -> None:
 
 @router.get("")
 def show_page() -> Response:
-    """The page."""
+    """Serves the page."""
     return _static(PAGE)
 
 
 @router.get("/settings")
 def show_settings(request: Request) -> JSONResponse:
-    """What the page cannot find out by itself."""
+    """Tells the page whether there are admin routes and a fit's report."""
     settings = _settings(request)
     report = _report(settings)
     answer = {"admin": settings.has_admin, "fit_report": None if report is None else "report/"}
@@ -90,7 +90,7 @@ def show_settings(request: Request) -> JSONResponse:
 
 @router.get("/report/")
 def show_report(request: Request) -> FileResponse:
-    """The last fit's report: this one file, read anew each time."""
+    """Serves the report of a fit, read from disk each time."""
     report = _report(_settings(request))
     if report is None:
         raise HTTPException(HTTPStatus.NOT_FOUND)
@@ -99,13 +99,13 @@ def show_report(request: Request) -> FileResponse:
 
 @router.get("/{name}")
 def show_file(name: str) -> Response:
-    """One of the page's own files."""
+    """Serves one of the page's files."""
     return _static(name)
 
 
 @cache
 def page_files() -> dict[str, bytes]:
-    """Every file of the page by its name: what is not in here is not served."""
+    """All files of the page by name; nothing else is served."""
     return {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.is_file()}
 
 
@@ -123,7 +123,7 @@ def _settings(request: Request) -> ConsoleSettings:
 
 
 def _report(settings: ConsoleSettings) -> Path | None:
-    """The report's file, if there is one now; in a folder, no link that leads out of it."""
+    """The report's file, or None if there is none now or a link leads out of its folder."""
     if settings.fit_report is None:
         return None
     path = settings.fit_report.resolve()

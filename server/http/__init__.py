@@ -1,1 +1,1 @@
-"""OpenAI-shaped errors, route class, headers and the OpenAPI page."""
+"""HTTP basics of all routes: OpenAI-shaped errors, the route class, headers, the OpenAPI page."""

@@ -1,10 +1,10 @@
-"""Every refusal this server sends, in OpenAI's shape: {"error": {message, type, param, code}}.
+"""Error responses in OpenAI's shape: {"error": {message, type, param, code}}.
 
   RequestError            a request that cannot be served; 400 unless it says otherwise
   └── UnknownModelError   404, the model does not exist
 
-`type` and `code` use vLLM's words (BadRequestError, NotFoundError; code is the HTTP status), so
-that a client sees one vocabulary whichever layer refused.
+`type` and `code` have vLLM's values (BadRequestError, NotFoundError; code is the HTTP status), so
+that clients see the same vocabulary whichever layer refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MAX_REASONS = 3
 
 
 class RequestError(ValueError):
-    """A request that cannot be served: what was wrong, what came, what is allowed."""
+    """A request that cannot be served; the message says what was wrong and what is allowed."""
 
     status = HTTPStatus.BAD_REQUEST
 
@@ -47,15 +47,15 @@ class RequestError(ValueError):
     ) -> None:
         """Args:
         message: one sentence.
-        param: the field it is about.
-        reason: if it is about the weights: one of prefmix.server.telemetry.metrics.REASONS.
+        param: the field that the message is about.
+        reason: one of prefmix.server.telemetry.metrics.REASONS if the weights are wrong.
         """
         super().__init__(message)
         self.param = param
         self.reason = reason
 
     def response(self) -> JSONResponse:
-        """The answer to send."""
+        """The response to send."""
         return error_response(str(self), status=self.status, param=self.param)
 
 
@@ -66,7 +66,7 @@ class UnknownModelError(RequestError):
 
 
 def error_body(message: str, *, status: HTTPStatus, param: str | None = None) -> dict[str, Any]:
-    """The JSON body of a refusal."""
+    """The JSON body of an error response."""
     kind = _TYPES.get(status, status.phrase)
     param = None if param is None else _in_utf8(param)
     message = _in_utf8(message)
@@ -74,12 +74,12 @@ def error_body(message: str, *, status: HTTPStatus, param: str | None = None) ->
 
 
 def error_response(message: str, *, status: HTTPStatus, param: str | None = None) -> JSONResponse:
-    """A refusal as a response."""
+    """An error response."""
     return JSONResponse(error_body(message, status=status, param=param), status_code=status)
 
 
 async def http_exception(request: Request, error: Exception) -> JSONResponse:
-    """404 and 405 in OpenAI's shape, for an application's exception handlers."""
+    """An application's exception handler: answers 404, 405 and the like in OpenAI's shape."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     message = error.detail
@@ -91,16 +91,16 @@ async def http_exception(request: Request, error: Exception) -> JSONResponse:
 
 
 def validation_response(error: RequestValidationError) -> JSONResponse:
-    """A 400 for a body that did not parse or validate: one sentence, no dump of pydantic's."""
+    """A 400 for a body that did not validate, with one sentence instead of pydantic's list."""
     message, param = describe_validation(error.errors())
     return error_response(message, status=HTTPStatus.BAD_REQUEST, param=param)
 
 
 def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """Turns pydantic's list of errors into one sentence and the field it is about.
+    """Turns pydantic's list of errors into one sentence and the field that it is about.
 
-    Only the first offending field is described; a union type reports one error for each of its
-    branches, which become one "expected ... or ..." here.
+    The sentence describes the first wrong field only. A union type reports an error for each of its
+    branches; they become one "expected ..., or ...".
     """
     if not errors:
         return "the request body is not valid", None
@@ -115,7 +115,7 @@ def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
 
     cause = first.get("ctx", {}).get("error") if isinstance(first.get("ctx"), dict) else None
     if isinstance(cause, Exception):
-        # vLLM's own checks raise an error that knows its field.
+        # The errors of vLLM's own checks name their field.
         param = getattr(cause, "parameter", None) or _field(first)
         return one_line(_plain_message(cause)), param
 
@@ -131,7 +131,7 @@ def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
 
 
 def short_repr(value: object) -> str:
-    """`value` as Python writes it, cut to a length fit for a message."""
+    """`repr(value)`, shortened to fit into a message."""
     if isinstance(value, (dict, list, tuple)) and len(value) > 10:
         return f"a {'JSON object' if isinstance(value, dict) else 'list'} of {len(value)} items"
     try:
@@ -142,7 +142,7 @@ def short_repr(value: object) -> str:
 
 
 def _field(error: dict[str, Any]) -> str | None:
-    """The top-level body field an error is about; None for the body itself."""
+    """The top-level field that an error is about; None for the body itself."""
     names = [part for part in error.get("loc", ()) if part not in ("body", "query", "path")]
     # Wrapping validators appear in the location as function-wrap[...].
     names = [name for name in names if not (isinstance(name, str) and "[" in name)]
@@ -150,7 +150,7 @@ def _field(error: dict[str, Any]) -> str | None:
 
 
 def _input(errors: Sequence[Any], param: str, first: dict[str, Any]) -> object:
-    """What came for the whole field where that is known, else the offending part of it."""
+    """The value of the whole field if an error has it, else the wrong part of it."""
     for error in errors:
         loc = error.get("loc", ()) if isinstance(error, dict) else ()
         if loc and str(loc[-1]) == param:
@@ -168,10 +168,10 @@ def _plain_message(error: Exception) -> str:
 
 
 def _in_utf8(text: str) -> str:
-    # JSON can name half a surrogate pair, which no UTF-8 can carry back.
+    # JSON can name half a surrogate pair, which UTF-8 cannot encode.
     return text.encode(errors="backslashreplace").decode()
 
 
 def one_line(text: str) -> str:
-    """`text` with every run of blanks and line ends made one blank."""
+    """`text` with each run of white space replaced by one blank."""
     return " ".join(text.split())

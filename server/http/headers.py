@@ -1,6 +1,7 @@
-"""One header of a request or an answer, as ASGI carries it.
+"""Look-up of a header in an ASGI scope or message.
 
-Starlette's `Headers` decodes every name for every look; the layers around each request look often.
+Starlette's `Headers` decodes every name at every look-up, and the middleware around each request
+looks often.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from typing import Any
 
 
 def header(message: Mapping[str, Any], name: bytes) -> str | None:
-    """The first header of that name, None without one.
+    """The first header called `name`; None if there is none.
 
     Args:
-      message: a scope or an `http.response.start`, whose names are in lower case, as ASGI says.
-      name: in lower case.
+      message: a scope or an `http.response.start`; ASGI spells header names in lower case.
+      name: the name in lower case.
     """
     for each, value in message.get("headers", ()):
         if each == name:

@@ -1,4 +1,4 @@
-"""A FastAPI route whose refusals have OpenAI's shape."""
+"""A FastAPI route whose error responses have OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class OpenAIRoute(APIRoute):
             except RequestValidationError as error:
                 return validation_response(error)
             except HTTPException as error:
-                # FastAPI's word for a body that broke the JSON reader in any other way.
+                # FastAPI raises this for a body that makes the JSON parser fail in other ways.
                 if error.status_code != HTTPStatus.BAD_REQUEST or error.__cause__ is None:
                     raise
                 return RequestError(
@@ -45,9 +45,9 @@ class OpenAIRoute(APIRoute):
 
 
 def refuse_half_pairs(body: bytes) -> None:
-    """Refuses JSON that names half a surrogate pair: no UTF-8 can carry it to the engine or back.
+    """Refuses JSON that names half a surrogate pair, which UTF-8 cannot encode.
 
-    Raises: RequestError. JSON that is broken is left to those who read it.
+    Raises: RequestError. Invalid JSON is left for FastAPI to refuse.
     """
     if not _ESCAPED_SURROGATE.search(body):
         return

@@ -1,10 +1,21 @@
-"""What the OpenAPI page says of every route alike: how it refuses."""
+"""The OpenAPI description of the routes, and /docs, the page that shows it.
+
+FastAPI's own /docs loads its scripts from a public host, and people type keys into the page.
+vLLM's page (`--enable-offline-docs`, on by default here) ignores the root path and loads its icon
+from another host. So this server has a page of its own.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+
+DOCS_PATH = "/docs"
+_SCRIPTS = "/static"
+"""Path under which vLLM serves its copy of Swagger UI."""
 
 _ERROR = {
     "message": {"type": "string"},
@@ -26,11 +37,11 @@ REFUSAL: dict[str, Any] = {
         }
     },
 }
-"""A response of an OpenAPI page, as prefmix.server.http.errors makes it."""
+"""The OpenAPI description of the error responses that prefmix.server.http.errors makes."""
 
 
 def describe_refusals(app: FastAPI) -> None:
-    """Has the page of `app` say so, instead of a 422 in FastAPI's shape."""
+    """Describes the error responses of all routes, instead of a 422 in FastAPI's shape."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -43,3 +54,26 @@ def describe_refusals(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def attach_docs_page(app: FastAPI) -> None:
+    """Replaces vLLM's /docs by `show_docs`, if it is on."""
+    paths = {getattr(route, "path", "") for route in app.router.routes}
+    if not {DOCS_PATH, _SCRIPTS} <= paths or app.openapi_url is None:
+        return
+    others = [route for route in app.router.routes if getattr(route, "path", "") != DOCS_PATH]
+    app.router.routes[:] = others
+    app.add_api_route(DOCS_PATH, show_docs, include_in_schema=False)
+
+
+def show_docs(request: Request) -> HTMLResponse:
+    """Swagger UI, with scripts from this server."""
+    app: FastAPI = request.app
+    root = request.scope.get("root_path", "").rstrip("/")
+    return get_swagger_ui_html(
+        openapi_url=f"{root}{app.openapi_url}",
+        title=f"{app.title}: API",
+        swagger_js_url=f"{root}{_SCRIPTS}/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}{_SCRIPTS}/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    )

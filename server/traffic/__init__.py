@@ -1,1 +1,1 @@
-"""How much work is taken on, for how long, and how the server stops."""
+"""Limits on load: admission control, request bodies, deadlines, slow clients, drain, readiness."""

@@ -206,7 +206,7 @@ def test_a_meeting_place_that_is_gone_refuses_the_change(tmp_path: Path) -> None
     async def work() -> None:
         alone = ApiProcesses(tmp_path / "gone", num_processes=2, receive=refuse)
         with pytest.raises(CommitError, match=r"cannot meet in .*gone: No such file"):
-            async with alone.turn():
+            async with alone.lock():
                 pass
 
     run(work())
