@@ -1,4 +1,4 @@
-// The server's API. The key and the admin token live in this module's memory and nowhere else.
+// Calls of the server's API. The key and the admin token are kept in this module's memory only.
 
 const BASE = new URL(".", location.href);
 const CHAT = "v1/chat/completions";
@@ -12,7 +12,7 @@ export const setApiKey = (key) => { apiKey = key; };
 export const setAdminToken = (token) => { adminToken = token; };
 export const hasAdminToken = () => adminToken !== "";
 
-/** What the server refused, in its own words; status 0 if it did not answer at all. */
+/** A refusal with the server's message; status 0 if the server did not answer. */
 export class Refusal extends Error {
   constructor(message, status) {
     super(message);
@@ -20,18 +20,18 @@ export class Refusal extends Error {
   }
 }
 
-/** One request of the inference side; answers the JSON. */
+/** Sends a GET request with the API key. Returns the answer's JSON. */
 export const get = async (path) => (await send(path, { secret: apiKey })).json();
 
-/** One request of the admin side; answers the JSON. */
+/** Sends a request to an admin route with the admin token. Returns the answer's JSON. */
 export async function administer(method, path, { body, version } = {}) {
   const headers = version === undefined ? {} : { "if-match": String(version) };
   return (await send(`admin/${path}`, { method, body, headers, secret: adminToken })).json();
 }
 
 /**
- * Streams one answer: first {used}, then {text, tokens} pieces, then {attribution}.
- * A model without a chat template gets the bare prompt.
+ * Streams one answer: first {used}, then pieces {text, tokens}, then {attribution}.
+ * A model without a chat template gets the prompt as a completion.
  */
 export async function* answer(prompt, options, signal) {
   const ask = () => {
@@ -65,7 +65,7 @@ export async function* answer(prompt, options, signal) {
   }
 }
 
-/** The same request as a command for a shell. The key is named, never written out. */
+/** The same request as a shell command. The key appears as $API_KEY, never with its value. */
 export function asCurl(prompt, options) {
   const [path, body] = request(prompt, options, { withTokens: false });
   const quoted = JSON.stringify(body).replaceAll("'", "'\\''");

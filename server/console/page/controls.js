@@ -6,7 +6,7 @@ import { total, withWeight } from "./weights.js";
 
 export class Controls {
   /**
-   * `changed(weights, isFinal)` is called on every move; isFinal when the hand lets go.
+   * `changed(weights, isFinal)` is called on every move; isFinal is true once the control is released.
    * `label` names the mix for screen readers.
    */
   constructor({ members, space, label, changed }) {
@@ -28,7 +28,7 @@ export class Controls {
     }
   }
 
-  /** Shows weights that came from elsewhere. */
+  /** Shows weights without calling `changed`. */
   show(weights) {
     this.weights = Object.fromEntries(this.members.map(({ name }) => [name, weights[name] ?? 0]));
     if (total(this.weights, Object.keys(this.weights)) > 0) this.ratios ??= this.weights;
@@ -80,14 +80,14 @@ export class Controls {
 
   move(name, value, isFinal) {
     const others = this.members.map((member) => member.name).filter((other) => other !== name);
-    // Remembered, so that a slider pushed to the end and back leaves the others as they were.
+    // Kept, so that moving a slider to its end and back restores the other weights.
     if (total(this.weights, others) > 1e-9) this.ratios = this.weights;
     const even = Object.fromEntries(this.policies.map((member) => [member.name, 1]));
     const ratios = total(this.ratios ?? {}, others) > 1e-9 ? this.ratios : even;
     this.set(withWeight(this.weights, name, value, ratios), isFinal);
   }
 
-  /** The triangle divides what the reference leaves. */
+  /** Sets the policies' weights from the triangle; the reference keeps its own. */
   setShares(shares, isFinal) {
     const names = this.policies.map(({ name }) => name);
     const room = total(this.weights, names) || 1;

@@ -1,4 +1,4 @@
-// Small helpers for building the page. Text only ever becomes text nodes.
+// Functions that build the page's elements. Text becomes text nodes, never HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 const ATTRIBUTE = /^(aria-|data-|role$|for$|list$)/;
@@ -23,13 +23,13 @@ export function draw(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** A member's name behind its colour. */
+/** A member's name with its colour in front. */
 export function nameTag(member) {
   const swatch = make("i", { className: "swatch", "data-hue": member.hue, "aria-hidden": "true" });
   return make("span", { className: "name", title: member.title }, swatch, make("span", {}, member.name));
 }
 
-/** Tells a screen reader. */
+/** Announces a text to screen readers. */
 export function announce(text) {
   document.getElementById("status").textContent = text;
 }
@@ -40,7 +40,7 @@ export function showError(place, message) {
   place.hidden = !message;
 }
 
-/** Copies a text and says so on the button that was pressed. */
+/** Copies a text and shows the result on the button that was pressed. */
 export async function copy(text, button) {
   const before = button.textContent;
   const done = await toClipboard(text);
@@ -54,9 +54,9 @@ async function toClipboard(text) {
     try {
       await navigator.clipboard.writeText(text);
       return true;
-    } catch { /* not allowed: the old way */ }
+    } catch { /* the browser does not allow it: use the older way below */ }
   }
-  // Pages that came over plain HTTP from another machine have no clipboard object.
+  // Pages loaded over plain HTTP from another machine have no clipboard object.
   const area = make("textarea", { value: text, className: "hidden" });
   document.body.append(area);
   area.select();

@@ -1,4 +1,4 @@
-// The page: asks the server what it mixes, then keeps columns, prompt and address in step.
+// The page: it asks the server what it mixes, and keeps columns, prompt and address in agreement.
 
 import { get, Refusal, setApiKey } from "./api.js";
 import { copy, make, nameTag, showError } from "./elements.js";
@@ -49,7 +49,7 @@ const page = {
     for (const mix of page.mixes) mix.showMeasures(scale);
     showRunning();
   },
-  // Another has changed the profiles.
+  // A newer version means that someone else has changed the profiles.
   sawVersion: (version) => { if (version > mixture.version) page.reload(); },
   removed: (mix) => {
     mix.stop();
@@ -101,7 +101,7 @@ function showFacts() {
   document.title = `${mixture.model} · mixing console`;
 }
 
-/** The mixes to begin with: up to three profiles, or a profile and a policy alone. */
+/** The first mixes: up to three profiles, or one profile and one policy alone. */
 function firstMixes() {
   const names = [mixture.default_profile, ...Object.keys(mixture.profiles).filter((name) => name !== mixture.default_profile)];
   const mixes = names.slice(0, 3).map((profile) => ({ profile }));
@@ -109,7 +109,7 @@ function firstMixes() {
   return mixes;
 }
 
-/** Takes the page's state from the address. */
+/** Restores the page's state from the address. */
 function restore() {
   const shared = fromHash(location.hash);
   for (const [name, field] of Object.entries(fields)) field.value = shared[name] ?? START[name];
@@ -119,7 +119,7 @@ function restore() {
   for (const mix of shared.mixes.length ? shared.mixes : firstMixes()) add(mix);
 }
 
-/** Puts the page's state into the address; the part after "#" is not sent to any server. */
+/** Saves the page's state in the address, after "#": browsers do not send that part to a server. */
 function remember() {
   const values = Object.fromEntries(Object.entries(fields).map(([name, field]) => [name, field.value]));
   history.replaceState(null, "", `#${toHash({ ...values, mixes: page.mixes })}`);
@@ -135,7 +135,7 @@ function add(what) {
   showOthers();
 }
 
-/** Marks in each triangle where the other mixes are. */
+/** Marks the other mixes in each triangle. */
 function showOthers() {
   const names = mixture.policies.map(({ name }) => name);
   const weights = new Map(page.mixes.map((mix) => [mix, names.map((name) => mix.weights[name] ?? 0)]));

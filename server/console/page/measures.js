@@ -1,4 +1,4 @@
-// What an answer's attribution says about each policy, as a small table of bars.
+// A table of an answer's attribution: distance and first choices by policy.
 
 import { make, nameTag } from "./elements.js";
 
@@ -30,7 +30,7 @@ export class Measures {
     this.show(null, 1);
   }
 
-  /** Shows an attribution, or none; `scale` is the KL that fills a bar, the same for all mixes. */
+  /** Shows an attribution or null; `scale` is the KL of a full bar, the same for all mixes. */
   show(attribution, scale) {
     for (const [name, { bar, kl, agreement }] of this.rows) {
       const measured = attribution?.policies[name];
@@ -43,7 +43,7 @@ export class Measures {
   }
 }
 
-/** The largest KL of a list of attributions; at least so much that noise does not fill a bar. */
+/** The largest KL of several attributions, at least 0.1, so that noise does not fill a bar. */
 export function klScale(attributions) {
   const values = attributions.flatMap((each) => Object.values(each.policies).map((policy) => policy.mean_kl ?? 0));
   return Math.max(0.1, ...values);

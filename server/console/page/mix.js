@@ -1,4 +1,4 @@
-// One column: a profile or weights, the answer under them, and what each policy had to do with it.
+// One column: a profile or weights, the answer, and its attribution to the policies.
 
 import { answer, asCurl, Refusal } from "./api.js";
 import { Controls } from "./controls.js";
@@ -11,7 +11,7 @@ const CUSTOM = "";
 
 export class Mix {
   /**
-   * `page` is what columns share: members, mixture(), request() -> {prompt, options}, changed(mix,
+   * `page` is shared by all columns: members, mixture(), request() -> {prompt, options}, changed(mix,
    * isFinal), answered(mix), removed(mix), published(mix).
    */
   constructor(page, letter, { profile = null, weights = {} }) {
@@ -43,12 +43,12 @@ export class Mix {
     this.refresh();
   }
 
-  /** Takes over what the server now says about profiles. */
+  /** Shows the server's present profiles. */
   refresh() {
     const { profiles, default_profile: standard } = this.page.mixture();
     const names = Object.keys(profiles);
     if (this.profile && profiles[this.profile]) this.weights = profiles[this.profile].weights;
-    // A profile that is gone leaves its weights; one that never was stays, for the server to refuse.
+    // Of a removed profile the weights stay; a name that never existed stays, for the server to refuse.
     else if (Object.keys(this.weights).length > 0) this.profile = null;
     else if (this.profile) names.push(this.profile);
     const options = names.map((name) => make("option", { value: name }, name === standard && name !== "default" ? `${name} (default)` : name));
@@ -58,12 +58,12 @@ export class Mix {
     this.publish.hidden = !this.page.canPublish;
   }
 
-  /** What a request says about the weights. */
+  /** The fields of a request that choose its weights. */
   preferences() {
     if (this.profile) return { preference_profile: this.profile };
     const { weight_space: space, reference } = this.page.mixture();
     const named = { ...this.weights };
-    // In the affine space the reference takes the rest by itself.
+    // In the affine space the server computes the reference's weight.
     if (space === "affine" && reference) delete named[reference.name];
     return { preference_weights: brief(named) };
   }
@@ -84,7 +84,7 @@ export class Mix {
     this.page.changed(this, isFinal);
   }
 
-  /** Streams an answer; one that is under way is given up. */
+  /** Streams an answer, and aborts one that is running. */
   async start() {
     this.stop();
     const run = new AbortController();
@@ -132,7 +132,7 @@ export class Mix {
   }
 
   finish(seconds) {
-    // An engine of a data-parallel group may not have measured what another one drew.
+    // In a data-parallel group another engine may have the answer's figures.
     if (this.attribution) this.reply.shade(this.attribution.tokens, this.usedWeights);
     const what = this.attribution ? `${this.attribution.num_tokens} tokens` : "Not attributed";
     this.facts.textContent = `${what}, ${seconds.toFixed(1)} s`;

@@ -1,4 +1,4 @@
-// The dialog for who has an admin token: publish a mix as a profile, see the history, roll back.
+// The dialog for users with an admin token: publish a mix as a profile, see the history, roll back.
 
 import { administer, hasAdminToken, setAdminToken } from "./api.js";
 import { announce, make, nameTag, showError } from "./elements.js";
@@ -7,7 +7,7 @@ import { brief } from "./weights.js";
 const dialog = document.getElementById("publishing");
 const body = document.getElementById("publishing-body");
 
-/** Opens the dialog; `page` is main.js's, `mix` the column to publish, if one was chosen. */
+/** Opens the dialog. `page` is main.js's object, `mix` the column to publish. */
 export async function openPublishing(page, mix = page.mixes[0]) {
   if (!dialog.open) dialog.showModal();
   if (!hasAdminToken()) return askForToken(page, mix);
@@ -45,7 +45,7 @@ async function showPanel(page, mix, message, isError = false) {
   body.replaceChildren(publishForm(page, mix), said, history(page, mix, versions));
 }
 
-/** Does one change, then shows the panel with what came of it. */
+/** Makes a change, then shows the panel with its result. */
 async function change(page, mix, work) {
   let message;
   let isError = false;
@@ -90,7 +90,7 @@ function publishForm(page, mix) {
 async function publish(page, mix, name, isDefault) {
   const weights = brief(mix.weights);
   const put = { weights, provenance: { by: "mixing console" } };
-  // Whoever changed the profiles since this page saw them is not overwritten.
+  // The version makes the server refuse if someone else has changed the profiles since.
   let done = await administer("PUT", `profiles/${encodeURIComponent(name)}`, { body: put, version: page.mixture().version });
   if (isDefault) done = await administer("PUT", "default", { body: { profile: name }, version: done.version });
   mix.profile = name;
@@ -115,12 +115,12 @@ function history(page, mix, versions) {
 
 async function rollBack(page, version) {
   const done = await administer("POST", "weights/rollback", { body: { version }, version: page.mixture().version });
-  return `Version ${done.version} now holds what version ${version} held`;
+  return `Version ${done.version} has the content of version ${version}`;
 }
 
-/** What a version changed, in a few words. */
+/** A version's changes, in a few words. */
 function difference(now, before) {
-  if (!before) return `${Object.keys(now.profiles).length} profiles, the first that is kept`;
+  if (!before) return `${Object.keys(now.profiles).length} profiles, the oldest version kept`;
   const words = [];
   for (const name of Object.keys(now.profiles)) {
     if (!before.profiles[name]) words.push(`${name} added`);

@@ -1,4 +1,4 @@
-// One answer as it comes: tokens, then their shades, and a line about the token under the pointer.
+// One answer as it arrives: its tokens, their shades, and a line about the token under the pointer.
 
 import { make } from "./elements.js";
 
@@ -26,14 +26,14 @@ export class Reply {
     this.inspect(null);
   }
 
-  /** Adds a piece of text and the tokens it came with. */
+  /** Adds a piece of text and its tokens. */
   append(text, tokens) {
     const { scrollTop, scrollHeight, clientHeight } = this.text;
     const isAtEnd = scrollHeight - scrollTop - clientHeight < 2;
     for (const [piece, count] of split(text, tokens)) {
       this.pending += count;
       if (piece === "") continue;
-      // Blanks stay outside, so that a shade neither begins nor ends a line with one.
+      // Blanks stay outside the span, so that no shade begins or ends a line with one.
       const blanks = piece.match(/^\s*/)[0];
       const span = make("span", {}, piece.slice(blanks.length));
       this.text.append(blanks, span);
@@ -44,8 +44,8 @@ export class Reply {
   }
 
   /**
-   * Shades the tokens, once the server has said how much each policy wanted them. `weights` are
-   * those of the answer: a policy that took no part claims no token.
+   * Shades the tokens by the policies' log-probabilities. `weights` are the answer's: a policy
+   * without weight claims no token.
    */
   shade(tokens, weights) {
     let place = 0;
@@ -68,7 +68,7 @@ export class Reply {
     const detail = this.details.get(target);
     this.chosen = detail ? target : null;
     if (!detail) {
-      this.token.textContent = this.details.size ? "Point at a token for what each policy gave it" : "";
+      this.token.textContent = this.details.size ? "Point at a token to see its probability under each policy" : "";
       return;
     }
     target.classList.add("chosen");
@@ -91,8 +91,8 @@ export class Reply {
 }
 
 /**
- * A text by its tokens, as [part, number of tokens] pairs. A character may take several tokens, and
- * the token that ends an answer has no text: what does not fit stays together.
+ * Splits a text by its tokens into pairs [part, number of tokens]. A character may take several
+ * tokens, and the token that ends an answer has no text; such tokens stay in one part.
  */
 function split(text, tokens) {
   const parts = [];
@@ -108,8 +108,8 @@ function split(text, tokens) {
 }
 
 /**
- * The policy that gave a token most, and its lead: 0 where all gave it the same, 1 where only one
- * gave it anything; where one policy speaks alone there is nothing to compare, so in between.
+ * The policy that gave a token the highest probability, and its lead: 0 if all gave it the same,
+ * 1 if only one gave it any. A single policy has nothing to compare with and gets 0.4.
  */
 function claim(voices, logprobs) {
   const values = voices.map(({ name }) => logprobs[name]);

@@ -1,4 +1,4 @@
-// A triangle to drag in: its corners are three policies alone, its centre their even mixture.
+// A triangle to drag a point in: its corners are three policies alone, its centre their even mixture.
 
 import { draw } from "./elements.js";
 
@@ -62,7 +62,7 @@ export class Triangle {
     this.node.setAttribute("aria-valuenow", Math.round(100 * this.shares[0]));
   }
 
-  /** Marks where the other mixes are. */
+  /** Marks the other mixes' weights. */
   showOthers(list) {
     const marks = list.map((weights) => {
       const [cx, cy] = place(sharesOf(weights));
@@ -86,7 +86,7 @@ export class Triangle {
   }
 }
 
-/** Weights by their sum; where all weight is the reference's, the middle. */
+/** Weights divided by their sum; equal shares if the reference has all the weight. */
 function sharesOf(weights) {
   const sum = weights.reduce((a, b) => a + b, 0);
   return weights.map((weight) => (sum > 0 ? weight / sum : 1 / 3));
@@ -96,7 +96,7 @@ function place(shares) {
   return [0, 1].map((axis) => shares.reduce((sum, share, index) => sum + share * CORNERS[index][axis], 0));
 }
 
-/** Barycentric coordinates of a point, moved inside. */
+/** Barycentric coordinates of a point, which is moved inside the triangle. */
 function sharesAt(x, y) {
   const [[ax, ay], [bx, by], [cx, cy]] = CORNERS;
   const area = (by - cy) * (ax - cx) + (cx - bx) * (ay - cy);
@@ -111,7 +111,7 @@ function inside(shares) {
   return kept.map((share) => share / sum);
 }
 
-/** Whole hundredths; the last share takes what the rounding leaves. */
+/** Rounds to hundredths; the last share takes the rest. */
 function snap(shares) {
   const [a, b] = shares.map((share) => Math.round(100 * share) / 100);
   return inside([a, b, Math.round(100 * (1 - a - b)) / 100]);

@@ -1,8 +1,8 @@
-// Weights as plain objects {member: number}. Nothing here touches the page.
+// Calculations on weights, plain objects {member: number}, without the page.
 
 const DIGITS = 4;
 
-/** Sets one weight on the simplex; the others keep their ratios, those of `ratios` if all are 0. */
+/** Sets one weight on the simplex. The others keep their ratios, or get those of `ratios` if all are 0. */
 export function withWeight(weights, name, value, ratios) {
   const others = Object.keys(weights).filter((other) => other !== name);
   const share = Math.min(1, Math.max(0, value));
@@ -22,19 +22,19 @@ export function total(weights, names) {
   return names.reduce((sum, name) => sum + (weights[name] ?? 0), 0);
 }
 
-/** Weights as a request carries them: few digits, no zeros. */
+/** Weights for a request: rounded to four digits, without zeros. */
 export function brief(weights) {
   const rounded = Object.entries(weights).map(([name, value]) => [name, Number(value.toFixed(DIGITS))]);
   return Object.fromEntries(rounded.filter(([, value]) => value !== 0));
 }
 
-/** Whether two weight vectors look the same. */
+/** True if two weight vectors are equal up to rounding. */
 export function alike(one, other) {
   const names = new Set([...Object.keys(one), ...Object.keys(other)]);
   return [...names].every((name) => Math.abs((one[name] ?? 0) - (other[name] ?? 0)) < 1e-6);
 }
 
-/** The page's state as the part of an address after "#". */
+/** Writes the page's state as the part of an address after "#". */
 export function toHash({ prompt, maxTokens, temperature, seed, mixes }) {
   const words = new URLSearchParams({ p: prompt, n: maxTokens, t: temperature, s: seed });
   for (const mix of mixes) {
@@ -44,7 +44,7 @@ export function toHash({ prompt, maxTokens, temperature, seed, mixes }) {
   return words.toString().replace(/%(2C|3A|40)/g, decodeURIComponent);
 }
 
-/** The reverse of toHash. What is missing is undefined; numbers are strings still. */
+/** Reads what toHash wrote. Missing values are undefined; numbers stay strings. */
 export function fromHash(text) {
   const words = new URLSearchParams(text.replace(/^#/, ""));
   const mixes = words.getAll("mix").map((word) => {
