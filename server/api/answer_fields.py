@@ -23,7 +23,8 @@ async def add_to_answer(response: Response, fields_of: FieldsOf) -> JSONResponse
         for name, value in response.headers.items()
         if name not in ("content-length", "content-type")
     }
-    return JSONResponse(body, headers=headers)
+    # vLLM counts the request as ended in its response's background task.
+    return JSONResponse(body, headers=headers, background=response.background)
 
 
 async def add_to_chunk(chunk: bytes, fields_of: FieldsOf) -> bytes:

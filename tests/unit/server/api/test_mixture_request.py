@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi import Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.background import BackgroundTask
 from starlette.types import Message
 
 from prefmix.mixing.wire import MEASURE_KEY, WEIGHTS_KEY
@@ -166,7 +167,8 @@ def test_attribution_is_added_to_an_answer_with_its_headers() -> None:
     async def work(request: MixtureRequest, _: RequestLifetime) -> None:
         body = admitted(request, preference_attribution=True)
         key = body.sampling_params().extra_args[MEASURE_KEY]
-        plain = JSONResponse(ANSWER, headers={"x-some": "header"})
+        ended = BackgroundTask(list)
+        plain = JSONResponse(ANSWER, headers={"x-some": "header"}, background=ended)
         response = await request.answer(plain)
         (choice,) = json.loads(bytes(response.body))["choices"]
         assert choice["text"] == "x"
@@ -175,6 +177,7 @@ def test_attribution_is_added_to_an_answer_with_its_headers() -> None:
         assert response.headers["x-prefmix-profile"] == "even"
         assert int(response.headers["content-length"]) == len(response.body)
         assert statistics.asked == [(key, None)]
+        assert response.background is ended, "where vLLM counts the request as ended"
 
     run(work, statistics=statistics)
 
