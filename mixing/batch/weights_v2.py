@@ -47,7 +47,8 @@ class SlotWeights(StepWeights):
         self.token_weights_TM = uniform_M.expand(num_tokens, -1).contiguous()
 
     def write(self, slot: int, extra_args: Mapping[str, Any] | None) -> None:
-        """Gives `slot` the weights of a new request; the device gets them with the next flush."""
+        """Gives `slot` the weights of a new request; `table_SM.apply_write` sends them to the
+        device."""
         weights_M = weights_of_request(extra_args, self.spec)
         self.host_SM[slot] = weights_M
         self.measured[slot] = wire.measured_as(extra_args)

@@ -1,7 +1,7 @@
 """Turns off ahead-of-time compilation on a CPU, whose artefacts vLLM never loads again.
 
-The defect: on the CPU backend vLLM 0.32 writes ahead-of-time artefacts of compiled models, and
-every later start fails to load them and compiles anew.
+The defect: on the CPU backend vLLM 0.32 writes ahead-of-time artefacts of compiled models that it
+cannot load again.
 Delete this file when a second start on a CPU loads what the first one compiled.
 """
 
