@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from vllm.forward_context import override_forward_context
 
+from prefmix.mixing import wire
 from prefmix.mixing.batch.step import Step, StepWeights
+from prefmix.mixing.batch.weights_v1 import RowWeights, WeightTable, apply_batch_update
 from prefmix.mixing.models.full_checkpoints import LogLinearMixtureForCausalLM
 from prefmix.mixing.spec import MixtureSpec, Policy
 
@@ -104,6 +108,25 @@ def test_where_cache_blocks_are_not_kept_apart_every_member_runs() -> None:
     model.step.begin([True, False], [None])
     step(model, torch.tensor([[1.0, 0.0]]))
     assert model.members["p1"].runs == 1
+
+
+def test_under_v1_a_pass_has_its_batchs_weights_and_uniform_ones_without_a_batch() -> None:
+    device = torch.device("cpu")
+    table = WeightTable(build().spec, num_rows=4, device=device)
+    asked = {**wire.to_extra_args([0, 1]), wire.MEASURE_KEY: "key"}
+    apply_batch_update(table, batch_size=1, added=[(0, asked)], moved=[])
+    weights, under_way = RowWeights(table), Step(num_members=2, can_skip=True)
+    metadata = SimpleNamespace(query_start_loc=torch.tensor([0, 2], dtype=torch.int32))
+    batch: Any = SimpleNamespace(attn_metadata={"layer": metadata})
+    with override_forward_context(batch):
+        weights.begin_pass(under_way)
+        assert under_way.active == [False, True]
+        assert weights.token_weights(2).tolist() == [[0, 1]] * 2
+    profiling: Any = SimpleNamespace(attn_metadata=None)
+    with override_forward_context(profiling):
+        weights.begin_pass(under_way)
+        assert under_way.active == [True, True]
+        assert weights.token_weights(2).tolist() == [[0.5, 0.5]] * 2
 
 
 def test_registering_turns_off_compile_artefacts_that_never_load_on_cpu() -> None:
