@@ -114,7 +114,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.weights.engines.local import EngineError
     from prefmix.weights.engines.prompts import PromptsError
     from prefmix.weights.engines.remote import RemoteError
-    from prefmix.weights.evaluation.parameter_average import AveragingError
+    from prefmix.weights.evaluation.parameter_average import ParameterAverageError
     from prefmix.weights.fit.settings import FitError
     from prefmix.weights.store.errors import StoreFormatError
 
@@ -125,7 +125,14 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
         raise CommandError(str(error), exit_code=2) from None
     except StoreFormatError as error:
         raise CommandError(str(error), exit_code=2) from None
-    except (AveragingError, EngineError, FitError, TrainError, PromptsError, RemoteError) as error:
+    except (
+        ParameterAverageError,
+        EngineError,
+        FitError,
+        TrainError,
+        PromptsError,
+        RemoteError,
+    ) as error:
         raise CommandError(str(error)) from None
     _publish(args, found, about)
     return 0

@@ -99,7 +99,7 @@ def _local_subject(
 ) -> EvalSubject:
     from prefmix.server.config.serve_config import load_config
     from prefmix.server.launch.in_process import start_engine
-    from prefmix.weights.evaluation.parameter_average import AveragingError, with_averages
+    from prefmix.weights.evaluation.parameter_average import ParameterAverageError, with_averages
     from prefmix.weights.evaluation.rows import average_member
 
     config = load_config(args.config, mixture_overrides(args))
@@ -114,7 +114,7 @@ def _local_subject(
     members = {average_member(name): shares for name, shares in averages.items()}
     try:
         spec = with_averages(own, members, scratch)
-    except AveragingError as error:
+    except ParameterAverageError as error:
         if args.average:
             raise
         print(f"no parameter average: {error}")

@@ -24,7 +24,7 @@ PARAMETERS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
-class AveragingError(ValueError):
+class ParameterAverageError(ValueError):
     """Policies whose parameters have no average."""
 
 
@@ -37,7 +37,7 @@ def with_averages(
       spec: the mixture; its members are folders or hub ids.
       averages: new policy's name -> member -> share. A share of the reference counts too.
       folder: where the averages are written, one folder each; these must not exist.
-    Raises: AveragingError.
+    Raises: ParameterAverageError.
     """
     members = {member.name: member for member in spec.members}
     adapters = {policy.name for policy in spec.adapters}
@@ -62,7 +62,7 @@ def write_average(folder: Path, shares: Mapping[Path, float]) -> Path:
       folder: folder of the new checkpoint; must not exist.
       shares: checkpoint folder -> its share; the first also gives config and tokenizer.
     Returns: `folder`.
-    Raises: AveragingError if the checkpoints differ in the names or shapes of their tensors.
+    Raises: ParameterAverageError if the checkpoints differ in the names or shapes of their tensors.
     """
     from safetensors.torch import save_file
 
@@ -156,7 +156,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
         files = sorted(set(index["weight_map"].values()))
     elif not (folder / PARAMETERS).exists():
-        raise AveragingError(
+        raise ParameterAverageError(
             f"{folder} holds no {PARAMETERS}; save it with save_pretrained, as safetensors"
         )
     for name in files:
@@ -165,7 +165,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield key, file.get_tensor(key)
 
 
-def _differ(first: Path, other: Path, name: str) -> AveragingError:
-    return AveragingError(
+def _differ(first: Path, other: Path, name: str) -> ParameterAverageError:
+    return ParameterAverageError(
         f"{other} and {first} differ in {name!r}, so their parameters have no average"
     )

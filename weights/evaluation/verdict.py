@@ -69,7 +69,8 @@ def _against_averages(found: Evaluation, mixtures: Sequence[int]) -> list[str]:
             told.append(f"{found.rows[mixture].name} {_signed(found.lead(mixture, index))}")
     if not told:
         return []
-    return [f"A mixture less the parameter average at its weights: {'; '.join(told)}."]
+    differences = "; ".join(told)
+    return [f"Mixture minus the parameter average at the same weights: {differences}."]
 
 
 def _singles(found: Evaluation) -> list[int]:

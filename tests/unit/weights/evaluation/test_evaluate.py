@@ -59,7 +59,9 @@ def test_verdict_says_whether_the_mixture_is_worth_it(shift: float, beats: bool)
     assert beats_its_members(found) == beats
     assert members.startswith("Every mixture beats each" if beats else "1 of 1 mixtures is not")
     sign = "+" if beats else "-"
-    assert averages.startswith(f"A mixture less the parameter average at its weights: both {sign}0")
+    assert averages.startswith(
+        f"Mixture minus the parameter average at the same weights: both {sign}0"
+    )
     assert len(found.table().splitlines()) == len(ROWS) + 1
 
 

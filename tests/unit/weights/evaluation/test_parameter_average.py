@@ -12,7 +12,7 @@ from prefmix.mixing.checkpoints.lora import read_adapter  # noqa: E402
 from prefmix.mixing.spec import MixtureSpec, Policy  # noqa: E402
 from prefmix.weights.evaluation.parameter_average import (  # noqa: E402
     PARAMETERS,
-    AveragingError,
+    ParameterAverageError,
     with_averages,
     write_average,
 )
@@ -69,10 +69,10 @@ def test_policies_of_other_tensors_have_no_average(
 ) -> None:
     first = _checkpoint(tmp_path / "first", {"a": torch.zeros(3), "b": torch.zeros(1)})
     second = _checkpoint(tmp_path / "second", other)
-    with pytest.raises(AveragingError, match="have no average"):
+    with pytest.raises(ParameterAverageError, match="have no average"):
         write_average(tmp_path / "average", {first: 0.5, second: 0.5})
     assert not (tmp_path / "average").exists()
-    with pytest.raises(AveragingError, match=r"holds no model\.safetensors"):
+    with pytest.raises(ParameterAverageError, match=r"holds no model\.safetensors"):
         write_average(tmp_path / "average", {first: 0.5, tmp_path: 0.5})
 
 
