@@ -103,7 +103,7 @@ class ProfileBody(BaseModel):
     weights: dict[str, Any]
     """Policy to number: ratios on the simplex, divided by their sum."""
     provenance: dict[str, Any] = Field(default_factory=dict)
-    """Where the weights came from; stored unchanged."""
+    """Origin of the weights; stored unchanged."""
 
 
 class DefaultBody(BaseModel):

@@ -28,7 +28,7 @@ from prefmix.server.http.errors import RequestError
 from prefmix.server.traffic.admission_control import Reservation
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestLifetime
 
-if TYPE_CHECKING:  # it imports vLLM
+if TYPE_CHECKING:  # schemas imports vLLM
     from prefmix.server.api.schemas import PreferenceFields
 
 

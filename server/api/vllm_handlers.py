@@ -53,7 +53,7 @@ async def run_handler(
             decrement_server_load(raw_request)  # vLLM's own listener would have done so
         return or_client_gone(None)
     except Exception as error:
-        # vLLM reports many a wrong parameter by an exception, which it would turn into a 400 later.
+        # vLLM raises for many wrong parameters; its own route would answer them with 400, too.
         refusal = create_error_response(error).error
         status = HTTPStatus(refusal.code)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, compile_path
 
 
 class Level(enum.Enum):
-    """Who may call a route."""
+    """Groups of clients that may call a route."""
 
     OPEN = "open"
     """Anyone who can reach the port: probes, metrics, descriptions, the console's page."""

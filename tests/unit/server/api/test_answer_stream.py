@@ -15,11 +15,11 @@ from starlette.types import Message, Send
 from prefmix.server.api.answer_stream import AnswerStream
 from prefmix.server.traffic.request_lifetime import RequestLifetime, Termination
 
-CUT = Termination(outcome="timeout", status=HTTPStatus.GATEWAY_TIMEOUT, message="too late")
+TOO_LATE = Termination(outcome="timeout", status=HTTPStatus.GATEWAY_TIMEOUT, message="too late")
 
 
 class Client:
-    """Takes what is sent; hangs up after so many chunks."""
+    """Takes what is sent; disconnects after so many chunks."""
 
     def __init__(self, *, stays_for: int | None = None) -> None:
         self.sent: list[Message] = []
@@ -46,7 +46,7 @@ async def send_all(chunks: AsyncIterable[Any], send: Send) -> None:
 
 
 async def answer(
-    client: Client, events: AsyncIterator[str], *, cut_after_s: float | None = None
+    client: Client, events: AsyncIterator[str], *, terminated_after_s: float | None = None
 ) -> list[str]:
     """Sends the events; returns what has been done afterwards."""
     done: list[str] = []
@@ -59,8 +59,8 @@ async def answer(
     )
     scope: dict[str, Any] = {"type": "http", "path": "/v1/completions"}
     lifetime = RequestLifetime(scope, client.receive, client.send)
-    if cut_after_s is not None:
-        asyncio.get_running_loop().call_later(cut_after_s, lifetime.terminate, CUT)
+    if terminated_after_s is not None:
+        asyncio.get_running_loop().call_later(terminated_after_s, lifetime.terminate, TOO_LATE)
     try:
         await AnswerStream(response, send_all)(scope, lifetime.receive, lifetime.send)
     finally:
@@ -89,7 +89,7 @@ def test_a_whole_answer_is_what_starlette_would_send() -> None:
     asyncio.run(main())
 
 
-def test_a_client_that_hangs_up_ends_it_while_it_waits_for_more() -> None:
+def test_a_client_that_disconnects_ends_it_while_it_waits_for_more() -> None:
     ended = []
 
     async def events() -> AsyncIterator[str]:
@@ -109,7 +109,7 @@ def test_a_client_that_hangs_up_ends_it_while_it_waits_for_more() -> None:
     asyncio.run(main())
 
 
-def test_a_cut_ends_it_and_the_client_is_told() -> None:
+def test_a_termination_ends_it_and_the_client_is_told() -> None:
     ended = []
 
     async def events() -> AsyncIterator[str]:
@@ -122,7 +122,7 @@ def test_a_cut_ends_it_and_the_client_is_told() -> None:
     async def main() -> None:
         client = Client()
         async with asyncio.timeout(5):
-            assert await answer(client, events(), cut_after_s=0.01) == ["background"]
+            assert await answer(client, events(), terminated_after_s=0.01) == ["background"]
         assert ended == ["events"]
         assert client.text.startswith('adata: {"error"')
         assert '"too late"' in client.text
@@ -145,7 +145,7 @@ def test_a_client_that_had_gone_before_ends_it_at_its_first_wait() -> None:
     asyncio.run(main())
 
 
-def test_an_error_of_the_answer_is_no_client_that_hung_up() -> None:
+def test_an_error_of_the_answer_is_no_client_that_disconnected() -> None:
     async def events() -> AsyncIterator[str]:
         yield "a"
         raise TimeoutError("of its own")

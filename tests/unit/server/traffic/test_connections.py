@@ -1,4 +1,4 @@
-"""Connections that do not get on are cut off; those that rest, or are slow, are not."""
+"""Stalled connections are closed; idle and slow ones are not."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_a_place_is_free_again_however_a_request_ends(
     assert complete(client, seconds="no number").status_code == 500
     assert complete(client, {TIMEOUT_HEADER: "0.1"}, seconds=5).status_code == 504
     with client.stream("POST", "/v1/completions", json=STREAM) as stream:
-        chunks = stream.iter_bytes()  # to forget it would be to hang up
+        chunks = stream.iter_bytes()  # without a reference the connection would be closed
         next(chunks)
         assert application.counts.in_flight == 1
     eventually(lambda: application.counts.in_flight == application.under_way == 0)
@@ -243,7 +243,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(
     assert b"1 bytes came" in answer
 
 
-def test_a_client_that_hangs_up_while_it_sends_leaves_nothing_behind(
+def test_a_client_that_disconnects_while_it_sends_leaves_nothing_behind(
     server: LoopbackServer, application: Application
 ) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as peer:
@@ -274,7 +274,7 @@ def test_while_draining_requests_finish_and_new_ones_are_refused(
     assert answers[0].status_code == 200
 
 
-def test_what_does_not_finish_in_time_is_cut_with_a_word() -> None:
+def test_what_does_not_finish_in_time_is_terminated_with_a_message() -> None:
     application = Application(drain_s=0.2)
     with (
         serving(application) as server,

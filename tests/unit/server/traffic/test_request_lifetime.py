@@ -11,7 +11,7 @@ from starlette.types import Message
 
 from prefmix.server.traffic.request_lifetime import RequestEndedError, RequestLifetime, Termination
 
-CUT = Termination(outcome="timeout", status=HTTPStatus.GATEWAY_TIMEOUT, message="too late")
+TOO_LATE = Termination(outcome="timeout", status=HTTPStatus.GATEWAY_TIMEOUT, message="too late")
 
 
 class Work:
@@ -63,7 +63,7 @@ def test_work_that_ends_gives_its_result() -> None:
     run(main())
 
 
-def test_a_client_that_hangs_up_ends_the_work() -> None:
+def test_a_client_that_disconnects_ends_the_work() -> None:
     async def main() -> None:
         lifetime, work = lifetime_of({"type": "http.disconnect"}), Work()
         with pytest.raises(RequestEndedError):
@@ -97,10 +97,10 @@ def test_what_work_makes_of_its_end_is_no_answer() -> None:
     run(main())
 
 
-def test_a_cut_ends_the_work_and_what_waits_for_the_client() -> None:
+def test_a_termination_ends_the_work_and_what_waits_for_the_client() -> None:
     async def main() -> None:
         lifetime, work = lifetime_of(), Work()
-        asyncio.get_running_loop().call_later(0.01, lifetime.terminate, CUT)
+        asyncio.get_running_loop().call_later(0.01, lifetime.terminate, TOO_LATE)
         heard = asyncio.ensure_future(lifetime.receive())
         with pytest.raises(RequestEndedError):
             await lifetime.run(work())
@@ -111,7 +111,7 @@ def test_a_cut_ends_the_work_and_what_waits_for_the_client() -> None:
     run(main())
 
 
-def test_whoever_is_cancelled_from_outside_is_no_client_that_hung_up() -> None:
+def test_whoever_is_cancelled_from_outside_is_no_client_that_disconnected() -> None:
     async def main() -> None:
         lifetime, work = lifetime_of(), Work()
         whole = asyncio.ensure_future(lifetime.run(work()))
