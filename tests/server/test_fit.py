@@ -1,4 +1,4 @@
-"""Fit and evaluation over real engines: in this process, and over HTTP against a running server."""
+"""Fit and evaluation over real engines: the commands, and a running server over HTTP."""
 
 from __future__ import annotations
 
@@ -8,31 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.weights.engines.local import LocalEngine
-from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.remote import RemoteEngine
 from prefmix.weights.store.format import parse
-from support.engines import AdaptedBase, EngineFactory, spec_of_folders
-from support.exactness import Oracle
+from support.engines import AdaptedBase
+from support.fit_engines import PROMPTS, check_engine, mixture
 from support.server_process import ServerProcess, run_prefmix
-
-PROMPTS = [Prompt(id=str(index), text=text) for index, text in enumerate(("the", "weights are"))]
-
-
-def mixture(policies: list[Path]) -> MixtureSpec:
-    spec = spec_of_folders(policies[:2])
-    return MixtureSpec(
-        policies=spec.policies, reference=Policy(name="reference", model=str(policies[2]))
-    )
-
-
-@pytest.fixture(scope="module")
-def local(engine: EngineFactory, policies: list[Path]) -> LocalEngine:
-    return LocalEngine(engine(mixture(policies)))
 
 
 @pytest.fixture(scope="module")
@@ -50,44 +32,6 @@ def server(
         assert running.end(signal.SIGTERM) == 0
     finally:
         running.process.kill()
-
-
-def check_engine(engine: Any, policies: list[Path]) -> None:
-    """Sampled log-probabilities and one-hot scores equal transformers'."""
-    prompts = engine.tokenize(PROMPTS)
-    weights = (0.3, 0.7, 0.0)
-    drawn = engine.sample(prompts, weights, num_responses=3, max_tokens=6, seed=1)
-    assert [len(responses) for responses in drawn] == [3, 3]
-    pairs = [
-        (prompt, response.tokens)
-        for prompt, responses in zip(prompts, drawn, strict=True)
-        for response in responses
-    ]
-    oracle = Oracle(policies)
-
-    def true_logprob(prompt: Any, tokens: Any, row: Any) -> float:
-        after = oracle.logprobs((*prompt, *tokens), row)[len(prompt) - 1 :]
-        return sum(after[step, token].item() for step, token in enumerate(tokens))
-
-    truth = [true_logprob(prompt, tokens, weights) for prompt, tokens in pairs]
-    sampled = [response.logprob for responses in drawn for response in responses]
-    assert sampled == pytest.approx(truth, abs=1e-3)
-    for row in np.eye(3):
-        truth = [true_logprob(prompt, tokens, row) for prompt, tokens in pairs]
-        assert engine.score(pairs, tuple(row)) == pytest.approx(truth, abs=1e-3)
-
-
-def test_local_engine_of_a_trunk_samples_and_scores_exactly(
-    engine: EngineFactory, adapted: AdaptedBase
-) -> None:
-    spec = MixtureSpec(
-        policies=adapted.spec().policies[:2], base=str(adapted.base), reference=adapted.reference()
-    )
-    check_engine(LocalEngine(engine(spec)), [*adapted.merged[:2], adapted.base])
-
-
-def test_local_engine_samples_and_scores_exactly(local: LocalEngine, policies: list[Path]) -> None:
-    check_engine(local, policies)
 
 
 def test_a_running_server_samples_and_scores_exactly(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefmix.policies.demo import CHECKPOINTS, EVALUATION_PROMPTS, REWARDS
+from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
 
 NAMES = ("reference", *REWARDS)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -142,6 +143,22 @@ def test_model_cards_state_the_licence_and_the_manifest_s_rewards(manifest) -> N
         for objective in REWARDS:
             number = manifest["measured"][name]["rewards"][objective]
             assert f"{number:+.3f}" in card
+
+
+def test_model_cards_are_those_of_the_card_maker(manifest) -> None:
+    """So that a card names the commands and files that exist now."""
+    pytest.importorskip("torch")
+    cards = pytest.importorskip("prefmix.policies.demo.training.cards")
+    from prefmix.policies.demo.training.evaluation import Measurement
+    from prefmix.policies.demo.training.recipes import RECIPES
+
+    measured = {name: Measurement(**row) for name, row in manifest["measured"].items()}
+    # Every training prompt is asked as a chat, every fourth one without markup, too.
+    asked = len(TRAINING_PROMPTS) + len(TRAINING_PROMPTS[::4])
+    num_responses = manifest["settings"]["preference"]["num_responses"] * asked
+    for name, recipe in RECIPES.items():
+        card = cards.policy_card(name, measured, recipe, num_responses=num_responses, seed=0)
+        assert card == (CHECKPOINTS / name / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["reference", "concise"])
