@@ -20,6 +20,7 @@ from typing import Any
 
 from prefmix.bench.contestants.job import Job
 from prefmix.server.config.errors import CommandError
+from prefmix.server.launch.installation import InstallationError, explained
 
 _MARK = "@bench "
 """Prefix of the protocol's lines: libraries print to the same stream."""
@@ -146,4 +147,8 @@ def _answer(answer: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    try:
+        with explained():
+            main(json.loads(sys.argv[1]))
+    except InstallationError as error:
+        sys.exit(str(error))
