@@ -87,7 +87,7 @@ class ApiProcesses:
         except OSError as error:
             if not isinstance(error, TimeoutError):
                 raise CommitError(
-                    f"the API processes cannot meet in {self._folder}: {error.strerror}"
+                    f"the API processes' folder {self._folder} cannot be locked: {error.strerror}"
                 ) from None
             raise CommitError(
                 f"another change has been under way for {LOCK_TIMEOUT_S:g} s; try again"

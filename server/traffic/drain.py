@@ -22,7 +22,7 @@ from prefmix.server.traffic.request_lifetime import RequestLifetime, Termination
 RETRY_AFTER_S = 5
 """Retry-After for requests that come during a drain. A proxy resends them elsewhere at once."""
 
-MESSAGE = "this server is ending and takes no more requests; try again, it or another may be there"
+MESSAGE = "this server is ending and takes no new requests; try again later, or on another server"
 
 _TERMINATION = Termination(
     outcome="drained",

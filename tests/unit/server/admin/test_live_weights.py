@@ -205,7 +205,7 @@ def test_a_meeting_place_that_is_gone_refuses_the_change(tmp_path: Path) -> None
 
     async def work() -> None:
         alone = ApiProcesses(tmp_path / "gone", num_processes=2, receive=refuse)
-        with pytest.raises(CommitError, match=r"cannot meet in .*gone: No such file"):
+        with pytest.raises(CommitError, match=r"folder .*gone cannot be locked: No such file"):
             async with alone.lock():
                 pass
 
