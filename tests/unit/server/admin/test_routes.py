@@ -85,7 +85,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
 
 
 def test_every_route_is_an_admin_route() -> None:
-    """The list is the contract's; a route added here must be guarded like the others."""
+    """The list is the contract's; a route added here must be protected like the others."""
     assert all(isinstance(route, AdminRoute) for route in router.routes)
     assert set(ROUTES) == {
         ("GET", "/admin/weights"),

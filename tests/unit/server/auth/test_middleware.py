@@ -39,15 +39,15 @@ def client(
         Route("/{path:path}", answer, methods=["GET", "HEAD", "POST", "OPTIONS"]),
         WebSocketRoute("/{path:path}", converse),
     ]
-    guarded: Any = AccessMiddleware(
+    protected: Any = AccessMiddleware(
         Starlette(routes=routes),
         keys=as_tokens(KEYS) if keys is None else keys,
         admin=Tokens([]) if admin is None else admin,
     )
-    return TestClient(guarded, root_path=root_path)
+    return TestClient(protected, root_path=root_path)
 
 
-GUARDED = [
+PROTECTED = [
     "/v1/completions",
     "/v1/models",
     "/v1/mixture",
@@ -92,10 +92,10 @@ OPEN = [
 ]
 
 
-@pytest.mark.parametrize("path", GUARDED)
+@pytest.mark.parametrize("path", PROTECTED)
 def test_everything_else_needs_a_key(path: str) -> None:
     refused = client().get(path)
-    # The client itself resolves dots, into paths that are guarded as well.
+    # The client itself resolves dots, into paths that are protected as well.
     assert refused.status_code == 401
     assert refused.headers["WWW-Authenticate"] == "Bearer"
     error = refused.json()["error"]
@@ -115,8 +115,8 @@ def test_dots_that_arrive_are_no_way_around(path: str) -> None:
 
     async def run() -> None:
         scope = {"type": "http", "method": "GET", "path": path, "headers": [], "root_path": ""}
-        guard = AccessMiddleware(Starlette(), keys=as_tokens(KEYS), admin=Tokens([]))
-        await guard(scope, None, send)  # type: ignore[arg-type]
+        middleware = AccessMiddleware(Starlette(), keys=as_tokens(KEYS), admin=Tokens([]))
+        await middleware(scope, None, send)  # type: ignore[arg-type]
 
     asyncio.run(run())
     assert sent[0]["status"] == 401
@@ -156,13 +156,13 @@ def test_nothing_of_a_refused_request_is_read() -> None:
     for path in ("/v1/completions", "/admin/weights/apply"):
         sent: list[Any] = []
         scope = {"type": "http", "method": "POST", "path": path, "headers": [], "root_path": ""}
-        guard = AccessMiddleware(Starlette(), keys=as_tokens(KEYS), admin=tokens)
-        asyncio.run(guard(scope, receive, send))
+        middleware = AccessMiddleware(Starlette(), keys=as_tokens(KEYS), admin=tokens)
+        asyncio.run(middleware(scope, receive, send))
         assert sent[0]["status"] == 401
 
 
 def test_without_keys_nothing_needs_one() -> None:
-    for path in (*GUARDED, *OPEN):
+    for path in (*PROTECTED, *OPEN):
         assert client(keys=Tokens([])).get(path).text == "served"
 
 
@@ -220,7 +220,7 @@ def test_a_root_path_does_not_open_anything() -> None:
     assert behind_proxy.get("/api/v1/models").status_code == 401
     assert behind_proxy.get("/api/health").status_code == 200
     assert behind_proxy.get("/v1/models").status_code == 401
-    # The router strips a root path only at a slash, and so does the guard.
+    # The router strips a root path only at a slash, and so does the middleware.
     assert client(root_path="/v1").get("/v1health").status_code == 401
 
 
