@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefmix.bench.contestants.job import Job, make_job
-from prefmix.bench.contestants.models import Models, add_model_flags, prepare_models, shape_of_flags
+from prefmix.bench.contestants.models import Models, add_model_flags, prepare_models
 from prefmix.bench.contestants.settings import (
     AVERAGE,
     FULL,
@@ -24,6 +24,12 @@ from prefmix.bench.contestants.settings import (
     contestant_settings,
 )
 from prefmix.bench.contestants.worker import Worker
+from prefmix.bench.engine_flags import (
+    add_engine_flags,
+    add_round_flags,
+    common_settings,
+    model_name,
+)
 from prefmix.bench.report import Spread, progress, show
 
 CONTESTANTS = {
@@ -57,49 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_round_flags(parser)
     add_engine_flags(parser)
     add_model_flags(parser, size="134m")
-
-
-def add_round_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of every bench that times engines in rounds."""
-    add = parser.add_argument
-    add("--rounds", type=int, default=5, help="after one to warm up; default 5")
-    add("--tokens", type=int, default=32, help="drawn by a request; default 32")
-    add("--prompt-tokens", type=int, default=32, help="of a request; default 32")
-
-
-def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags with which every vLLM of a run is started."""
-    add = parser.add_argument
-    add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    add(
-        "--threads",
-        type=int,
-        default=1,
-        help="that compute in each process on CPU; default 1, which other work disturbs least",
-    )
-    add(
-        "--kv-cache-gib",
-        type=float,
-        default=0.5,
-        help="of each policy; default 0.5. A mixture of K gets K times that: as many tokens fit",
-    )
-    add("--max-model-len", type=int, default=512, help="default 512")
-
-
-def common_settings(args: argparse.Namespace, passthrough: Sequence[str]) -> dict[str, Any]:
-    """The settings that all contestants of a run share: vLLM's options, flags, threads."""
-    options = {
-        "dtype": args.dtype,
-        "max_model_len": args.max_model_len,
-        "enable_prefix_caching": False,
-        "load_format": "auto" if args.allow_unsafe_weights else "safetensors",
-    }
-    return {
-        "options": options,
-        "kv_cache_bytes": int(args.kv_cache_gib * 2**30),
-        "engine_flags": list(passthrough),
-        "num_threads": args.threads,
-    }
 
 
 @dataclass(slots=True)
@@ -280,14 +243,6 @@ def _heading(args: argparse.Namespace) -> str:
         f"{model_name(args)}, {args.dtype}; {args.prompt_tokens} prompt tokens, "
         f"{lengths}{args.tokens} drawn; median (lowest-highest) of {args.rounds} rounds"
     )
-
-
-def model_name(args: argparse.Namespace) -> str:
-    """The models in a few words."""
-    if args.policy or args.base:
-        return "given models"
-    millions = shape_of_flags(args).num_parameters / 1e6
-    return f"random policies of {millions:.1f}M parameters"
 
 
 def _lines(

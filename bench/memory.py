@@ -12,7 +12,7 @@ from prefmix.bench.contestants.implementations import VllmEngine
 from prefmix.bench.contestants.models import add_model_flags, prepare_models
 from prefmix.bench.contestants.settings import FULL, ONE_POLICY, TRUNK, contestant_settings
 from prefmix.bench.contestants.worker import Worker
-from prefmix.bench.engine import add_engine_flags, common_settings, model_name
+from prefmix.bench.engine_flags import add_engine_flags, common_settings, model_name
 from prefmix.bench.report import progress, show
 
 if TYPE_CHECKING:

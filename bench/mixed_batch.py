@@ -16,12 +16,12 @@ from prefmix.bench.contestants.job import Weights, make_job
 from prefmix.bench.contestants.models import add_model_flags, prepare_models
 from prefmix.bench.contestants.settings import FULL, TRUNK, contestant_settings
 from prefmix.bench.contestants.worker import Worker
-from prefmix.bench.engine import (
+from prefmix.bench.engine import started
+from prefmix.bench.engine_flags import (
     add_engine_flags,
     add_round_flags,
     common_settings,
     model_name,
-    started,
 )
 from prefmix.bench.report import Spread, progress, show
 

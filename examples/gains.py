@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from examples.comparison import REFERENCE
-from prefmix.weights.evaluation.evaluate import Evaluation, Floats
+from prefmix.weights.evaluation.evaluate import Evaluation
+from prefmix.weights.fit.objective import Floats
 
 NUM_BOOTSTRAP = 2000
 

@@ -18,17 +18,16 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.weights.engines.local import Engine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt, hash_of_prompts
 from prefmix.weights.fit.draws import Draws, DrawSettings, cache_name
+from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.score_table import LOGPROB, PROPOSAL
 from prefmix.weights.store.text_tables import aligned
 
-Floats = NDArray[np.float64]
 Reward = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 """(prompts, answers) -> one number an answer."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from openai import AsyncOpenAI
 
 from prefmix.policies.demo import EVALUATION_PROMPTS, REWARDS
-from prefmix.policies.demo.tour.terminal import Progress, line_width
+from prefmix.policies.demo.tour.terminal import ProgressLine, line_width
 
 MODEL = "demo"
 RESPONSES_PER_PROMPT = 4
@@ -112,7 +112,7 @@ def _place(word: str, column: int) -> int:
 async def ask_everything(client: AsyncOpenAI) -> dict[Row, Answers]:
     """Sends every prompt under every row's weights; all of them share the engine's batches."""
     total = len(ROWS) * len(EVALUATION_PROMPTS) * RESPONSES_PER_PROMPT
-    progress = Progress(
+    progress = ProgressLine(
         f"Asking {len(EVALUATION_PROMPTS)} prompts under {len(ROWS)} weightings at once"
     )
     texts: dict[Row, list[str]] = {row: [] for row in ROWS}

@@ -19,7 +19,7 @@ from typing import IO
 from openai import OpenAIError
 
 from prefmix.policies.demo import CHECKPOINTS
-from prefmix.policies.demo.tour.terminal import Progress
+from prefmix.policies.demo.tour.terminal import ProgressLine
 
 CONFIG = CHECKPOINTS.with_name("serve.yaml")
 READY_TIMEOUT_S = 240
@@ -78,7 +78,7 @@ def _free_port() -> int:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: IO[str]) -> None:
-    progress = Progress(f"Starting prefmix serve on {url.removeprefix('http://')}")
+    progress = ProgressLine(f"Starting prefmix serve on {url.removeprefix('http://')}")
     deadline = time.monotonic() + READY_TIMEOUT_S
     while not _answers(f"{url}/health"):
         if process.poll() is not None:

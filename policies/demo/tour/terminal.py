@@ -12,7 +12,7 @@ def line_width() -> int:
     return max(60, min(100, shutil.get_terminal_size((90, 24)).columns - 1))
 
 
-class Progress:
+class ProgressLine:
     """A line that counts on a terminal; elsewhere it is printed once, at the end."""
 
     def __init__(self, text: str) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from examples.gains import Gains, against, conclusion, gains_table, measure_gains
-from prefmix.weights.evaluation.evaluate import Evaluation, Floats, Weighting
+from prefmix.weights.evaluation.evaluate import Evaluation, Weighting
+from prefmix.weights.fit.objective import Floats
 
 OBJECTIVES = ("positive", "concise", "polite")
 NUM_PROMPTS, NUM_RESPONSES = 64, 8
