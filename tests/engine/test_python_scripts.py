@@ -30,6 +30,7 @@ async def in_a_running_loop():
 
 
 asyncio.run(in_a_running_loop())
+sys.stderr = sys.__stderr__
 assert [signal.getsignal(number) for number in signals] == handlers
 assert shown.getvalue() == "", shown.getvalue()
 names = ("VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE", "VLLM_LOGGING_LEVEL")
