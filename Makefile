@@ -80,5 +80,5 @@ lock: ready ## write requirements/cpu.lock from what .venv holds
 	@scripts/lock.sh
 
 clean: ## remove .venv, caches and logs
-	@rm -rf .venv .prefmix .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	@rm -rf .venv .prefmix .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -197,7 +197,11 @@ install_torch() {
 }
 
 # setuptools is installed by now, so the build fetches nothing.
-install_prefmix() { pip_install --no-deps --no-build-isolation -e .; }
+install_prefmix() {
+    # Earlier versions left their metadata here, where `python -m` would read it first.
+    rm -rf prefmix.egg-info
+    pip_install --no-deps --no-build-isolation -e .
+}
 
 # Also shows that the packages can be loaded.
 first_import() {
