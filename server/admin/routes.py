@@ -17,9 +17,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
 
 from prefmix.server.admin.live_weights import LiveWeights, NoStoreError
+from prefmix.server.admin.schemas import ChangeAnswer, DefaultBody, ProfileBody, RollbackBody
 from prefmix.server.admin.two_phase_commit import CommitError
 from prefmix.server.auth.access_levels import Level
 from prefmix.server.auth.middleware import unauthorized
@@ -93,50 +93,6 @@ class AdminRoute(OpenAIRoute):
                 return error_response(str(error), status=status)
 
         return handle
-
-
-class ProfileBody(BaseModel):
-    """A profile to store."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    weights: dict[str, Any]
-    """Policy to number: ratios on the simplex, divided by their sum."""
-    provenance: dict[str, Any] = Field(default_factory=dict)
-    """Origin of the weights; stored unchanged."""
-
-
-class DefaultBody(BaseModel):
-    """The profile to make the default."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    profile: str
-
-
-class RollbackBody(BaseModel):
-    """The version to return to."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    version: Annotated[int, Field(ge=1, strict=True)] | None = None
-    """None is the version before the present one."""
-
-
-class ChangeAnswer(BaseModel):
-    """The result of a change."""
-
-    version: int
-    """The version in force in every API process; after a dry run, the one it would become."""
-    sha256: str
-    """Hash of that version's content."""
-    previous_version: int
-    previous_sha256: str
-    changed: bool
-    """False if the content was equal already."""
-    dry_run: bool
-    set_aside: str | None = None
-    """Path to which a rollback moved an unreadable store file; else null."""
 
 
 router = APIRouter(
