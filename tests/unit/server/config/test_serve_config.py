@@ -9,7 +9,7 @@ import pytest
 
 from prefmix.server.config.errors import ConfigError
 from prefmix.server.config.limits import Limits
-from prefmix.server.config.model_paths import policies_from_flags, resolve_model
+from prefmix.server.config.model_paths import policies_from_flags
 from prefmix.server.config.serve_config import ServeConfig, load_config
 
 
@@ -80,7 +80,7 @@ def test_every_key_is_read(folder: Path) -> None:
     assert config.engine == {"max_model_len": 64, "enforce-eager": True}
 
 
-def test_bounds_on_load_are_read_and_have_defaults(folder: Path) -> None:
+def test_limits_on_load_are_read_and_have_defaults(folder: Path) -> None:
     path = write(folder, "{policies: {a: org/a}, max_waiting: 0, drain_timeout: 45}")
     limits = load_config(path, {"request_timeout": 2.5, "max_body_bytes": 2048}).limits()
     assert (limits.max_waiting, limits.request_timeout) == (0, 2.5)
@@ -174,27 +174,6 @@ def test_unreadable_files_are_named(folder: Path, name: str) -> None:
     (folder / "binary").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(ConfigError, match=name):
         load_config(folder / name, {})
-
-
-@pytest.mark.parametrize("item", ["a", "=org/a", "a=", "", "="])
-def test_policy_flags_need_name_and_model(item: str) -> None:
-    with pytest.raises(ConfigError, match="NAME=MODEL"):
-        policies_from_flags("--policy", [item])
-
-
-def test_a_policy_flag_given_twice_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'a' twice"):
-        policies_from_flags("--policy", ["a=org/a", "a=org/b"])
-
-
-def test_home_and_parent_folders_are_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(folder))
-    elsewhere = folder / "one"
-    assert resolve_model("~/two", folder=elsewhere, where="x") == str(folder / "two")
-    assert resolve_model("../two", folder=elsewhere, where="x") == str(folder / "two")
-    assert resolve_model("two", folder=elsewhere, where="x") == "two", "no such folder: a hub id"
-    with pytest.raises(ConfigError, match="does not exist"):
-        resolve_model("~/three", folder=elsewhere, where="x")
 
 
 def test_merge_keys_of_yaml_are_no_duplicates(folder: Path) -> None:

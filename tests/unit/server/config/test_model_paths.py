@@ -1,0 +1,39 @@
+"""Models of flags: NAME=MODEL, local folders and hub ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefmix.server.config.errors import ConfigError
+from prefmix.server.config.model_paths import policies_from_flags, resolve_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with two model folders in it."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("item", ["a", "=org/a", "a=", "", "="])
+def test_policy_flags_need_name_and_model(item: str) -> None:
+    with pytest.raises(ConfigError, match="NAME=MODEL"):
+        policies_from_flags("--policy", [item])
+
+
+def test_a_policy_flag_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'a' twice"):
+        policies_from_flags("--policy", ["a=org/a", "a=org/b"])
+
+
+def test_home_and_parent_folders_are_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    elsewhere = folder / "one"
+    assert resolve_model("~/two", folder=elsewhere, where="x") == str(folder / "two")
+    assert resolve_model("../two", folder=elsewhere, where="x") == str(folder / "two")
+    assert resolve_model("two", folder=elsewhere, where="x") == "two", "no such folder: a hub id"
+    with pytest.raises(ConfigError, match="does not exist"):
+        resolve_model("~/three", folder=elsewhere, where="x")
