@@ -1,0 +1,128 @@
+"""The run of vLLM's server, with a server of the test in vLLM's place: how it starts and ends."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import sys
+import threading
+import time
+import types
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
+from prefmix.server.console.routes import CONSOLE_ATTRIBUTE, ConsoleSettings
+from prefmix.server.launch.start_signals import StartSignals
+from prefmix.server.launch.terminal.startup_log import StartupLog
+from prefmix.server.launch.vllm_server import run_vllm
+from prefmix.weights.store.profiles import build_profile_set
+
+SPEC = MixtureSpec(policies=(Policy(name="a", model="/none/a"), Policy(name="b", model="/none/b")))
+PROFILES = build_profile_set({}, SPEC)
+
+
+class Mixture(http.server.BaseHTTPRequestHandler):
+    """Answers GET /v1/mixture as prefmix does."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"sha256": PROFILES.sha256}).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[http.server.HTTPServer]:
+    with http.server.HTTPServer(("127.0.0.1", 0), Mixture) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> StartSignals:
+    monkeypatch.delenv("PREFMIX_ADMIN_TOKEN", raising=False)
+    return StartSignals(on_signal=lambda: None, before_exit=lambda: None)
+
+
+Run = Callable[[Callable[[Namespace], None], int], None]
+
+
+@pytest.fixture
+def run(signals: StartSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a function in place of vLLM's `serve` command, for a server on a port."""
+
+    def run(command: Callable[[Namespace], None], port: int) -> None:
+        module = types.ModuleType("vllm.entrypoints.cli.serve")
+        module.ServeSubcommand = types.SimpleNamespace(cmd=command)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        args = Namespace(
+            host="127.0.0.1",
+            port=port,
+            ssl_certfile=None,
+            uds=None,
+            api_key=None,
+            served_model_name=["test"],
+            disable_fastapi_docs=True,
+        )
+        setattr(args, LIVE_ATTRIBUTE, LiveSettings(folder=tmp_path))
+        console = ConsoleSettings(is_on=True, fit_report=None, has_admin=False)
+        setattr(args, CONSOLE_ATTRIBUTE, console)
+        run_vllm(args, SPEC, PROFILES, log=StartupLog(enabled=False), signals=signals)
+
+    return run
+
+
+def until_ready(signals: StartSignals) -> None:
+    deadline = time.monotonic() + 30
+    while not signals.is_ready:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_end_before_the_first_answer_is_an_error(run: Run) -> None:
+    with pytest.raises(RuntimeError, match="vLLM ended before it answered"):
+        run(lambda args: None, 9)
+
+
+def test_an_exit_code_of_vllm_is_an_error(run: Run) -> None:
+    def command(args: Namespace) -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(RuntimeError, match="vLLM ended with exit code 3"):
+        run(command, 9)
+
+
+def test_an_end_that_nobody_asked_for_is_an_error(
+    run: Run, server: http.server.HTTPServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(args: Namespace) -> None:
+        shown = ""
+        deadline = time.monotonic() + 30
+        while "inference without API key, metrics, health, console" not in shown:
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.01)
+            shown += capsys.readouterr().out
+
+    with pytest.raises(RuntimeError, match="the engine's process died"):
+        run(command, server.server_port)
+
+
+def test_an_end_that_was_asked_for_is_none(
+    run: Run, server: http.server.HTTPServer, signals: StartSignals
+) -> None:
+    def command(args: Namespace) -> None:
+        until_ready(signals)
+        signals._asked_at = time.monotonic()
+        raise SystemExit(0)
+
+    run(command, server.server_port)
