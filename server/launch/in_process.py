@@ -11,7 +11,8 @@ import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,5 +92,20 @@ def start_on(arguments: Namespace, objects: Mapping[str, Any] | None = None) -> 
     from prefmix.weights.engines.quiet import held_back_stderr
 
     engine = {**vars(EngineArgs.from_cli_args(arguments)), **(objects or {})}
-    with held_back_stderr():
+    with _bounded_kv_cache(arguments), held_back_stderr():
         return LocalEngine(LLM(**engine, chat_template=arguments.chat_template))
+
+
+@contextmanager
+def _bounded_kv_cache(arguments: Namespace) -> Iterator[None]:
+    """Bounds the KV cache on a CPU, unless an argument or the user's environment gives its size."""
+    from prefmix.weights.engines.local import CPU_KV_CACHE, CPU_KV_CACHE_GIB
+
+    if arguments.kv_cache_memory_bytes is not None or CPU_KV_CACHE in os.environ:
+        yield
+        return
+    os.environ[CPU_KV_CACHE] = CPU_KV_CACHE_GIB
+    try:
+        yield
+    finally:
+        del os.environ[CPU_KV_CACHE]  # the next engine's argument is to count

@@ -61,6 +61,13 @@ class Engine(Protocol):
         """Log-probability of each (prompt, response) pair's response, in nats."""
 
 
+CPU_KV_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+"""vLLM's variable for the size of the KV cache on a CPU; it wins over the engine argument."""
+
+CPU_KV_CACHE_GIB = "1"
+"""Without any size vLLM takes 92 % of the machine's memory."""
+
+
 def set_environment() -> None:
     """Sets vLLM's environment for a batch job; call before vLLM is imported. Set variables stay."""
     for name, value in {
@@ -68,8 +75,6 @@ def set_environment() -> None:
         "VLLM_NO_USAGE_STATS": "1",
         # The engine then runs in this process, so that an interrupted fit leaves none behind.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # GiB, on CPU. By default vLLM takes 92 % of the machine's memory.
-        "VLLM_CPU_KVCACHE_SPACE": "1",
     }.items():
         os.environ.setdefault(name, value)
 
@@ -93,6 +98,7 @@ class LocalEngine:
           options: any of vLLM's engine arguments.
         """
         set_environment()
+        os.environ.setdefault(CPU_KV_CACHE, CPU_KV_CACHE_GIB)
         from vllm import LLM
 
         first = spec.checkpoints[0]
