@@ -31,12 +31,15 @@ def run_cells(notebook: dict[str, Any], *, where: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(code_cells(notebook), start=1):
         printed = io.StringIO()
-        tree = ast.parse("".join(cell["source"]), filename=f"{where}, cell {number}")
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        source = "".join(cell["source"])
+        tree = ast.parse(source, filename=f"{where}, cell {number}")
+        # As in Jupyter, a semicolon keeps the last value from being shown.
+        is_shown = not source.rstrip().endswith(";") and isinstance(tree.body[-1], ast.Expr)
+        last = tree.body.pop() if is_shown else None
         with contextlib.redirect_stdout(printed):
             exec(compile(tree, f"{where}, cell {number}", "exec"), names)
             value = None
-            if last is not None:
+            if isinstance(last, ast.Expr):
                 expression = ast.Expression(last.value)
                 value = eval(compile(expression, f"{where}, cell {number}", "eval"), names)
         cell["execution_count"] = number
