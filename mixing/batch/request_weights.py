@@ -54,8 +54,7 @@ def rows_of_tokens(query_start_loc: torch.Tensor, num_tokens: int) -> torch.Tens
 
 
 def active_members(weights_RM: np.ndarray) -> list[bool]:
-    """Per member, True if any row gives it weight. All are True without rows, and a single member
-    always is."""
-    if not len(weights_RM) or weights_RM.shape[1] == 1:
+    """Per member, True if any row gives it weight; True for all if there is no row."""
+    if not len(weights_RM):
         return [True] * weights_RM.shape[1]
     return [bool(active) for active in (weights_RM != 0).any(axis=0)]

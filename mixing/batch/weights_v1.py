@@ -60,6 +60,7 @@ class WeightTable:
         self.host_SM = np.tile(np.asarray(spec.uniform_weights, dtype=np.float32), (num_rows, 1))
         self.device_SM = torch.from_numpy(self.host_SM.copy()).to(device)
         self.num_active_rows = 0
+        self._is_single = spec.num_members == 1
         self.measured: list[str | None] = [None] * num_rows
         """Per row, the key under which the request's figures are kept; None if it is not
         measured."""
@@ -91,6 +92,8 @@ class WeightTable:
 
     def active_members(self) -> list[bool]:
         """Per member, True if any running request gives it weight."""
+        if self._is_single:
+            return [True]
         return active_members(self.host_SM[: self.num_active_rows])
 
     def active_keys(self) -> Sequence[str | None]:
