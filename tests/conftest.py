@@ -1,17 +1,33 @@
-"""Checkpoints that the tests of engines and of servers share."""
+"""For every test: nothing is left behind. And the checkpoints that engines and servers share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from support.leftovers import Traces
 
 if TYPE_CHECKING:
     from support.engines import AdaptedBase
 
 # torch and transformers are imported when a checkpoint is asked for: tests/unit/conftest.py has
 # to come before anything that imports Triton.
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a handler, variable, folder, path, thread, process or port.
+
+    What fixtures of a wider scope have started is there before the test and may stay. vLLM sets
+    variables of its own when an engine starts in this process.
+    """
+    traces = Traces()
+    yield
+    left = traces.left(any_environ=request.node.get_closest_marker("engine") is not None)
+    assert not left, f"{request.node.nodeid} leaves behind: {'; '.join(left)}"
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,8 +12,6 @@ from support.engines import (
     RUNNER,
     AdaptedBase,
     EngineFactory,
-    build_engine,
-    shut_down,
     spec_of_folders,
 )
 
@@ -45,15 +42,17 @@ def mixture(
     return spec_of_folders(policies), policies
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def engine() -> Iterator[EngineFactory]:
-    """engine(spec or folder, **options) -> vllm.LLM; a new one ends the one before."""
-    alive: list[Any] = []
+    """Engines that tests share, each of which leaves them as they were."""
+    factory = EngineFactory(max_alive=6)
+    yield factory
+    factory.end()
 
-    def build(served: MixtureSpec | Path, **options: Any) -> Any:
-        shut_down(alive)
-        alive.append(build_engine(served, **options))
-        return alive[-1]
 
-    yield build
-    shut_down(alive)
+@pytest.fixture
+def own_engine() -> Iterator[EngineFactory]:
+    """One engine at a time, of the test alone: its checkpoints are, or it changes the engine."""
+    factory = EngineFactory(max_alive=1)
+    yield factory
+    factory.end()

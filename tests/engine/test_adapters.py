@@ -19,7 +19,7 @@ from support.tiny_policies import VOCAB_SIZE, save_policy
 
 @pytest.mark.parametrize("value", [float("nan"), 3e38])
 def test_an_adapter_with_nan_or_too_large_numbers_is_refused(
-    engine: EngineFactory, adapted: AdaptedBase, tmp_path: Path, value: float
+    own_engine: EngineFactory, adapted: AdaptedBase, tmp_path: Path, value: float
 ) -> None:
     """Doubled by its alpha the larger is infinite, and would spoil the other adapters' rows."""
     tensors = load_file(adapted.adapters[0] / "adapter_model.safetensors")
@@ -30,11 +30,11 @@ def test_an_adapter_with_nan_or_too_large_numbers_is_refused(
     shutil.copy(adapted.adapters[0] / "adapter_config.json", broken)
     spec = MixtureSpec(policies=(Policy(name="x", model=str(broken)),), base=str(adapted.base))
     with pytest.raises(AdapterError, match=r"policy 'x'.*holds NaN or infinite numbers"):
-        engine(spec)
+        own_engine(spec)
 
 
 def test_an_adapter_of_another_model_is_refused_by_name(
-    engine: EngineFactory, adapted: AdaptedBase, tmp_path: Path
+    own_engine: EngineFactory, adapted: AdaptedBase, tmp_path: Path
 ) -> None:
     wide = save_policy(tmp_path / "wide", seed=5, hidden=128)
     deep = save_policy(tmp_path / "deep", seed=5, layers=3)
@@ -44,7 +44,7 @@ def test_an_adapter_of_another_model_is_refused_by_name(
             policies=(Policy(name="foreign", model=str(foreign)),), base=str(adapted.base)
         )
         with pytest.raises(Exception, match=f"'foreign'.*{words}"):
-            engine(spec)
+            own_engine(spec)
 
 
 def damaged(folder: Path, source: Path, kind: str) -> Path:

@@ -14,7 +14,7 @@ from prefmix.bench.contestants.models import Models
 from prefmix.bench.contestants.random_models import Shape, save_adapter, save_model
 from prefmix.bench.contestants.settings import contestant_settings
 from prefmix.bench.memory import MemoryProbe
-from support.engines import shut_down
+from support.engines import end_engine
 
 SHAPE = Shape(layers=2, hidden=64, intermediate=128, heads=2, kv_heads=2, vocab=320)
 NUM_POLICIES = 2
@@ -44,17 +44,20 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 @pytest.fixture
 def probe() -> Iterator[Any]:
-    """probe(settings) -> MemoryProbe; ends the engines."""
-    alive: list[Any] = []
+    """probe(settings) -> MemoryProbe; a new one ends the one before."""
+    alive: list[MemoryProbe] = []
 
     def start(one: dict[str, Any]) -> MemoryProbe:
-        shut_down(alive)
-        probe = MemoryProbe(one)
-        alive.append(probe.llm)
-        return probe
+        end()
+        alive.append(MemoryProbe(one))
+        return alive[-1]
+
+    def end() -> None:
+        while alive:
+            end_engine(alive.pop().llm)
 
     yield start
-    shut_down(alive)
+    end()
 
 
 def test_memory_is_that_of_the_layout_and_mixtures_agree(

@@ -47,10 +47,10 @@ def spoiled(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> M
 
 
 def test_a_row_fails_alone_and_names_the_policy(
-    engine: EngineFactory, spoiled: MixtureSpec
+    own_engine: EngineFactory, spoiled: MixtureSpec
 ) -> None:
     """In one batch, with prompts in chunks; the others' tokens are those of a batch without it."""
-    llm = engine(spoiled, max_num_batched_tokens=32, max_num_seqs=16)
+    llm = own_engine(spoiled, max_num_batched_tokens=32, max_num_seqs=16)
     even = (0.2, 0.3, 0.5)
     alone = generate(llm, SOUND, [even] * len(SOUND))
     without_bad = generate(llm, [SPOILED], [(0.5, 0.0, 0.5)])
@@ -65,10 +65,10 @@ def test_a_row_fails_alone_and_names_the_policy(
 
 
 def test_blocks_of_a_failed_request_spoil_nobody_who_gets_them_next(
-    engine: EngineFactory, spoiled: MixtureSpec
+    own_engine: EngineFactory, spoiled: MixtureSpec
 ) -> None:
     """A cache of few blocks, so that the sound requests write where the NaN were."""
-    llm = engine(spoiled, num_gpu_blocks_override=9, max_model_len=64, block_size=32)
+    llm = own_engine(spoiled, num_gpu_blocks_override=9, max_model_len=64, block_size=32)
     even = (0.2, 0.3, 0.5)
     short = [prompt[:20] for prompt in SOUND]
     alone = generate(llm, short, [even] * len(short))
@@ -88,11 +88,11 @@ def test_blocks_of_a_failed_request_spoil_nobody_who_gets_them_next(
 
 
 def test_a_spoiled_head_is_found_too(
-    engine: EngineFactory, policies: list[Path], tmp_path: Path
+    own_engine: EngineFactory, policies: list[Path], tmp_path: Path
 ) -> None:
     """The hidden states are sound, one logit is not; drawn, greedy and from the likeliest."""
     bad = with_nan_logit(tmp_path / "head", policies[1], token=11)
-    llm = engine(spec_of_folders([policies[0], bad]))
+    llm = own_engine(spec_of_folders([policies[0], bad]))
     llm.collective_rpc("prefmix_check_rows")
     weights = [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)]
     expected = [("error", ("head",)), ("length", ()), ("error", ("head",))]
@@ -105,7 +105,7 @@ def test_a_spoiled_head_is_found_too(
 
 
 def test_an_adapter_that_overflows_is_named(
-    engine: EngineFactory, adapted: AdaptedBase, tmp_path: Path
+    own_engine: EngineFactory, adapted: AdaptedBase, tmp_path: Path
 ) -> None:
     bad = with_overflow(tmp_path / "bad", adapted.adapters[1])
     sound = adapted.spec()
@@ -113,7 +113,7 @@ def test_an_adapter_that_overflows_is_named(
         policies=(sound.policies[0], Policy(name="bad", model=str(bad)), sound.policies[2]),
         base=sound.base,
     )
-    llm = engine(spec)
+    llm = own_engine(spec)
     weights = [(0.5, 0.0, 0.5), (1.0, 0.0, 0.0)]
     alone = generate(llm, SOUND[:2], weights)
     llm.collective_rpc("prefmix_check_rows")

@@ -29,7 +29,7 @@ def jobs(num_jobs: int, *, num_members: int, seed: int = 0) -> list[Job]:
 
 
 def test_policies_of_different_architecture_and_size_are_exact(
-    engine: EngineFactory, tmp_path: Path
+    own_engine: EngineFactory, tmp_path: Path
 ) -> None:
     """Depth, width, heads, tied embeddings, padded vocabulary, and a window in one policy only."""
     folders = [
@@ -48,45 +48,47 @@ def test_policies_of_different_architecture_and_size_are_exact(
         save_policy(tmp_path / "qwen3", seed=3, model_type="qwen3", vocab_size=VOCAB_SIZE + 64),
         save_policy(tmp_path / "window", seed=4, model_type="mistral", sliding_window=32),
     ]
-    llm = engine(spec_of_folders(folders), max_num_batched_tokens=64)
+    llm = own_engine(spec_of_folders(folders), max_num_batched_tokens=64)
     batch = jobs(24, num_members=5)
     assert any(len(job.prompt) > 64 for job in batch), "no prompt is longer than the window"
     assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
 def test_a_padded_first_policy_is_cut_alike_whoever_runs_beside_it(
-    engine: EngineFactory, tmp_path: Path
+    own_engine: EngineFactory, tmp_path: Path
 ) -> None:
     """Alone in its batch, a one-hot request must not see padding that others would rule out."""
     folders = [
         save_policy(tmp_path / "padded", seed=1, vocab_size=VOCAB_SIZE + 64),
         save_policy(tmp_path / "plain", seed=2),
     ]
-    llm, oracle = engine(spec_of_folders(folders)), Oracle(folders)
+    llm, oracle = own_engine(spec_of_folders(folders)), Oracle(folders)
     alone = [Job(prompt=(5, 6, 7), weights=(1.0, 0.0))]
     beside = [*alone, Job(prompt=(5, 6), weights=(0.5, 0.5))]
     for batch in (alone, beside):
         assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
-def test_window_of_the_first_policy_does_not_leak(engine: EngineFactory, tmp_path: Path) -> None:
+def test_window_of_the_first_policy_does_not_leak(
+    own_engine: EngineFactory, tmp_path: Path
+) -> None:
     folders = [
         save_policy(tmp_path / "window", seed=4, model_type="mistral", sliding_window=32),
         save_policy(tmp_path / "llama", seed=0),
     ]
-    llm = engine(spec_of_folders(folders))
+    llm = own_engine(spec_of_folders(folders))
     batch = [Job(prompt=tuple(range(2, 130)), weights=weights) for weights in ((0, 1), (0.4, 0.6))]
     assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
 def test_affine_weights_with_a_reference_are_exact(
-    engine: EngineFactory, policies: list[Path]
+    own_engine: EngineFactory, policies: list[Path]
 ) -> None:
     """Negative weights and weights above 1: DExperts, DeRa and the like."""
     spec = spec_of_folders(policies[:2], weight_space="affine")
     reference = Policy(name="reference", model=str(policies[2]))
     spec = MixtureSpec(policies=spec.policies, reference=reference, weight_space="affine")
-    llm = engine(spec)
+    llm = own_engine(spec)
     vectors = [(1.5, 0.0, -0.5), (0.7, 0.7, -0.4), (0.0, 0.0, 1.0), (-1.0, 2.0, 0.0)]
     batch = [
         Job(prompt=(3, 4, 5, index + 6), weights=weights, seed=index)
@@ -150,7 +152,7 @@ def test_one_policy_alone_is_a_mixture_too(
 
 
 def test_layers_in_common_are_stored_once_and_change_nothing(
-    engine: EngineFactory, policies: list[Path], tmp_path: Path
+    own_engine: EngineFactory, policies: list[Path], tmp_path: Path
 ) -> None:
     """A policy tuned from another with its embeddings and first layer frozen."""
     tuned = save_policy(tmp_path / "tuned", seed=7)
@@ -163,7 +165,7 @@ def test_layers_in_common_are_stored_once_and_change_nothing(
         metadata={"format": "pt"},
     )
     folders = [policies[0], tuned, policies[1]]
-    llm = engine(spec_of_folders(folders))
+    llm = own_engine(spec_of_folders(folders))
     first, second, third = model_of(llm).members.values()
     assert second.model.layers[0].mlp.down_proj is first.model.layers[0].mlp.down_proj
     assert second.model.layers[1].mlp.down_proj is not first.model.layers[1].mlp.down_proj
@@ -173,7 +175,7 @@ def test_layers_in_common_are_stored_once_and_change_nothing(
 
 
 def test_one_product_over_all_heads_is_exact(
-    engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way a GPU takes: widths differ, one head is padded. Not if a head begins with a norm."""
     from prefmix.mixing.models.lm_heads import plain_heads
@@ -183,7 +185,7 @@ def test_one_product_over_all_heads_is_exact(
         save_policy(tmp_path / "tied", seed=2, tie_word_embeddings=True),
         save_policy(tmp_path / "plain", seed=3),
     ]
-    llm = engine(spec_of_folders(folders))
+    llm = own_engine(spec_of_folders(folders))
     model = model_of(llm)
     members = list(model.members.values())
     monkeypatch.setattr(model, "plain_heads", plain_heads(members, torch.float32), raising=False)
@@ -197,14 +199,14 @@ def test_one_product_over_all_heads_is_exact(
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_broken_policy_harms_only_rows_that_give_it_weight(
-    engine: EngineFactory, policies: list[Path], tmp_path: Path, poison: float
+    own_engine: EngineFactory, policies: list[Path], tmp_path: Path, poison: float
 ) -> None:
     """Its logits are all NaN or infinite, and it runs, because a neighbour asks for it."""
     broken = save_policy(tmp_path / "broken", seed=9)
     parameters = load_file(broken / "model.safetensors")
     parameters["lm_head.weight"].fill_(poison)
     save_file(parameters, broken / "model.safetensors", metadata={"format": "pt"})
-    llm = engine(spec_of_folders([*policies[:2], broken]))
+    llm = own_engine(spec_of_folders([*policies[:2], broken]))
     healthy = [
         Job(prompt=job.prompt, weights=(*job.weights, 0.0), seed=job.seed)
         for job in jobs(8, num_members=2)
@@ -220,34 +222,34 @@ def test_a_broken_policy_harms_only_rows_that_give_it_weight(
 
 
 def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(
-    engine: EngineFactory, policies: list[Path]
+    own_engine: EngineFactory, policies: list[Path]
 ) -> None:
     """The tolerance is derived: the same mixture in transformers' bfloat16 against float32 truth.
 
     Weights travel as raw float32 bits inside bfloat16 rows, so they cost no precision.
     """
     batch = jobs(24, num_members=3, seed=8)
-    outputs = generate(engine(spec_of_folders(policies), dtype="bfloat16"), batch)
+    outputs = generate(own_engine(spec_of_folders(policies), dtype="bfloat16"), batch)
     engine_rms, own_rms = rounding_errors(policies, batch, outputs, dtype=torch.bfloat16)
     assert 0 < engine_rms < 1.5 * own_rms
 
 
 @pytest.mark.skipif(RUNNER == "v2", reason="torch.compile under Triton's interpreter is not tried")
 def test_compiled_policies_of_one_shape_keep_their_own_parameters(
-    engine: EngineFactory, policies: list[Path]
+    own_engine: EngineFactory, policies: list[Path]
 ) -> None:
     """Same-shaped policies share compiled code; what they must not share is what it runs on."""
-    llm = engine(spec_of_folders(policies), enforce_eager=False)
+    llm = own_engine(spec_of_folders(policies), enforce_eager=False)
     batch = jobs(12, num_members=3, seed=10)
     assert Oracle(policies).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
-def test_demo_policies_are_exact_on_real_prompts(engine: EngineFactory) -> None:
+def test_demo_policies_are_exact_on_real_prompts(own_engine: EngineFactory) -> None:
     """Trained policies, their own chat template, 36 requests of different weights at once."""
     from prefmix.policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
 
     folders = [CHECKPOINTS / name for name in ("positive", "concise", "polite")]
-    llm = engine(spec_of_folders(folders), max_num_batched_tokens=64)
+    llm = own_engine(spec_of_folders(folders), max_num_batched_tokens=64)
     tokenizer = llm.get_tokenizer()
     rng = np.random.default_rng(0)
     batch = []

@@ -47,7 +47,7 @@ def test_norms_caps_and_broken_heads_are_told(dtype: torch.dtype) -> None:
 
 
 def test_a_trunk_whose_head_begins_with_a_norm_is_exact(
-    engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
+    own_engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As MiMo and Step3p5 in vLLM. After the mixing a norm would be another model.
 
@@ -59,7 +59,7 @@ def test_a_trunk_whose_head_begins_with_a_norm_is_exact(
     monkeypatch.setattr(
         LlamaForCausalLM, "compute_logits", lambda self, rows: plain(self, self.model.norm(rows))
     )
-    llm = engine(adapted.spec(reference=adapted.reference()))
+    llm = own_engine(adapted.spec(reference=adapted.reference()))
     model = model_of(llm)
     assert (model.trunk.base.model.norm.weight == 1).all()
     assert not model.is_head_linear

@@ -18,10 +18,19 @@ from support.engines import RUNNER
 
 
 @pytest.mark.skipif(RUNNER == "v2", reason="already on V2")
-def test_exactness_holds_on_the_v2_runner() -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(layout, marks=pytest.mark.xdist_group(f"V2, {layout}"))
+        for layout in ("full checkpoints", "shared trunk")
+    ],
+)
+def test_exactness_holds_on_the_v2_runner(layout: str) -> None:
+    """A process each, so that two workers share the longest wait of the suite."""
     tests = Path(__file__).with_name("test_exactness.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "engine", "--show-capture=no"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "engine", "--show-capture=no", str(tests)],
+        [*command, "-k", layout, str(tests)],
         cwd=tests.parents[2],
         env={**os.environ, "PREFMIX_TEST_RUNNER": "v2"},
         capture_output=True,

@@ -28,9 +28,17 @@ class Passes:
         self._rows = 0
         model = model_of(llm)
         bodies = [model.trunk.base] if hasattr(model, "trunk") else model.members.values()
-        for body in bodies:
-            body.register_forward_hook(self._count, with_kwargs=True)
-        model.register_forward_hook(self._end, with_kwargs=True)
+        self._hooks = [
+            *(body.register_forward_hook(self._count, with_kwargs=True) for body in bodies),
+            model.register_forward_hook(self._end, with_kwargs=True),
+        ]
+
+    def __enter__(self) -> Passes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
     def _count(self, module: Any, args: Any, kwargs: Any, hidden: Any) -> None:
         self._rows += hidden.shape[0]
@@ -57,10 +65,9 @@ def test_one_set_of_members_for_all_runs_no_others(
     engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]
 ) -> None:
     llm = engine(mixture[0])
-    passes = Passes(llm)
     for weights, members in (((0.0, 1.0, 0.0), 1), ((0.5, 0.0, 0.5), 2), ((0.2, 0.3, 0.5), 3)):
-        passes.sizes.clear()
-        generate(llm, [Job(prompt=(4, 5, 6), weights=weights)] * 3)
+        with Passes(llm) as passes:
+            generate(llm, [Job(prompt=(4, 5, 6), weights=weights)] * 3)
         assert passes.sizes
         assert all(rows == members * tokens for tokens, rows in passes.sizes), passes.sizes
 
@@ -71,14 +78,15 @@ def test_requests_for_one_policy_each_pay_for_that_policy(
     """Different policies in one batch, prompts in chunks; then beside requests that need more."""
     spec, folders = mixture
     llm = engine(spec, max_num_batched_tokens=64)
-    oracle, passes = Oracle(folders), Passes(llm)
+    oracle = Oracle(folders)
     one_hot = one_hot_jobs(9, num_members=3)
-    assert oracle.worst_error(one_hot, generate(llm, one_hot)) < TOLERANCE_NATS
+    with Passes(llm) as passes:
+        assert oracle.worst_error(one_hot, generate(llm, one_hot)) < TOLERANCE_NATS
     assert all(rows == tokens for tokens, rows in passes.sizes), passes.sizes
-    passes.sizes.clear()
     more = [Job(prompt=(7, 8, 9), weights=(0.5, 0.0, 0.5), max_tokens=30)]
     mixed = [*one_hot, *more]
-    assert oracle.worst_error(mixed, generate(llm, mixed)) < TOLERANCE_NATS
+    with Passes(llm) as passes:
+        assert oracle.worst_error(mixed, generate(llm, mixed)) < TOLERANCE_NATS
     assert any(tokens < rows < 2 * tokens for tokens, rows in passes.sizes), passes.sizes
 
 
@@ -106,13 +114,14 @@ def test_a_step_of_many_rows_takes_passes_of_few_members(
     """Prompts that fill a step in three of four members: never more rows than one policy's step."""
     llm = engine(adapted.spec(reference=adapted.reference()), max_num_batched_tokens=64)
     sizes: list[int] = []
-    model_of(llm).trunk.base.register_forward_hook(
+    hook = model_of(llm).trunk.base.register_forward_hook(
         lambda module, args, kwargs, hidden: sizes.append(hidden.shape[0]), with_kwargs=True
     )
     prompts = [tuple(range(3 + index, 43 + index)) for index in range(5)]
     batch = [Job(prompt=prompt, weights=(0.5, 0.3, 0.0, 0.2), max_tokens=4) for prompt in prompts]
     oracle = Oracle([*adapted.merged, adapted.base])
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+    hook.remove()
     assert max(sizes) == 64
     assert {3, 15} & set(sizes), "few rows go through together"
 
@@ -148,17 +157,18 @@ def test_caches_join_only_where_they_lie_whole_blocks_apart() -> None:
 
 @pytest.mark.parametrize("way", ["joined", "apart"])
 def test_rows_of_a_trunk_find_their_adapter_however_it_is_held(
-    engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch, way: str
+    own_engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """As part of the layers' matrices, or apart: of quantised layers, or too wide. A reference."""
     if way == "apart":
         monkeypatch.setattr(
             "prefmix.mixing.models.lora_linears.join_factors", lambda *arguments: None
         )
-    llm = engine(adapted.spec(reference=adapted.reference()), max_num_batched_tokens=64)
-    oracle, passes = Oracle([*adapted.merged, adapted.base]), Passes(llm)
+    llm = own_engine(adapted.spec(reference=adapted.reference()), max_num_batched_tokens=64)
+    oracle = Oracle([*adapted.merged, adapted.base])
     batch = one_hot_jobs(9, num_members=4)
-    assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+    with Passes(llm) as passes:
+        assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
     assert all(rows == tokens for tokens, rows in passes.sizes), passes.sizes
     mixed = random_jobs(16, num_members=4, vocab_size=VOCAB_SIZE, seed=6)
     assert oracle.worst_error(mixed, generate(llm, mixed)) < TOLERANCE_NATS

@@ -17,6 +17,9 @@ from support.tiny_policies import VOCAB_SIZE
 TOLERANCE_NATS = 1e-3
 """Of KL, entropy and log-probs in float32."""
 
+MEASURED = {"seed": 1}
+"""These engines measure from now on; the other tests share engines that never do."""
+
 
 def generate(llm: Any, jobs: list[Job], keys: list[str | None], **sampling: Any) -> list[Any]:
     from vllm import SamplingParams
@@ -67,7 +70,7 @@ def test_measured_figures_are_those_of_transformers(
     spec, folders = spec_of_folders(policies), policies
     if layout == "shared trunk":
         spec, folders = adapted.spec(), adapted.merged
-    llm, oracle = engine(spec, max_num_batched_tokens=64), Oracle(folders)
+    llm, oracle = engine(spec, **MEASURED, max_num_batched_tokens=64), Oracle(folders)
     llm.collective_rpc("prefmix_start_statistics", args=(1,))
     jobs = random_jobs(10, num_members=3, vocab_size=VOCAB_SIZE, seed=3)
     keys = [f"key {index}" if index % 2 else None for index in range(len(jobs))]
@@ -105,7 +108,7 @@ def test_a_policy_is_measured_on_the_tokens_it_ran(
     engine: EngineFactory, adapted: AdaptedBase
 ) -> None:
     """Requests for one policy each share a pass, in which each policy runs its own only."""
-    llm, oracle = engine(adapted.spec()), Oracle(adapted.merged)
+    llm, oracle = engine(adapted.spec(), **MEASURED), Oracle(adapted.merged)
     llm.collective_rpc("prefmix_start_statistics", args=(1,))
     jobs = [
         Job(prompt=(4, 5, index + 6), weights=tuple(np.eye(3)[index % 3]), seed=index)
@@ -134,7 +137,7 @@ def test_a_policy_is_measured_on_the_tokens_it_ran(
 
 def test_sampled_kl_is_the_mean_over_tokens(engine: EngineFactory, policies: list[Path]) -> None:
     """Within 1 % of transformers on the same tokens, all members running."""
-    llm, oracle = engine(spec_of_folders(policies)), Oracle(policies)
+    llm, oracle = engine(spec_of_folders(policies), **MEASURED), Oracle(policies)
     llm.collective_rpc("prefmix_start_statistics", args=(1,))
     jobs = [
         Job(prompt=(4, 5, index + 6), weights=(0.2, 0.3, 0.5), seed=index) for index in range(8)
@@ -158,7 +161,7 @@ def test_sampled_kl_is_the_mean_over_tokens(engine: EngineFactory, policies: lis
 def test_parallel_samples_are_told_apart_and_unasked_requests_cost_nothing(
     engine: EngineFactory, policies: list[Path]
 ) -> None:
-    llm = engine(spec_of_folders(policies))
+    llm = engine(spec_of_folders(policies), **MEASURED)
     llm.collective_rpc("prefmix_start_statistics", args=(0,))
     jobs = [Job(prompt=(4, 5, 6), weights=(0.2, 0.3, 0.5), max_tokens=5)]
     [output] = generate(llm, jobs, ["key"], n=3)

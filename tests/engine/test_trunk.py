@@ -73,12 +73,12 @@ def undecorated(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("undecorated")
 def test_any_architecture_of_plain_attention_is_exact(
-    engine: EngineFactory, tmp_path: Path, options: dict[str, Any]
+    own_engine: EngineFactory, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """Biases, head norms, windows, tied embeddings, soft-caps, projections fused in the file,
     transformers' own code, experts."""
     served = served_base(tmp_path, **options)
-    llm = engine(served.spec(), max_num_batched_tokens=64)
+    llm = own_engine(served.spec(), max_num_batched_tokens=64)
     batch = jobs(10, num_members=2)
     assert Oracle(served.merged).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
@@ -86,12 +86,12 @@ def test_any_architecture_of_plain_attention_is_exact(
 @pytest.mark.usefixtures("undecorated")
 @pytest.mark.parametrize("rows", ["any", "all alike"])
 def test_adapters_apart_are_exact_in_models_of_transformers_own_code(
-    engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str
+    own_engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str
 ) -> None:
     """They hand their layers [1, R, D]."""
     keep_adapters_apart(monkeypatch, any_rows=rows == "any")
     served = served_base(tmp_path, model_type="olmo2")
-    llm = engine(served.spec(reference=served.reference()), max_num_batched_tokens=64)
+    llm = own_engine(served.spec(reference=served.reference()), max_num_batched_tokens=64)
     assert type(model_of(llm).trunk.base).__name__ == "TransformersForCausalLM"
     batch = jobs(10, num_members=3)
     oracle = Oracle([*served.merged, served.base])
@@ -101,10 +101,10 @@ def test_adapters_apart_are_exact_in_models_of_transformers_own_code(
 
 
 def test_the_reference_is_the_base_at_any_weight(
-    engine: EngineFactory, adapted: AdaptedBase
+    own_engine: EngineFactory, adapted: AdaptedBase
 ) -> None:
     """Affine weights: negative, above 1, and the base alone."""
-    llm = engine(adapted.spec(reference=adapted.reference(), weight_space="affine"))
+    llm = own_engine(adapted.spec(reference=adapted.reference(), weight_space="affine"))
     vectors = [
         (1.5, 0.0, 0.0, -0.5),
         (0.7, 0.7, -0.2, -0.2),
@@ -123,10 +123,10 @@ def test_the_reference_is_the_base_at_any_weight(
 
 @pytest.mark.skipif(RUNNER == "v2", reason="torch.compile under Triton's interpreter is not tried")
 def test_compiled_trunk_is_exact_for_every_set_of_members(
-    engine: EngineFactory, adapted: AdaptedBase
+    own_engine: EngineFactory, adapted: AdaptedBase
 ) -> None:
     """One graph for any members with any number of rows."""
-    llm = engine(adapted.spec(reference=adapted.reference()), enforce_eager=False)
+    llm = own_engine(adapted.spec(reference=adapted.reference()), enforce_eager=False)
     assert not model_of(llm).trunk.do_not_compile
     oracle = Oracle([*adapted.merged, adapted.base])
     batch = jobs(12, num_members=4, seed=10)
@@ -139,23 +139,23 @@ def test_compiled_trunk_is_exact_for_every_set_of_members(
 @pytest.mark.skipif(RUNNER == "v2", reason="torch.compile under Triton's interpreter is not tried")
 @pytest.mark.usefixtures("undecorated")
 def test_a_base_that_vllm_does_not_compile_is_not_compiled(
-    engine: EngineFactory, tmp_path: Path
+    own_engine: EngineFactory, tmp_path: Path
 ) -> None:
     """Dynamic rotary embeddings of transformers look at the positions: no graph can."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     served = served_base(tmp_path, model_type="olmo2", rope_parameters=rope)
-    llm = engine(served.spec(), enforce_eager=False)
+    llm = own_engine(served.spec(), enforce_eager=False)
     assert model_of(llm).trunk.do_not_compile
     batch = jobs(4, num_members=2)
     assert Oracle(served.merged).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
 def test_members_that_all_run_all_tokens_are_exact(
-    engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
+    own_engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of GPUs: batched products, members skipped only where nobody wants them."""
     keep_adapters_apart(monkeypatch, any_rows=False)
-    llm = engine(adapted.spec(reference=adapted.reference()))
+    llm = own_engine(adapted.spec(reference=adapted.reference()))
     batch = jobs(12, num_members=4, seed=11)
     oracle = Oracle([*adapted.merged, adapted.base])
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
@@ -164,10 +164,10 @@ def test_members_that_all_run_all_tokens_are_exact(
 
 
 def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(
-    engine: EngineFactory, adapted: AdaptedBase
+    own_engine: EngineFactory, adapted: AdaptedBase
 ) -> None:
     """Mixed hidden states are rounded once more, the LM head's input of every policy once less."""
     batch = jobs(24, num_members=3, seed=8)
-    outputs = generate(engine(adapted.spec(), dtype="bfloat16"), batch)
+    outputs = generate(own_engine(adapted.spec(), dtype="bfloat16"), batch)
     engine_rms, own_rms = rounding_errors(adapted.merged, batch, outputs, dtype=torch.bfloat16)
     assert 0 < engine_rms < 1.5 * own_rms

@@ -5,19 +5,21 @@ PREFMIX_TEST_RUNNER=v2 runs them on vLLM's V2 model runner in Triton's interpret
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
 
 RUNNER = os.environ.get("PREFMIX_TEST_RUNNER", "v1")
 
-EngineFactory = Callable[..., Any]
-"""engine(spec or folder, **options of vLLM) -> vllm.LLM"""
+KV_CACHE_BYTES = 2**26
+"""Of an engine whose number of blocks is not given: room for every test's batch."""
 
 
 def spec_of_folders(folders: Sequence[Path], **settings: Any) -> MixtureSpec:
@@ -44,14 +46,41 @@ class AdaptedBase:
         return Policy(name="reference", model=str(self.base))
 
 
-def build_engine(served: MixtureSpec | Path, **options: Any) -> Any:
-    """A new engine: of a mixture, or of one folder as vLLM serves it by itself."""
+class EngineFactory:
+    """engine(spec or folder, **options of vLLM) -> vllm.LLM
+
+    Engines live on beside each other, up to `max_alive`, and who asks for the same again gets the
+    same.
+    """
+
+    def __init__(self, *, max_alive: int) -> None:
+        self._max_alive = max_alive
+        self._alive: dict[tuple[str, str], Any] = {}
+
+    def __call__(self, served: MixtureSpec | Path, **options: Any) -> Any:
+        key = (repr(served), repr(sorted(options.items())))
+        if key in self._alive:
+            self._alive[key] = self._alive.pop(key)  # now the latest used
+            return self._alive[key]
+        if len(self._alive) == self._max_alive:
+            end_engine(self._alive.pop(next(iter(self._alive))))
+        self._alive[key] = _start(served, options)
+        return self._alive[key]
+
+    def end(self) -> None:
+        """Ends its engines."""
+        while self._alive:
+            end_engine(self._alive.popitem()[1])
+
+
+def _start(served: MixtureSpec | Path, options: dict[str, Any]) -> Any:
     settings: dict[str, Any] = {
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 256,
         "max_num_seqs": 48,
         "disable_log_stats": False,
+        "kv_cache_memory_bytes": KV_CACHE_BYTES,
         **options,
     }
     if isinstance(served, MixtureSpec):
@@ -60,22 +89,32 @@ def build_engine(served: MixtureSpec | Path, **options: Any) -> Any:
         settings |= {"model": str(served)}
     from vllm import LLM
 
-    llm = LLM(**settings)
+    with _modules_left_out_of_collection():
+        llm = LLM(**settings)
     uses_v2 = llm.llm_engine.vllm_config.use_v2_model_runner
     assert uses_v2 == (RUNNER == "v2"), "the engine runs on the other model runner"
     return llm
 
 
-def shut_down(alive: list[Any]) -> None:
-    """Ends the engines of this process, so that the next one starts from nothing."""
-    if not alive:
-        return
-    from vllm.distributed import cleanup_dist_env_and_memory
+def end_engine(llm: Any) -> None:
+    """Frees what an engine holds; the process groups, which all engines here share, stay."""
+    with (
+        _modules_left_out_of_collection(),
+        mock.patch("vllm.v1.engine.core.cleanup_dist_env_and_memory"),
+    ):
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
 
-    while alive:
-        alive.pop().llm_engine.engine_core.shutdown()
-    gc.collect()
-    cleanup_dist_env_and_memory()
+
+@contextlib.contextmanager
+def _modules_left_out_of_collection() -> Iterator[None]:
+    """For vLLM's nine garbage collections a start: each would walk through all imported modules."""
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
+    with mock.patch.multiple(gc, freeze=lambda: None, unfreeze=lambda: None):
+        yield
 
 
 def model_of(llm: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def start(store: WeightsStore, name: str, first: int, last: int) -> subprocess.P
 
 
 def kill_a_writer(store: WeightsStore, rng: random.Random, *, done: int, last: int) -> int:
-    """Kills a writer at a random instant and checks what it left.
+    """Kills a writer at a random instant after some changes and checks what it left.
 
     Args:
       store: made by `new_store`, written by such writers only.
@@ -57,9 +58,10 @@ def kill_a_writer(store: WeightsStore, rng: random.Random, *, done: int, last: i
     with start(store, "x", done, last) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0, 0.06))
+        confirmed = list(itertools.islice(writer.stdout, rng.randrange(30)))
+        time.sleep(rng.uniform(0, 0.005))  # into the midst of the next change or two
         writer.kill()
-        said = [int(word) for word in writer.stdout.read().split()]
+        said = [int(word) for word in (*confirmed, *writer.stdout.read().split())]
 
     current = store.read()
     if said:

@@ -1,9 +1,11 @@
-"""Serves a mixture on two CPU ranks and prints the worst errors against full checkpoints.
+"""Serves mixtures on two CPU ranks, one after the other, and prints the worst errors of each.
 
 Full checkpoints are served twice: each with its own LM head, and with one product over all heads,
-which is a GPU's way.
+which is a GPU's way. One process for all mixtures: its three imports of vLLM are most of the time.
 
-python tests/support/tensor_parallel_check.py SPEC_JSON FOLDER FOLDER ...
+python tests/support/tensor_parallel_check.py '[{"spec": ..., "folders": [...]}, ...]'
+
+Prints one JSON object a mixture: {"worst error": nats, "one product": nats}.
 """
 
 from __future__ import annotations
@@ -33,14 +35,19 @@ def main() -> None:
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     tests = Path(__file__).resolve().parents[1]
     sys.path[:0] = [str(tests), str(tests.parent)]
+    for mixture in json.loads(sys.argv[1]):
+        print(json.dumps(errors(mixture["spec"], list(map(Path, mixture["folders"])))), flush=True)
+
+
+def errors(spec_dict: dict[str, Any], folders: list[Path]) -> dict[str, float]:
+    """The worst errors against full checkpoints, by the way that logits are made."""
     from vllm import LLM
 
     from prefmix.mixing.spec import MixtureSpec, hf_overrides
     from support.exactness import Oracle, generate, random_jobs
     from support.tiny_policies import VOCAB_SIZE
 
-    spec = MixtureSpec.from_dict(json.loads(sys.argv[1]))
-    folders = [Path(argument) for argument in sys.argv[2:]]
+    spec = MixtureSpec.from_dict(spec_dict)
     llm = LLM(
         model=spec.checkpoints[0].model,
         hf_overrides=hf_overrides(spec),
@@ -50,12 +57,15 @@ def main() -> None:
         max_model_len=256,
         max_num_batched_tokens=64,
         max_num_seqs=16,
+        kv_cache_memory_bytes=2**26,
     )
     jobs = random_jobs(12, num_members=len(folders), vocab_size=VOCAB_SIZE, seed=0)
     oracle = Oracle(folders)
-    print("worst error:", oracle.worst_error(jobs, generate(llm, jobs)))
+    found = {"worst error": oracle.worst_error(jobs, generate(llm, jobs))}
     if all(llm.collective_rpc(mix_plain_heads)):
-        print("one product:", oracle.worst_error(jobs, generate(llm, jobs)))
+        found["one product"] = oracle.worst_error(jobs, generate(llm, jobs))
+    llm.llm_engine.engine_core.shutdown()
+    return found
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def test_a_spoiled_store_changes_nothing_and_says_what_to_do(faulty: Faulty, wha
     began = time.monotonic()
     for response in (faulty.ask("POST", "/weights/reload"), faulty.change({"weights": {"a": 1}})):
         faulty.refused(response, status, remedy)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert prometheus("prefmix_weights_last_reload_successful") == 0
 
     if faulty.store.path.is_dir():

@@ -16,6 +16,8 @@ from support.loopback_server import LoopbackServer, serving
 HEAD_S = 0.5
 STALL_S = 0.7
 KEEP_ALIVE_S = 2
+SLACK_S = 5
+"""A machine that is busy with other work may be so late."""
 LARGE = 32 * 2**20
 
 finished: list[str] = []
@@ -76,25 +78,25 @@ def seconds_to_end(peer: socket.socket, trickle: bytes = b"") -> float:
                 peer.sendall(bytes([rest.pop(0)]))
         except ConnectionError:
             break
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
     return time.monotonic() - began
 
 
 def test_a_head_that_does_not_end_is_not_waited_for(server: LoopbackServer) -> None:
     with connect(server) as peer:
-        assert HEAD_S <= seconds_to_end(peer, request()[:-2]) < HEAD_S + 1
+        assert HEAD_S <= seconds_to_end(peer, request()[:-2]) < HEAD_S + SLACK_S
 
 
 def test_nor_is_one_that_follows_another_request(server: LoopbackServer) -> None:
     with connect(server) as peer:
         peer.sendall(request())
         assert answered(peer)
-        assert HEAD_S <= seconds_to_end(peer, request()[:-2]) < HEAD_S + 1
+        assert HEAD_S <= seconds_to_end(peer, request()[:-2]) < HEAD_S + SLACK_S
 
 
 def test_blank_lines_do_not_keep_a_connection(server: LoopbackServer) -> None:
     with connect(server) as peer:
-        assert seconds_to_end(peer, b"\r\n" * 100) < HEAD_S + 1
+        assert seconds_to_end(peer, b"\r\n" * 100) < HEAD_S + SLACK_S
 
 
 def test_a_connection_may_rest_before_and_between_requests(server: LoopbackServer) -> None:
@@ -103,7 +105,7 @@ def test_a_connection_may_rest_before_and_between_requests(server: LoopbackServe
             time.sleep(2 * HEAD_S)
             peer.sendall(request())
             assert answered(peer)
-        assert KEEP_ALIVE_S - 0.5 < seconds_to_end(peer) < KEEP_ALIVE_S + 1
+        assert KEEP_ALIVE_S - 0.5 < seconds_to_end(peer) < KEEP_ALIVE_S + SLACK_S
 
 
 def test_the_rest_of_a_refused_body_is_heard_for_a_while(server: LoopbackServer) -> None:
@@ -122,7 +124,7 @@ def test_the_rest_of_a_refused_body_is_heard_for_a_while(server: LoopbackServer)
     with connect(server) as peer:
         peer.sendall(request("/", "content-length: 1000000"))
         assert answered(peer)
-        assert HEAD_S <= seconds_to_end(peer, b"x" * 1000) < HEAD_S + 1
+        assert HEAD_S <= seconds_to_end(peer, b"x" * 1000) < HEAD_S + SLACK_S
 
 
 def test_a_client_that_does_not_read_is_cut_off_and_others_are_not_held_up(

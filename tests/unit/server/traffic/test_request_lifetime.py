@@ -46,7 +46,7 @@ def lifetime_of(*messages: Message) -> RequestLifetime:
 
 def run(main: Any) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await main
         await asyncio.sleep(0)
         assert len(asyncio.all_tasks()) == 1, "nothing is left over"

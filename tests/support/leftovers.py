@@ -1,0 +1,127 @@
+"""What a test leaves behind in its process, told from a look before it and one after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_GRACE_S = 5.0
+"""Threads and processes that are about to end are given this long; most need none of it."""
+
+_MONITOR = "tqdm_monitor"
+"""A daemon thread that tqdm starts once for the whole process."""
+
+_FDS = Path("/proc/self/fd")
+_LISTENING = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
+
+
+class Traces:
+    """What is in the process now; `left` names what has come since."""
+
+    def __init__(self) -> None:
+        self._handlers = _handlers()
+        self._environ = dict(os.environ)
+        self._folder = os.getcwd()
+        self._path = list(sys.path)
+        self._threads = set(threading.enumerate())
+        self._children = _children()
+        self._sockets = _sockets()
+
+    def left(self, *, any_environ: bool = False) -> list[str]:
+        """A sentence for each thing that was not there before, or is changed.
+
+        Args:
+          any_environ: environment variables may change.
+        """
+        found = [
+            f"the handler of {signal.Signals(number).name} is now {handler}"
+            for number, handler in _handlers().items()
+            if handler != self._handlers[number]
+        ]
+        if not any_environ:
+            found += [f"{name} is changed in os.environ" for name in sorted(self._changed())]
+        if os.getcwd() != self._folder:
+            found.append(f"the working directory is {os.getcwd()}, no longer {self._folder}")
+        if sys.path != self._path:
+            found.append(f"sys.path has changed: {set(sys.path) ^ set(self._path)}")
+        return found + self._still_there()
+
+    def _changed(self) -> set[str]:
+        now = dict(os.environ)
+        own = {"PYTEST_CURRENT_TEST"}
+        names = (self._environ.keys() | now.keys()) - own
+        return {name for name in names if self._environ.get(name) != now.get(name)}
+
+    def _still_there(self) -> list[str]:
+        deadline = time.monotonic() + _GRACE_S
+        while (found := list(self._running())) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
+
+    def _running(self) -> Iterator[str]:
+        for thread in set(threading.enumerate()) - self._threads:
+            if thread.name == _MONITOR:
+                continue
+            yield f"the {'daemon ' * thread.daemon}thread {thread.name!r} runs"
+        for pid in _children() - self._children:
+            yield f"the process {pid} ({_command(pid)}) runs"
+        for port in _listening_ports(_sockets() - self._sockets):
+            yield f"port {port} is listened on"
+
+
+def _handlers() -> dict[int, object]:
+    """Without the one of pytest-timeout, which a test that fails gives back early."""
+    numbers = signal.valid_signals() - {signal.SIGALRM}
+    return {number: signal.getsignal(number) for number in numbers}
+
+
+def _children() -> set[int]:
+    """Of all threads of this process."""
+    found = set[int]()
+    for thread in Path("/proc/self/task").iterdir():
+        try:
+            found.update(map(int, (thread / "children").read_text().split()))
+        except FileNotFoundError:  # the thread has ended meanwhile
+            continue
+    return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()[:200]
+    except OSError:
+        return "just ended"
+
+
+def _sockets() -> set[str]:
+    """The inodes of the sockets that this process has open."""
+    found = set[str]()
+    for name in os.listdir(_FDS):
+        try:
+            target = os.readlink(_FDS / name)
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:["):
+            found.add(target[len("socket:[") : -1])
+    return found
+
+
+def _listening_ports(inodes: set[str]) -> list[int]:
+    if not inodes:
+        return []
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
+    ]
+    return [
+        int(row[1].rpartition(":")[2], 16)
+        for row in rows
+        if row[3] == _LISTENING and row[9] in inodes
+    ]
