@@ -1,4 +1,4 @@
-"""For every test: nothing is left behind. And the checkpoints that engines and servers share."""
+"""No test leaves anything behind; long ones come first; checkpoints of engines and servers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,36 @@ if TYPE_CHECKING:
 
 # torch and transformers are imported when a checkpoint is asked for: tests/unit/conftest.py has
 # to come before anything that imports Triton.
+
+
+LONGEST_FIRST = (
+    "V2, shared trunk",
+    "V2, full checkpoints",
+    "test_faults",
+    "test_lifecycle",
+    "test_admin_live",
+    "two ranks",
+    "test_trunk",
+    "test_layouts",
+    "test_console",
+    "test_fit",
+)
+"""Groups of tests, each run by one worker, in this order; the shorter ones come after them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file of engines or servers is a group, so that one worker starts what its tests share."""
+    for item in items:
+        if item.path.parent.name in ("engine", "server") and _group(item) is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    places = {group: place for place, group in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(_group(item) or "", len(places)))
+
+
+def _group(item: pytest.Item) -> str | None:
+    mark = item.get_closest_marker("xdist_group")
+    return None if mark is None else str(mark.args[0])
 
 
 @pytest.fixture(autouse=True)

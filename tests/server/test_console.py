@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +25,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from support import tools
 from support.server_process import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,22 +42,10 @@ NAMELESS = re.compile(
 """A control in Playwright's accessibility tree that has no name."""
 
 
-def browser_path() -> str | None:
-    """The system's browser, by PREFMIX_BROWSER or one of its usual names."""
-    given = os.environ.get("PREFMIX_BROWSER")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return given or next((path for name in names if (path := shutil.which(name))), None)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One headless browser that can reach loopback and nothing else."""
-    path = browser_path()
-    if path is None:
-        reason = "no Chromium found: apt-get install chromium, or set PREFMIX_BROWSER to one"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    path = tools.find("chromium")
     flags = ["--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     if os.geteuid() == 0:  # Chromium's own sandbox refuses root
         flags.append("--no-sandbox")

@@ -1,4 +1,4 @@
-"""Starts that must not be: vLLM's unsafe switches, pickled policies; and what failed ones print."""
+"""Starts that must not be: vLLM's unsafe switches, and pickled policies."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from support.server_process import engine_flags, free_port, run_prefmix
-
-KEY = "key-7d3a5512c0b94e8a"
-ADMIN = "admin-9f2b6c7d8e1a4053"
-SECRETS = (KEY, ADMIN)
+from support.server_process import free_port, run_prefmix
 
 
 def refused(*words: str, code: int, **environ: str) -> str:
     run = run_prefmix(*words, **environ)
     assert (run.returncode, run.stdout) == (code, ""), run.stderr
     assert "Traceback" not in run.stderr
-    assert [secret for secret in SECRETS if secret in run.stderr] == []
     return run.stderr.splitlines()[-1]
 
 
@@ -68,20 +63,3 @@ def test_a_pickled_policy_is_refused_and_not_opened(
     for part in ("policy 'evil'", str(evil), "pytorch_model.bin", "--allow-unsafe-weights"):
         assert part in line
     assert not ran.exists()
-
-
-def test_a_start_that_fails_in_the_engine_shows_no_secret(
-    policies: list[Path], tmp_path: Path
-) -> None:
-    broken = shutil.copytree(policies[0], tmp_path / "broken")
-    tensors = broken / "model.safetensors"
-    tensors.write_bytes(tensors.read_bytes()[:20_000])
-    words = [f"--policy=a={broken}", "--port", str(free_port()), *engine_flags()]
-    line = refused(
-        "serve",
-        *words,
-        code=1,
-        PREFMIX_API_KEY=KEY,
-        PREFMIX_ADMIN_TOKEN=ADMIN,
-    )
-    assert "did not start" in line

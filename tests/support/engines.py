@@ -59,6 +59,8 @@ class EngineFactory:
 
     def __call__(self, served: MixtureSpec | Path, **options: Any) -> Any:
         key = (repr(served), repr(sorted(options.items())))
+        if self._alive and not _have_groups():  # another engine of this process has ended them
+            self.end()
         if key in self._alive:
             self._alive[key] = self._alive.pop(key)  # now the latest used
             return self._alive[key]
@@ -71,6 +73,12 @@ class EngineFactory:
         """Ends its engines."""
         while self._alive:
             end_engine(self._alive.popitem()[1])
+
+
+def _have_groups() -> bool:
+    from vllm.distributed import model_parallel_is_initialized
+
+    return bool(model_parallel_is_initialized())
 
 
 def _start(served: MixtureSpec | Path, options: dict[str, Any]) -> Any:

@@ -1,5 +1,8 @@
 """Warnings are errors here; the engine's tests run code of others that warns."""
 
+import importlib
+import warnings
+
 import pytest
 
 from support.kernels import interpreted  # noqa: F401 - before anything else imports Triton
@@ -8,3 +11,15 @@ from support.kernels import interpreted  # noqa: F401 - before anything else imp
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Marks every test of this folder; a test's own `filterwarnings` marks come after and win."""
     item.add_marker(pytest.mark.filterwarnings("error"), append=False)
+
+
+@pytest.fixture(scope="session")
+def vllm() -> None:
+    """Imports vLLM and its plugins, which takes seconds, sets variables and warns.
+
+    The tests that need it bear the mark xdist_group("vllm"), so that one worker alone does so.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("vllm.entrypoints.openai.api_server")
+        importlib.import_module("vllm.plugins").load_general_plugins()

@@ -13,6 +13,7 @@ import yaml
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.server.config.limits import Limits
 from prefmix.weights.store.format import for_mixture, from_document
+from support import tools
 
 KUBERNETES = Path(__file__).resolve().parents[3] / "deploy" / "kubernetes"
 OVERLAYS = ("cpu", "gpu")
@@ -40,12 +41,12 @@ def _build(folder: Path) -> list[Manifest]:
 
 
 @pytest.fixture
-def validate(miss: Callable[[str], None]) -> Callable[[Manifest], None]:
+def validate() -> Callable[[Manifest], None]:
     """Raises for a manifest that the API server of 1.31 would refuse."""
     try:
         import kubernetes_validate
     except ImportError:
-        miss("kubernetes-validate is not installed; pip install -r deploy/requirements.txt")
+        tools.miss("kubernetes-validate")
     return lambda manifest: kubernetes_validate.validate(manifest, "1.31", strict=True)
 
 

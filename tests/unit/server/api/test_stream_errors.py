@@ -17,6 +17,8 @@ from prefmix.server.telemetry.failed_policies import FailedPolicies
 from prefmix.server.telemetry.metrics import REQUESTS
 from support.text_requests import Body, mixture_state, text_request
 
+pytestmark = [pytest.mark.usefixtures("vllm"), pytest.mark.xdist_group("vllm")]
+
 
 def requests(outcome: str) -> float:
     return float(REQUESTS.labels("even", outcome)._value.get())

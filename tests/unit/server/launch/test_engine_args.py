@@ -13,6 +13,8 @@ from prefmix.server.config.errors import CommandError
 from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.launch.environment import check_entry_points
 
+pytestmark = [pytest.mark.usefixtures("vllm"), pytest.mark.xdist_group("vllm")]
+
 
 def build(*passthrough: str, **fields: Any) -> Namespace:
     engine_args = importlib.import_module("prefmix.server.launch.engine_args")
