@@ -7,7 +7,7 @@ from pathlib import Path
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.weights.engines.local import LocalEngine
 from support.engines import AdaptedBase, EngineFactory
-from support.fit_engines import check_engine, mixture
+from support.fit.engine_law import check_engine, mixture
 
 
 def test_local_engine_of_a_trunk_samples_and_scores_exactly(

@@ -13,7 +13,7 @@ import pytest
 from prefmix.weights.engines.remote import RemoteEngine
 from prefmix.weights.store.format import parse
 from support.engines import AdaptedBase
-from support.fit_engines import PROMPTS, check_engine, mixture
+from support.fit.engine_law import PROMPTS, check_engine, mixture
 from support.server_process import ServerProcess, run_prefmix
 
 

@@ -11,7 +11,7 @@ from prefmix.weights.engines.progress import Progress, duration
 from prefmix.weights.fit.job import FitJob
 from prefmix.weights.fit.mirror_descent import DescentSettings
 from prefmix.weights.fit.settings import FitSettings
-from support.toy_engine import ToyEngine
+from support.fit.toy_engine import ToyEngine
 
 
 class Clock:

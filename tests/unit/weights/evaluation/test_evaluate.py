@@ -15,7 +15,7 @@ from prefmix.weights.evaluation.evaluate import Evaluation, Weighting, evaluate,
 from prefmix.weights.evaluation.verdict import beats_its_members, verdict
 from prefmix.weights.report.evaluation_report import write_evaluation_report
 from prefmix.weights.report.pareto import pareto_optimal
-from support.toy_engine import ToyEngine
+from support.fit.toy_engine import ToyEngine
 
 ROWS = [
     Weighting(name="reference", weights={"reference": 1.0}),

@@ -17,7 +17,7 @@ from prefmix.weights.fit.score_table import ScoreTable
 from prefmix.weights.fit.settings import FitError, FitSettings, importances_to_weights
 from prefmix.weights.fit.summary import summary
 from prefmix.weights.fit.table_fit import fit_table
-from support.toy_engine import ToyEngine
+from support.fit.toy_engine import ToyEngine
 
 
 def job(toy: ToyEngine, cache: Path, **settings: Any) -> FitJob:

@@ -19,7 +19,7 @@ from prefmix.weights.fit.mirror_descent import (
     with_floor,
 )
 from prefmix.weights.fit.objective import Floats, Responses, from_flat
-from support.toy_worlds import between_two, exact, toy_world, true_optimum
+from support.fit.toy_worlds import between_two, exact, toy_world, true_optimum
 
 
 def sampled(

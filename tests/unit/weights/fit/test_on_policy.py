@@ -8,7 +8,7 @@ import pytest
 from prefmix.weights.fit import objective
 from prefmix.weights.fit.objective import Floats, Responses
 from prefmix.weights.fit.on_policy import OnPolicyFit, covariance, newton_target
-from support.toy_worlds import between_two, exact, toy_world, true_optimum
+from support.fit.toy_worlds import between_two, exact, toy_world, true_optimum
 
 
 def mixed(log_policies_PYK: Floats, weights_K: Floats) -> Responses:
