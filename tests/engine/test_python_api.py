@@ -330,7 +330,9 @@ def test_a_policy_without_numbers_is_named(served: Served) -> None:
     first, second = mix.policies
     if mix.spec.base is not None:
         pytest.skip("its members share their parameters; the faults of adapters: tests/server")
-    spoilt = list(model_of(mix.llm).members.values())[1].get_parameter("model.norm.weight").data
+    spoilt = (
+        list(model_of(mix.llm).members.values())[1].get_parameter("model.embed_tokens.weight").data
+    )
     kept = spoilt.clone()
     try:
         spoilt.fill_(torch.nan)
