@@ -35,7 +35,7 @@ class Gains:
 
     @property
     def names(self) -> list[str]:
-        """Of the rows."""
+        """The names of the rows."""
         return [row.name for row in self.measured.rows]
 
     @property

@@ -124,7 +124,7 @@ class Mixture:
 
     @property
     def engine(self) -> LocalEngine:
-        """What a `prefmix.weights.fit.job.FitJob` draws and scores with."""
+        """The engine that a `prefmix.weights.fit.job.FitJob` draws and scores with."""
         return self._engine.local
 
     @property

@@ -62,7 +62,7 @@ class ProcessEngine:
 
     @property
     def local(self) -> LocalEngine:
-        """What draws and scores. Raises: ValueError once closed."""
+        """The engine that draws and scores. Raises: ValueError once closed."""
         if self._local is None or not self.is_open:
             raise ValueError("this Mixture is closed; make another one")
         return self._local

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from prefmix.weights.store.profiles import ProfileSet
 
 MODEL_NAME = "prefmix"
-"""What messages call the mixture; no model is chosen by name here."""
+"""The model's name in messages; no model is chosen by name here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptParameters:
-    """What one prompt is run with."""
+    """One prompt's weights and sampling parameters."""
 
     resolution: Resolution
     sampling_params: SamplingParams

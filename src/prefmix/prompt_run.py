@@ -18,7 +18,7 @@ MAX_ATTRIBUTED = 4096
 """Prompts of a call with attribution; of more requests the engine keeps no figures."""
 
 _SAMPLE = re.compile(r"(\d+)_")
-"""How the id of one of n > 1 completions begins (vLLM 0.32)."""
+"""The start of the id of one of n > 1 completions (vLLM 0.32)."""
 
 
 def run_prompts(

@@ -141,12 +141,12 @@ def _is_conversation(value: object) -> bool:
 
 
 def _is_prompt(value: object) -> bool:
-    """Whether it is one prompt, not a list of them."""
+    """True if the value is one prompt, not a list of prompts."""
     return isinstance(value, (str, Mapping)) or _is_conversation(value) or _is_one_row(value)
 
 
 def _is_completion(value: object) -> bool:
-    """Whether it is one completion, not a list of them."""
+    """True if the value is one completion, not a list of completions."""
     return isinstance(value, (str, Mapping)) or hasattr(value, "token_ids") or _is_one_row(value)
 
 

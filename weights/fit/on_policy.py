@@ -89,7 +89,7 @@ def averaged_half(path_TK: Floats) -> Floats:
 
 
 def unrest(path_TK: Floats) -> float:
-    """How much the averaged iterates still move, largest over policies.
+    """The remaining movement of the averaged iterates, largest over policies.
 
     Either their standard error or the distance between the means of their two halves, whichever is
     larger.

@@ -30,7 +30,7 @@ class FitResult:
     rounds_kl_TK: Floats | None
     """The measured KLs of each round of the mixture sampler; None without rounds."""
     certificate: Certificate | None
-    """Of the sequence-level objective; None if that was not fitted."""
+    """The certificate of the sequence-level objective; None if that was not fitted."""
     deployed: Deployed | None
     """None without an engine (a score table from outside)."""
     verdict: str

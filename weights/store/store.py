@@ -27,7 +27,7 @@ HISTORY_LIMIT = 50
 """Earlier versions that are kept."""
 
 LOCK_TIMEOUT_S = 10.0
-"""How long a writer waits for another."""
+"""The longest wait of a writer for another writer."""
 
 Edit = Callable[[ProfileSet], ProfileSet]
 
