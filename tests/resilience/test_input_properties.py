@@ -134,7 +134,7 @@ flags = st.sampled_from(["--policy", "--prot", "--port", "-p", "--weights-store"
 def test_any_command_line_ends_with_a_sentence_and_a_code(
     capsys: pytest.CaptureFixture[str], command: str, words: list[str]
 ) -> None:
-    """Of every command; a configuration that does not exist keeps it from starting anything."""
+    """The configuration does not exist, so that no command starts anything."""
     tally.hostile("command lines")
     code = main([command, "/nonexistent/mixture.yaml", *words])
     told = capsys.readouterr()

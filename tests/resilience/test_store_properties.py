@@ -35,7 +35,7 @@ TEXT = dump(GOOD).encode()
 
 
 def read_or_refused(content: bytes) -> ProfileSet | None:
-    """What the content holds; None if it was refused as it should be, by file and in one line."""
+    """The profiles that the content holds; None if one line that names the file refuses it."""
     profiles, refusal = attempt(lambda: parse(content, source="w.json"), StoreFormatError)
     if refusal is not None:
         assert str(refusal).startswith("w.json")

@@ -221,7 +221,7 @@ def test_names_need_no_escape_where_they_travel(name: str) -> None:
 
 @given(chosen=st.lists(names, min_size=1, max_size=4, unique=True))
 def test_metrics_survive_any_names(chosen: list[str]) -> None:
-    """What is exposed reads back with the labels that were set."""
+    """Exposed metrics read back with the labels that were set."""
     registry = CollectorRegistry()
     gauge = Gauge("prefmix_profile_weight", "text", ["profile"], registry=registry)
     for name in chosen:

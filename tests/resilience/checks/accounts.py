@@ -1,4 +1,4 @@
-"""Whether what a server has counted and logged is what its clients saw.
+"""The server's counters and log agree with what its clients saw.
 
 A client that hung up cannot know whether its answer was finished already, so for those alone the
 server's log decides; each of them has at most one line there, as every other request has exactly
@@ -105,7 +105,7 @@ def engine_accounts(
 def difference(
     before: Mapping[tuple[str, ...], float], after: Mapping[tuple[str, ...], float]
 ) -> dict[tuple[str, ...], float]:
-    """What has been added, without what has stayed. Raises: AssertionError if one has fallen."""
+    """The increases of the counters that rose. Raises: AssertionError if one has fallen."""
     found = {key: value - before.get(key, 0) for key, value in after.items()}
     assert min(found.values(), default=0) >= 0, "a counter has gone down"
     return {key: value for key, value in found.items() if value}

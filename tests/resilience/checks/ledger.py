@@ -27,9 +27,9 @@ class Version:
     profiles: dict[str, dict[str, float]]
     default: str
     first_possible_at: float
-    """When the change that made it was sent."""
+    """The moment at which the change to this version was sent."""
     last_possible_at: float = float("inf")
-    """When the change that replaced it was known to be in force."""
+    """The moment at which the next version was known to be in force."""
 
 
 class Ledger:
@@ -66,7 +66,7 @@ class Ledger:
         return ""
 
     def weights_header(self, version: int, profile: str) -> str | None:
-        """What `x-prefmix-weights` says of a profile of a version; None if it has none such."""
+        """The `x-prefmix-weights` of a profile; None if the version lacks the profile."""
         weights = self.versions[version].profiles.get(profile)
         if weights is None:
             return None

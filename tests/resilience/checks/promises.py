@@ -1,4 +1,4 @@
-"""What must be so after every step of an interleaving: the promises of a change of weights.
+"""The promises of a change of weights, checked after every step of an interleaving.
 
 All of a change or nothing; a bad file changes nothing; one number means one content; requests under
 way keep what they were admitted with; a GET changes nothing.
@@ -64,7 +64,7 @@ class Stream:
 
 @dataclass
 class Model:
-    """What the server should be serving."""
+    """The expected state of the server."""
 
     in_force: ProfileSet
     is_file_good: bool = True
@@ -82,7 +82,7 @@ class Model:
 
 
 def shown(demo: DemoServer) -> ProfileSet:
-    """What the admin routes say is in force."""
+    """The profiles in force, as the admin routes show them."""
     body = dict(demo.admin("GET", "/weights").body)
     sha256 = body.pop("sha256")
     profiles = from_document(body, source="GET /admin/weights")

@@ -1,4 +1,4 @@
-"""What the processes of a server hold: memory, files, sockets, threads; and whether it grows."""
+"""The memory, files, sockets and threads of a server's processes, and the growth of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sample:
 
 
 def sample(process: psutil.Process, *, num_requests: int) -> Sample:
-    """What a process holds now. Raises: psutil.Error."""
+    """The resources that a process holds now. Raises: psutil.Error."""
     with process.oneshot():
         return Sample(
             num_requests=num_requests,

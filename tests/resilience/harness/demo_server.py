@@ -77,7 +77,7 @@ class DemoServer:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The server's address."""
         return self.server.url
 
     def ask(

@@ -1,4 +1,4 @@
-"""How much the suite does: `PREFMIX_RESILIENCE=short` (the default) or `full`."""
+"""The size of the suite: `PREFMIX_RESILIENCE=short` (the default) or `full`."""
 
 from __future__ import annotations
 

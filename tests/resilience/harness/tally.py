@@ -1,4 +1,4 @@
-"""What a run of the suite has thrown at prefmix, counted."""
+"""Counts of the hostile inputs that a run of the suite has sent to prefmix."""
 
 from __future__ import annotations
 

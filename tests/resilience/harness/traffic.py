@@ -40,7 +40,7 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether it ended in one of the ways it may."""
+        """True if the request ended in one of the ways that its shape allows."""
         if self.ending == "gone":
             return self.shape.hangs_up_after_s is not None
         if self.ending != "whole":

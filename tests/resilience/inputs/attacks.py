@@ -33,16 +33,16 @@ PATHS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attack:
-    """What one connection does."""
+    """One connection: the bytes that it sends, and its pauses and end."""
 
     kind: str
     pieces: list[bytes]
     pause_s: float = 0.0
     """Between two pieces."""
     half_closes: bool = False
-    """Whether the sending side is closed before the answer is read."""
+    """True if the sending side is closed before the answer is read."""
     wants_answer: bool = False
-    """Whether the request is whole, so that the server has to answer it."""
+    """True if the request is whole, so that the server has to answer it."""
 
 
 def draw(rng: random.Random) -> Attack:

@@ -26,10 +26,10 @@ class Shape:
     content: bytes
     expects: Expectation
     num_choices: int
-    """What a whole answer has; 0 where there is none."""
+    """The number of choices in a whole answer; 0 if the answer has none."""
     streams: bool
     hangs_up_after_s: float | None
-    """When the client goes away; None waits for the whole answer."""
+    """The client hangs up after this time; None waits for the whole answer."""
 
 
 def draw(rng: random.Random, *, hang_up_share: float = 0.1, bad_share: float = 0.1) -> Shape:

@@ -1,4 +1,4 @@
-"""What the property tests draw from: names, mixtures, weights, any JSON at all."""
+"""Hypothesis strategies of the property tests: names, mixtures, weights, any JSON at all."""
 
 from __future__ import annotations
 

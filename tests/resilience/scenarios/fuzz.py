@@ -25,7 +25,7 @@ _ANSWER_WITHIN_S = 20.0
 _BATCH = 100
 _AT_ONCE = 24
 _LONELY_S = 0.15
-"""How long a connection without an answer is kept: the server may rightly wait for more."""
+"""A connection without an answer is kept this long: the server may rightly wait for more."""
 
 
 def run(demo: DemoServer, *, num_inputs: int, seed: int = 0) -> tuple[str, dict[str, Any]]:
@@ -87,7 +87,7 @@ async def _send_all(demo: DemoServer, batch: list[attacks.Attack]) -> list[bytes
 
 
 async def _send(port: int, attack: attacks.Attack) -> bytes:
-    """What comes back until the server closes, or nothing more comes."""
+    """The bytes that come back until the server closes, or nothing more comes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer = b""
     try:

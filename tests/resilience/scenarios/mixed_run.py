@@ -99,7 +99,7 @@ class Changing:
 
     @property
     def is_alive(self) -> bool:
-        """Whether there are changes to come."""
+        """True while changes are still to come."""
         return self._thread.is_alive()
 
     def _follow(self) -> None:
@@ -127,7 +127,7 @@ def check_outcomes(traffic: Traffic, ledger: Ledger) -> None:
 
 
 def resting(demo: DemoServer) -> dict[int, Sample]:
-    """What each process holds between two loads."""
+    """The resources of each process between two loads."""
     return {
         process.pid: sample(process, num_requests=0)
         for process in demo.server.family()

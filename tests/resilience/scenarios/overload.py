@@ -28,9 +28,9 @@ from resilience.harness.report import publish, run_parser, table
 MAX_TIMES_P99 = 2.0
 MIN_THROUGHPUT = 0.9
 MAX_RECOVERY_S = 5.0
-"""What is promised: the p99 of what is taken on beside that at capacity, the answers a second
-beside those at capacity, and how soon after the load a request is taken on and answered within the
-p99 at capacity. No status but 200 and 503."""
+"""The promises of a server under overload. Relative to the same server at capacity: the p99 latency
+of admitted requests, and the answers a second. After the overload: the time until a request is
+admitted and answered within the p99 at capacity. Every status is 200 or 503."""
 
 CACHE_BYTES = 256 * 2**20
 """As in the demo's own configuration: room for all that run at once."""
@@ -51,7 +51,7 @@ class Ending:
     """0: no answer, or a broken one."""
     retry_after: str | None = None
     error: str | None = None
-    """What the client met, where the status is 0."""
+    """The client's error, if the status is 0."""
 
     @property
     def latency_s(self) -> float:
@@ -170,7 +170,7 @@ async def measure(
 
 
 def summary(endings: Sequence[Ending], since: float, until: float) -> dict[str, float]:
-    """What was sent, and what was answered, between two moments."""
+    """The rates and latencies of requests between two moments."""
     sent = [each for each in endings if since <= each.sent_at < until]
     answered = [each for each in endings if each.status == 200 and since <= each.ended_at < until]
     latencies = [each.latency_s for each in sent if each.status == 200]
@@ -193,7 +193,7 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def broken_promises(figures: dict[str, Any]) -> list[str]:
-    """Those that do not hold, a phrase each."""
+    """The promises that do not hold, a phrase each."""
     found = {
         "a status other than 200 and 503": bool(figures["statuses"].keys() - {"200", "503"}),
         "a 503 without Retry-After": figures["without_retry_after"] > 0,

@@ -27,7 +27,7 @@ from resilience.harness.traffic import Traffic
 from resilience.scenarios.mixed_run import check_outcomes, check_rest, resting
 
 LIMIT_MIB_PER_10K = 1.0
-"""What is promised of a long run."""
+"""The largest promised growth of memory per 10,000 requests."""
 _CHANGE_EVERY_S = 2.0
 _LONGEST_STEP = 500
 _MOST_ROWS = 64
