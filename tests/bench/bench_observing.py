@@ -1,11 +1,11 @@
-"""What watching the mixture costs: nothing, checking each row for NaN, the default sample of steps,
-every request attributed.
+"""The cost of watching the mixture: no watching, a NaN check of each row, the default sample of
+steps, every request attributed.
 
     .venv/bin/python tests/bench/bench_observing.py [--layout full|trunk] [--batch 8] [--rounds 9]
 
-One engine; the ways take turns on the same batch, round by round, so that a slow moment of the
-machine hits all of them. Prints the median of the rounds' ratios to measuring nothing, then one
-line of JSON. The HTTP side (counters, fetching every 5 s) is not in it.
+One engine runs the same batch with each of the four, round by round, so that a slow moment of the
+machine hits all of them. Prints the median of the rounds' ratios to no watching, then one line of
+JSON. The HTTP side (counters, fetching every 5 s) is not measured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long a change of weights takes until it is in force, idle and under load.
+"""The time until a change of weights is in force, idle and under load.
 
     .venv/bin/python tests/bench/bench_reload.py [--clients 8] [--changes 200] [--api-processes 1]
 

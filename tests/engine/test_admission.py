@@ -1,4 +1,4 @@
-"""What is refused, at start and per request, with the reason; and what an engine survives."""
+"""Configurations and requests are refused with the reason, and the engine goes on."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_salts_keep_sets_of_policies_apart_whatever_the_user_sends(policies: lis
 
 @pytest.fixture(scope="module")
 def errors_on_two_ranks(policies: list[Path], adapted: AdaptedBase) -> dict[str, dict[str, float]]:
-    """Of each layout. In a process of its own: ranks are processes, each bound to a core."""
+    """The worst errors of each layout. Runs a process, since ranks are bound to a core each."""
     served = {
         "full checkpoints": (spec_of_folders(policies), policies),
         "shared trunk": (adapted.spec(), adapted.merged),

@@ -1,4 +1,4 @@
-"""What `prefmix bench` compares computes the same, and its memory figures are the layouts'."""
+"""The contestants of `prefmix bench` compute the same mixture, in the memory of their layouts."""
 
 from __future__ import annotations
 

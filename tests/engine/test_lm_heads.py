@@ -1,4 +1,4 @@
-"""Whether mixed hidden states make mixed logits: what a head does is tried, not read off it."""
+"""Linear heads are told from others by trial: mixed hidden states must make mixed logits."""
 
 from __future__ import annotations
 

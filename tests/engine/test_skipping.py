@@ -21,7 +21,7 @@ from support.tiny_policies import VOCAB_SIZE
 
 
 class Passes:
-    """What went through a mixture: each pass's tokens, and the rows that its members ran."""
+    """Records of each pass of a mixture: its tokens, and the rows that the members ran."""
 
     def __init__(self, llm: Any) -> None:
         self.sizes: list[tuple[int, int]] = []
@@ -175,7 +175,7 @@ def test_rows_of_a_trunk_find_their_adapter_however_it_is_held(
 
 
 def test_requests_of_several_members_stand_one_after_the_other_in_their_own_blocks() -> None:
-    """Of three requests of 2, 1 and 3 tokens: all for one member, the outer ones for another."""
+    """Three requests of 2, 1 and 3 tokens: one member runs all, another only the outer two."""
     step = SimpleNamespace(
         query_start_loc=torch.tensor([0, 2, 3, 6], dtype=torch.int32),
         seq_lens=torch.tensor([2, 9, 35], dtype=torch.int32),

@@ -1,4 +1,4 @@
-"""What the engine measures of its own mixture, against transformers on the same tokens."""
+"""The engine's statistics of its own mixture equal those of transformers on the same tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.exactness import Job, Oracle, random_jobs, served
 from support.tiny_policies import VOCAB_SIZE
 
 TOLERANCE_NATS = 1e-3
-"""Of KL, entropy and log-probs in float32."""
+"""The allowed error of KL, entropy and log-probs in float32."""
 
 MEASURED = {"seed": 1}
 """These engines measure from now on; the other tests share engines that never do."""

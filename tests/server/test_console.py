@@ -171,7 +171,7 @@ def test_the_page_is_light(page: Page, server: ServerProcess) -> None:
 def test_answers_stream_side_by_side_and_every_token_is_shaded(
     page: Page, server: ServerProcess
 ) -> None:
-    """What is shown is what the server measured, computed here a second time."""
+    """The page shows the server's figures, which are computed here a second time."""
     open_console(page, server, state="#p=Review+the+Park+Hotel.&n=120&t=1&s=5")
     answers: list[Response] = []
     page.on("response", lambda answer: answers.append(answer) if is_generation(answer) else None)

@@ -1,4 +1,4 @@
-"""What a real server reports of itself: metrics, attribution, the log of requests."""
+"""A real server reports metrics, attribution and a log of its requests."""
 
 from __future__ import annotations
 

@@ -53,14 +53,14 @@ def imports(node: ast.AST, *, inside_functions: bool = True) -> Iterator[str]:
 
 
 def _runs_later(node: ast.AST) -> bool:
-    """Whether importing a module skips the node: a function's body, or for type checkers only."""
+    """True if importing a module skips the node: a function's body, or for type checkers only."""
     if isinstance(node, ast.If):
         return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
     return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
 
 
 def imports_of(module: str, *, inside_functions: bool = True) -> set[str]:
-    """What one of SOURCES imports."""
+    """The modules that one of SOURCES imports."""
     tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
     return set(imports(tree, inside_functions=inside_functions))
 
@@ -124,7 +124,7 @@ def upward_arrows(text: str) -> list[str]:
 
 
 def _has_code(folder: str) -> bool:
-    """Whether a folder holds modules beside its __init__.py."""
+    """True if a folder holds modules beside its __init__.py."""
     return any(path.stem != "__init__" for path in (ROOT / folder).glob("*.py"))
 
 

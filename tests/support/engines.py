@@ -19,7 +19,7 @@ from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
 RUNNER = os.environ.get("PREFMIX_TEST_RUNNER", "v1")
 
 KV_CACHE_BYTES = 2**26
-"""Of an engine whose number of blocks is not given: room for every test's batch."""
+"""The cache of an engine whose number of blocks is not given: room for every test's batch."""
 
 
 def spec_of_folders(folders: Sequence[Path], **settings: Any) -> MixtureSpec:

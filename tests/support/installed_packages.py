@@ -1,4 +1,4 @@
-"""What is installed here, and a folder that holds some of it, as another machine might."""
+"""A folder with some of the packages that are installed here, as another machine might have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test leaves behind in its process, told from a look before it and one after it."""
+"""Traces that a test leaves behind in its process, found by a look before it and one after it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LISTENING = "0A"
 
 
 class Traces:
-    """What is in the process now; `left` names what has come since."""
+    """The state of the process now; `left` names the differences since."""
 
     def __init__(self) -> None:
         self._handlers = _handlers()
@@ -82,7 +82,7 @@ def _handlers() -> dict[int, object]:
 
 
 def _children() -> set[int]:
-    """Of all threads of this process."""
+    """The ids of the processes that any thread of this process has started."""
     found = set[int]()
     for thread in Path("/proc/self/task").iterdir():
         try:

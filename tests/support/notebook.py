@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 DPI = 60
-"""Of the figures: enough to read, and a few kilobytes."""
+"""The resolution of the figures: enough to read, and a few kilobytes."""
 
 
 def code_cells(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:

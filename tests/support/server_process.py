@@ -73,12 +73,12 @@ class ServerProcess:
 
     @property
     def stdout(self) -> str:
-        """What it printed."""
+        """The server's stdout so far."""
         return self._stdout.read_text()
 
     @property
     def stderr(self) -> str:
-        """What it reported."""
+        """The server's stderr so far."""
         return self._stderr.read_text()
 
     def wait_ready(self, timeout: float = START_TIMEOUT_S) -> ServerProcess:

@@ -33,7 +33,7 @@ class Body:
     num_prompts: int = 1
     num_samples: int = 1
     extra_args: dict[str, Any] | None = None
-    """What the client has put into vLLM's sampling parameters."""
+    """The client's own entries in vLLM's sampling parameters."""
     start_prompt: Callable[[Any], None] | None = None
 
     def preferences(self) -> Preferences:

@@ -83,7 +83,7 @@ def save_adapter(
 
 
 def _of_module(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
-    """What PEFT reads from a pattern: the first key that, as a regex, is the end of the name."""
+    """The value of the first key that matches the end of the name as a regex, as in PEFT."""
     ends = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
     return next(ends, default)
 

@@ -185,7 +185,7 @@ CASES: dict[str, Callable[[int], Case]] = {
 
 
 def transformed(case: Case, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is mixed, capped and scaled in `dtype` [N, P, C], and its weights [N, P]: P members."""
+    """The P members' logits [N, P, C], capped and scaled in `dtype`, and their weights [N, P]."""
     columns = [column for column, tensor in enumerate(case.logits) if tensor is not None]
     members = []
     for column in columns:
@@ -198,7 +198,7 @@ def transformed(case: Case, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Ten
 
 
 def mixture_logprobs_plain(case: Case) -> torch.Tensor:
-    """What plain torch gives in float32, -inf and zero weights minded: [N, C]."""
+    """The mixture's log-probs [N, C] by plain torch in float32, right for -inf and zero weights."""
     logits_NPC, weights_NP = transformed(case, torch.float32)
     part = weights_NP[:, :, None] != 0
     terms = torch.where(part, logits_NPC * weights_NP[:, :, None], 0.0)
