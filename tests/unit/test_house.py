@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,12 @@ MAX_SOURCE_FILES = 16
 def _trees(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            yield path.relative_to(ROOT), ast.parse(path.read_text(encoding="utf-8"))
+            yield path.relative_to(ROOT), _parsed(path)
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _package(name: str) -> str:
@@ -198,6 +204,24 @@ def test_no_room_imports_the_python_interface() -> None:
 def test_files_are_named_for_nouns() -> None:
     paths = [path for path, _ in _trees(*ROOMS, *OUTSIDE, "src", "tests")]
     assert not [str(path) for path in paths if FORBIDDEN_FILE_NAMES & {path.stem, *path.parts}]
+
+
+def test_docstrings_begin_with_their_subject() -> None:
+    """A noun phrase or a sentence is understood at once; a clause without its noun is a riddle."""
+    riddle = re.compile(r"\s*(What|Whether|Which|How|Who|Those|Of|Than|Under)\b")
+    found = [
+        f"{path}:{node.lineno}: {match[1]}"
+        for path, tree in _trees(*ROOMS, *OUTSIDE, "scripts", "src", "tests")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+        and (match := riddle.match(node.value.value))
+    ]
+    assert not found, (
+        "these docstrings open with a clause; name the thing first, such as 'The rows that ...', "
+        "'True if ...' or 'The time until ...':\n" + "\n".join(found)
+    )
 
 
 def _identifiers(tree: ast.AST) -> Iterator[str]:

@@ -30,8 +30,8 @@ def _base(kind: str) -> Manifest:
 
 
 def _build(folder: Path) -> list[Manifest]:
-    """What kustomize makes of a folder. Debian has no kubectl that is new enough to demand it."""
-    kubectl = shutil.which("kubectl")
+    """The manifests that kustomize builds from a folder. Skips if kubectl is not installed."""
+    kubectl = shutil.which("kubectl")  # Debian packages none that is new enough to demand it
     if kubectl is None:
         pytest.skip("kubectl is not installed")
     command = [kubectl, "kustomize", str(folder)]

@@ -1,4 +1,4 @@
-"""What is built for installation: a wheel and an sdist, from a copy of the tracked files."""
+"""The wheel and the sdist hold the right files, built from a copy of the tracked files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tracked_files(*folders: str) -> list[str]:
 
 
 def build(kind: str, source: Path, output: Path) -> Path:
-    """What setuptools builds from a folder: `wheel` or `sdist`, no other package, no network."""
+    """The `wheel` or `sdist` of a folder, built by setuptools with no other package or network."""
     script = f"from setuptools import build_meta as b; b.build_{kind}({str(output)!r})"
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=source, capture_output=True, text=True, timeout=120

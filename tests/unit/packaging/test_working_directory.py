@@ -22,7 +22,7 @@ REWARD = "def mine(prompts, completions):\n    return [0.0]\n"
 
 @pytest.fixture(params=[None, "."], ids=["", "PYTHONPATH=."])
 def pythonpath(request: pytest.FixtureRequest) -> str | None:
-    """Whether the working directory is on every process's path."""
+    """The PYTHONPATH of every process: none, or the working directory."""
     value: str | None = request.param
     return value
 

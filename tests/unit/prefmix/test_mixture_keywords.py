@@ -143,7 +143,7 @@ def as_the_server(given: dict[str, Any]) -> None:
 
 
 def test_refusals_are_the_servers(folder: Path) -> None:
-    """What names no flag is said in the same words."""
+    """Refusals that name no flag are worded as the server words them."""
     for given in (
         {"policies": {"a": "org/a"}, "profiles": {"p": {"b": 1}}},
         {"policies": {"a b": "org/a"}},

@@ -1,4 +1,4 @@
-"""What `make audit` lets pass."""
+"""`make audit` finds doubtful licences and known vulnerabilities."""
 
 from __future__ import annotations
 

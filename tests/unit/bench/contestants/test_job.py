@@ -1,4 +1,4 @@
-"""What contestants are given to do."""
+"""The contestants' jobs: weights, prompts and lengths."""
 
 from __future__ import annotations
 

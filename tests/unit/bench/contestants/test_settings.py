@@ -1,4 +1,4 @@
-"""Who takes part, and with what."""
+"""Contestants are chosen and set up on the same terms, of models that fit each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows are broken, who is to blame, and that sound rows stay as they are."""
+"""Broken rows are found with the policy to blame; sound rows stay as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kernel's configuration is chosen by; and that kernels compile at all."""
+"""A kernel's configuration is chosen by measuring; the kernels compile."""
 
 from __future__ import annotations
 

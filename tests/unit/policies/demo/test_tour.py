@@ -1,4 +1,4 @@
-"""What the tour prints, from answers whose rewards are known; the server is tested elsewhere."""
+"""The tour prints the right findings for known rewards; the server is tested elsewhere."""
 
 import subprocess
 import sys

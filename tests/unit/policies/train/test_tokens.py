@@ -1,4 +1,4 @@
-"""What counts as the answer, and data that the base cannot have been meant for."""
+"""Answers are told from prompts in tokens, and data made for another model is refused."""
 
 import json
 from pathlib import Path

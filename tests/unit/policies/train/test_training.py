@@ -94,7 +94,7 @@ def _differ(first: Path, second: Path) -> list[str]:
 
 @contextmanager
 def _killed_at(num_steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is inside ends within the given forward pass, counted over all stages."""
+    """Interrupts the training inside it at the given step, counted over all stages."""
     seen = []
     training_step = Trainer.training_step
 

@@ -388,7 +388,7 @@ def test_an_older_file_may_return_but_its_number_means_one_content(admin: Admin)
 
 
 def test_a_change_builds_on_the_file_not_on_memory(admin: Admin) -> None:
-    """What another program has stored is neither lost nor left out of force."""
+    """Profiles stored by another program are kept and put in force."""
     other = build_profile_set({"even": {"a": 1}, "z": {"a": 1}}, SPEC)
     WeightsStore(admin.store.path).change(lambda current: other)
     answer = admin.ask("PUT", "/profiles/x", {"weights": {"b": 1}}).json()

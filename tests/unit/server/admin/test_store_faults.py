@@ -1,4 +1,4 @@
-"""What becomes of a running server whose store is spoiled: docs/operations.md, fault by fault."""
+"""A running server survives a spoiled store, fault by fault as in docs/operations.md."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_rollback_repairs_the_store_from_what_is_in_force(faulty: Faulty, what
 
 
 def test_a_lost_history_stops_nothing(faulty: Faulty) -> None:
-    """What would be written there comes first, so a folder that cannot be made is a refusal."""
+    """The history is written before the store, so a history that cannot be written is a refusal."""
     history = faulty.store.path.with_name("w.json.history")
     for path in history.iterdir():
         path.unlink()

@@ -28,7 +28,7 @@ ANSWER = {"choices": [{"index": 0, "text": "x", "finish_reason": "stop"}]}
 
 
 class Counted:
-    """How much the requests with one profile and outcome have risen."""
+    """The rise of the counter of requests with one profile and outcome."""
 
     def __init__(self, profile: str, outcome: str) -> None:
         self._counter = REQUESTS.labels(profile, outcome)

@@ -37,7 +37,7 @@ def policy(header: str) -> dict[str, str]:
 
 
 class Addresses(HTMLParser):
-    """What a page loads, and what it has inline."""
+    """The addresses that a page loads, and its inline styles, scripts and handlers."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

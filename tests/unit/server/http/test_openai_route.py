@@ -1,4 +1,4 @@
-"""What no route reads: JSON that no UTF-8 can carry on."""
+"""JSON with half a surrogate pair is refused, since UTF-8 cannot carry it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the OpenAPI page says of refusals."""
+"""The OpenAPI page describes refusals."""
 
 from __future__ import annotations
 

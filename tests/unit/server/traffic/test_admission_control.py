@@ -1,4 +1,4 @@
-"""Who is let in: by what the engine runs, by what waits, over all API processes."""
+"""Admission is bounded by the requests that run and that wait, over all API processes."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def answered(peer: socket.socket) -> bool:
 
 
 def seconds_to_end(peer: socket.socket, trickle: bytes = b"") -> float:
-    """How long it takes until the server closes, while a byte is sent every 50 ms."""
+    """The seconds until the server closes, while a byte is sent every 50 ms."""
     began = time.monotonic()
     peer.settimeout(0.05)
     rest = list(trickle)

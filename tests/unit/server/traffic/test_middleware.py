@@ -1,4 +1,4 @@
-"""What is refused, ended and let through at the door, over real sockets."""
+"""The middleware admits, refuses and ends requests, over real sockets."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ def test_what_does_not_finish_in_time_is_terminated_with_a_message() -> None:
 
 
 class Engine:
-    """What of vLLM's client the drain touches."""
+    """The part of vLLM's client that the drain calls."""
 
     def __init__(self) -> None:
         self.ended: list[float | None] = []

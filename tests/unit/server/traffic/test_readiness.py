@@ -16,7 +16,7 @@ from prefmix.server.traffic.shared_counts import SharedCounts
 
 
 class Engine:
-    """What of vLLM's client readiness asks."""
+    """The part of vLLM's client that readiness asks."""
 
     errored = False
     hangs = False

@@ -1,4 +1,4 @@
-"""What a long job shows: bars on a terminal, lines in a log, and numbers that are right."""
+"""A long job shows bars on a terminal and lines in a log, with the right numbers."""
 
 from __future__ import annotations
 

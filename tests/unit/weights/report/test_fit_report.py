@@ -37,7 +37,7 @@ SETTINGS = FitSettings(num_restarts=2, descent=DescentSettings(num_steps=40))
 
 @pytest.fixture(autouse=True)
 def coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tested does not depend on the resolution, only the time does."""
+    """Only the tests' time depends on the resolution."""
     monkeypatch.setattr(plots, "_DPI", 40)
 
 
