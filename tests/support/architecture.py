@@ -36,10 +36,10 @@ SOURCES = _sources()
 
 
 def imports(node: ast.AST, *, inside_functions: bool = True) -> Iterator[str]:
-    """Full names of what a module imports; `from a import b` counts as `a.b` if that is a module.
+    """Full names of a module's imports; `from a import b` counts as `a.b` if that is a module.
 
     Args:
-      inside_functions: whether to count what runs after the import of the module, too.
+      inside_functions: whether to count imports that run later than the module's own.
     """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
@@ -71,7 +71,7 @@ def folder_of(module: str) -> str:
 
 
 def folder_imports() -> dict[str, set[str]]:
-    """Folder to the other folders that any of its files imports from."""
+    """Maps each folder to the other folders that its files import from."""
     arrows: dict[str, set[str]] = {folder_of(module): set() for module in SOURCES}
     for module in SOURCES:
         here = folder_of(module)
@@ -80,7 +80,7 @@ def folder_imports() -> dict[str, set[str]]:
 
 
 def import_circle() -> list[str] | None:
-    """Modules that import each other in a circle, type checkers' imports included; None: none."""
+    """Modules that import each other in a circle, type checkers' imports included, or None."""
     graph = {name: imports_of(name) & SOURCES.keys() - {name} for name in SOURCES}
     try:
         graphlib.TopologicalSorter(graph).prepare()
@@ -90,7 +90,7 @@ def import_circle() -> list[str] | None:
 
 
 def drawing() -> str:
-    """The arrows as text, a line a folder; every arrow points to a line further down.
+    """The arrows as text, one line per folder; every arrow points to a line further down.
 
     Raises: graphlib.CycleError if folders import each other in a circle.
     """

@@ -30,7 +30,7 @@ def spec_of_folders(folders: Sequence[Path], **settings: Any) -> MixtureSpec:
 
 @dataclass(frozen=True)
 class AdaptedBase:
-    """One base, adapters of it, and the full checkpoint that each adapter makes of it."""
+    """A base, its adapters, and the base merged with each adapter as a full checkpoint."""
 
     base: Path
     adapters: list[Path]
@@ -49,8 +49,8 @@ class AdaptedBase:
 class EngineFactory:
     """engine(spec or folder, **options of vLLM) -> vllm.LLM
 
-    Engines live on beside each other, up to `max_alive`, and who asks for the same again gets the
-    same.
+    Up to `max_alive` engines live beside each other; a second call with the same arguments returns
+    the same engine.
     """
 
     def __init__(self, *, max_alive: int) -> None:
@@ -70,7 +70,7 @@ class EngineFactory:
         return self._alive[key]
 
     def end(self) -> None:
-        """Ends its engines."""
+        """Ends all engines of this factory."""
         while self._alive:
             end_engine(self._alive.popitem()[1])
 
@@ -105,7 +105,7 @@ def _start(served: MixtureSpec | Path, options: dict[str, Any]) -> Any:
 
 
 def end_engine(llm: Any) -> None:
-    """Frees what an engine holds; the process groups, which all engines here share, stay."""
+    """Frees an engine's memory, but keeps the process groups, which all engines here share."""
     with (
         _modules_left_out_of_collection(),
         mock.patch("vllm.v1.engine.core.cleanup_dist_env_and_memory"),
@@ -117,7 +117,7 @@ def end_engine(llm: Any) -> None:
 
 @contextlib.contextmanager
 def _modules_left_out_of_collection() -> Iterator[None]:
-    """For vLLM's nine garbage collections a start: each would walk through all imported modules."""
+    """Exempts modules from garbage collection, which vLLM runs nine times in each start."""
     if not gc.get_freeze_count():
         gc.collect()
         gc.freeze()

@@ -1,4 +1,4 @@
-"""Compares what an engine served with what transformers computes for the same mixture.
+"""Compares an engine's log-probabilities with those that transformers computes.
 
 A `Job` is one request; `worst_error` runs every member over the tokens that the engine produced and
 mixes them with `prefmix.mixing.reference`, in float64: the largest error of a log-probability, in
@@ -60,7 +60,7 @@ def random_jobs(
 
 
 def generate(llm: Any, jobs: Sequence[Job], **sampling: Any) -> list[Any]:
-    """All jobs at once through a vLLM `LLM`; sampled at temperature 1 unless told otherwise."""
+    """Runs all jobs at once through a vLLM `LLM`, by default sampled at temperature 1."""
     from vllm import SamplingParams
 
     settings = {"temperature": 1.0, "logprobs": 0, "ignore_eos": True, **sampling}

@@ -17,7 +17,7 @@ from support.architecture import ROOT
 
 
 def needed_by(names: Iterable[str]) -> set[str]:
-    """Some packages with all that they need, and that needs, by what is installed here."""
+    """The names of some packages and of all their dependencies, by the metadata installed here."""
     seen = set[str]()
     todo = [Requirement(name) for name in names]
     while todo:
@@ -52,7 +52,7 @@ def link_packages(names: Iterable[str], folder: Path) -> None:
 
 
 def light_installation(folder: Path, *extras: str) -> None:
-    """Fills a folder with what `pip install prefmix` brings, with some extras or none."""
+    """Fills a folder with the packages of `pip install prefmix`, with extras or without."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = list(project["dependencies"])
     metadata = [f"Requires-Dist: {each}" for each in required]

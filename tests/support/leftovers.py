@@ -34,7 +34,7 @@ class Traces:
         self._sockets = _sockets()
 
     def left(self, *, any_environ: bool = False) -> list[str]:
-        """A sentence for each thing that was not there before, or is changed.
+        """A sentence for each thing that is new or changed.
 
         Args:
           any_environ: environment variables may change.
@@ -76,7 +76,7 @@ class Traces:
 
 
 def _handlers() -> dict[int, object]:
-    """Without the one of pytest-timeout, which a test that fails gives back early."""
+    """The signal handlers, except pytest-timeout's, which a failed test gives back early."""
     numbers = signal.valid_signals() - {signal.SIGALRM}
     return {number: signal.getsignal(number) for number in numbers}
 

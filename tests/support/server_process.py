@@ -51,7 +51,7 @@ def run_prefmix(
 
 
 class ServerProcess:
-    """One server; `wait_ready` before use, `stop` in the end."""
+    """One server. Call `wait_ready` before using it, and `stop` in the end."""
 
     def __init__(self, folder: Path, words: Sequence[str], **extra: str) -> None:
         self.port = free_port()
@@ -100,7 +100,7 @@ class ServerProcess:
             time.sleep(0.05)
 
     def wait_family(self, size: int, timeout: float = START_TIMEOUT_S) -> None:
-        """Waits until it has started so many processes."""
+        """Waits until the server and its children are `size` processes."""
         deadline = time.monotonic() + timeout
         while len(self.family()) < size:
             assert self.process.poll() is None, f"ended while starting:\n{self.stderr}"
@@ -108,7 +108,7 @@ class ServerProcess:
             time.sleep(0.05)
 
     def family(self) -> list[psutil.Process]:
-        """The process and all that it has started so far, ended ones included."""
+        """The server's process and all its children so far, ended ones included."""
         try:
             parent = psutil.Process(self.process.pid)
             for process in (parent, *parent.children(recursive=True)):
@@ -129,7 +129,7 @@ class ServerProcess:
         return self.process.wait(timeout=STOP_TIMEOUT_S)
 
     def interrupt(self) -> int:
-        """Does what Ctrl-C in a terminal does, a signal to every process of the group."""
+        """Sends SIGINT to every process of the group, as Ctrl-C in a terminal does."""
         self.family()
         os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(timeout=STOP_TIMEOUT_S)

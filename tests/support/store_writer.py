@@ -1,4 +1,4 @@
-"""A process that writes a store until it is killed, and what must be so after that."""
+"""A process that writes a store until it is killed, and checks of the store after that."""
 
 from __future__ import annotations
 
@@ -46,14 +46,15 @@ def start(store: WeightsStore, name: str, first: int, last: int) -> subprocess.P
 
 
 def kill_a_writer(store: WeightsStore, rng: random.Random, *, done: int, last: int) -> int:
-    """Kills a writer at a random instant after some changes and checks what it left.
+    """Kills a writer at a random instant after some changes and checks its files.
 
     Args:
       store: made by `new_store`, written by such writers only.
       rng: for the instant.
       done: numbers written so far.
       last: the number at which the writer would end by itself.
-    Returns: how many numbers are written then. Raises: AssertionError if anything is lost or torn.
+    Returns: the count of numbers written by then.
+    Raises: AssertionError if anything is lost or torn.
     """
     with start(store, "x", done, last) as writer:
         assert writer.stdout is not None

@@ -18,7 +18,7 @@ from typing import Any
 
 
 def mix_plain_heads(worker: Any) -> bool:
-    """On each rank: one product over all heads, if they allow it."""
+    """Makes each rank compute one product over all heads; False if the heads do not allow it."""
     from prefmix.mixing.models.lm_heads import plain_heads
 
     model = worker.model_runner.model

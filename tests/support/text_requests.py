@@ -1,4 +1,4 @@
-"""A MixtureRequest without an engine and without HTTP, for tests of what becomes of a request."""
+"""A MixtureRequest without an engine and without HTTP, for tests of a request's course."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPEC = MixtureSpec(policies=tuple(Policy(name=name, model=f"org/{name}") for nam
 
 @dataclass(kw_only=True)
 class Body:
-    """A request's body, without vLLM's part of it."""
+    """A request's body with prefmix's fields only."""
 
     model: str | None = None
     weights: object = None
@@ -43,7 +43,7 @@ class Body:
         self.model, self.start_prompt = model, start_prompt
 
     def sampling_params(self) -> Any:
-        """As vLLM asks for them, once a prompt."""
+        """Makes one prompt's sampling parameters, as vLLM's handlers do."""
         assert self.start_prompt is not None
         params = SimpleNamespace(extra_args=self.extra_args)
         self.start_prompt(params)
@@ -66,7 +66,7 @@ def mixture_state(*, counts: SharedCounts | None = None, statistics: Any = None)
 def text_request(
     state: MixtureState, send: Send, *, path: str = "/v1/completions"
 ) -> tuple[MixtureRequest, RequestLifetime]:
-    """A request whose client listens for ever."""
+    """A request whose client never hangs up."""
 
     async def receive() -> Message:
         await asyncio.Event().wait()

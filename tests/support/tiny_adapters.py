@@ -1,4 +1,4 @@
-"""Random LoRA adapters in PEFT's format, and the full checkpoints they amount to."""
+"""Random LoRA adapters in PEFT's format, and the full checkpoints that they merge to."""
 
 from __future__ import annotations
 

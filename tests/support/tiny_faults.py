@@ -20,7 +20,7 @@ def with_nan_logit(folder: Path, source: Path, *, token: int) -> Path:
 
 
 def with_overflow(folder: Path, source: Path) -> Path:
-    """Copies an adapter whose numbers are then so large that every hidden state overflows."""
+    """Copies an adapter with parameters so large that every hidden state overflows."""
     return _spoiled(folder, source, "lora_B.weight", file="adapter_model.safetensors", value=1e38)
 
 

@@ -1,4 +1,4 @@
-"""Programs and packages beside Python's that some tests need: a developer's machine may lack them.
+"""Programs and packages that some tests need and that a developer's machine may lack.
 
 .venv/bin/python tests/support/tools.py     # one line with what is missing and how to add it
 """
@@ -22,7 +22,7 @@ _PIP = ("hadolint", "kubernetes-validate")
 
 
 def find(tool: str) -> str:
-    """The path of a program. Without it the test that asks is skipped, or in CI fails."""
+    """The path of a program. If it is missing, the calling test is skipped, or fails in CI."""
     path = _path(tool)
     if path is None:
         miss(tool)
@@ -30,14 +30,14 @@ def find(tool: str) -> str:
 
 
 def miss(tool: str) -> NoReturn:
-    """Ends the test that would need the tool."""
+    """Skips the calling test, or fails it in CI, because a tool is missing."""
     import pytest
 
     (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no {tool}: {_remedy([tool])}")
 
 
 def missing() -> str:
-    """One line about all that is not here; empty if nothing is."""
+    """One line that names the missing tools; empty if none is missing."""
     names = [tool for tool in (*_APT, *_PIP) if not _is_here(tool)]
     if not names:
         return ""

@@ -1,4 +1,4 @@
-"""The law that both engines of a fit obey, in this process and over HTTP."""
+"""A check that both engines of a fit, in this process and over HTTP, must pass."""
 
 from __future__ import annotations
 

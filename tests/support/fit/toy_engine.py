@@ -1,4 +1,4 @@
-"""An engine whose law is known: policies that are Markov chains over a few tokens.
+"""An engine whose distribution is known: policies that are Markov chains over a few tokens.
 
 Every response has the same length, so all of them can be enumerated and the deployed mixture's KLs
 computed exactly.
@@ -40,7 +40,7 @@ class ToyEngine:
         )
 
     def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
-        """A prompt's one token is its number."""
+        """Each prompt becomes one token, its number."""
         return [(int(prompt.id),) for prompt in prompts]
 
     def sample(

@@ -18,7 +18,7 @@ def toy_world(num_policies: int, *, seed: int, num_prompts: int = 3, outcomes: i
 
 
 def exact(log_policies_PYK: Floats) -> Responses:
-    """Every outcome once, with the uniform proposal: the estimator without any error."""
+    """Every outcome once, under a uniform proposal, so that the estimator has no error."""
     num_prompts, outcomes, _ = log_policies_PYK.shape
     log_mass = np.full((num_prompts, outcomes), -np.log(outcomes))
     return Responses(log_ratios_PJK=log_policies_PYK + np.log(outcomes), log_mass_PJ=log_mass)
@@ -33,7 +33,7 @@ def between_two(*, seed: int) -> Floats:
 
 
 def true_optimum(responses: Responses, *, min_weight: float = 0.0) -> tuple[Floats, float]:
-    """By another method: SLSQP on the simplex, above a floor."""
+    """(weights, objective) by another method: SLSQP on the simplex, above a floor."""
     num_policies = responses.num_policies
     found = minimize(
         lambda w: objective.value(responses, w),

@@ -1,4 +1,4 @@
-"""Inputs that break kernels, and what is true of them in float64; for tests/unit and tests/gpu.
+"""Inputs that break kernels, and their true outputs in float64; for tests/unit and tests/gpu.
 
 Shapes: N rows, M members, V vocabulary, C common vocabulary.
 """
@@ -15,7 +15,7 @@ from prefmix.mixing.kernels.mixture_statistics import MixtureStatistics
 from prefmix.mixing.reference import mixture_logprobs_reference
 
 SLACK = 1e-5
-"""By how much a kernel's error may exceed plain torch's in the same dtype, in nats."""
+"""The excess allowed of a kernel's error over plain torch's in the same dtype, in nats."""
 
 HUGE = 1e37
 """Logits of this size: sums of them stay within float32, differences from them do not cancel."""
@@ -36,7 +36,7 @@ class Case:
         return min(tensor.shape[1] for tensor in self.logits if tensor is not None)
 
     def to(self, device: str) -> Case:
-        """Strides stay as they are."""
+        """The case on another device, its strides unchanged."""
         logits = [None if tensor is None else _moved(tensor, device) for tensor in self.logits]
         return replace(
             self,
@@ -88,12 +88,12 @@ def _banned(vocab: int) -> Case:
     case.logits[2][1, : vocab // 2] = -torch.inf
     case.logits[2][2] = -torch.inf  # nothing left in row 2
     weights_NM = case.weights_NM.clone()
-    weights_NM[1] = torch.tensor([0.5, 0.5, 0.0])  # what row 1's member 2 bans counts for itself
+    weights_NM[1] = torch.tensor([0.5, 0.5, 0.0])  # row 1: member 2 bans for itself alone
     return replace(case, weights_NM=weights_NM, tokens_N=torch.tensor([0, 3, 5, 3]))
 
 
 def _banned_where_unlikely(vocab: int) -> Case:
-    """A policy without weight bans what the mixture holds possible, below float32's range."""
+    """A policy with weight 0 bans a token whose probability in the mixture underflows float32."""
     case = make_case(vocab)
     case.logits[0][:, 3] = case.logits[1][:, 3] = -500.0
     case.logits[2][:2, 3] = -torch.inf
@@ -207,7 +207,7 @@ def mixture_logprobs_plain(case: Case) -> torch.Tensor:
 
 
 def check_mixed(case: Case, mixed_NV: torch.Tensor, *, slack: float = SLACK) -> None:
-    """Against float64 truth; the error of plain torch in float32 is allowed."""
+    """Checks against float64; the error of plain torch in float32 is allowed."""
     assert mixed_NV.dtype == torch.float32
     assert mixed_NV.shape[0] == case.weights_NM.shape[0]
     assert not mixed_NV.isnan().any(), "an element was not written, or 0 * inf left a trace"
@@ -222,7 +222,7 @@ def check_mixed(case: Case, mixed_NV: torch.Tensor, *, slack: float = SLACK) -> 
 def check_close(
     got: torch.Tensor, truth: torch.Tensor, plain: torch.Tensor, *, slack: float = SLACK
 ) -> None:
-    """NaN and infinities must be where the truth has them, errors within those of `plain`."""
+    """Checks NaN and infinities against the truth, and finite errors against those of `plain`."""
     got, plain = got.double(), plain.double()
     torch.testing.assert_close(got.isnan(), truth.isnan())
     infinite = truth.isinf()
@@ -231,13 +231,13 @@ def check_close(
     assert got[finite].isfinite().all()
     error, allowed = ((each[finite] - truth[finite]).abs().nan_to_num(0.0) for each in (got, plain))
     if finite.any():
-        # Float32 has seven digits: what is as large as HUGE may round differently.
+        # Float32 has seven digits: numbers as large as HUGE may round differently.
         allowance = allowed.max() + slack + 3e-7 * (truth[finite].abs().max() - 100).clamp(min=0)
         assert error.max() <= allowance, (error.max(), allowed.max())
 
 
 def statistics_reference(case: Case, dtype: torch.dtype = torch.float64) -> MixtureStatistics:
-    """Row by row, as plainly as can be; in float32 it is the plain torch to compare errors with."""
+    """The statistics, row by row in plain torch; in float32 they give the errors to allow."""
     num_rows, num_members = case.weights_NM.shape
     log_partition_N, entropy_N, logprob_N = (torch.full((num_rows,), torch.nan) for _ in range(3))
     kl_NM, policy_logprobs_NM = (torch.full((num_rows, num_members), torch.nan) for _ in range(2))
@@ -284,7 +284,7 @@ def statistics_reference(case: Case, dtype: torch.dtype = torch.float64) -> Mixt
 
 
 def check_statistics(case: Case, got: MixtureStatistics, *, slack: float = SLACK) -> None:
-    """Against float64 truth; the error of plain torch in float32 is allowed."""
+    """Checks against float64; the error of plain torch in float32 is allowed."""
     truth, plain = statistics_reference(case), statistics_reference(case, torch.float32)
     for name, value, true_value, plain_value in zip(
         MixtureStatistics._fields, got, truth, plain, strict=True

@@ -1,4 +1,4 @@
-"""Compiles the kernels for a GPU on a machine that has none: what Triton's interpreter lets pass.
+"""Compiles the kernels for a GPU without one, to find errors that Triton's interpreter lets pass.
 
     .venv/bin/python tests/support/kernels/compilation.py          # some seconds
     .venv/bin/python tests/support/kernels/compilation.py --all    # all configurations: two minutes
@@ -31,7 +31,7 @@ NUM_MEMBERS, VOCAB, WIDTH = 4, 151_936, 4096
 
 
 class Hopper:
-    """As much of a driver as compiling asks for."""
+    """The part of a Triton driver that compilation uses."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
@@ -65,7 +65,7 @@ def _resources(cubin: bytes) -> str:
 
 
 def _jobs(rows: int) -> list[tuple[Any, str, tuple[object, ...]]]:
-    """Module, launcher and arguments of every kernel that `rows` make a difference to."""
+    """Module, launcher and arguments of every kernel that depends on the number of rows."""
     columns, ones = list(range(NUM_MEMBERS)), [1.0] * NUM_MEMBERS
     caps = [30.0] + [0.0] * (NUM_MEMBERS - 1)
     weights, tokens = torch.empty(rows, NUM_MEMBERS), torch.empty(rows, dtype=torch.int64)

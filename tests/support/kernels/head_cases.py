@@ -21,7 +21,7 @@ class Heads(NamedTuple):
     scale: list[float] | None = None
 
     def to(self, device: str) -> Heads:
-        """Rows become contiguous where they are not part of something larger."""
+        """The inputs on another device; views of larger tensors become contiguous there."""
         hidden = [None if each is None else each.to(device) for each in self.hidden]
         heads = [each.to(device) for each in self.heads]
         return self._replace(hidden=hidden, heads=heads, weights_NM=self.weights_NM.to(device))
@@ -30,7 +30,7 @@ class Heads(NamedTuple):
 def make_heads(
     *widths: int, rows: int = 5, vocab: int = 130, dtype: torch.dtype = torch.float32
 ) -> Heads:
-    """Logits of about the size that models have, weights on the simplex."""
+    """Random inputs: logits as large as a model's, weights on the simplex."""
     generator = torch.Generator().manual_seed(rows + vocab + sum(widths))
     hidden = [torch.randn(rows, width, generator=generator).to(dtype) for width in widths]
     heads = [
@@ -42,7 +42,7 @@ def make_heads(
 
 
 def _separate(inputs: Heads, dtype: torch.dtype) -> torch.Tensor:
-    """The products one by one, in `dtype` or in the inputs' own for float32, then mixed in it."""
+    """Separate products, for float32 in the inputs' own dtype, then their mixture in `dtype`."""
     common = min(len(head) for head in inputs.heads)
     mixed_NV = torch.zeros(inputs.weights_NM.shape[0], common, dtype=dtype)
     scales = inputs.scale or [1.0] * len(inputs.heads)
@@ -105,7 +105,7 @@ HEADS = {
 
 
 def check_heads(inputs: Heads, mixed_NV: torch.Tensor, *, slack: float = SLACK) -> None:
-    """Against float64 truth; the error of separate products in the same dtype is allowed."""
+    """Checks against float64; the error of separate products in the same dtype is allowed."""
     assert mixed_NV.dtype == torch.float32
     truth_NC, plain_NC = _separate(inputs, torch.float64), _separate(inputs, torch.float32)
     common = truth_NC.shape[1]

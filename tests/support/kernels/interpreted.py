@@ -1,7 +1,7 @@
 """Imports the kernels for Triton's interpreter, where there is no GPU to compile them for.
 
-Triton must know when it is first imported, so tests/unit/conftest.py imports this before any test
-module is collected. The environment variable is not left behind for other processes to find.
+Triton reads TRITON_INTERPRET when it is first imported, so tests/unit/conftest.py imports this
+module before any test is collected. The variable is then removed, since other processes inherit it.
 """
 
 from __future__ import annotations
@@ -34,4 +34,4 @@ def _why_not() -> str | None:
 
 
 WHY_NOT = _why_not()
-"""Why kernels do not run on CPU tensors in this process; None if they do."""
+"""The reason for which kernels do not run on CPU tensors in this process; None if they do."""

@@ -20,7 +20,7 @@ def install() -> None:
     from triton.backends.compiler import GPUTarget
 
     class InterpretedDriver:
-        """Just enough of a driver to be asked about, never to launch."""
+        """A driver that describes a CPU and never launches a kernel."""
 
         @staticmethod
         def is_active() -> bool:
