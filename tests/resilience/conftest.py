@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints what was thrown at prefmix, and the tables of the longer runs."""
+    """Prints the count of hostile inputs and the tables of the longer runs."""
     if tally.HOSTILE:
         terminalreporter.section("hostile inputs")
         for line in tally.table():

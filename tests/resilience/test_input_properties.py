@@ -1,4 +1,4 @@
-"""Laws of what is read at the door: configuration, command line, prompts, score tables, ids."""
+"""Any configuration, command line, prompt, score table or id is read or properly refused."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_every_request_is_one_line_of_log(
     profile: str,
     seconds: float | None,
 ) -> None:
-    """Whatever id it came with; in JSON all of it can be read back."""
+    """Any client's request id gives one line; in JSON all fields can be read back."""
     tally.hostile("log lines")
     request_id = account_of(header).request_id()
     fields = {"request_id": request_id, "profile": profile, "duration_s": seconds}

@@ -1,4 +1,4 @@
-"""One server on the demo policies under all of it; `PREFMIX_RESILIENCE=full` is the long form."""
+"""One server on the demo policies in all scenarios; `PREFMIX_RESILIENCE=full` is the long form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resilience.scenarios.openapi_fuzz import run_schemathesis
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
-    """Ended by one signal, which is a test too: code 0, nothing left, nothing reported."""
+    """A server. Its end by one signal is a test, too: code 0, no process left, no traceback."""
     running = DemoServer(tmp_path_factory.mktemp("demo"))
     try:
         yield running.start()
@@ -52,7 +52,7 @@ def test_promises_hold_after_every_step_of_an_interleaving(demo: DemoServer) -> 
 
 
 def test_hostile_bytes_do_no_harm(demo: DemoServer) -> None:
-    """No 5xx, no traceback, the right answer afterwards."""
+    """The server answers without 5xx or traceback, and afterwards gives the right answer."""
     text, figures = fuzz.run(demo, num_inputs=scaled(short=600, full=4000))
     tally.hostile("raw HTTP and fields", figures["inputs"])
     tally.REPORTS.append(text)

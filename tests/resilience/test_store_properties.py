@@ -1,4 +1,4 @@
-"""Laws of the store's file: what was written is read back, what was not is refused by name."""
+"""A store's file is read back as written; any other content is refused by the file's name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_reading_undoes_writing_to_the_last_bit(profiles: ProfileSet) -> None:
 
 
 def wrecks(place: int) -> list[bytes]:
-    """The good file with its byte flipped, dropped or doubled, or cut there."""
+    """The good file with the byte at a place flipped, dropped or doubled, or cut at the place."""
     before, byte, after = TEXT[:place], TEXT[place : place + 1], TEXT[place + 1 :]
     return [
         *(before + bytes([byte[0] ^ 1 << bit]) + after for bit in range(8)),
@@ -65,7 +65,7 @@ def wrecks(place: int) -> list[bytes]:
 
 
 def test_a_file_with_damage_at_any_byte_is_read_strictly_or_refused() -> None:
-    """Never another exception, never half a set: what is accepted reads back the same."""
+    """No other exception and no half set: every accepted content reads back the same."""
     for place in range(len(TEXT)):
         for wreck in wrecks(place):
             tally.hostile("store files")
@@ -107,7 +107,7 @@ def test_any_depth_is_refused(depth: int, opening: str) -> None:
 def test_a_change_is_written_whole_or_refused_and_nothing_written(
     tmp_path: Path, provenance: dict[str, Any], name: str
 ) -> None:
-    """Names and provenances of any kind, through the store's own file."""
+    """Names and provenances of any kind survive the store's own file."""
     tally.hostile("store changes")
     store = WeightsStore(tmp_path / "w.json")
     before = store.create(GOOD)

@@ -1,4 +1,4 @@
-"""Laws of a request's weights, over every input: what is accepted, what is refused, and how."""
+"""A request's weights are resolved or properly refused, whatever the input."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_any_vector_at_the_engines_door_is_a_point_of_the_space_or_a_refusal(
 
 @given(spec=specs("simplex"), factor=st.floats(1e-6, 1e6), data=st.data())
 def test_only_ratios_matter(spec: MixtureSpec, factor: float, data: st.DataObject) -> None:
-    """weights(c * r) = weights(r); members keep their order; who is not named gets exactly 0."""
+    """weights(c * r) = weights(r), in the order of the ratios; unnamed members get exactly 0."""
     ratios = data.draw(valid_ratios(spec.member_names))
     ratios = {
         name: value if value == 0 else min(max(value, 1e-200), 1e200)
@@ -121,7 +121,7 @@ def test_only_ratios_matter(spec: MixtureSpec, factor: float, data: st.DataObjec
 
 @given(spec=specs("simplex"), data=st.data())
 def test_what_one_door_lets_out_the_other_lets_in(spec: MixtureSpec, data: st.DataObject) -> None:
-    """Names to numbers, over the wire as JSON, through the engine's check: the same weights."""
+    """Resolved weights that cross the wire as JSON pass the engine's check unchanged."""
     weights_M = weights_from_preferences(data.draw(valid_ratios(spec.member_names)), spec)
     arrived = from_extra_args(json.loads(json.dumps(to_extra_args(weights_M))))
     assert arrived == list(weights_M)
@@ -202,7 +202,7 @@ def test_a_profile_means_the_same_by_every_name(profile: str) -> None:
 
 @given(message=any_text, param=st.one_of(st.none(), any_text), value=any_json)
 def test_every_refusal_can_be_sent(message: str, param: str | None, value: Any) -> None:
-    """Whatever a client sent and a message repeats: valid UTF-8, valid JSON, OpenAI's shape."""
+    """A message may repeat any client's text: it is valid UTF-8, valid JSON and OpenAI's shape."""
     tally.hostile("error messages")
     response = error_response(
         f"{message} {short_repr(value)}", status=HTTPStatus.BAD_REQUEST, param=param

@@ -1,8 +1,7 @@
 """The server's counters and log agree with what its clients saw.
 
-A client that hung up cannot know whether its answer was finished already, so for those alone the
-server's log decides; each of them has at most one line there, as every other request has exactly
-one.
+A client that hung up cannot know whether its answer was finished, so the log alone tells the fate
+of its request. Such a request has at most one line in the log, every other request exactly one.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def accounts_of(
     after: Metrics,
     log: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Checks all accounts of a run; returns what they came to. Raises: AssertionError."""
+    """Checks counters and log of a run; returns their totals. Raises: AssertionError."""
     lines = lines_by_id(log, traffic)
     counted = difference(
         by_label(before, "prefmix_requests_total", "profile", "outcome"),
@@ -81,7 +80,7 @@ def lines_by_id(log: list[dict[str, Any]], traffic: Traffic) -> dict[str, dict[s
 def engine_accounts(
     traffic: Traffic, lines: Mapping[str, Any], *, before: Metrics, after: Metrics
 ) -> dict[str, Any]:
-    """vLLM's counters: every choice seen was finished once, every other one at most once."""
+    """Checks that vLLM counted each choice that a client saw once, any other at most once."""
     finished = difference(
         by_label(before, "vllm:request_success_total", "finished_reason"),
         by_label(after, "vllm:request_success_total", "finished_reason"),

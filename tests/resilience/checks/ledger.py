@@ -1,6 +1,6 @@
-"""Every version of the profiles that a run has made: when it can have been in force, and with what.
+"""The versions of the profiles in a run: their content, and when each can have been in force.
 
-One writer at a time keeps it, so that what an answer may report is known exactly.
+Changes are made one at a time, so that the versions which an answer may report are known exactly.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Ledger:
         self._note(began)
 
     def explain(self, version: int, *, sent_at: float, head_at: float) -> str:
-        """Why an answer cannot have been admitted with a version; empty if it can."""
+        """The reason for which an answer's version is impossible; empty if it is possible."""
         found = self.versions.get(version)
         if found is None:
             return f"version {version} has never existed"
@@ -119,7 +119,7 @@ class Ledger:
         self._count(answer)
 
     def _swap_file(self) -> None:
-        """A second writer changes the file; the server's watch takes it up."""
+        """Changes the file as a second writer, and waits until the server's watch takes it up."""
         name, ratios = self._rng.choice(PASSING), self._ratios()
         change = self._store.change(lambda current: with_profile(current, name, ratios))
         self.num_swaps += not change.is_noop

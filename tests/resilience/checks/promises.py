@@ -51,13 +51,13 @@ class Stream:
         )
 
     def finish(self) -> None:
-        """Reads it to its end, which must be one."""
+        """Reads the answer to its end, which must be [DONE]."""
         rest = self.response.read()
         self.connection.close()
         assert rest.endswith(b"data: [DONE]\n\n"), rest[-300:]
 
     def hang_up(self) -> None:
-        """Goes away in the middle."""
+        """Hangs up before the answer has ended."""
         self.connection.close()
         self.response.close()
 
@@ -74,7 +74,7 @@ class Model:
     """The hash of every version there has been."""
 
     def put_in_force(self, profiles: ProfileSet) -> None:
-        """A change has been made."""
+        """Notes a change that the server has made."""
         known = self.contents.setdefault(profiles.version, profiles.sha256)
         assert known == profiles.sha256, f"version {profiles.version} had another content before"
         assert profiles.version >= self.in_force.version, "a version number has gone down"
@@ -91,7 +91,7 @@ def shown(demo: DemoServer) -> ProfileSet:
 
 
 def wait_in_force(demo: DemoServer, version: int) -> ProfileSet:
-    """Waits until a version, written to the file by somebody else, has been taken up."""
+    """Waits until the server has taken up a version that another program wrote to the file."""
     deadline = time.monotonic() + _VISIBLE_WITHIN_S
     while (found := shown(demo)).version < version:
         assert time.monotonic() < deadline, f"version {version} was not taken up"

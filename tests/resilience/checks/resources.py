@@ -93,6 +93,6 @@ def theil_sen(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def rss_slope(samples: Sequence[Sample]) -> float:
-    """MiB per 10,000 requests."""
+    """The slope of the resident memory, in MiB per 10,000 requests."""
     x = [each.num_requests / 10_000 for each in samples]
     return theil_sen(x, [each.rss_mib for each in samples])

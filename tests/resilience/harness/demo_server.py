@@ -24,7 +24,7 @@ TOKEN = "admin-token-of-the-resilience-suite"
 KEY = "inference-key-of-the-resilience-suite"
 MAX_MODEL_LEN = 512
 SMALL_CACHE_BYTES = 48 * 2**20
-"""A KV cache that is soon used in full, so that a flat memory can be told from a filling one."""
+"""A KV cache that fills soon, so that its filling does not look like a leak."""
 
 Metrics = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -68,7 +68,7 @@ class DemoServer:
         return self
 
     def stop(self) -> int:
-        """Ends it by one SIGTERM; returns the exit code."""
+        """Ends the server by one SIGTERM; returns the exit code."""
         return self.server.end(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -130,7 +130,7 @@ class DemoServer:
             time.sleep(0.1)
 
     def assert_sound(self) -> None:
-        """It lives, answers a request, and has reported no exception."""
+        """Checks that the server lives, answers a request, and has reported no exception."""
         assert self.server.process.poll() is None, self.server.stderr[-3000:]
         answer = self.complete()
         assert answer.status == 200, answer
@@ -156,7 +156,7 @@ def by_label(metrics: Metrics, name: str, *labels: str) -> dict[tuple[str, ...],
 
 @contextlib.contextmanager
 def running(*words: str, **environ: str) -> Iterator[DemoServer]:
-    """A server in a folder of its own, for a command; ended whatever happens."""
+    """A server in a folder of its own, for a command; it is always ended."""
     # Ended from outside, the server has to end as well.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="prefmix-resilience-") as folder:

@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def run_parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags that every run has. Args: description: the module's docstring."""
+    """A parser of the flags that all runs share. Args: description: the module's docstring."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", action="store_true", help="add the line to results/")

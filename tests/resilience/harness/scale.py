@@ -9,5 +9,5 @@ IS_FULL = os.environ.get(VARIABLE, "short") == "full"
 
 
 def scaled(*, short: int, full: int) -> int:
-    """The number for the form that runs."""
+    """The number for the size that was chosen."""
     return full if IS_FULL else short

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 HOSTILE: Counter[str] = Counter()
-"""Inputs by where they went."""
+"""The number of inputs by the part of prefmix that they were sent to."""
 
 REPORTS: list[str] = []
 """Tables to show when the run ends."""
@@ -17,6 +17,6 @@ def hostile(where: str, count: int = 1) -> None:
 
 
 def table() -> list[str]:
-    """One line a place and the sum."""
+    """One line for each part of prefmix, and the sum."""
     rows = [*sorted(HOSTILE.items()), ("together", HOSTILE.total())]
     return [f"{where:<40}{count:>8,}" for where, count in rows]

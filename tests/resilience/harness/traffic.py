@@ -67,7 +67,7 @@ class Traffic:
         return len(self.outcomes)
 
     async def run(self, *, goes_on: Callable[[], bool], hang_up_share: float = 0.1) -> None:
-        """Sends until `goes_on` says no; every request sent has an outcome then."""
+        """Sends until `goes_on` is False, then waits until every request has an outcome."""
         connector = aiohttp.TCPConnector(limit=0)
         headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -118,7 +118,7 @@ async def _answer(session: aiohttp.ClientSession, outcome: Outcome) -> None:
 
 
 def _finish_reasons(outcome: Outcome, content: bytes) -> Iterator[str]:
-    """The one ending of each choice. Raises: if an answer is malformed, or a choice ends twice."""
+    """Yields each choice's finish reason. Raises: if the answer is malformed."""
     if outcome.status != 200:
         assert set(json.loads(content)["error"]) == {"message", "type", "param", "code"}
         return

@@ -38,7 +38,7 @@ class Attack:
     kind: str
     pieces: list[bytes]
     pause_s: float = 0.0
-    """Between two pieces."""
+    """The pause between two pieces."""
     half_closes: bool = False
     """True if the sending side is closed before the answer is read."""
     wants_answer: bool = False
@@ -208,7 +208,7 @@ def _bodies(rng: random.Random) -> Attack:
 
 
 def _framing(rng: random.Random) -> Attack:
-    """Bodies that are shorter or longer than announced, and chunks that are none."""
+    """Bodies that are shorter or longer than announced, and malformed chunks."""
     if rng.random() < 0.5:
         length = str(len(GOOD_BODY) + rng.choice([-5, 1, 1000, 10**9])).encode()
         data = _request(rng, path=b"/v1/completions", body=GOOD_BODY, length=length)
@@ -250,7 +250,7 @@ def _pipelines(rng: random.Random) -> Attack:
 
 
 def _torn(rng: random.Random) -> Attack:
-    """A good request in pieces, some of which never come."""
+    """A good request in pieces, of which the last may never come."""
     data = _request(rng, path=b"/v1/completions", body=GOOD_BODY)
     cuts = sorted(rng.sample(range(1, len(data)), rng.randint(1, 6)))
     edges = [0, *cuts, len(data)]

@@ -1,6 +1,6 @@
-"""Bodies of good JSON in which some fields hold what nobody meant them to hold.
+"""Bodies of valid JSON in which some fields hold unexpected values.
 
-The routes and their fields are those that the server itself describes at /openapi.json.
+The routes and their fields come from the server's own /openapi.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bodies that are broken JSON, or JSON that asks too much of whoever reads it."""
+"""Bodies of broken JSON, or of JSON that is too deep, too large or otherwise hostile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GOOD_BODY = json.dumps({"model": "demo", "prompt": "Hi.", "max_tokens": 1}).enco
 
 
 def noise(rng: random.Random, longest: int = 60) -> bytes:
-    """Any bytes, up to so many."""
+    """Random bytes, at most `longest`."""
     return bytes(rng.randrange(256) for _ in range(rng.randint(0, longest)))
 
 

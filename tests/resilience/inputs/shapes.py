@@ -98,7 +98,7 @@ def _sampling(rng: random.Random, path: str) -> dict[str, Any]:
 
 
 def _weights(rng: random.Random, body: dict[str, Any]) -> Expectation:
-    """Names weights in one of the ways there are; says whether the request may be refused."""
+    """Adds weights to a body in one of the possible ways; returns the expected outcome."""
     way = rng.randrange(7)
     body["model"] = "demo"
     if way == 1:

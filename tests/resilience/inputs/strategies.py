@@ -18,7 +18,7 @@ profile_names = names.filter(lambda name: name != CUSTOM_PROFILE)
 
 _AWKWARD = '\ud800\udfff\0\r\n\u2028\x7f{}"\\@,=ab'
 any_text = st.one_of(st.text(max_size=20), st.text(st.sampled_from(_AWKWARD), max_size=20))
-"""Lone surrogates and control characters included."""
+"""Any text, lone surrogates and control characters included."""
 
 numbers = st.one_of(
     st.floats(),

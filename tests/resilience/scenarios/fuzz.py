@@ -115,7 +115,7 @@ def _right_answer(demo: DemoServer) -> str:
 
 
 class SlowLoris:
-    """Connections that have begun a request and go on with a byte at a time."""
+    """Connections that begin a request, go on with a byte at a time, and never end it."""
 
     def __init__(self, demo: DemoServer, count: int) -> None:
         self._sockets = [

@@ -33,7 +33,7 @@ _MAX_STREAMS = 6
 
 
 class Interleaving:
-    """The steps; each leaves the model as the server should be."""
+    """The steps; each updates the model to the expected state of the server."""
 
     def __init__(self, demo: DemoServer, *, seed: int) -> None:
         self.demo = demo
@@ -70,7 +70,7 @@ class Interleaving:
         check(self.demo, self.model)
 
     def kill_and_restart(self) -> None:
-        """Everything ends at once; what was in force is in force again."""
+        """Kills the whole server; after a restart the same profiles are in force."""
         self.taken["kill and restart"] += 1
         self.demo.kill()
         for stream in self.model.streams:
@@ -82,7 +82,7 @@ class Interleaving:
         check(self.demo, self.model)
 
     def end(self) -> None:
-        """Every stream that is still open comes to its end."""
+        """Reads every open stream to its end."""
         while self.model.streams:
             self.finish_stream()
         self.demo.settle()
@@ -131,7 +131,7 @@ class Interleaving:
         assert answer.status == 412, answer
 
     def rehearse(self) -> None:
-        """A dry run says what it would do and does nothing."""
+        """Asks for a dry run, which must change nothing."""
         path = f"/profiles/{self._name()}?dry_run=true"
         answer = self.demo.admin("PUT", path, {"weights": self._ratios()})
         assert (answer.status, answer.body["dry_run"]) == (200, True), answer
@@ -159,7 +159,7 @@ class Interleaving:
     # --- the file ----------------------------------------------------------------------------
 
     def swap_file(self) -> None:
-        """A second writer; the watch, SIGHUP or a reload takes it up."""
+        """Changes the file as a second writer; the watch, SIGHUP or a reload takes it up."""
         change = self._write()
         if not change.is_noop:
             way = self.rng.randrange(3)
@@ -172,7 +172,7 @@ class Interleaving:
         self.model.last_reload_successful = True
 
     def race(self) -> None:
-        """Both writers at once: two versions, neither change lost."""
+        """Lets both writers change the store at once: two versions, and neither change is lost."""
         made: list[Change] = []
         names = self.rng.sample(PASSING, 2)
         stamp = {"stamp": self.rng.random()}
@@ -223,7 +223,7 @@ class Interleaving:
         self._restored(good)
 
     def hang_up_signal(self) -> None:
-        """SIGHUP for a file that has not changed."""
+        """Sends SIGHUP for a file that has not changed."""
         self.demo.server.process.send_signal(signal.SIGHUP)
         self.model.last_reload_successful = True
 
@@ -247,7 +247,7 @@ class Interleaving:
     # -----------------------------------------------------------------------------------------
 
     def _changed(self, answer: Answer, wanted: ProfileSet) -> None:
-        """The answer to a change that had to succeed."""
+        """Checks the answer to a change that had to succeed."""
         before = self.model.in_force
         assert answer.status == 200, answer
         is_noop = wanted.sha256 == before.sha256
@@ -258,7 +258,7 @@ class Interleaving:
         assert answer.body["sha256"] == self.model.in_force.sha256
 
     def _unreadable(self, status: int) -> None:
-        """The file is of no use: everything that reads it says so, and nothing changes."""
+        """Checks that every reader reports the unreadable file, and that nothing changes."""
         self.model.is_file_good = False
         self.model.last_reload_successful = False
         answer = self.demo.admin("POST", "/weights/reload")

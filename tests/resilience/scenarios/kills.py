@@ -108,7 +108,7 @@ def kill_servers(demo: DemoServer, *, times: int, seed: int) -> dict[str, Any]:
 def _changes_until_killed(
     demo: DemoServer, rng: random.Random, *, only_main: bool, gone_s: list[float]
 ) -> int:
-    """Returns: how many changes the server has confirmed before it was killed."""
+    """Kills a server under load; returns the number of changes that it had confirmed."""
     begun = WeightsStore(demo.store).read().provenance.get("killed", {}).get("step", 0)
     confirmed = begun
     is_over = threading.Event()

@@ -113,7 +113,7 @@ class Changing:
 
 
 def check_outcomes(traffic: Traffic, ledger: Ledger) -> None:
-    """Every request ended in one way, with weights that were in force."""
+    """Checks that every request ended as it may, with weights that were in force."""
     wrong = [outcome for outcome in traffic.outcomes if not outcome.is_good]
     assert not wrong, f"{len(wrong)} requests ended wrong, such as {wrong[:3]}"
     for outcome in traffic.outcomes:
@@ -136,7 +136,7 @@ def resting(demo: DemoServer) -> dict[int, Sample]:
 
 
 def check_rest(demo: DemoServer, before: dict[int, Sample]) -> dict[str, int]:
-    """Files, sockets and threads go back to what they were. Returns: how many more there are."""
+    """Waits until files, sockets and threads are as few as before. Returns: the excess left."""
     deadline = time.monotonic() + _REST_S
     while True:
         after = resting(demo)

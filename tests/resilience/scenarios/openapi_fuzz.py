@@ -33,9 +33,10 @@ CHECKS = (
 def run_schemathesis(
     demo: DemoServer, folder: Path, *, examples: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Runs it on both sides of the server. Returns: the figures. Raises: AssertionError.
+    """Runs schemathesis on inference and admin routes. Returns: the figures.
 
-    Args: examples: of each operation, at most.
+    Args: examples: the most requests of each operation.
+    Raises: AssertionError with schemathesis' report of failures.
     """
     figures: dict[str, Any] = {"cases": 0}
     for side, token, selection in (

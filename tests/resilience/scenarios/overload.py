@@ -1,12 +1,12 @@
-"""Many times more requests than a server can answer: what becomes of those it takes on.
+"""Overload: many times more requests than a server can answer.
 
     python -m resilience.scenarios.overload [--seconds 300] [--factor 10] [--record]
 
-First as many clients as the engine runs at once, each sending its next request when the last is
-answered: that rate is the capacity. Then requests arrive at `--factor` times that rate, whatever
-becomes of them. Then none, and probes ask until they are answered as fast as at capacity
-(recovered), and as fast as at rest: what was taken on is by then answered too. Prints a table, then
-one line of JSON; exit code 1 if one of the promises below does not hold.
+First, as many clients as the engine runs at once each send their next request when the last one is
+answered: that rate is the capacity. Then requests arrive at `--factor` times that rate, regardless
+of the answers. Then the load stops, and probes are sent until one is answered as fast as at
+capacity (recovered), and one as fast as at rest: all admitted requests are answered by then. Prints
+a table, then one line of JSON; exit code 1 if one of the promises below does not hold.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ of admitted requests, and the answers a second. After the overload: the time unt
 admitted and answered within the p99 at capacity. Every status is 200 or 503."""
 
 CACHE_BYTES = 256 * 2**20
-"""As in the demo's own configuration: room for all that run at once."""
+"""The cache of the demo's own configuration: room for all requests that run at once."""
 
 _PROMPTS = ("Review the Park Hotel.", "Write to a friend about the weather.", "What is rain?")
 _LENGTHS = (64, 128, 192, 256)
@@ -48,7 +48,7 @@ class Ending:
     sent_at: float
     ended_at: float
     status: int
-    """0: no answer, or a broken one."""
+    """The HTTP status; 0 for no answer, or a broken one."""
     retry_after: str | None = None
     error: str | None = None
     """The client's error, if the status is 0."""
@@ -188,7 +188,7 @@ def summary(endings: Sequence[Ending], since: float, until: float) -> dict[str, 
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """The value that a share `q` of them do not exceed; 0 without any."""
+    """The q-quantile of the values; 0 if there are none."""
     return sorted(values)[min(len(values) - 1, int(q * len(values)))] if values else 0.0
 
 
@@ -212,8 +212,8 @@ async def _idle_latency(load: Load) -> float:
 
 
 async def _recovery(load: Load, p99_s: float, idle_s: float) -> tuple[float, float]:
-    """Seconds until a request is sent that is answered within `p99_s`, and until one that is
-    answered in no more than twice its time at rest."""
+    """(seconds until a request is sent that is answered within `p99_s`, seconds until one is sent
+    that is answered within twice its time at rest)."""
     began = time.monotonic()
     recovered: float | None = None
     while True:

@@ -46,7 +46,7 @@ def run(
     """Runs the load. Returns: a table, and the figures; `rss_mib_per_10k` is of all processes.
 
     Args:
-      samples_csv: where to write every sample; the others are those of the command.
+      samples_csv: where to write every sample; other arguments are those of the command.
       visits_sizes: whether to begin with `visit_all_sizes`.
 
     Raises: AssertionError if a request ends wrong, or files, sockets or threads are left over.
@@ -124,10 +124,10 @@ class Changing:
 
 
 def visit_all_sizes(demo: DemoServer, *, seed: int) -> None:
-    """Has the engine compute steps of every number of tokens and rows, one request at a time.
+    """Makes the engine compute steps of every number of tokens and rows, one request at a time.
 
-    Its matrix library keeps something for each size it has met, up to a limit; a load meets the
-    rare ones only in the course of hours, which would look like a leak.
+    The engine's matrix library caches data for each size, up to a limit. A load meets the rare
+    sizes only in the course of hours, and their memory would look like a leak.
     """
     rng = random.Random(seed)
     for num_tokens in range(1, _LONGEST_STEP):
