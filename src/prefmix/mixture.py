@@ -1,7 +1,7 @@
 """`prefmix.Mixture`: policies in one vLLM engine of this process, mixed by each prompt's weights.
 
-vLLM's own types go in and come out. What is refused is what `prefmix serve` refuses, in the same
-words: the server's code resolves names to weights, checks the models and reads vLLM's arguments.
+Inputs and outputs are vLLM's own types. The server's code resolves names to weights, checks the
+models and reads vLLM's arguments, so refusals are those of `prefmix serve`, in the same words.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Mixture:
         mix = Mixture(policies={"helpful": "./helpful", "harmless": "./harmless"})
         mix.generate(["Dear"], weights={"helpful": 2, "harmless": 1})
 
-    A process has one at a time: use it in a `with` block, or `close` it. Calls from several
-    threads wait for each other.
+    A process can have one Mixture at a time: use it in a `with` block, or `close` it. Calls from
+    several threads wait for each other.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Mixture:
 
     @property
     def llm(self) -> LLM:
-        """vLLM's own object, for what this class has no method for.
+        """vLLM's own object, for tasks that this class has no method for.
 
         Its requests use equal weights, unless their `extra_args` hold others.
         """
@@ -160,8 +160,8 @@ class Mixture:
     ) -> list[RequestOutput]:
         """Completes prompts with the mixture.
 
-        An output also has `preference_weights` and `preference_profile`, what it was drawn with,
-        and each of its completions `preference_attribution`, None unless asked for.
+        Each output also has `preference_weights` and `preference_profile`, which it was drawn
+        with. Each of its completions has `preference_attribution`, None unless asked for.
 
         Args:
           prompts: as `vllm.LLM.generate` takes them: strings, token ids, vLLM's dictionaries.
@@ -169,12 +169,12 @@ class Mixture:
             list with one for each. They are not changed.
           weights: {policy: number} for all prompts, or a list with one for each.
           profile: the name of a profile instead, in the same way.
-          attribution: True, or "tokens" for every token: which policy carried an answer, the
-            field of that name over HTTP (prefmix.server.api.attribution).
+          attribution: True measures which policy carried each answer, "tokens" also measures
+            every token: `preference_attribution` over HTTP (prefmix.server.api.attribution).
           use_tqdm: vLLM's progress bar; off unless asked for.
           options: further arguments of `vllm.LLM.generate`, such as lora_request or priority.
-        Raises: RequestError in the server's words; EngineError if a policy computes no numbers;
-          what vLLM refuses.
+        Raises: RequestError in the server's words; EngineError if a policy computes NaN or
+          infinity; vLLM's own errors.
         """
         from vllm.renderers.inputs.preprocess import prompt_to_seq
 
@@ -204,7 +204,7 @@ class Mixture:
         Args:
           messages: one conversation, a list of {"role": ..., "content": ...}, or several.
           options: further arguments of `vllm.LLM.chat`, such as tools or chat_template.
-        The others, what is returned and what is raised: as of `generate`.
+        The other arguments, the outputs and the errors are those of `generate`.
         """
         from vllm.renderers.inputs.preprocess import conversation_to_seq
 
@@ -234,13 +234,13 @@ class Mixture:
         """Log-probability of each completion, given its prompt, under each member alone.
 
         Args:
-          prompts: strings, token ids, vLLM's dictionaries or conversations; one alone goes with
-            every completion.
-          completions: strings, token ids or vLLM's completions, one for each prompt; after a
-            conversation a message too, which counts with the end of its turn.
-          by_token: whether to answer a list with one number a token, not their sum.
+          prompts: strings, token ids, vLLM's dictionaries or conversations; a single prompt is
+            used for every completion.
+          completions: strings, token ids or vLLM's completions, one for each prompt. After a
+            conversation a message, too; its tokens include the end of its turn.
+          by_token: true returns a list with one number per token instead of their sum.
         Returns: per pair {policy: natural logarithm}, the reference included.
-        Raises: RequestError; EngineError if a policy computes no numbers; what vLLM refuses.
+        Raises: RequestError; EngineError if a policy computes NaN or infinity; vLLM's own errors.
         """
         with self._lock:
             engine = self._engine.local
@@ -291,10 +291,10 @@ class Mixture:
 
         Args:
           method: `generate` or `chat`.
-          prompts: its first argument.
-          num_prompts: how many prompts these are.
+          prompts: the method's first argument.
+          num_prompts: the number of prompts.
           per_prompt: sampling_params, weights and profile, once or for each prompt.
-          wish: `attribution`.
+          wish: the caller's `attribution`.
           options: the method's other arguments.
         """
         attribution = Attribution(wish)
@@ -315,5 +315,5 @@ class Mixture:
 
 
 def _listed(prompts: Any) -> Any:
-    """The prompts, those of an iterator as a list."""
+    """The prompts; an iterator becomes a list."""
     return prompts if isinstance(prompts, (str, bytes, Mapping, Sequence)) else list(prompts)

@@ -1,7 +1,7 @@
-"""From the keywords of `Mixture` to a checked configuration, as the server's from its flags.
+"""Turns the keywords of `Mixture` into a checked configuration, as the server does with its flags.
 
-A keyword is a key of the configuration file or an argument of vLLM's engine, and overrides the
-file's. Every refusal is a ConfigError in the server's words.
+A keyword is a key of the configuration file or an argument of vLLM's engine. It overrides the
+file's value. Every refusal is a ConfigError in the server's words.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ KEYWORDS = (
 """The keywords of `Mixture` that are not vLLM's."""
 
 FRONT_END_KEYWORDS = ("chat_template",)
-"""Arguments of `vllm.LLM` that are not the engine's."""
+"""Arguments of `vllm.LLM` that its engine does not take."""
 
 _PLAIN = (str, bool, int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """A mixture as the keywords describe it; its models have not been looked at."""
+    """A mixture as the keywords describe it; its models have not been checked yet."""
 
     config: ServeConfig
     spec: MixtureSpec
@@ -78,7 +78,10 @@ def describe(given: Mapping[str, Any]) -> Described:
 
 
 def _profiles(config: ServeConfig, spec: MixtureSpec, overrides: Mapping[str, Any]) -> ProfileSet:
-    """A store wins over `profiles`; one that only the file names need not exist yet."""
+    """The store's profiles if there is a store, else those of `profiles`.
+
+    A store that only the configuration file names need not exist yet.
+    """
     if config.weights_store is None:
         return config.profile_set(spec)
     store = WeightsStore(config.weights_store, spec=spec)
@@ -105,7 +108,7 @@ def engine_arguments(
 ) -> tuple[Namespace, dict[str, Any]]:
     """vLLM's arguments from the file's `engine:` and the keywords. Imports vLLM.
 
-    Returns: (what `build_arguments` makes, arguments that no command line can carry).
+    Returns: (the result of `build_arguments`, arguments that no command line can carry).
     Raises: ConfigError for a value that is refused.
     """
     from prefmix.server.launch.engine_args import build_arguments

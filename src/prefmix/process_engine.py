@@ -1,7 +1,7 @@
-"""The one engine that this process may have: started from a description, ended for good.
+"""The engine of this process, started on a described mixture. A process has one engine at a time.
 
-vLLM keeps its distributed state in globals of the process, and an engine that ends takes them with
-it. So a second mixture beside an open one is refused.
+vLLM keeps its distributed state in globals of the process, and an engine that ends removes them.
+So a second mixture beside an open one is refused.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 _starting = threading.Lock()
 _open: weakref.finalize[..., Any] | None = None
-"""Ends the engine that runs now."""
+"""The finaliser of the latest engine; it is alive while that engine runs."""
 
 
 class ProcessEngine:
-    """A running engine and what it was started with."""
+    """A running engine and its arguments."""
 
     def __init__(self, described: Described, keywords: Mapping[str, Any], *, owner: object) -> None:
         """Starts vLLM in this process.
@@ -68,7 +68,7 @@ class ProcessEngine:
         return self._local
 
     def chat_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A chat's options on top of what the file says of the chat template."""
+        """A chat's options on top of the configuration's options of the chat template."""
         defaults = self._arguments.default_chat_template_kwargs or {}
         return {
             "chat_template_content_format": self._arguments.chat_template_content_format,
@@ -91,7 +91,7 @@ def _start(arguments: Namespace, objects: Mapping[str, Any]) -> LocalEngine:
         return start_on(arguments, objects)
     except BaseException as error:
         _clean_up()
-        if isinstance(error, ValidationError):  # pydantic's dump of what vLLM's checks said
+        if isinstance(error, ValidationError):  # pydantic's dump of vLLM's checks
             raise ConfigError(describe(error)) from error
         raise
 

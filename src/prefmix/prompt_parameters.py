@@ -1,7 +1,7 @@
-"""One prompt's share of a call: its weights, resolved as a request's, in its sampling parameters.
+"""The parameters of each prompt of a call: sampling parameters that carry the resolved weights.
 
-N prompts of a call; what is given once counts for all of them, what is given as a list must have
-one entry for each.
+A call has N prompts. An argument that is given once counts for all of them; a list must have one
+entry for each. Names resolve to weights as in a request to the server.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PromptParameters:
     sampling_params: SamplingParams
     """A copy of the caller's, with the weights."""
     measured_as: str | None
-    """The key of its figures in the engine; None without attribution."""
+    """The key of the prompt's figures in the engine; None without attribution."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -55,7 +55,7 @@ def prompt_parameters(
     spec: MixtureSpec,
     profiles: ProfileSet,
 ) -> list[PromptParameters]:
-    """Resolves and copies what each of N prompts is run with.
+    """Resolves the weights of N prompts and puts them into copies of the sampling parameters.
 
     Args:
       num_prompts: N.
@@ -63,7 +63,7 @@ def prompt_parameters(
       default: makes the sampling parameters of a prompt that has none.
       weights: {policy: number} or None; one or N of these.
       profile: a name or None; one or N of these.
-      attribution: of the call.
+      attribution: the call's.
       spec: the mixture.
       profiles: the profiles in force.
     Raises: RequestError in the server's words.
@@ -117,7 +117,7 @@ def _each(value: Any, num_prompts: int, *, name: str) -> Sequence[Any]:
 
 
 def _own_copy(given: object, default: Callable[[], SamplingParams]) -> SamplingParams:
-    """Sampling parameters that may be changed."""
+    """A copy of the given sampling parameters, or the default, which may be changed."""
     from vllm import SamplingParams
 
     if given is None:

@@ -1,4 +1,4 @@
-"""One call of vLLM with every prompt's own parameters, and what its outputs are completed by."""
+"""One call of vLLM with each prompt's own parameters; adds weights and figures to the outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
 MAX_ATTRIBUTED = 4096
-"""Prompts of a call with attribution; of more requests the engine keeps no figures."""
+"""Most prompts of a call with attribution: the engine keeps the figures of no more requests."""
 
 _SAMPLE = re.compile(r"(\d+)_")
 """The start of the id of one of n > 1 completions (vLLM 0.32)."""
@@ -27,15 +27,15 @@ def run_prompts(
     parameters: Sequence[PromptParameters],
     attribution: Attribution,
 ) -> list[RequestOutput]:
-    """Runs all prompts, and notes on each output what it was drawn with.
+    """Runs all prompts, and notes on each output its weights, profile and attribution.
 
     Args:
       llm: vLLM's object.
       call: one of its methods, with all arguments but the sampling parameters.
-      parameters: of each prompt.
-      attribution: what the call asked for.
+      parameters: one for each prompt.
+      attribution: the call's.
     Raises: RequestError for more attributed prompts than the engine remembers; EngineError if a
-      policy computes no numbers; what vLLM refuses.
+      policy computes NaN or infinity; vLLM's own errors.
     """
     if attribution.is_wanted:
         if len(parameters) > MAX_ATTRIBUTED:
@@ -65,11 +65,11 @@ def _attribute(llm: LLM, output: Any, parameters: PromptParameters, *, by_token:
 
 
 def _figures(llm: LLM, key: str | None) -> dict[int, list[list[float]]]:
-    """The figures of a prompt's tokens by completion; none if it was not measured."""
+    """The figures of a prompt's tokens by completion; empty if the prompt was not measured."""
     if key is None:
         return {}
     answers = llm.collective_rpc("prefmix_take_request", args=(key,))
-    # Ranks that do not gather logits have nothing to say.
+    # Ranks that do not gather logits answer nothing.
     found: dict[str, Any] = next((answer for answer in answers if answer), {})
     return {_completion_of(req_id): rows for req_id, rows in found.items()}
 

@@ -21,9 +21,9 @@ def token_pairs(
     """(prompt, completion) tokens of each pair.
 
     Args:
-      prompts: one or several; one alone goes with every completion.
+      prompts: one or several; a single prompt is used for every completion.
       completions: one or several.
-      tokenizer: of the mixture, a transformers one.
+      tokenizer: the mixture's, of transformers.
       chat_template: for conversations; None is the tokenizer's own.
     Raises: RequestError naming the pair.
     """
@@ -90,9 +90,9 @@ class _Encoder:
         )
 
     def _text_after(self, prompt: str | None, completion: str, before: Tokens) -> Tokens:
-        """The completion's tokens; as part of the whole text where that leaves the prompt's be.
+        """The completion's tokens, cut from the whole text's if those begin with the prompt's.
 
-        Some tokenizers put a blank before every text that they are given alone.
+        Otherwise the completion is encoded alone, before which some tokenizers put a blank.
         """
         if prompt is not None:
             whole = tuple(self._tokenizer.encode(prompt + completion))
