@@ -21,7 +21,7 @@ from prefmix.weights.evaluation.parameter_average import with_averages
 
 REFERENCE = "reference"
 NUM_RESPONSES = 24
-"""Responses a prompt."""
+"""Responses per prompt."""
 MAX_TOKENS = 160
 _ENGINE = {
     # As in serve.yaml, with room for more sequences at once.

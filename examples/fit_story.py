@@ -163,7 +163,7 @@ def win_rates(found: Gains) -> str:
 
 
 def _told(found: Gains) -> str:
-    """The table, and sentences on what it shows."""
+    """The table of gains, and sentences that interpret it."""
     num_responses = len(EVALUATION_PROMPTS) * NUM_RESPONSES
     parts = [f"Mean rewards of {num_responses:,} responses a row at temperature 1:\n"]
     parts.append(gains_table(found))

@@ -45,7 +45,7 @@ ONLINE: dict[str, Any] = {
 
 
 def compare(base: Base, folder: Path, *, num_seeds: int, steps: int) -> dict[str, list[Numbers]]:
-    """Trains all three on both kinds of labels; each seed also draws its own data."""
+    """Trains all three methods on both kinds of labels; each seed also draws its own data."""
     found: dict[str, list[Numbers]] = defaultdict(list)
     for seed in range(num_seeds):
         answers = base.training_answers(seed=seed)

@@ -21,7 +21,7 @@ PARTS = ("memory", "mixed", "maximum")
 
 
 def main() -> None:
-    """Command line of this module."""
+    """Runs the command line of this module."""
     parser = argparse.ArgumentParser(description="Compare ways to train on the demo's data.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150, help="of table (a)")

@@ -32,7 +32,7 @@ WORDS = 24
 
 
 def main() -> None:
-    """Command line of this module."""
+    """Runs the command line of this module."""
     parser = argparse.ArgumentParser(description="Peak memory of training, by method.")
     parser.add_argument("method", nargs="?", choices=list(RUNS))
     method = parser.parse_args().method

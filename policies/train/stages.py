@@ -1,9 +1,9 @@
 """Stages of a training run that survive a kill: a stage is complete on disk, or missing.
 
 A run with `--output DIR` works in `DIR.stages`. Every stage fills a folder of its own, which gets
-its final name once it is complete; the trainer's checkpoints lie beside it until then, and the
-stage's report stays there. A run that is started again with the same settings and data skips
-complete stages and resumes the others. `DIR` appears last.
+its final name once it is complete. Until then the trainer's checkpoints lie beside it; the stage's
+report stays there. A run that is started again with the same settings and data skips complete
+stages and resumes the others. `DIR` appears last.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def train_reward_model(
     from trl import RewardConfig, RewardTrainer
 
     set_seed(settings.seed)  # its head is random
-    with without_warnings():  # that there is no head yet
+    with without_warnings():  # it warns that there is no head yet
         model = AutoModelForSequenceClassification.from_pretrained(
             settings.base,
             num_labels=1,

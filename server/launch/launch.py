@@ -52,7 +52,7 @@ def launch(
     """Serves until a signal ends the server.
 
     Args:
-      config: where to listen and which engine flags to use.
+      config: the addresses to listen on and the engine flags.
       spec: the mixture.
       profiles: the profiles to start with.
       passthrough: the words after `--`.

@@ -182,7 +182,7 @@ class WeightsMetrics:
         _INFO.labels(profiles.sha256).set(1)
 
     def reloaded(self, trigger: str, *, changed: bool) -> None:
-        """Counts a reload of the store, whether or not it had changed."""
+        """Counts a reload of the store, changed or not."""
         _RELOADS.labels(trigger, "ok" if changed else "unchanged").inc()
         _SUCCESSFUL.set(1)
         _SUCCESS_TIME.set(time.time())
