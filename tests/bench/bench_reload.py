@@ -95,13 +95,13 @@ def main() -> int:
 
 
 class Call(NamedTuple):
-    """One call: how long it took, and how much of that threads that were ready had no core."""
+    """One call: its duration, and the part of it in which ready threads waited for a core."""
 
     total_s: float
     waited_s: float
-    """This thread's."""
+    """The wait of this thread for a core."""
     server_waited_s: float
-    """That of the API process's main thread; with several processes, of the one known."""
+    """The wait of the API process's main thread; of several processes, the known one."""
 
 
 class Stopwatch:
@@ -181,7 +181,7 @@ def puts(url: str, times: int, watch: Stopwatch) -> list[Call]:
 
 
 def client(url: str, is_over: Event, answers: Queue[int | str]) -> None:
-    """Asks without a pause until it is over, then says how often it was answered."""
+    """Sends requests without a pause until `is_over` is set, then reports the number of answers."""
     connection = Connection(url)
     body = {"prompt": "Review the Park Hotel.", "max_tokens": 16}
     count = 0
@@ -220,7 +220,7 @@ def load(url: str, num_clients: int) -> Callable[[], int]:
 
 
 def summary(calls: list[Call]) -> dict[str, float]:
-    """Median, 99th percentile and maximum; of the slowest call, who waited for a core how long."""
+    """Median, 99th percentile and maximum; of the slowest call, the waits for a core."""
     times_s = [call.total_s for call in calls]
     slowest = max(calls)
     seconds = {

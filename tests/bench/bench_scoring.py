@@ -42,7 +42,7 @@ class Scorer:
         self._score()
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, float]:
-        """One round; nothing is asked."""
+        """Runs one round. Args: request: ignored, as every round is the same."""
         begin = time.perf_counter()
         self._score()
         return {"seconds": time.perf_counter() - begin}

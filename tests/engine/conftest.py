@@ -1,4 +1,4 @@
-"""Engines for the tests of this folder; support/engines.py says what kind."""
+"""Engines for the tests of this folder, made by support/engines.py."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def mixture(
     request: pytest.FixtureRequest, policies: list[Path], adapted: AdaptedBase
 ) -> tuple[MixtureSpec, list[Path]]:
-    """Both layouts: what is served, and the full checkpoints that it must equal."""
+    """The mixture of each layout, and the full checkpoints that it must equal."""
     if request.param == "shared trunk":
         return adapted.spec(), adapted.merged
     return spec_of_folders(policies), policies
@@ -44,7 +44,7 @@ def mixture(
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[EngineFactory]:
-    """Engines that tests share, each of which leaves them as they were."""
+    """Engines that tests share; every test leaves them unchanged."""
     factory = EngineFactory(max_alive=6)
     yield factory
     factory.end()
@@ -52,7 +52,7 @@ def engine() -> Iterator[EngineFactory]:
 
 @pytest.fixture
 def own_engine() -> Iterator[EngineFactory]:
-    """One engine at a time, of the test alone: its checkpoints are, or it changes the engine."""
+    """One engine at a time, for tests that change it or bring checkpoints of their own."""
     factory = EngineFactory(max_alive=1)
     yield factory
     factory.end()

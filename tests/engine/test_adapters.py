@@ -1,5 +1,5 @@
-"""Adapters that only show when they are loaded that they cannot share a trunk; the other faults are
-those of tests/unit/mixing/checkpoints/test_lora.py."""
+"""Adapters that turn out unfit for a shared trunk only when they are loaded; the other faults are
+tested in tests/unit/mixing/checkpoints/test_lora.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.tiny_policies import save_policy
 def test_an_adapter_with_nan_or_too_large_numbers_is_refused(
     own_engine: EngineFactory, adapted: AdaptedBase, tmp_path: Path, value: float
 ) -> None:
-    """Doubled by its alpha the larger is infinite, and would spoil the other adapters' rows."""
+    """The larger value, doubled by its alpha, is infinite and would spoil other adapters' rows."""
     tensors = load_file(adapted.adapters[0] / "adapter_model.safetensors")
     next(tensors[key] for key in tensors if "lora_B" in key)[0, 0] = value
     broken = tmp_path / "broken"

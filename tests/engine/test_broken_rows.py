@@ -22,7 +22,7 @@ SPOILED = (5, 6, BAD_TOKEN, 7)
 def generate(
     llm: Any, prompts: Sequence[tuple[int, ...]], weights: Sequence[Sequence[float]], **more: Any
 ) -> list[tuple[tuple[int, ...], str | None, tuple[str, ...]]]:
-    """Per prompt the tokens, why they end and the policies that failed."""
+    """(tokens, finish reason, failed policies) of each prompt."""
     from vllm import SamplingParams
 
     options = {"max_tokens": 12, "temperature": 1.0, "seed": 3, "ignore_eos": True, **more}
@@ -49,7 +49,7 @@ def spoiled(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> M
 def test_a_row_fails_alone_and_names_the_policy(
     own_engine: EngineFactory, spoiled: MixtureSpec
 ) -> None:
-    """In one batch, with prompts in chunks; the others' tokens are those of a batch without it."""
+    """Other requests of the batch, with prompts in chunks, get the tokens of a batch without it."""
     llm = own_engine(spoiled, max_num_batched_tokens=32, max_num_seqs=16)
     even = (0.2, 0.3, 0.5)
     alone = generate(llm, SOUND, [even] * len(SOUND))
@@ -67,7 +67,7 @@ def test_a_row_fails_alone_and_names_the_policy(
 def test_blocks_of_a_failed_request_spoil_nobody_who_gets_them_next(
     own_engine: EngineFactory, spoiled: MixtureSpec
 ) -> None:
-    """A cache of few blocks, so that the sound requests write where the NaN were."""
+    """The cache has few blocks, so that sound requests write into blocks that held NaN."""
     llm = own_engine(spoiled, num_gpu_blocks_override=9, max_model_len=64, block_size=32)
     even = (0.2, 0.3, 0.5)
     short = [prompt[:20] for prompt in SOUND]
@@ -90,7 +90,7 @@ def test_blocks_of_a_failed_request_spoil_nobody_who_gets_them_next(
 def test_a_spoiled_head_is_found_too(
     own_engine: EngineFactory, policies: list[Path], tmp_path: Path
 ) -> None:
-    """The hidden states are sound, one logit is not; drawn, greedy and from the likeliest."""
+    """Hidden states are sound, one logit is NaN, with greedy, plain and top-p sampling."""
     bad = with_nan_logit(tmp_path / "head", policies[1], token=11)
     llm = own_engine(spec_of_folders([policies[0], bad]))
     llm.collective_rpc("prefmix_check_rows")

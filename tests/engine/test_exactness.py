@@ -49,7 +49,7 @@ def test_mixed_batch_is_exact_under_chunking_preemption_and_prefix_hits(
 
 
 def test_prefix_of_a_skipped_policy_is_never_reused(llm: Any, oracle: Oracle) -> None:
-    """Only the first policy runs for the first request; the second needs the other's KV blocks."""
+    """The first request runs only the first policy; the second needs the other's KV blocks."""
     prompt = tuple(range(2, 102))
     for weights in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 0.5, 0.0), (1 / 3, 1 / 3, 1 / 3)):
         job = Job(prompt=prompt, weights=weights)

@@ -31,7 +31,7 @@ def jobs(num_jobs: int, *, num_members: int, seed: int = 0) -> list[Job]:
 def test_policies_of_different_architecture_and_size_are_exact(
     own_engine: EngineFactory, tmp_path: Path
 ) -> None:
-    """Depth, width, heads, tied embeddings, padded vocabulary, and a window in one policy only."""
+    """Policies differ in depth, width, heads, tied embeddings, padding and sliding window."""
     folders = [
         save_policy(tmp_path / "llama", seed=0),
         save_policy(tmp_path / "wide", seed=1, layers=1, hidden=128, heads=4, kv_heads=2),
@@ -57,7 +57,7 @@ def test_policies_of_different_architecture_and_size_are_exact(
 def test_a_padded_first_policy_is_cut_alike_whoever_runs_beside_it(
     own_engine: EngineFactory, tmp_path: Path
 ) -> None:
-    """Alone in its batch, a one-hot request must not see padding that others would rule out."""
+    """A one-hot request alone in its batch must not draw padding that others would ban."""
     folders = [
         save_policy(tmp_path / "padded", seed=1, vocab_size=VOCAB_SIZE + 64),
         save_policy(tmp_path / "plain", seed=2),
@@ -177,7 +177,7 @@ def test_layers_in_common_are_stored_once_and_change_nothing(
 def test_one_product_over_all_heads_is_exact(
     own_engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The way a GPU takes: widths differ, one head is padded. Not if a head begins with a norm."""
+    """GPUs use one product unless a head begins with a norm. Widths differ; one head is padded."""
     from prefmix.mixing.models.lm_heads import plain_heads
 
     folders = [
@@ -201,7 +201,7 @@ def test_one_product_over_all_heads_is_exact(
 def test_a_broken_policy_harms_only_rows_that_give_it_weight(
     own_engine: EngineFactory, policies: list[Path], tmp_path: Path, poison: float
 ) -> None:
-    """Its logits are all NaN or infinite, and it runs, because a neighbour asks for it."""
+    """All logits of the policy are NaN or infinite; it runs because a neighbour gives it weight."""
     broken = save_policy(tmp_path / "broken", seed=9)
     parameters = load_file(broken / "model.safetensors")
     parameters["lm_head.weight"].fill_(poison)
@@ -224,7 +224,7 @@ def test_a_broken_policy_harms_only_rows_that_give_it_weight(
 def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(
     own_engine: EngineFactory, policies: list[Path]
 ) -> None:
-    """The tolerance is derived: the same mixture in transformers' bfloat16 against float32 truth.
+    """The tolerance is the error of the same mixture in transformers' bfloat16, times 1.5.
 
     Weights travel as raw float32 bits inside bfloat16 rows, so they cost no precision.
     """
@@ -238,7 +238,7 @@ def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(
 def test_compiled_policies_of_one_shape_keep_their_own_parameters(
     own_engine: EngineFactory, policies: list[Path]
 ) -> None:
-    """Same-shaped policies share compiled code; what they must not share is what it runs on."""
+    """Policies of one shape share compiled code, but each has its own parameters."""
     llm = own_engine(spec_of_folders(policies), enforce_eager=False)
     batch = jobs(12, num_members=3, seed=10)
     assert Oracle(policies).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS

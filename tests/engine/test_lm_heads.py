@@ -49,9 +49,9 @@ def test_norms_caps_and_broken_heads_are_told(dtype: torch.dtype) -> None:
 def test_a_trunk_whose_head_begins_with_a_norm_is_exact(
     own_engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As MiMo and Step3p5 in vLLM. After the mixing a norm would be another model.
+    """MiMo and Step3p5 have such heads in vLLM. A norm after the mixing would be another model.
 
-    With gains of 1, as here, a second norm changes nothing for one policy, and a mixture a lot.
+    Gains are 1 here: a second norm then changes nothing for one policy, but a mixture a lot.
     """
     from vllm.model_executor.models.llama import LlamaForCausalLM
 

@@ -130,7 +130,7 @@ def test_under_v1_a_pass_has_its_batchs_weights_and_uniform_ones_without_a_batch
 
 
 def test_registering_turns_off_compile_artefacts_that_never_load_on_cpu() -> None:
-    """And leaves alone what the user has set."""
+    """The user's own setting is kept."""
     code = (
         "import os, prefmix.mixing.engine.plugin as p; p.register();"
         "print(os.environ['VLLM_USE_AOT_COMPILE'])"

@@ -32,7 +32,7 @@ CHAT = [{"role": "user", "content": "the weights"}]
 
 @dataclass(frozen=True)
 class Served:
-    """A mixture, and the full checkpoints that its members are."""
+    """A mixture, and the full checkpoints that its members must equal."""
 
     mix: Mixture
     folders: list[Path]
@@ -43,7 +43,7 @@ class Served:
 
 
 def full_checkpoints(folder: Path, policies: list[Path]) -> Served:
-    """A file that a store and two keywords override."""
+    """A mixture from a file that a store and two keywords override."""
     one, two, three = policies
     config = folder / "serve.yaml"
     config.write_text(
@@ -65,7 +65,7 @@ def full_checkpoints(folder: Path, policies: list[Path]) -> Served:
 
 
 def shared_trunk(adapted: AdaptedBase) -> Served:
-    """Everything from keywords; affine."""
+    """An affine mixture from keywords only."""
     first, second = adapted.adapters[:2]
     mix = Mixture(
         base=adapted.base,
@@ -86,7 +86,7 @@ def served(
     adapted: AdaptedBase,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
-    """One after the other: the second starts where the first was closed."""
+    """Both layouts in turn: the second starts in the process in which the first was closed."""
     if request.param == "shared trunk":
         made = shared_trunk(adapted)
     else:
@@ -149,7 +149,7 @@ def jobs_of(served: Served) -> tuple[list[Job], list[dict[str, float]]]:
 
 
 def test_each_prompt_is_drawn_from_its_own_mixture(served: Served) -> None:
-    """Weights and sampling parameters a prompt, n > 1, token ids; the caller's objects stay."""
+    """Prompts have own weights and parameters, such as n > 1; the caller's objects do not change."""
     jobs, weights = jobs_of(served)
     params = [sampling(max_tokens=job.max_tokens, seed=job.seed, n=2) for job in jobs]
     before = copy.deepcopy(params)
@@ -192,7 +192,7 @@ def logprob(completion: Any) -> float:
 
 
 def test_scores_are_what_each_policy_alone_gives(served: Served) -> None:
-    """Against transformers, against `fit`'s own scores, and against one-hot mixtures."""
+    """Scores equal those of transformers, of `fit` and of one-hot mixtures."""
     mix, oracle = served.mix, served.oracle()
     names = mix.spec.member_names
     prompt = [5, 7, 11]
@@ -216,7 +216,7 @@ def test_scores_are_what_each_policy_alone_gives(served: Served) -> None:
 
 
 def test_text_and_messages_are_scored_as_they_are_served(served: Served) -> None:
-    """A string after a string, and after a conversation as `chat` writes it."""
+    """Completions are strings after a string, or after a conversation as `chat` writes it."""
     mix = served.mix
     params = sampling(max_tokens=4, seed=2)
     output = mix.chat(CHAT, params, attribution="tokens")[0]

@@ -54,7 +54,7 @@ def run_python(*words: str | Path, folder: Path, **extra: str) -> subprocess.Com
 
 
 def test_scripts_need_no_guard_and_change_little(tmp_path: Path) -> None:
-    """The first block of docs/python.md, then the example, in one process one after the other."""
+    """The first block of docs/python.md and the example run one after the other in one process."""
     documented = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     block = documented.split("```python\n")[1].split("```")[0]
     assert len(block.splitlines()) <= 10
@@ -79,7 +79,7 @@ def test_scripts_need_no_guard_and_change_little(tmp_path: Path) -> None:
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
-    """Every cell, with fewer prompts and rounds."""
+    """Every cell runs, with fewer prompts and rounds."""
     source = NOTEBOOK.read_text(encoding="utf-8")
     for long, short in (("[:16]", "[:2]"), ("num_rounds=6", "num_rounds=2")):
         assert long in source
@@ -97,7 +97,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
 
 
 def test_the_notebook_is_kept_as_it_ran() -> None:
-    """With its outputs, the plot among them, and small."""
+    """The committed notebook is small and holds its outputs, the plot among them."""
     assert NOTEBOOK.stat().st_size < MAX_NOTEBOOK_BYTES
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]

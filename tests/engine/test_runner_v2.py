@@ -26,7 +26,7 @@ from support.engines import RUNNER
     ],
 )
 def test_exactness_holds_on_the_v2_runner(layout: str) -> None:
-    """A process each, so that two workers share the longest wait of the suite."""
+    """Each layout has a process, so that two workers share the longest wait of the suite."""
     tests = Path(__file__).with_name("test_exactness.py")
     command = [sys.executable, "-m", "pytest", "-q", "-m", "engine", "--show-capture=no"]
     done = subprocess.run(

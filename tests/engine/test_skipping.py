@@ -75,7 +75,7 @@ def test_one_set_of_members_for_all_runs_no_others(
 def test_requests_for_one_policy_each_pay_for_that_policy(
     engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]
 ) -> None:
-    """Different policies in one batch, prompts in chunks; then beside requests that need more."""
+    """The batch has different policies and prompts in chunks, then also requests that need more."""
     spec, folders = mixture
     llm = engine(spec, max_num_batched_tokens=64)
     oracle = Oracle(folders)
@@ -93,7 +93,7 @@ def test_requests_for_one_policy_each_pay_for_that_policy(
 def test_prefixes_and_evictions_keep_to_what_each_member_ran(
     engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]
 ) -> None:
-    """The same prompts under other weights, twice, in a cache that is too small for all of them."""
+    """The same prompts run under several weights, twice, in a cache too small for all of them."""
     spec, folders = mixture
     llm = engine(spec, max_num_batched_tokens=64, num_gpu_blocks_override=24)
     oracle = Oracle(folders)
@@ -111,7 +111,7 @@ def test_prefixes_and_evictions_keep_to_what_each_member_ran(
 def test_a_step_of_many_rows_takes_passes_of_few_members(
     engine: EngineFactory, adapted: AdaptedBase
 ) -> None:
-    """Prompts that fill a step in three of four members: never more rows than one policy's step."""
+    """Prompts fill a step in three of four members; no pass exceeds one policy's rows."""
     llm = engine(adapted.spec(reference=adapted.reference()), max_num_batched_tokens=64)
     sizes: list[int] = []
     hook = model_of(llm).trunk.base.register_forward_hook(
@@ -159,7 +159,7 @@ def test_caches_join_only_where_they_lie_whole_blocks_apart() -> None:
 def test_rows_of_a_trunk_find_their_adapter_however_it_is_held(
     own_engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """As part of the layers' matrices, or apart: of quantised layers, or too wide. A reference."""
+    """Adapters are joined with the layers' matrices, or apart, as in quantised layers."""
     if way == "apart":
         monkeypatch.setattr(
             "prefmix.mixing.models.lora_linears.join_factors", lambda *arguments: None

@@ -40,7 +40,7 @@ def generate(llm: Any, jobs: list[Job], keys: list[str | None], **sampling: Any)
 
 
 def truth(oracle: Oracle, job: Job, tokens: list[int]) -> dict[str, np.ndarray]:
-    """Per generated token: log-prob, entropy, log Z, and by member log-prob, KL and agreement."""
+    """Each generated token's log-prob, entropy, log Z, and by member log-prob, KL and agreement."""
     whole = (*job.prompt, *tokens)
     num_members = len(job.weights)
     at = slice(len(job.prompt) - 1, len(whole) - 1)
@@ -66,7 +66,7 @@ def truth(oracle: Oracle, job: Job, tokens: list[int]) -> dict[str, np.ndarray]:
 def test_measured_figures_are_those_of_transformers(
     engine: EngineFactory, policies: list[Path], adapted: AdaptedBase, layout: str
 ) -> None:
-    """Mixed batch with chunked prompts; every second request asks, and every step is sampled."""
+    """Every second request of a mixed batch with chunked prompts asks; every step is sampled."""
     spec, folders = spec_of_folders(policies), policies
     if layout == "shared trunk":
         spec, folders = adapted.spec(), adapted.merged

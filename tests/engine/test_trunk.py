@@ -19,7 +19,7 @@ def jobs(num_jobs: int, *, num_members: int, seed: int = 0) -> list[Job]:
 
 
 def served_base(root: Path, *, num_adapters: int = 2, **options: Any) -> AdaptedBase:
-    """A base of some architecture with adapters of what its checkpoint calls linear layers."""
+    """A base of some architecture with adapters of its linear layers, by the file's names."""
     targets = options.pop("targets", None)
     base = save_policy(root / "base", seed=0, **options)
     words = {} if targets is None else {"targets": targets}
@@ -75,8 +75,8 @@ def undecorated(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_architecture_of_plain_attention_is_exact(
     own_engine: EngineFactory, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """Biases, head norms, windows, tied embeddings, soft-caps, projections fused in the file,
-    transformers' own code, experts."""
+    """The architectures have biases, head norms, windows, tied embeddings, soft-caps, projections
+    fused in the file, transformers' own code, or experts."""
     served = served_base(tmp_path, **options)
     llm = own_engine(served.spec(), max_num_batched_tokens=64)
     batch = jobs(10, num_members=2)
@@ -88,7 +88,7 @@ def test_any_architecture_of_plain_attention_is_exact(
 def test_adapters_apart_are_exact_in_models_of_transformers_own_code(
     own_engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str
 ) -> None:
-    """They hand their layers [1, R, D]."""
+    """Models of transformers' own code pass [1, R, D] to their layers."""
     keep_adapters_apart(monkeypatch, any_rows=rows == "any")
     served = served_base(tmp_path, model_type="olmo2")
     llm = own_engine(served.spec(reference=served.reference()), max_num_batched_tokens=64)
@@ -103,7 +103,7 @@ def test_adapters_apart_are_exact_in_models_of_transformers_own_code(
 def test_the_reference_is_the_base_at_any_weight(
     own_engine: EngineFactory, adapted: AdaptedBase
 ) -> None:
-    """Affine weights: negative, above 1, and the base alone."""
+    """The weights are affine: negative, above 1, or all on the base."""
     llm = own_engine(adapted.spec(reference=adapted.reference(), weight_space="affine"))
     vectors = [
         (1.5, 0.0, 0.0, -0.5),
@@ -125,7 +125,7 @@ def test_the_reference_is_the_base_at_any_weight(
 def test_compiled_trunk_is_exact_for_every_set_of_members(
     own_engine: EngineFactory, adapted: AdaptedBase
 ) -> None:
-    """One graph for any members with any number of rows."""
+    """One graph serves any members with any number of rows."""
     llm = own_engine(adapted.spec(reference=adapted.reference()), enforce_eager=False)
     assert not model_of(llm).trunk.do_not_compile
     oracle = Oracle([*adapted.merged, adapted.base])
@@ -141,7 +141,7 @@ def test_compiled_trunk_is_exact_for_every_set_of_members(
 def test_a_base_that_vllm_does_not_compile_is_not_compiled(
     own_engine: EngineFactory, tmp_path: Path
 ) -> None:
-    """Dynamic rotary embeddings of transformers look at the positions: no graph can."""
+    """Dynamic rotary embeddings of transformers read the positions, which no graph can."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     served = served_base(tmp_path, model_type="olmo2", rope_parameters=rope)
     llm = own_engine(served.spec(), enforce_eager=False)
@@ -153,7 +153,7 @@ def test_a_base_that_vllm_does_not_compile_is_not_compiled(
 def test_members_that_all_run_all_tokens_are_exact(
     own_engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The way of GPUs: batched products, members skipped only where nobody wants them."""
+    """As on GPUs, products are batched, and only members without any weight are skipped."""
     keep_adapters_apart(monkeypatch, any_rows=False)
     llm = own_engine(adapted.spec(reference=adapted.reference()))
     batch = jobs(12, num_members=4, seed=11)
@@ -166,7 +166,7 @@ def test_members_that_all_run_all_tokens_are_exact(
 def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(
     own_engine: EngineFactory, adapted: AdaptedBase
 ) -> None:
-    """Mixed hidden states are rounded once more, the LM head's input of every policy once less."""
+    """Mixed hidden states are rounded once more, but each policy's LM head input once less."""
     batch = jobs(24, num_members=3, seed=8)
     outputs = generate(own_engine(adapted.spec(), dtype="bfloat16"), batch)
     engine_rms, own_rms = rounding_errors(adapted.merged, batch, outputs, dtype=torch.bfloat16)

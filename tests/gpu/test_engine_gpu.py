@@ -21,7 +21,7 @@ pytestmark = [
 def test_engine_errs_no_more_than_transformers_in_the_same_dtype(
     tmp_path: Path, enforce_eager: bool
 ) -> None:
-    """bfloat16, judged like on CPU: against float32 truth, beside transformers' own bfloat16."""
+    """Errors in bfloat16 are judged as on CPU, by those of transformers' own bfloat16."""
     vllm = pytest.importorskip("vllm")
     folders = [
         save_policy(tmp_path / f"p{seed}", seed=seed, hidden=128, heads=2) for seed in range(3)

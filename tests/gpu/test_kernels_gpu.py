@@ -28,7 +28,7 @@ CUDA_SLACK = {"soft-cap and scale": 3e-5}
 
 @pytest.fixture(autouse=True)
 def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An output that was never written must not pass for one that was."""
+    """Fills new memory with NaN, so that an output which is never written is found."""
     empty = torch.empty
 
     def nan_filled(*args: object, **kwargs: object) -> torch.Tensor:
@@ -47,7 +47,7 @@ def measured(case: Case) -> MixtureStatistics:
 
 @contextmanager
 def no_host_sync() -> Iterator[None]:
-    """Whatever makes the host wait for the device raises."""
+    """Makes every operation raise for which the host waits for the device."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -146,7 +146,7 @@ def test_host_never_waits_for_the_device(name: str) -> None:
 
 
 def test_members_without_weight_are_not_read() -> None:
-    """A member of zero weight everywhere costs no time that grows with its bytes."""
+    """A member with weight 0 in all rows costs no time that grows with its bytes."""
     logits = torch.randn(256, 4, 151_936, device="cuda", dtype=torch.bfloat16)
     spread = torch.full((256, 4), 0.25, device="cuda")
     one_hot = torch.eye(4, device="cuda")[:1].expand(256, -1).contiguous()

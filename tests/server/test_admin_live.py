@@ -33,7 +33,7 @@ NUM_CHANGES = 200
 
 
 class Live:
-    """A server on the demo policies, and how to talk to it."""
+    """A server on the demo policies, with methods for its requests."""
 
     def __init__(self, folder: Path, *words: str, **environ: str) -> None:
         folder.mkdir(exist_ok=True)
@@ -70,7 +70,7 @@ class Live:
 
 
 def served(folder: Path, *words: str, **environ: str) -> Iterator[Live]:
-    """A server that is ended by one signal, which is a test too: code 0 and nothing left."""
+    """A server. Its end by one signal is a test, too: code 0 and no process left."""
     live = Live(folder, *words, **environ)
     try:
         live.server.wait_ready()
@@ -158,7 +158,7 @@ def test_refusals_change_nothing(live: Live) -> None:
 
 
 def test_changes_under_load(live: Live) -> None:
-    """8 clients without a pause, 200 changes: no failure, no version that never was."""
+    """No request of 8 clients fails or reports a false version during 200 changes."""
     first = live.version()
     weights_of: dict[int, str] = {}
     answers: list[tuple[str, str]] = []
@@ -317,7 +317,7 @@ def test_two_processes_agree(pair: Live) -> None:
 
 
 def test_metrics_of_two_processes_are_one_account(pair: Live) -> None:
-    """Whichever process is asked: nothing is missing, nothing counted twice."""
+    """Both processes report the same account: nothing is missing, nothing counted twice."""
 
     def scrape() -> dict[str, float]:
         text = httpx.get(f"{pair.server.url}/metrics", verify=PLAIN).text
@@ -366,7 +366,7 @@ def test_two_processes_follow_the_file_together(pair: Live) -> None:
 
 
 def test_a_frozen_process_stops_every_change(pair: Live) -> None:
-    """All API processes follow or none does: one that cannot answer refuses for the others."""
+    """A change needs every API process, so one process that cannot answer stops it for all."""
     apis = [process for process in pair.server.family() if "APIServer" in process.name()]
     assert len(apis) == 2, [process.name() for process in pair.server.family()]
     before = pair.store.read_bytes()

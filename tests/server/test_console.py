@@ -154,7 +154,7 @@ def test_it_asks_for_the_key_and_keeps_it_in_memory_only(page: Page, server: Ser
 
 
 def test_the_page_is_light(page: Page, server: ServerProcess) -> None:
-    """All that is loaded until the first answer has come, without the report."""
+    """The bytes that are loaded up to the first answer, without the report, are few."""
     sizes = dict[str, int]()
     page.on(
         "response",
@@ -258,7 +258,7 @@ def test_text_and_tokens_are_matched_however_they_come(page: Page, server: Serve
 
 
 def test_a_long_answer_keeps_to_its_place(page: Page, server: ServerProcess) -> None:
-    """It scrolls by itself: its newest tokens are in sight, and the one that keys walk to."""
+    """The answer scrolls by itself: its newest tokens, and one that keys select, are in sight."""
     words = [f" word{place}" for place in range(600)]
     answer_with(page, [(word, [word]) for word in words], ["polite"] * len(words))
     open_console(page, server)
@@ -326,7 +326,7 @@ def test_sliders_and_the_triangle_change_the_weights_of_the_next_request(
 
 
 def test_each_triangle_shows_where_the_other_mixes_are(page: Page, server: ServerProcess) -> None:
-    """A mix of the reference alone is in the middle, as in its own triangle."""
+    """A mix of the reference alone is shown in the middle."""
     state = "#mix=positive:1&mix=reference:1&mix=positive:1,concise:1,polite:1"
     open_console(page, server, state=state)
     rings = mix(page, "A").locator(".triangle .other")
@@ -335,7 +335,7 @@ def test_each_triangle_shows_where_the_other_mixes_are(page: Page, server: Serve
 
 
 def test_a_refused_weight_is_shown_in_its_column(page: Page, server: ServerProcess) -> None:
-    """The page is told that weights may be negative; the server, which knows better, says no."""
+    """The page is made to believe that weights may be negative; the server refuses them."""
 
     def as_affine(route: Route) -> None:
         answer = route.fetch()

@@ -24,10 +24,10 @@ from support.server_process import ServerProcess, engine_flags
 from support.tiny_faults import with_nan_token
 
 END_S = 60.0
-"""After the death of any of its processes the server has ended within so many seconds."""
+"""The server ends within so many seconds after the death of any of its processes."""
 
 MANY_TOKENS = 230
-"""A text that takes long enough to be under way when something dies."""
+"""The length of a text that is still under way when a process dies."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def words(folder: Path, *flags: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[ServerProcess]:
-    """With a KV cache of 640 tokens, too few for what some tests ask at once."""
+    """A server with a KV cache of 640 tokens, fewer than some tests need at once."""
     cache = ("--block-size=32", "--num-gpu-blocks-override=20")
     running = ServerProcess(folder, ["--max-waiting=16", *words(folder, *cache)])
     try:
@@ -72,7 +72,7 @@ def metric(server: ServerProcess, series: str) -> float:
 
 
 def ask(server: ServerProcess, text: str, *, route: str = "completions", **body: Any) -> Any:
-    """One request; its response."""
+    """The response to one request."""
     body = {"max_tokens": 8, "temperature": 0, **body}
     if route == "completions":
         body["prompt"] = text
@@ -137,7 +137,7 @@ def test_failures_are_counted_by_policy_and_said_once(server: ServerProcess) -> 
 
 
 def test_requests_beside_a_failing_one_go_on(server: ServerProcess) -> None:
-    """Sixteen at once, every second one spoiled; the others' texts are those of a quiet server."""
+    """Of sixteen requests every second is spoiled; the others get the texts of a quiet server."""
     texts = [f"text number {index}" for index in range(8)]
 
     def answer(text: str) -> str:
@@ -254,7 +254,7 @@ def test_a_killed_api_process_ends_the_server(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_killed_engine_ends_the_server(folder: Path, tmp_path: Path) -> None:
-    """Its log goes to a disk that is full, which neither stops it nor ends it before."""
+    """The server logs to a full disk, which neither stops nor ends it before the kill."""
     (tmp_path / "stderr.txt").symlink_to("/dev/full")
     running = ServerProcess(tmp_path, words(folder))
     try:

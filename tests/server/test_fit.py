@@ -98,7 +98,7 @@ def test_eval_command_asks_a_running_server(server: ServerProcess, tmp_path: Pat
 def test_eval_command_averages_adapters_in_its_own_engine(
     adapted: AdaptedBase, tmp_path: Path
 ) -> None:
-    """An average of one adapter alone is that adapter, so its KL to it is nothing."""
+    """An average of one adapter alone equals that adapter, so their KL is 0."""
     words = [f"--adapter={each.name}={each}" for each in adapted.adapters[:2]]
     store = tmp_path / "weights.json"
     first, second = (each.name for each in adapted.adapters[:2])

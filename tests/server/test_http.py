@@ -243,7 +243,7 @@ def test_stop_strings_end_the_text(client: httpx.Client) -> None:
 
 
 def test_concurrent_requests_keep_their_own_weights(server: ServerProcess) -> None:
-    """40 at once, more than run, each as it comes out alone."""
+    """The texts of 40 requests at once, more than can run, are those of each request alone."""
     mixes = [{"one": 1}, {"two": 1}, {"three": 1}, {"one": 1, "two": 2}, {"two": 1, "three": 3}]
     with server.client() as client:
         alone = [text(complete(client, max_tokens=20, preference_weights=mix)) for mix in mixes]

@@ -57,7 +57,7 @@ def test_a_damaged_checkpoint_ends_with_its_cause(policies: list[Path], tmp_path
 def test_too_little_memory_for_the_kv_caches_says_what_to_do(
     policies: list[Path], kib: int
 ) -> None:
-    """No block at all; and too few for one text of the longest kind."""
+    """The cache has no block at all, or too few for one text of the maximal length."""
     message = failure(
         *policy_flags(*policies[:2]),
         *("--port", str(free_port()), "--"),
@@ -82,7 +82,7 @@ def test_an_option_that_cannot_be_mixed_is_refused(policies: list[Path]) -> None
 def test_a_signal_during_the_start_ends_everything(
     policies: list[Path], tmp_path: Path, number: signal.Signals, processes: int, code: int
 ) -> None:
-    """With the main process alone, and with the engine's and the worker's beside it."""
+    """The signal comes with only the main process, or with the engine's and the worker's, too."""
     server = ServerProcess(tmp_path, [*policy_flags(*policies[:2]), *engine_flags()])
     try:
         server.wait_family(processes)

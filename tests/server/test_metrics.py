@@ -195,7 +195,7 @@ def test_measured_tokens_add_up(client: httpx.Client) -> None:
 
 
 def test_attribution_agrees_with_one_hot_scores(client: httpx.Client) -> None:
-    """A policy's mean log-prob of the answer is what the policy alone gives the same tokens."""
+    """A policy's mean log-prob of the answer equals that of the policy alone on the same tokens."""
     weights = {"one": 0.5, "two": 0.3, "three": 0.2}
     fields = {"preference_weights": weights, "logprobs": 0, "return_token_ids": True}
     answer = complete(client, preference_attribution="tokens", **fields)

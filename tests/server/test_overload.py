@@ -1,4 +1,4 @@
-"""A real server that is asked for more than it takes on; the last test ends it."""
+"""A real server with more requests than it admits; the last test ends the server."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def is_idle(client: httpx.Client) -> bool:
 
 @contextlib.contextmanager
 def streams(server: ServerProcess, count: int) -> Iterator[None]:
-    """So many long streams, each a request that has been let in."""
+    """Holds so many long streams open, each an admitted request."""
     with server.client(key=None) as several, contextlib.ExitStack() as stack:
         for _ in range(count):
             stream = several.stream("POST", "/v1/completions", json={**LONG, "stream": True})

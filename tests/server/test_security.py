@@ -71,7 +71,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Served from a safetensors folder and, since that was allowed, one with a pickled file."""
+    """A server of a safetensors folder and of one with a pickled file, which is allowed here."""
     folder = tmp_path_factory.mktemp("security")
     server = Server(folder, [policies[0], pickled(policies[1], folder / "pickled")])
     try:

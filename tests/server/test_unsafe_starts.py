@@ -34,7 +34,7 @@ def test_vllms_unsafe_switches_end_the_start(policies: list[Path], name: str) ->
 
 
 class Payload:
-    """Unpickled, it writes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
