@@ -1,4 +1,4 @@
-"""The house's rules, checked: who imports whom, where vLLM may appear, which names are taken."""
+"""The house's rules, checked: imports, places for vLLM, names, sizes and docstrings."""
 
 import ast
 import re
@@ -30,7 +30,7 @@ PURE_MIXING = {
     "prefmix.mixing.spec",
     "prefmix.mixing.wire",
 }
-"""Modules that no engine is needed for."""
+"""The modules of `mixing` that need no engine."""
 
 OPEN_MIXING = PURE_MIXING | {
     "prefmix.mixing.checkpoints.compatibility",
@@ -71,7 +71,7 @@ VLLM_AT_TOP = {
     "prefmix.server.launch.engine_args",
     "prefmix.server.plugin",
 }
-"""Everywhere else vLLM is imported inside functions, or not at all."""
+"""The modules that may import vLLM at their top; others do so in functions, or not at all."""
 
 FORBIDDEN_FILE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 MAX_SOURCE_FILES = 16
@@ -182,7 +182,7 @@ def test_vllm_is_imported_at_the_top_of_few_modules(module: str) -> None:
     ],
 )
 def test_importing_the_packages_loads_no_engine(statement: str, unwanted: set[str]) -> None:
-    """A fresh process, since this one may have imported anything by now."""
+    """The test runs a fresh process, since this one may have imported anything by now."""
     script = f"import sys; {statement}; print(*sorted({unwanted!r} & set(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
@@ -235,7 +235,7 @@ def _identifiers(tree: ast.AST) -> Iterator[str]:
 
 
 def test_nothing_is_named_by_the_ambiguous_acronym() -> None:
-    """Three methods share it, so no command, class, option or file is called that and no more."""
+    """Three methods share the acronym, so no command, class, option or file has it as its name."""
     acronym = "m" + "po"
     for path, tree in _trees(*ROOMS, *OUTSIDE, "src", "tests"):
         names = {*_identifiers(tree), path.stem}
@@ -261,7 +261,7 @@ def test_only_what_is_shown_reads_the_wall_clock() -> None:
 
 
 def test_lock_holds_plain_pins_and_the_gpu_tools_agree() -> None:
-    """No addresses, no ranges; the tools of both set-ups are the same."""
+    """The lock has no addresses and no ranges; both set-ups have the same tools."""
     pin = re.compile(r"([A-Za-z0-9._-]+)==([^ @/:;]+)( ; .+)?")
     lines = (ROOT / "requirements" / "cpu.lock").read_text().splitlines()
     pins = dict[str, str]()
@@ -278,7 +278,7 @@ def test_lock_holds_plain_pins_and_the_gpu_tools_agree() -> None:
 
 
 def test_readme_tree_names_what_exists() -> None:
-    """Every folder before the comment column; indented names lie in the folder above."""
+    """Folders stand before the comment column; indented names lie in the folder above."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = readme.split("## The tree")[1].split("```")[1].strip("\n").splitlines()
     assert len(lines) <= 30

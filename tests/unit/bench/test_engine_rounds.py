@@ -1,4 +1,4 @@
-"""From times to figures: contestants whose speed is known, on a machine that is slow at times."""
+"""Measured times become the right figures, on a machine that is slow at times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ START_S = 0.25
 
 
 class Fake:
-    """Takes a fixed time to begin and one for each token of the longest request."""
+    """A contestant with a fixed time to begin and one for each token of the longest request."""
 
     def __init__(self, token_s: float) -> None:
         self.token_s = token_s

@@ -1,4 +1,4 @@
-"""The kernels' bench: what it prints, and that it times nothing that is wrong."""
+"""The kernels' bench prints its figures, and times no kernel with wrong results."""
 
 from __future__ import annotations
 

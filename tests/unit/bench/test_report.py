@@ -1,4 +1,4 @@
-"""Ratios within a round, and what is printed."""
+"""The report's ratios are taken within a round, and its text is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The story's rows and what they draw, with an engine that answers what it is told to."""
+"""The story's rows draw with the right weights, on an engine whose answers are known."""
 
 import io
 import itertools
@@ -39,7 +39,7 @@ FITS = {"mixture": fitted(0.1, 0.5, 0.4), "reference": fitted(0.2, 0.3, 0.5)}
 
 
 class TellingEngine:
-    """Answers with as many words as the weight of `concise` says, and remembers its weights."""
+    """An engine whose answers shorten with the weight of `concise`; remembers all weights."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[float, ...]] = []

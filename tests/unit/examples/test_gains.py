@@ -1,4 +1,4 @@
-"""The gain maths, the story's table and what it claims, on rewards that are made up."""
+"""The gains, the story's table and its claims are right, on made-up rewards."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ def row(means: tuple[float, ...], *, noise: float = 0.3, seed: int = 0) -> Float
 
 
 def measured(rewards: Mapping[str, Floats]) -> Evaluation:
-    """An evaluation whose rows have these rewards; who is not alone is a mixture."""
+    """An evaluation whose rows have these rewards; rows that are no single policy are mixtures."""
     mixed = dict(zip(OBJECTIVES, (0.2, 0.5, 0.3), strict=True))
     return Evaluation(
         rows=tuple(

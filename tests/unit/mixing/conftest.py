@@ -10,7 +10,7 @@ from support.kernels.interpreted import WHY_NOT
 
 @pytest.fixture
 def interpreter(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
-    """For tests that launch kernels on CPU tensors."""
+    """Lets a test launch kernels on CPU tensors; skips or fails it where that is impossible."""
     if WHY_NOT:
         # The engine's tests, if collected too, have imported Triton; unit tests may not.
         others = any("unit" not in argument for argument in pytestconfig.args)
@@ -20,7 +20,7 @@ def interpreter(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) ->
 
 @pytest.fixture
 def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An output that was never written must not pass for one that was."""
+    """Fills new memory with NaN, so that an output which is never written is found."""
     empty = torch.empty
 
     def nan_filled(*args: object, **kwargs: object) -> torch.Tensor:

@@ -69,7 +69,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.Zip
 
 
 def contents(wheel: zipfile.ZipFile) -> dict[str, int]:
-    """File name to checksum; without the list that repeats both."""
+    """File name to checksum, without the wheel's own list of both."""
     return {
         item.filename: item.CRC
         for item in wheel.infolist()

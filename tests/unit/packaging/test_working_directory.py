@@ -1,4 +1,4 @@
-"""The command in a folder whose files have the names of our rooms: theirs and ours stay apart."""
+"""A user's files with the names of our rooms stay apart from the rooms."""
 
 from __future__ import annotations
 

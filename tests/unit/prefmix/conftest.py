@@ -11,7 +11,7 @@ import pytest
 
 
 class SamplingParams:
-    """As far as the Python interface looks at them."""
+    """The part of vLLM's class that the Python interface uses."""
 
     def __init__(self, *, max_tokens: int = 16, extra_args: dict[str, Any] | None = None) -> None:
         self.max_tokens = max_tokens

@@ -1,4 +1,4 @@
-"""Keywords of `Mixture`: a configuration file with what was said in Python on top."""
+"""Keywords of `Mixture` override its configuration file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package itself: what it exports, and what it says of a misspelt name."""
+"""The package exports its names, and explains a misspelt one."""
 
 from __future__ import annotations
 

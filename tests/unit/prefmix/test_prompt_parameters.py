@@ -1,4 +1,4 @@
-"""Each prompt's weights and sampling parameters, from what one call says."""
+"""Each prompt's weights and sampling parameters, from the arguments of one call."""
 
 from __future__ import annotations
 

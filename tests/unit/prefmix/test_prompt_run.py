@@ -1,4 +1,4 @@
-"""A call of vLLM: what is noted on its outputs, and what an interrupted one leaves."""
+"""A call of vLLM adds weights and figures to its outputs; an interrupted call leaves nothing."""
 
 from __future__ import annotations
 

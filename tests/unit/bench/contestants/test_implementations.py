@@ -1,4 +1,4 @@
-"""Combining truncated lists from outside; the memory of tensors that share it."""
+"""Outside combinations of truncated lists are mixtures; shared memory is counted once."""
 
 from __future__ import annotations
 

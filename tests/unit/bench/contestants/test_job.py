@@ -38,7 +38,7 @@ def test_one_hot_weights_take_turns_or_are_all_the_same() -> None:
 
 
 def test_weights_do_not_change_what_is_asked() -> None:
-    """Else a comparison of weights would be one of prompts."""
+    """Otherwise a comparison of weights would be one of prompts."""
     kinds = [job(weights=kind) for kind in get_args(Weights)]
     assert all(
         (each.prompts, each.lengths) == (kinds[0].prompts, kinds[0].lengths) for each in kinds

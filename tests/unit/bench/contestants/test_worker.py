@@ -1,4 +1,4 @@
-"""A contestant's process: what it says when it cannot start, and that it ends with its parent."""
+"""A contestant's process reports why it cannot start, and ends with its parent."""
 
 from __future__ import annotations
 

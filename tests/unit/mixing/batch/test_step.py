@@ -1,4 +1,4 @@
-"""The state of a step: who runs, which rows are checked, what the statistics get to see."""
+"""The state of a step: the members that run, the rows that are checked and measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_members_without_weight_are_skipped_only_where_that_is_allowed(can_skip:
 
 
 def test_only_the_first_logits_of_a_step_are_checked() -> None:
-    """The others are for prompt logprobs: their codes would end up at the wrong requests."""
+    """Later logits are for prompt logprobs: their codes would end up at the wrong requests."""
     step = Step(num_members=1, can_skip=True)
     broken_NV, weights_NM = torch.full((1, 4), torch.nan), torch.ones(1, 1)
     step.begin([True], [None])

@@ -1,4 +1,4 @@
-"""The weight table against the simplest possible account of V1's persistent batch."""
+"""The weight table follows V1's persistent batch as the simplest possible model of it does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Only safetensors: what else a checkpoint may be in is named before anything reads it."""
+"""Only safetensors are loaded: other files of a checkpoint are named before anything reads them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ IDS = ["a", "b"]
 
 
 class Statistics:
-    """Keeps what it is given."""
+    """Statistics that record their arguments."""
 
     def __init__(self) -> None:
         self.kept: object | None = object()

@@ -38,9 +38,9 @@ OPERATORS = {"log_linear_mix": _mix, "mixture_statistics": _statistics, "mix_lm_
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_torch_finds_no_fault(name: str, rows: int, dtype: torch.dtype) -> None:
-    """Results are what the schema and the fake implementation say, traced with symbolic sizes.
+    """Results agree with the schema and the fake implementation, traced with symbolic sizes.
 
-    Without a member that did not run: what torch compares with does not take NaN for NaN.
+    Every member runs here, since torch's comparison does not take NaN for NaN.
     """
     torch.library.opcheck(getattr(torch.ops.prefmix, name).default, OPERATORS[name](rows, dtype))
 

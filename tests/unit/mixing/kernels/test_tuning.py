@@ -95,7 +95,7 @@ def test_a_choice_made_for_one_row_does_not_serve_a_batch(
 
 
 def test_kernels_compile_for_a_gpu() -> None:
-    """The interpreter accepts what the compiler does not. In a process that does not interpret."""
+    """The interpreter accepts more than the compiler, which needs a process of its own here."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run(
         [sys.executable, "tests/support/kernels/compilation.py"],

@@ -1,4 +1,4 @@
-"""Offsets beyond 32 bits, in the interpreter. Each in a process: a wrong address may end it."""
+"""Offsets beyond 32 bits, in the interpreter. Each has a process, which a wrong address may end."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_model_cards_state_the_licence_and_the_manifest_s_rewards(manifest) -> N
 
 
 def test_model_cards_are_those_of_the_card_maker(manifest) -> None:
-    """So that a card names the commands and files that exist now."""
+    """The cards must name commands and files that exist now."""
     pytest.importorskip("torch")
     cards = pytest.importorskip("prefmix.policies.demo.training.cards")
     from prefmix.policies.demo.training.evaluation import Measurement

@@ -1,4 +1,4 @@
-"""The demo's rewards, asked in TRL's form, are the demo's rewards."""
+"""The judges, called in TRL's form, return the demo's rewards."""
 
 from prefmix.policies.demo import judges
 from prefmix.policies.demo.reviews import rewards

@@ -60,7 +60,7 @@ def test_typical_example_is_nearest_to_the_means() -> None:
 
 
 def test_the_server_has_room_for_what_is_asked_at_once() -> None:
-    """More would be refused: the server takes on what it runs and few that wait."""
+    """The server admits only the requests that it runs and a few that wait."""
     engine = yaml.safe_load(server.CONFIG.read_text(encoding="utf-8"))["engine"]
     assert engine["max_num_seqs"] >= questions.MAX_IN_FLIGHT * questions.RESPONSES_PER_PROMPT
     assert engine["max_num_seqs"] >= questions.NUM_EXAMPLES

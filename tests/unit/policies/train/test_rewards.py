@@ -1,4 +1,4 @@
-"""Whatever a reward function does wrong, the row is named."""
+"""Every fault of a reward function is reported with the row's name."""
 
 import math
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_reward_model_scores_each_answer_as_it_would_alone(tmp_path: Path) -> No
 
 
 class _Payload:
-    """Unpickled, it writes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""Settings from mappings: unknown, missing and wrong ones are named."""
+"""Settings are built from mappings; unknown, missing and wrong ones are named."""
 
 from pathlib import Path
 from typing import Any

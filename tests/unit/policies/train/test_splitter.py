@@ -1,4 +1,4 @@
-"""Known splits, and that a split is a partition."""
+"""Pairs are split as known by hand, and every split is a partition."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""A stage is done or not there; another run's folder is not touched."""
+"""A stage is complete or missing; another run's folder is not touched."""
 
 import json
 from pathlib import Path

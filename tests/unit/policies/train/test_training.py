@@ -111,7 +111,7 @@ def _killed_at(num_steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 def length(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-    """Reward: minus the length."""
+    """A reward function: minus the length."""
     return [-float(len(completion)) for completion in completions]
 
 
@@ -138,7 +138,7 @@ def test_killed_run_resumes_to_the_same_result(
 def test_run_killed_in_a_later_pass_resumes(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
 ) -> None:
-    """Three steps a pass, killed in the second one, whose order is another."""
+    """A pass has three steps; the run is killed in the second pass, which has another order."""
     settings: dict[str, Any] = {"batch_pairs": 4, "steps": 7}
     if method == "mixed-preference":
         settings |= {"reward": f"{__name__}:length", "batch_pairs": 2, "online_steps": 7}
@@ -154,7 +154,7 @@ def test_run_killed_in_a_later_pass_resumes(
 def test_run_killed_before_its_policy_is_saved_resumes(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
 ) -> None:
-    """All steps are done and in a checkpoint; none is left to make."""
+    """All steps are in a checkpoint when the run is killed; no step is left to make."""
     settings = {"lora_rank": 4} | ({"reward": f"{__name__}:length"} if "mixed" in method else {})
 
     def killed(*args: Any, final: bool, **kwargs: Any) -> None:
@@ -182,7 +182,7 @@ def test_run_killed_before_its_policy_is_saved_resumes(
 def test_every_stage_of_mixed_preference_resumes(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int
 ) -> None:
-    """Killed in each; 6 + 5 + 4 steps are whole, and every second one is saved."""
+    """The run is killed in each stage, of 6, 5 and 4 steps; every second step is saved."""
     whole = run("mixed-preference", "whole", lora_rank=rank)
     # The second run still has 4 steps of the reward model to go, the third 3 of DPO.
     for num_steps in (4, 4 + 4, 3 + 3):

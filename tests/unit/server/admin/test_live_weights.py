@@ -144,7 +144,7 @@ def test_a_missing_process_refuses_every_change(tmp_path: Path) -> None:
 def test_a_process_that_does_not_follow_stops_the_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, reason: str
 ) -> None:
-    """It refuses, hangs up, or is silent; the store and every process keep the old version."""
+    """A process refuses, hangs up, or is silent; store and processes keep the old version."""
     monkeypatch.setattr(two_phase_commit, "ANSWER_TIMEOUT_S", 0.2)
     done = asyncio.Event()
 

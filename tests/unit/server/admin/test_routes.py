@@ -1,4 +1,4 @@
-"""The admin routes: who may use them, what they answer, what they refuse."""
+"""The admin routes: access, answers and refusals."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_a_spoiled_store_changes_nothing_and_says_what_to_do(faulty: Faulty, wha
 
 
 def test_a_disk_that_fails_is_told_from_a_bad_file(faulty: Faulty) -> None:
-    """A regular file of the kernel's that nobody can read from its beginning."""
+    """The store is a regular file of the kernel's that cannot be read from its beginning."""
     faulty.store.path.unlink()
     faulty.store.path.symlink_to("/proc/self/mem")
     response = faulty.ask("POST", "/weights/reload")
@@ -163,7 +163,7 @@ def may_mount() -> bool:
 def test_a_change_that_cannot_be_written(
     tmp_path: Path, kind: str, status: int, reason: str, remedy: str
 ) -> None:
-    """A tmpfs of 64 KiB in a mount namespace of its own; without that right, a limit on files."""
+    """The store lies on a tmpfs of 64 KiB in a mount namespace, or its size is limited."""
     if kind != "limited" and not may_mount():
         pytest.skip("needs the right to mount")
     script = f"""

@@ -1,4 +1,4 @@
-"""From measured figures to the field of an answer."""
+"""Measured figures become the field of an answer."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Counted:
 
 
 class Statistics:
-    """The engine's figures: the same under every key, of a prompt's first sample only."""
+    """The engine's figures: the same for every key, with only a prompt's first sample."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int | None]] = []

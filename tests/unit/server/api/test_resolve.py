@@ -1,4 +1,4 @@
-"""From the fields of a request to the weights it keeps."""
+"""The fields of a request are resolved to its weights."""
 
 from __future__ import annotations
 

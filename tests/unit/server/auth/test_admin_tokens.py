@@ -1,4 +1,4 @@
-"""Admin tokens: where they come from and what they open."""
+"""Admin tokens: their sources, and the routes that they open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""API keys: where they come from, and that no message shows one."""
+"""API keys come from flags, variables or files, and no message shows one."""
 
 from __future__ import annotations
 

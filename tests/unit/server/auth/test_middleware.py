@@ -1,4 +1,4 @@
-"""The API key: needed everywhere but on the paths that are listed as something else."""
+"""An API key is needed on every path, except those that are listed otherwise."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_everything_else_needs_a_key(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/health/../v1/models", "/health/..", "/docs/../v1/models"])
 def test_dots_that_arrive_are_no_way_around(path: str) -> None:
-    """Sent as they are: a client of this test would have resolved them."""
+    """The path is sent unchanged; an HTTP client would have resolved it."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

@@ -1,4 +1,4 @@
-"""`prefmix weights` on a store file: what it prints, what it changes, what it refuses."""
+"""`prefmix weights` on a store file: output, changes and refusals."""
 
 from __future__ import annotations
 

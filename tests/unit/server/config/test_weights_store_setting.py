@@ -1,4 +1,4 @@
-"""`weights_store` and `admin_port`: where they are given, and which profiles win."""
+"""`weights_store` and `admin_port` come from file or flag; a store's profiles win."""
 
 from __future__ import annotations
 

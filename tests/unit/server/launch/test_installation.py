@@ -111,7 +111,7 @@ def test_a_missing_package_of_a_users_reward_stays_the_users(
 
 
 def test_a_bench_s_process_says_so_too(bare: Path, tmp_path: Path) -> None:
-    """Its last words are what the bench shows of a contestant that ended early."""
+    """The bench shows the last line of a contestant that ended early."""
     settings = '{"kind": "prefmix.bench.kernels:main"}'
     run = run_installed(bare, ["-m", "prefmix.bench.contestants.worker", settings], cwd=tmp_path)
     assert (run.returncode, run.stderr) == (1, f"{NO_VLLM}\n")

@@ -1,4 +1,4 @@
-"""The run of vLLM's server, with a server of the test in vLLM's place: how it starts and ends."""
+"""The start and end of vLLM's server, with a server of the test in its place."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def admission(
 
 
 def fill(door: AdmissionController) -> list[Reservation]:
-    """Tickets until the next one is refused."""
+    """Reservations until the next one is refused."""
     reservations = []
     while True:
         try:
@@ -73,7 +73,7 @@ def test_what_could_never_be_let_in_is_the_clients_error() -> None:
 
 
 def test_an_engine_in_which_requests_wait_has_no_more_room() -> None:
-    """Its KV cache holds two of the four that its settings allow."""
+    """The engine's KV cache holds two requests, although its settings allow four."""
     counts = SharedCounts(None)
     door = admission(counts)
     counts.set_num_requests(4)
@@ -86,7 +86,7 @@ def test_an_engine_in_which_requests_wait_has_no_more_room() -> None:
 
 
 def test_a_moment_between_two_steps_is_no_lack_of_room() -> None:
-    """Three of four have just ended; those that wait take their places in the next step."""
+    """Three of four requests have just ended; the next step starts those that wait."""
     counts = SharedCounts(None)
     door = admission(counts)
     counts.set_num_requests(6)

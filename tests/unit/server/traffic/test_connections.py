@@ -17,14 +17,14 @@ HEAD_S = 0.5
 STALL_S = 0.7
 KEEP_ALIVE_S = 2
 SLACK_S = 5
-"""A machine that is busy with other work may be so late."""
+"""The delay allowed on a machine that is busy with other work."""
 LARGE = 32 * 2**20
 
 finished: list[str] = []
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
-    """/large answers more than fits on the way; everything else at once, with the body unread."""
+    """Answers at once, with the body unread; /large gets more bytes than a socket holds."""
     is_large = scope["path"] == "/large"
     length = LARGE if is_large else 2
     headers = [(b"content-length", str(length).encode())]

@@ -37,7 +37,7 @@ STREAM = {"seconds": 5, "stream": True}
 
 
 class Application:
-    """Does what it is told by the body, and stops when its client goes, as vLLM's handlers do."""
+    """An application that the body controls; stops when its client goes, as vLLM's handlers do."""
 
     def __init__(self, *, timeout_s: float | None = None, drain_s: float = 30) -> None:
         self.counts = SharedCounts(None)

@@ -41,7 +41,7 @@ def server() -> Iterator[LoopbackServer]:
 def test_the_request_at_work_learns_that_its_client_has_gone(
     server: LoopbackServer, end: bytes
 ) -> None:
-    """After garbage behind a second request, and after the connection is closed."""
+    """The client sends garbage behind a second request, or closes the connection."""
     request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as peer:

@@ -1,4 +1,4 @@
-"""/ready says what there is to wait for."""
+"""/ready names the reason to wait."""
 
 from __future__ import annotations
 

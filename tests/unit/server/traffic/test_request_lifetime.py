@@ -1,4 +1,4 @@
-"""Work for a client goes on as long as the client waits, and is always let clean up."""
+"""Work for a client goes on as long as the client waits, and can always clean up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOO_LATE = Termination(outcome="timeout", status=HTTPStatus.GATEWAY_TIMEOUT, mes
 
 
 class Work:
-    """Waits for ever, and notes how far it has come."""
+    """Work that waits for ever, and notes its beginning and its clean-up."""
 
     def __init__(self) -> None:
         self.noted: list[str] = []
@@ -29,7 +29,7 @@ class Work:
 
 
 def lifetime_of(*messages: Message) -> RequestLifetime:
-    """With a client that says this and no more."""
+    """The lifetime of a request whose client sends these messages and no more."""
     left = list(messages)
 
     async def receive() -> Message:
@@ -79,7 +79,7 @@ def test_a_client_that_disconnects_ends_the_work() -> None:
 
 
 def test_what_work_makes_of_its_end_is_no_answer() -> None:
-    """vLLM's handlers turn it into an error response."""
+    """vLLM's handlers turn a cancellation into an error response."""
 
     async def work() -> str:
         try:

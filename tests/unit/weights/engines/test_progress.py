@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
 
 
 def shown(stream: io.StringIO) -> list[str]:
-    """Every state that was shown, without what only fills the line."""
+    """Every state that was shown, without the blanks that fill the line."""
     text = stream.getvalue().replace("\r", "\n")
     return [line.rstrip() for line in text.split("\n") if line.strip()]
 

@@ -42,7 +42,7 @@ def test_a_failure_shows_it(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_notebooks_standard_error_is_held_back_too(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A logger that is set up meanwhile goes on writing to it afterwards."""
+    """A logger that is set up meanwhile writes to the notebook's stream afterwards."""
     notebook = io.StringIO()
     monkeypatch.setattr(sys, "stderr", notebook)
     logger = logging.getLogger("prefmix.test_quiet")

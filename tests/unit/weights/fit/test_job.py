@@ -70,7 +70,7 @@ def test_a_repeated_fit_draws_nothing(tmp_path: Path) -> None:
 
 
 def test_a_killed_fit_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    """Whatever parts are missing, and with a half-written one beside them."""
+    """The fit resumes with any of its parts missing, and one half written."""
     whole = job(ToyEngine(seed=4), tmp_path / "a", num_responses=8, num_rounds=3).run()
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     parts = sorted((tmp_path / "b").rglob("*.parquet"))
@@ -192,7 +192,7 @@ def test_given_importances_of_rewards_are_not_called_a_kl() -> None:
 
 @pytest.mark.parametrize("sampler", ["mixture", "reference"])
 def test_a_floor_is_no_reason_for_distrust(sampler: str, tmp_path: Path) -> None:
-    """The weight that the floor adds makes its policy nearer; that is the optimum above it."""
+    """The floor raises a policy's weight and lowers its KL: the optimum above the floor."""
     free = job(ToyEngine(seed=7), tmp_path, sampler=sampler, num_responses=128).run()
     lightest = min(free.weights, key=free.weights.__getitem__)
     floor = free.weights[lightest] + 0.04

@@ -78,7 +78,7 @@ def test_gradient_is_the_derivative() -> None:
 
 
 def test_objective_is_zero_at_vertices_and_negative_inside() -> None:
-    """Hence no vertex is optimal for distinct normalised policies."""
+    """No vertex is therefore optimal for distinct normalised policies."""
     responses = exact(toy_world(3, seed=3))
     for vertex in np.eye(3):
         assert objective.value(responses, vertex) == pytest.approx(0, abs=1e-12)
@@ -135,7 +135,7 @@ def test_proposal_does_not_move_the_optimum() -> None:
 
 
 def test_few_responses_bias_the_fit_to_a_vertex() -> None:
-    """The m-sweep's reason: with one response a prompt F is linear."""
+    """With one response per prompt F is linear, which is the reason for the m-sweep."""
     world = toy_world(3, seed=9)
     responses = sampled(world, num_responses=64, copies=100, seed=0)
     truth_K, _ = true_optimum(exact(world))
@@ -190,7 +190,7 @@ def test_policies_far_apart_neither_overflow_nor_leave_the_simplex() -> None:
 
 
 def mirror_step(weights_K: Floats, gradient_K: Floats, *, step_size: float) -> Floats:
-    """The entropic mirror step as it is written in books."""
+    """The entropic mirror step of the textbooks."""
     new_weights_K = weights_K * np.exp(-step_size * (gradient_K - gradient_K.min()))
     return new_weights_K / new_weights_K.sum()
 
@@ -205,7 +205,7 @@ def test_floor_is_kept_and_impossible_floors_are_refused() -> None:
 
 @pytest.mark.parametrize("min_weight", [0.0, 0.15, 0.25, 0.32, 1 / 3])
 def test_the_gap_is_zero_at_the_optimum_above_a_floor(min_weight: float) -> None:
-    """At the optimum, by another method; and elsewhere it bounds what is left to gain."""
+    """The optimum comes from another method; elsewhere the gap bounds the possible gain."""
     responses = exact(between_two(seed=5))
     best_K, optimum = true_optimum(responses, min_weight=min_weight)
     assert best_K[2] == pytest.approx(min_weight, abs=1e-4)
@@ -244,7 +244,7 @@ def test_same_seed_same_answer() -> None:
 @pytest.mark.parametrize("offset", [0.0, 2000.0])
 @pytest.mark.parametrize("min_weight", [0.0, 0.1])
 def test_every_step_is_a_mirror_step_on_the_batch(offset: float, min_weight: float) -> None:
-    """Ragged prompts, scores that exp() can and cannot take: the path is the plain one."""
+    """The path is that of plain mirror steps, also for ragged prompts and scores beyond exp()."""
     rng = np.random.default_rng(17)
     prompt_of_N = np.repeat(np.arange(7), [3, 1, 4, 4, 2, 4, 3])
     responses = from_flat(rng.normal(size=(len(prompt_of_N), 3)) + offset, prompt_of_N)

@@ -53,7 +53,7 @@ def test_it_ends_at_an_optimum_on_an_edge_or_a_floor(min_weight: float) -> None:
 
 
 def test_a_flat_direction_is_no_slower_than_a_steep_one() -> None:
-    """Two policies nearly alike and a third far off: how they share weight hardly shows."""
+    """Two policies are nearly alike and a third is far off: the share of the two hardly matters."""
     world = toy_world(3, seed=3)
     world[:, :, 1] = 0.93 * world[:, :, 0] + 0.07 * world[:, :, 1]
     world[:, :, 1] -= np.log(np.exp(world[:, :, 1]).sum(axis=1, keepdims=True))

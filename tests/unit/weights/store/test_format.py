@@ -1,4 +1,4 @@
-"""The store's format: what is read, what is refused and with which words."""
+"""The store's format: accepted files, and refused ones with their messages."""
 
 from __future__ import annotations
 

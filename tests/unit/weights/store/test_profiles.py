@@ -1,4 +1,4 @@
-"""The profile set: what may be in one, and that a swap is all a change does."""
+"""A profile set checks its content; a reader keeps the set that it has read."""
 
 from __future__ import annotations
 

@@ -318,7 +318,7 @@ def test_each_step_of_a_write_may_fail(
 def test_a_disk_that_does_not_confirm_is_reported(
     store: WeightsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rename is done when the folder's sync fails: the new version is there."""
+    """The folder's sync fails after the rename, so the new version is on the disk."""
     real = durable_file.sync_folder
 
     def fail(folder: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_disk_that_does_not_confirm_is_reported(
 
 
 def test_a_full_disk_keeps_the_old_version(store: WeightsStore) -> None:
-    """A real limit of the kernel: no file may grow beyond what the store has now, plus little."""
+    """The kernel limits every file to little more than the store's size."""
     script = """
 import resource, signal, sys
 from pathlib import Path
@@ -363,7 +363,7 @@ except ValueError as error:
 )
 @pytest.mark.parametrize("kind", ["full", "read-only"])
 def test_a_real_file_system_that_is_full_or_read_only(tmp_path: Path, kind: str) -> None:
-    """A tmpfs of 64 KiB in a mount namespace of its own; the other half of the script is above."""
+    """The store lies on a tmpfs of 64 KiB in a mount namespace of its own."""
     script = f"""
 set -e
 mount -t tmpfs -o size=64k tmpfs {tmp_path}

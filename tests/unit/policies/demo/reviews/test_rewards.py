@@ -1,4 +1,4 @@
-"""Laws of the three rewards: what must raise, lower or leave each of them."""
+"""Laws of the three rewards: changes of a text that raise, lower or keep each of them."""
 
 import itertools
 import subprocess
