@@ -149,7 +149,7 @@ def jobs_of(served: Served) -> tuple[list[Job], list[dict[str, float]]]:
 
 
 def test_each_prompt_is_drawn_from_its_own_mixture(served: Served) -> None:
-    """Prompts have own weights and parameters, such as n > 1; the caller's objects do not change."""
+    """Prompts have own weights and parameters, such as n > 1; the caller's objects are kept."""
     jobs, weights = jobs_of(served)
     params = [sampling(max_tokens=job.max_tokens, seed=job.seed, n=2) for job in jobs]
     before = copy.deepcopy(params)

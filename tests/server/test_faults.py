@@ -137,7 +137,7 @@ def test_failures_are_counted_by_policy_and_said_once(server: ServerProcess) -> 
 
 
 def test_requests_beside_a_failing_one_go_on(server: ServerProcess) -> None:
-    """Of sixteen requests every second is spoiled; the others get the texts of a quiet server."""
+    """Every second of sixteen requests is spoiled; the others get the texts of a quiet server."""
     texts = [f"text number {index}" for index in range(8)]
 
     def answer(text: str) -> str:

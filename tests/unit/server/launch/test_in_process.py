@@ -17,7 +17,7 @@ from prefmix.weights.engines.local import CPU_KV_CACHE
 def test_the_kv_cache_is_bounded_unless_a_size_is_given(
     monkeypatch: pytest.MonkeyPatch, given: str | None, argument: int | None, during: str | None
 ) -> None:
-    """On a CPU vLLM's variable overrides the argument, so it is set only if no argument is given."""
+    """On a CPU vLLM's variable overrides the argument, so it is set only without an argument."""
     monkeypatch.delenv(CPU_KV_CACHE, raising=False)
     if given is not None:
         monkeypatch.setenv(CPU_KV_CACHE, given)
