@@ -86,7 +86,7 @@ class NextTokenEngine:
         self._num_logprobs: int = settings["top_logprobs"]
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """For each text, (token, log-probability) of its most likely continuations."""
+        """(token, log-probability) of the most likely continuations of each text."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, logprobs=self._num_logprobs, detokenize=False)

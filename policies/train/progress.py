@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from prefmix.policies.train.stages import telling_measure
 
 LINE_INTERVAL_S = 30.0
-"""Without a terminal: the least time between two lines."""
+"""The least time between two lines without a terminal."""
 _PATIENCE_S = 2.0
 
 

@@ -7,7 +7,7 @@ from prometheus_client import Counter
 from prefmix.server.telemetry.metrics import gauge
 
 REFUSALS = ("overloaded", "draining", "body_too_large", "body_too_slow")
-"""Reasons for which a request is not taken on, whatever it asks."""
+"""Reasons for which a request is not admitted, whatever it asks for."""
 
 _REFUSED = Counter(
     "prefmix_refused",

@@ -41,7 +41,7 @@ class ReadyAnswer(BaseModel):
 
 
 class Readiness:
-    """This process's view of whether the server is ready."""
+    """The readiness of the server, as this process sees it."""
 
     def __init__(self, engine_client: Any, counts: SharedCounts, drain: Drain) -> None:
         self._client = engine_client

@@ -55,7 +55,7 @@ class RequestLifetime:
         self._is_answered = False
         self._on_close: list[Callable[[], None]] = []
         self.termination: Termination | None = None
-        """Why the request was terminated; None if it was not."""
+        """The reason of the request's termination; None if it was not terminated."""
         scope[SCOPE_KEY] = self
 
     def on_close(self, action: Callable[[], None]) -> None:

@@ -65,7 +65,7 @@ CPU_KV_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 """vLLM's variable for the size of the KV cache on a CPU; it wins over the engine argument."""
 
 CPU_KV_CACHE_GIB = "1"
-"""Without any size vLLM takes 92 % of the machine's memory."""
+"""The size in GiB if none is given; vLLM would take 92 % of the machine's memory."""
 
 
 def set_environment() -> None:

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from typing import TextIO
 
 LINE_INTERVAL_S = 30.0
-"""Without a terminal: the least time between two lines."""
+"""The least time between two lines without a terminal."""
 DRAW_INTERVAL_S = 0.1
-"""On a terminal: the least time between two states of a bar."""
+"""The least time between two states of a bar on a terminal."""
 
 _BAR_CHARS = 20
 

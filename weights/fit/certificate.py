@@ -29,7 +29,7 @@ from prefmix.weights.fit.objective import Floats, Responses
 ENOUGH_ESS_FRACTION = 0.1
 """Smallest share of effective responses; below it the estimate rests on too few."""
 ENOUGH_ESS = 4.0
-"""Smallest number of effective responses a prompt, whatever their share."""
+"""Smallest number of effective responses per prompt, regardless of their share."""
 MAX_SPREAD = 0.03
 """Largest difference between the weights of different seeds that counts as settled."""
 NUM_BOOTSTRAP = 500

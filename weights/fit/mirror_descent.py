@@ -42,8 +42,8 @@ class DescentSettings:
     batch_prompts: int = 64
     """Prompts a step, drawn without replacement, epoch by epoch."""
     step_size: float = 4.0
-    """In units of 1 / curvature, so that one value suits similar and different policies. Constant
-    steps up to about 2 do not oscillate; decaying steps may begin higher."""
+    """The first step, in units of 1 / curvature, so that one value suits similar and different
+    policies. Constant steps up to about 2 do not oscillate; decaying steps may begin higher."""
     schedule: Schedule = "sqrt"
     """`sqrt`: step_size / sqrt(t); `constant`: step_size."""
     min_weight: float = 0.0

@@ -59,7 +59,7 @@ class Responses:
         )
 
     def first(self, num_responses: int) -> Responses:
-        """At most the first `num_responses` responses of every prompt, for an m-sweep."""
+        """The first responses of every prompt, at most `num_responses`, for an m-sweep."""
         kept_PJ = np.isfinite(self.log_mass_PJ)[:, :num_responses]
         with np.errstate(divide="ignore"):
             log_mass_PJ = np.where(kept_PJ, -np.log(kept_PJ.sum(axis=1, keepdims=True)), -np.inf)
