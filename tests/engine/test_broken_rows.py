@@ -57,7 +57,7 @@ def test_a_row_fails_alone_and_names_the_policy(
     llm.collective_rpc("prefmix_check_rows")
     prompts = [SPOILED, *SOUND, (*SOUND[1], BAD_TOKEN, 5), SPOILED]
     weights = [even, *[even] * len(SOUND), even, (0.5, 0.0, 0.5)]
-    for _ in range(2):  # the second time from what is cached
+    for _ in range(2):  # the second time from the cache
         first, *others, long, unweighted = generate(llm, prompts, weights)
         assert first == long == ((), "error", ("bad",))
         assert others == alone

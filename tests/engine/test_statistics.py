@@ -18,7 +18,7 @@ TOLERANCE_NATS = 1e-3
 """The allowed error of KL, entropy and log-probs in float32."""
 
 MEASURED = {"seed": 1}
-"""These engines measure from now on; the other tests share engines that never do."""
+"""Settings that no other test uses, as an engine goes on measuring once it has begun."""
 
 
 def generate(llm: Any, jobs: list[Job], keys: list[str | None], **sampling: Any) -> list[Any]:

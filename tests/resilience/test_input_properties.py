@@ -143,7 +143,7 @@ def test_any_command_line_ends_with_a_sentence_and_a_code(
     assert "Traceback" not in told.err
 
 
-# --- what a fit reads ----------------------------------------------------------------------------
+# --- inputs of a fit -----------------------------------------------------------------------------
 
 prompt_lines = st.one_of(
     any_json.map(json.dumps),

@@ -27,7 +27,7 @@ CONFIG = ROOT / "policies" / "demo" / "serve.yaml"
 TOKEN = "admin-token-of-the-test"
 KEY = "inference-key-of-the-test"
 PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Not used, since all is plain HTTP; without it every request would load all certificates."""
+"""A context that plain HTTP never uses; without it every request would load all certificates."""
 NUM_CLIENTS = 8
 NUM_CHANGES = 200
 
@@ -328,7 +328,7 @@ def test_metrics_of_two_processes_are_one_account(pair: Live) -> None:
         return scrape()[name] - before[name]
 
     tokens = "prefmix_statistics_tokens_total"
-    time.sleep(INTERVAL_S + 1)  # until what other tests made the engine measure is fetched
+    time.sleep(INTERVAL_S + 1)  # until the measurements of earlier tests are fetched
     before = scrape()
     for _ in range(12):
         pair.complete(max_tokens=4, ignore_eos=True)

@@ -82,7 +82,7 @@ def refused(
     return error
 
 
-# --- what is served ------------------------------------------------------------------------------
+# --- answers -------------------------------------------------------------------------------------
 
 
 def test_start_prints_one_table_and_nothing_else(server: ServerProcess) -> None:

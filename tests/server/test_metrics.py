@@ -171,7 +171,7 @@ def test_profiles_and_changes_of_them_are_shown(client: httpx.Client, store: Pat
 
 
 def test_measured_tokens_add_up(client: httpx.Client) -> None:
-    time.sleep(6)  # what earlier tests left in the engine
+    time.sleep(6)  # until the measurements of earlier tests are fetched
     before = scrape(client)
     num_tokens = value(before, "prefmix_statistics_tokens_total")
     answer = complete(client, preference_attribution=True, **KL_OF_UNIFORM)

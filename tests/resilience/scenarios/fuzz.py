@@ -102,7 +102,7 @@ async def _send(port: int, attack: attacks.Attack) -> bytes:
             answer += chunk
             patience_s = _LONELY_S
     except (ConnectionError, TimeoutError):
-        pass  # the server may hang up on whoever talks like that
+        pass  # the server may hang up on such a client
     finally:
         writer.transport.abort()
     return answer

@@ -248,7 +248,7 @@ def run(
     clients: int = 64,
     seed: int = 0,
 ) -> tuple[str, dict[str, Any]]:
-    """As `measure`, for callers without an event loop."""
+    """Calls `measure` for callers without an event loop."""
     return asyncio.run(
         measure(
             demo, seconds=seconds, capacity_s=capacity_s, factor=factor, clients=clients, seed=seed

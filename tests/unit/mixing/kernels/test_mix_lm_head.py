@@ -43,7 +43,7 @@ def test_kernel_matches_float64_truth(name: str) -> None:
 
 @pytest.mark.usefixtures("interpreter")
 def test_one_hot_weights_give_that_policy_exactly() -> None:
-    """In half precision the weighted states are rounded: a weight of 1 must not be."""
+    """Half precision rounds the weighted states, but a weight of 1 must stay exact."""
     inputs = make_heads(64, 64, dtype=torch.float16)
     alone = Heads(inputs.hidden[1:], inputs.heads[1:], torch.ones(5, 1))
     one_hot = inputs._replace(weights_NM=torch.tensor([[0.0, 1.0]] * 5))

@@ -117,7 +117,7 @@ def test_every_route_needs_an_admin_token(
     admin: Admin, method: str, path: str, headers: dict[str, str]
 ) -> None:
     path = path.replace("{name}", "x")
-    # Not even the body is read: it is no JSON, and that is not what is answered.
+    # The body is not even read: it is no JSON, and the answer does not say so.
     response = admin.client.request(
         method, path, content="{", headers={**headers, "Content-Type": "application/json"}
     )

@@ -185,7 +185,7 @@ def test_a_rollback_repairs_a_broken_file_and_keeps_it(store: WeightsStore) -> N
     assert store.path.read_text() == BROKEN
     change = store.rollback()
     assert change == tried
-    # 3 was the number of what is broken: it may be in force somewhere, with other content.
+    # The broken file had number 3, which may be in force somewhere with other content.
     assert (change.before, change.after.version) == (store.read_version(2), 4)
     assert store.read() == change.after
     assert change.after.sha256 == store.read_version(2).sha256

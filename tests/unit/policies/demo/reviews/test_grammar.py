@@ -28,7 +28,7 @@ def test_reviews_are_fixed_by_the_seed(reviews) -> None:
 
 def test_reviews_have_no_article_bugs(reviews) -> None:
     wrong = re.compile(r"\b(?:a [aeiou]|an [^aeiou])", re.IGNORECASE)
-    # an item may be called "A Quiet Street"; articles of the text are what is checked
+    # an item may be called "A Quiet Street"; only the text's articles are checked
     assert not [r.text for r in reviews if wrong.search(r.text)]
 
 

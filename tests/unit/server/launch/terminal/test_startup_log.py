@@ -156,7 +156,7 @@ def test_a_process_and_its_children_are_filtered_until_release(release: bool) ->
 
 @pytest.mark.parametrize("why", ["full", "gone"])
 def test_a_log_that_takes_no_more_does_not_stop_its_writers(why: str) -> None:
-    """More than a pipe holds: if nobody read on, the server would stand still."""
+    """The text is longer than a pipe holds: without a reader the server would stand still."""
     script = """
 import os
 from prefmix.server.launch.terminal.startup_log import StartupLog
