@@ -1,4 +1,4 @@
-"""The report's ratios are taken within a round, and its text is complete."""
+"""The report's ratios are taken within a round; each table is followed by JSON lines."""
 
 from __future__ import annotations
 
