@@ -76,13 +76,16 @@ class MixtureScheduler(Scheduler):
         return outputs
 
     def _remove_tokens(self, codes: Mapping[str, int], output: ModelRunnerOutput) -> dict[str, int]:
-        """Removes the tokens that were drawn from broken rows; returns the codes by request."""
+        """Removes what was computed for requests with broken rows; returns the codes by request."""
         broken = {}
         for req_id, code in codes.items():
             tokens = output.sampled_token_ids[output.req_id_to_index[req_id]]
             if code and tokens:  # chunks of a prompt draw none
                 broken[req_id] = code
                 tokens.clear()
+                # vLLM asserts that an output without tokens has no log-probabilities of a prompt.
+                output.prompt_logprobs_dict.pop(req_id, None)
+                output.prompt_token_id_logprobs_dict.pop(req_id, None)
         return broken
 
     def _end(self, broken: Mapping[str, int], outputs: dict[int, EngineCoreOutputs]) -> None:

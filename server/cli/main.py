@@ -1,6 +1,7 @@
 """The `prefmix` command, which runs a subcommand and reports its errors in one sentence.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 ended by Ctrl-C, 143 by SIGTERM.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 ended by Ctrl-C, 141 by a closed
+pipe, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import difflib
 import importlib
 import importlib.metadata
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -80,13 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         with explained():
-            return _dispatch(argv)
+            code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
     except InstallationError as error:
         print(f"prefmix: error: {error}", file=sys.stderr)
         return 1
     except CommandError as error:
         print(f"prefmix: error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 141
     except KeyboardInterrupt:
         return 130
 

@@ -96,12 +96,14 @@ def test_a_spoiled_head_is_found_too(
     llm.collective_rpc("prefmix_check_rows")
     weights = [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)]
     expected = [("error", ("head",)), ("length", ()), ("error", ("head",))]
-    ways = [{}, {"temperature": 0.0, "logprobs": 2}, {"top_p": 0.9}]
-    for sampling in ways[: 2 if RUNNER == "v2" else 3]:  # Triton's interpreter knows no top_p
+    ways = [{}, {"temperature": 0.0, "logprobs": 2}, {"prompt_logprobs": 1}, {"top_p": 0.9}]
+    for sampling in ways[: 3 if RUNNER == "v2" else 4]:  # Triton's interpreter knows no top_p
         ended = generate(llm, [SOUND[0]] * 3, weights, **sampling)
         assert [(reason, failed) for _, reason, failed in ended] == expected
     with pytest.raises(EngineError, match="head computed NaN"):
         LocalEngine(llm).sample([SOUND[0]], (0.5, 0.5), num_responses=2, max_tokens=3, seed=0)
+    with pytest.raises(EngineError, match="head computed NaN"):
+        LocalEngine(llm).score([(SOUND[0], (5, 6))], (0.0, 1.0))
 
 
 def test_an_adapter_that_overflows_is_named(

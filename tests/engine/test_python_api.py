@@ -338,6 +338,8 @@ def test_a_policy_without_numbers_is_named(served: Served) -> None:
         spoilt.fill_(torch.nan)
         with pytest.raises(EngineError, match=f"^{second} computed NaN"):
             mix.generate(["a", "the"], sampling(max_tokens=2), weights={first: 1, second: 1})
+        with pytest.raises(EngineError, match=f"^{second} computed NaN"):
+            mix.score(["a"], [" the"])
         assert mix.generate("the", sampling(max_tokens=2), weights={first: 1})
     finally:
         spoilt.copy_(kept)

@@ -9,11 +9,13 @@ the server.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import signal
 import sys
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -24,9 +26,13 @@ from prefmix.policies.demo.tour.questions import ask_everything, stream_example
 from prefmix.policies.demo.tour.server import TourError, serving
 from prefmix.policies.demo.tour.terminal import line_width
 
+PROGRAM = "python -m prefmix.policies.demo.tour"
 
-def main() -> int:
-    """Runs the tour; returns the exit code."""
+
+def main(argv: Sequence[str] = ()) -> int:
+    """Runs the tour, which takes no flags but --help; returns the exit code."""
+    description = (__doc__ or "").partition("\n")[0]
+    argparse.ArgumentParser(PROGRAM, description=description).parse_args(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
@@ -61,4 +67,4 @@ async def _tour(url: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

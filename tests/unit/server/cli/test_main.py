@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import socket
 import subprocess
 import sys
@@ -18,6 +19,19 @@ PREFMIX = Path(sys.executable).with_name("prefmix")
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "serve" in capsys.readouterr().out
+
+
+def test_a_reader_that_stops_early_sees_no_traceback() -> None:
+    """As in `prefmix --help | head -1`; a pipe whose reading end is closed from the start."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        run = subprocess.run(
+            [str(PREFMIX), "--help"], stdout=writer, stderr=subprocess.PIPE, timeout=60
+        )
+    finally:
+        os.close(writer)
+    assert (run.returncode, run.stderr) == (141, b"")
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
