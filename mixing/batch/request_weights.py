@@ -1,8 +1,8 @@
 """The weights of one request, and how a step's rows and tokens use them; for both model runners.
 
-Nothing here raises on user data, because an exception in a worker ends the server. Admission
-(prefmix.mixing.engine.admission) refuses wrong weights; a vector that slipped through becomes the
-default weights.
+Nothing here raises on user data, because an exception in a worker ends the server. The
+logits processor (prefmix.mixing.engine.logits_processor) refuses wrong weights in the front
+process; a vector that slipped through becomes the default weights.
 
 Shapes: R batch rows, M members, T tokens of a step.
 """

@@ -1,8 +1,8 @@
 """Request weights under vLLM's V1 model runner: a table with one row per row of the batch.
 
 V1 keeps the running requests in batch order. It reports new and moved rows to a logits processor
-(prefmix.mixing.engine.admission), which writes them into the table; the model reads the table at
-the start of each forward pass.
+(prefmix.mixing.engine.logits_processor), which writes them into the table; the model reads the
+table at the start of each forward pass.
 
 Shapes: S rows of the table, M members, T tokens of a step.
 """

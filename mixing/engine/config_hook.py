@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 # VerifyAndUpdateConfig's own module is light; vLLM loads it before any model.
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from prefmix.mixing.engine.admission import processor_path
+from prefmix.mixing.engine.logits_processor import processor_path
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec, SpecError
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ step with more rows than one policy's largest step takes several passes. On a GP
 members have all T tokens, and only the pass of all members is compiled.
 
 Two kinds of layer know about the stack. A linear layer adds each member's low-rank update to that
-member's rows (prefmix.mixing.models.lora_linears). An attention layer passes each member's rows to
-that member's own attention, which has its own KV cache (prefmix.mixing.models.stacked_attention).
+member's rows (prefmix.mixing.models.adapter_linears). An attention layer passes each member's rows
+to that member's own attention, which has its own KV cache
+(prefmix.mixing.models.stacked_attention).
 All other layers (norms, rotary embeddings, activations) treat each row alone and are vLLM's own.
 
 The members share the LM head, and a sum of logits W h_k is W applied to a sum of hidden states. So
@@ -37,11 +38,11 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.model_loader.utils import initialize_model
 
 from prefmix.mixing.checkpoints.lora import read_adapter
+from prefmix.mixing.models.adapter_linears import adapt_linears
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.joined_attention import JoinedAttention
 from prefmix.mixing.models.lm_heads import is_linear
 from prefmix.mixing.models.loading import member_vllm_config
-from prefmix.mixing.models.lora_linears import adapt_linears
 from prefmix.mixing.models.memory_sizes import parameter_bytes
 from prefmix.mixing.models.stack import Stack
 from prefmix.mixing.models.stacked_attention import attention_per_member, stack_attention

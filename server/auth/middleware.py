@@ -31,7 +31,7 @@ _MESSAGES = {
     Level.KEY: "this server needs its API key; send it as 'Authorization: Bearer KEY'",
     Level.ADMIN: (
         "the admin routes need an admin token; send it as 'Authorization: Bearer TOKEN' (the API "
-        "key is another)"
+        "key does not open them)"
     ),
 }
 

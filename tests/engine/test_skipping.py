@@ -162,7 +162,7 @@ def test_rows_of_a_trunk_find_their_adapter_however_it_is_held(
     """Adapters are joined with the layers' matrices, or apart, as in quantised layers."""
     if way == "apart":
         monkeypatch.setattr(
-            "prefmix.mixing.models.lora_linears.join_factors", lambda *arguments: None
+            "prefmix.mixing.models.adapter_linears.join_factors", lambda *arguments: None
         )
     llm = own_engine(adapted.spec(reference=adapted.reference()), max_num_batched_tokens=64)
     oracle = Oracle([*adapted.merged, adapted.base])

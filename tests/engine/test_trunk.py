@@ -33,7 +33,9 @@ def served_base(root: Path, *, num_adapters: int = 2, **options: Any) -> Adapted
 
 def keep_adapters_apart(monkeypatch: pytest.MonkeyPatch, *, any_rows: bool) -> None:
     """Adapters as quantised layers hold them; without `any_rows` the pass of a GPU."""
-    monkeypatch.setattr("prefmix.mixing.models.lora_linears.join_factors", lambda *arguments: None)
+    monkeypatch.setattr(
+        "prefmix.mixing.models.adapter_linears.join_factors", lambda *arguments: None
+    )
     if not any_rows:
         monkeypatch.setattr("prefmix.mixing.models.base.takes_any_rows", lambda device: False)
 

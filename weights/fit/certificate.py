@@ -54,7 +54,7 @@ class Certificate:
     ess_fraction: float
     """The effective number as a share of the responses sampled."""
     ess_by_length: tuple[dict[str, float], ...]
-    """Quartiles of response length: {max_tokens, responses, ess_fraction}."""
+    """Quartiles of response length: {mean_tokens, prompts, ess_fraction}."""
     m_sweep: tuple[dict[str, Any], ...]
     """The fit repeated with fewer responses a prompt: {responses, weights, objective}."""
     seed_spread: float

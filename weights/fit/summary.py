@@ -41,7 +41,7 @@ def what_was_fitted(result: FitResult) -> str:
             "the product of whole sequences, on samples of the reference policy; "
             "the served mixture normalises every token and differs from it"
         ),
-        "rewards": "reward models; policies trained for them would be mixed so",
+        "rewards": "reward models; the weights would mix policies trained for these rewards",
         "fixed importances": "nothing; the weights are the importances that were given",
     }
     return f"{result.fitted}: {meaning[result.fitted]}"

@@ -22,7 +22,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 
 from prefmix.mixing.checkpoints.lora import Adapter, AdapterError, Factors
 from prefmix.mixing.kernels.operators import operator
-from prefmix.mixing.models.joined_lora import JoinedFactors, join_factors
+from prefmix.mixing.models.joined_adapters import JoinedFactors, join_factors
 from prefmix.mixing.models.stack import Stack
 
 

@@ -1,4 +1,4 @@
-"""Admission of requests: each request's weights are checked before the engine sees it.
+"""The logits processor of a mixture: checks each request's weights before the engine sees it.
 
 The check rides on vLLM's logits-processor interface, the one place in the front process that the
 sampling parameters of every route pass (`validate_params`). Under V1 the same class also follows
