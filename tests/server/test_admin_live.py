@@ -246,7 +246,7 @@ def test_a_file_put_in_place_and_a_signal_are_taken_up(live: Live) -> None:
     good = live.store.read_bytes()
     live.store.write_text('{"format": 1,\n"version": x}')
     os.kill(live.server.process.pid, signal.SIGHUP)
-    live.server.wait_said("by=SIGHUP did=reload refused", timeout=20)
+    live.server.wait_said("by=SIGHUP did=reload refused", timeout=60)
     assert "weights.json line 2 column 12: not JSON" in live.server.stderr
     refused = live.change("POST", "/weights/reload")
     assert (refused.status_code, "line 2 column 12" in refused.text) == (400, True)
@@ -408,7 +408,7 @@ def test_without_a_token_there_are_no_admin_routes(tmp_path: Path) -> None:
         assert live.complete().headers["x-prefmix-weights-version"] == "1"
 
 
-def wait(is_true: Any, timeout: float = 20) -> None:
+def wait(is_true: Any, timeout: float = 60) -> None:
     deadline = time.monotonic() + timeout
     while not is_true():
         assert time.monotonic() < deadline
