@@ -12,9 +12,9 @@ export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
 # One thread a process, a process a core: with two threads each they would wait for one another.
-# tests/conftest.py says what runs in one process, and what first.
+# tests/support/groups.py says what one process runs together, and what comes first.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
-    --dist loadgroup --no-loadscope-reorder
+    --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 test-resilience lint audit demo-policies setup-train test-train eval-training lock clean
 

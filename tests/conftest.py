@@ -1,13 +1,14 @@
-"""No test leaves anything behind; long ones come first; checkpoints of engines and servers."""
+"""No test leaves anything behind; long ones first; checkpoints of engines and servers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.groups import GroupScheduling, place_of
 from support.leftovers import Traces
 
 if TYPE_CHECKING:
@@ -17,34 +18,12 @@ if TYPE_CHECKING:
 # to come before anything that imports Triton.
 
 
-LONGEST_FIRST = (
-    "V2, shared trunk",
-    "V2, full checkpoints",
-    "test_faults",
-    "test_lifecycle",
-    "test_admin_live",
-    "two ranks",
-    "test_trunk",
-    "test_layouts",
-    "test_console",
-    "test_fit",
-)
-"""Groups of tests, each run by one worker, in this order; the shorter ones come after them."""
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file of engines or servers is a group, so that one worker starts what its tests share."""
-    for item in items:
-        if item.path.parent.name in ("engine", "server") and _group(item) is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    places = {group: place for place, group in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: places.get(_group(item) or "", len(places)))
+    items.sort(key=lambda item: place_of(item.nodeid))
 
 
-def _group(item: pytest.Item) -> str | None:
-    mark = item.get_closest_marker("xdist_group")
-    return None if mark is None else str(mark.args[0])
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

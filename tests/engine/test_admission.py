@@ -171,7 +171,6 @@ def errors_on_two_ranks(policies: list[Path], adapted: AdaptedBase) -> dict[str,
     return dict(zip(served, found, strict=True))
 
 
-@pytest.mark.xdist_group("two ranks")
 @pytest.mark.parametrize("layout", ["full checkpoints", "shared trunk"])
 def test_two_tensor_parallel_ranks_are_exact(
     errors_on_two_ranks: dict[str, dict[str, float]], layout: str

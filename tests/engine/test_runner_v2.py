@@ -18,13 +18,7 @@ from support.engines import RUNNER
 
 
 @pytest.mark.skipif(RUNNER == "v2", reason="already on V2")
-@pytest.mark.parametrize(
-    "layout",
-    [
-        pytest.param(layout, marks=pytest.mark.xdist_group(f"V2, {layout}"))
-        for layout in ("full checkpoints", "shared trunk")
-    ],
-)
+@pytest.mark.parametrize("layout", ["full checkpoints", "shared trunk"])
 def test_exactness_holds_on_the_v2_runner(layout: str) -> None:
     """Each layout has a process, so that two workers share the longest wait of the suite."""
     tests = Path(__file__).with_name("test_exactness.py")

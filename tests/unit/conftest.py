@@ -17,7 +17,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def vllm() -> None:
     """Imports vLLM and its plugins, which takes seconds, sets variables and warns.
 
-    The tests that need it bear the mark xdist_group("vllm"), so that one worker alone does so.
+    tests/support/groups.py lists the tests that need it, so that one worker alone does so.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

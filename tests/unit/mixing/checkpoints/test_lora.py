@@ -14,7 +14,7 @@ from prefmix.mixing.spec import MixtureSpec, Policy
 from support.engines import AdaptedBase
 from support.tiny_policies import VOCAB_SIZE
 
-pytestmark = [pytest.mark.usefixtures("vllm"), pytest.mark.xdist_group("vllm")]
+pytestmark = pytest.mark.usefixtures("vllm")
 
 
 def damaged(folder: Path, source: Path, kind: str) -> Path:

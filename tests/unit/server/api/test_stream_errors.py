@@ -17,7 +17,7 @@ from prefmix.server.telemetry.failed_policies import FailedPolicies
 from prefmix.server.telemetry.metrics import REQUESTS
 from support.text_requests import Body, mixture_state, text_request
 
-pytestmark = [pytest.mark.usefixtures("vllm"), pytest.mark.xdist_group("vllm")]
+pytestmark = pytest.mark.usefixtures("vllm")
 
 
 def requests(outcome: str) -> float:

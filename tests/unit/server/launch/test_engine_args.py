@@ -13,7 +13,7 @@ from prefmix.server.config.errors import CommandError
 from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.launch.environment import check_entry_points
 
-pytestmark = [pytest.mark.usefixtures("vllm"), pytest.mark.xdist_group("vllm")]
+pytestmark = pytest.mark.usefixtures("vllm")
 
 
 def build(*passthrough: str, **fields: Any) -> Namespace:

@@ -1,0 +1,49 @@
+"""Which tests one worker runs together, and which groups begin first.
+
+pytest-xdist's own marks for groups need the ids of tests as an older pytest made them.
+"""
+
+from __future__ import annotations
+
+import re
+
+from xdist.scheduler import LoadScopeScheduling
+
+LONGEST_FIRST = (
+    r"/test_runner_v2\.py::.*trunk",
+    r"/test_runner_v2\.py::.*checkpoints",
+    r"two_tensor_parallel_ranks",
+    r"server/test_faults\.py",
+    r"server/test_lifecycle\.py",
+    r"server/test_admin_live\.py",
+    r"engine/test_trunk\.py",
+    r"engine/test_layouts\.py",
+    r"server/test_console\.py",
+    r"server/test_fit\.py",
+)
+"""Patterns of ids. What matches one is a group, and goes before all that match a later one."""
+
+VLLM = r"/test_(lora|engine_args|stream_errors)\.py"
+"""Unit tests that import vLLM: together, so that one process does."""
+
+
+class GroupScheduling(LoadScopeScheduling):
+    """Hands a worker one group after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+def group_of(nodeid: str) -> str:
+    """A file of engines or servers, whose tests share them, or a part of one; else one test."""
+    if place_of(nodeid) < len(LONGEST_FIRST):
+        return LONGEST_FIRST[place_of(nodeid)]
+    if re.search(VLLM, nodeid):
+        return VLLM
+    return nodeid if "tests/unit/" in nodeid else nodeid.partition("::")[0]
+
+
+def place_of(nodeid: str) -> int:
+    """Where a test's group comes in the order."""
+    places = (at for at, pattern in enumerate(LONGEST_FIRST) if re.search(pattern, nodeid))
+    return next(places, len(LONGEST_FIRST))
