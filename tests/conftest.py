@@ -30,12 +30,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
 def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a handler, variable, folder, path, thread, process or port.
 
-    What fixtures of a wider scope have started is there before the test and may stay. vLLM sets
-    variables of its own when an engine starts in this process.
+    What fixtures of a wider scope have started is there before the test and may stay.
     """
     traces = Traces()
     yield
-    left = traces.left(any_environ=request.node.get_closest_marker("engine") is not None)
+    left = traces.left(of_vllm=request.node.path.parent.name == "engine")
     assert not left, f"{request.node.nodeid} leaves behind: {'; '.join(left)}"
 
 

@@ -12,6 +12,7 @@ from support.engines import (
     RUNNER,
     AdaptedBase,
     EngineFactory,
+    end_process_groups,
     spec_of_folders,
 )
 
@@ -53,6 +54,7 @@ def engine() -> Iterator[EngineFactory]:
 @pytest.fixture
 def own_engine() -> Iterator[EngineFactory]:
     """One engine at a time, for tests that change it or bring checkpoints of their own."""
+    end_process_groups()
     factory = EngineFactory(max_alive=1)
     yield factory
     factory.end()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class EngineFactory:
 
     def __call__(self, served: MixtureSpec | Path, **options: Any) -> Any:
         key = (repr(served), repr(sorted(options.items())))
-        if self._alive and not _have_groups():  # another engine of this process has ended them
+        if self._alive and not _have_groups():  # with another engine of this process
             self.end()
         if key in self._alive:
             self._alive[key] = self._alive.pop(key)  # now the latest used
@@ -105,14 +106,20 @@ def _start(served: MixtureSpec | Path, options: dict[str, Any]) -> Any:
 
 
 def end_engine(llm: Any) -> None:
-    """Frees an engine's memory, but keeps the process groups, which all engines here share."""
-    with (
-        _modules_left_out_of_collection(),
-        mock.patch("vllm.v1.engine.core.cleanup_dist_env_and_memory"),
-    ):
+    """Frees what an engine holds, and ends the process groups that all engines here share."""
+    with _modules_left_out_of_collection():
         llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
+
+
+def end_process_groups() -> None:
+    """A model with experts needs groups that an engine of another model has not made."""
+    if "vllm" in sys.modules and _have_groups():
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        with _modules_left_out_of_collection():
+            cleanup_dist_env_and_memory()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from xdist.scheduler import LoadScopeScheduling
 LONGEST_FIRST = (
     r"/test_runner_v2\.py::.*trunk",
     r"/test_runner_v2\.py::.*checkpoints",
-    r"two_tensor_parallel_ranks",
     r"server/test_faults\.py",
     r"server/test_lifecycle\.py",
     r"server/test_admin_live\.py",
@@ -22,6 +21,9 @@ LONGEST_FIRST = (
     r"server/test_fit\.py",
 )
 """Patterns of ids. What matches one is a group, and goes before all that match a later one."""
+
+ALONE = r"two_tensor_parallel_ranks"
+"""Two ranks keep two cores busy, even while they wait for one another: last, beside nothing."""
 
 VLLM = r"/test_(lora|engine_args|stream_errors)\.py"
 """Unit tests that import vLLM: together, so that one process does."""
@@ -36,14 +38,15 @@ class GroupScheduling(LoadScopeScheduling):
 
 def group_of(nodeid: str) -> str:
     """A file of engines or servers, whose tests share them, or a part of one; else one test."""
-    if place_of(nodeid) < len(LONGEST_FIRST):
-        return LONGEST_FIRST[place_of(nodeid)]
-    if re.search(VLLM, nodeid):
-        return VLLM
+    for pattern in (*LONGEST_FIRST, ALONE, VLLM):
+        if re.search(pattern, nodeid):
+            return pattern
     return nodeid if "tests/unit/" in nodeid else nodeid.partition("::")[0]
 
 
 def place_of(nodeid: str) -> int:
     """Where a test's group comes in the order."""
+    if re.search(ALONE, nodeid):
+        return len(LONGEST_FIRST) + 1
     places = (at for at, pattern in enumerate(LONGEST_FIRST) if re.search(pattern, nodeid))
     return next(places, len(LONGEST_FIRST))
