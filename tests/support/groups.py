@@ -1,4 +1,4 @@
-"""Which tests one worker runs together, and which groups begin first.
+"""Groups of tests that one worker runs together, and the order in which they begin.
 
 pytest-xdist's own marks for groups need the ids of tests as an older pytest made them.
 """
