@@ -13,7 +13,7 @@ export BACKEND PYTHON
 PORT ?= 8000
 # One thread a process, a process a core: with two threads each they would wait for one another.
 # tests/support/groups.py says what one process runs together, and what comes first.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
+PARALLEL := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
     --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 test-resilience lint audit demo-policies setup-train test-train eval-training lock clean
@@ -40,7 +40,7 @@ serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)
 	    "         \"max_tokens\": 80, \"preference_weights\": {\"positive\": 1, \"concise\": 2}}'" ''
 	@exec $(BIN)/prefmix serve policies/demo/serve.yaml --port $(PORT)
 
-test: test-unit test-engine ## all tests that need no GPU (about seven minutes)
+test: test-unit test-engine ## unit tests, then engines and servers on a CPU (about a quarter of an hour)
 	@$(BIN)/python tests/support/tools.py
 
 test-unit: ready ## the fast tests: no engine, about a minute

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
 def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a handler, variable, folder, path, thread, process or port.
 
-    What fixtures of a wider scope have started is there before the test and may stay.
+    What fixtures of a wider scope have started is there before the test and may stay. A test that
+    imports vLLM first may leave what that import leaves.
     """
-    traces = Traces()
+    traces, knew_vllm = Traces(), "vllm" in sys.modules
     yield
-    left = traces.left(of_vllm=request.node.path.parent.name == "engine")
+    imports_vllm = "vllm" in sys.modules and not knew_vllm
+    of_vllm = imports_vllm or request.node.path.parent.name == "engine"
+    left = traces.left(of_vllm=of_vllm)
     assert not left, f"{request.node.nodeid} leaves behind: {'; '.join(left)}"
 
 

@@ -445,7 +445,7 @@ def test_publish_see_the_history_and_roll_back(page: Page, server: ServerProcess
 
     page.get_by_role("button", name="Profiles").click()
     dialog.get_by_role("button", name=f"Roll back to version {before}", exact=True).click()
-    expect(dialog.get_by_role("status")).to_contain_text(f"holds what version {before} held")
+    expect(dialog.get_by_role("status")).to_contain_text(f"has the content of version {before}")
     stored = admin(server, "GET", "/weights")
     assert (stored["version"], "terse" in stored["profiles"]) == (before + 3, False)
     assert TOKEN not in page.url

