@@ -25,8 +25,14 @@ _PATIENCE_S = 2.0
 
 
 def quiet_libraries() -> None:
-    """Silences the libraries' bars; on a terminal, bars of long steps stay."""
+    """Silences the libraries' bars and reports of use; on a terminal, bars of long steps stay."""
     import datasets
+    from huggingface_hub import constants
+
+    # TRL's trainers report their use to the hub. The constant is read at each report, the variable
+    # only when the hub's client is imported.
+    if "HF_HUB_DISABLE_TELEMETRY" not in os.environ:
+        constants.HF_HUB_DISABLE_TELEMETRY = True
 
     # TRL imports vLLM, which is not used here.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
