@@ -30,6 +30,10 @@ def apply_in_worker(vllm_config: Any) -> None:
 
     zero_new_blocks()
     is_cpu = vllm_config.device_config.device.type == "cpu"
+    if is_cpu:
+        from prefmix.mixing.workarounds.cpu_amx import permit_amx_tiles
+
+        permit_amx_tiles()
     if is_cpu and not vllm_config.use_v2_model_runner:
         from prefmix.mixing.workarounds.cpu_seeds import rewind_cpu_generators
 
