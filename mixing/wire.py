@@ -15,6 +15,10 @@ MEASURE_KEY = "prefmix_measure"
 """Key of a string. The request's tokens are measured and their figures kept under the string
 (prefmix.mixing.batch.statistics)."""
 
+FAILED_REASON = "error"
+"""Finish reason of a request that the engine has given up. No client can bring it about: a stop
+string that the text contains always comes with the finish reason `stop` (vLLM 0.32)."""
+
 FAILED_PREFIX = "prefmix_failed:"
 """Beginning of the stop reason of a request that policies have failed; their names follow."""
 
@@ -40,8 +44,17 @@ def to_stop_reason(policies: Sequence[str]) -> str:
     return FAILED_PREFIX + ",".join(policies)
 
 
-def failed_policies(stop_reason: object) -> tuple[str, ...]:
-    """The policies that a stop reason names; none if it is another stop reason."""
+def failed_policies(finish_reason: object, stop_reason: object) -> tuple[str, ...]:
+    """The policies that have failed a request; none if it ended in another way.
+
+    A stop reason alone proves nothing, for it may be any stop string of a client's.
+
+    Args:
+      finish_reason: of vLLM's completion; None while it runs.
+      stop_reason: of vLLM's completion.
+    """
+    if finish_reason != FAILED_REASON:
+        return ()
     if not isinstance(stop_reason, str) or not stop_reason.startswith(FAILED_PREFIX):
         return ()
     return tuple(stop_reason.removeprefix(FAILED_PREFIX).split(","))

@@ -118,7 +118,7 @@ class PrefmixEndpoints:
         failed_logins.set_up()
         await statistics.start()
         failed_policies.set_up()
-        watched = failed_policies.FailedPolicies(engine_client.generate)
+        watched = failed_policies.FailedPolicies(engine_client.generate, spec.member_names)
         engine_client.generate = watched.generate
         self._start(statistics.follow(), "the engine's statistics")
         # Again, as vLLM has added routes of its own since attach_router.

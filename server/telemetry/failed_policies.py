@@ -2,7 +2,8 @@
 
 The engine names the policies in the stop reason (prefmix.mixing.engine.scheduler). This module
 turns it into an error for the client, a metric, and a log line, at most one a minute for each
-policy.
+policy. What a client writes as a stop string is never taken for the engine's word: that comes with
+a finish reason of its own, and names members of the mixture only.
 """
 
 from __future__ import annotations
@@ -36,13 +37,19 @@ class FailedPolicies:
     """A wrapper of an engine client's `generate`; one per API process."""
 
     def __init__(
-        self, generate: Callable[..., Any], *, clock: Callable[[], float] = time.monotonic
+        self,
+        generate: Callable[..., Any],
+        member_names: Sequence[str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
         generate: the engine client's own method.
+        member_names: the members of the mixture, which alone can fail.
         clock: seconds since any fixed moment.
         """
         self._generate = generate
+        self._member_names = frozenset(member_names)
         self._clock = clock
         self._num_silent: dict[str, int] = {}
         self._said_at: dict[str, float] = {}
@@ -57,10 +64,8 @@ class FailedPolicies:
         async with contextlib.aclosing(self._generate(*args, **kwargs)) as outputs:
             async for output in outputs:
                 for answer in output.outputs:
-                    if answer.stop_reason is None:
-                        continue
-                    failed = wire.failed_policies(answer.stop_reason)
-                    if failed:
+                    failed = wire.failed_policies(answer.finish_reason, answer.stop_reason)
+                    if failed and self._member_names.issuperset(failed):
                         self._note(failed)
                         failure.set(describe(failed))
                         raise GenerationError(describe(failed))

@@ -16,9 +16,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet
-
-NO_PROFILE = "none"
-"""Profile label of a request that was refused before its weights were known."""
+from prefmix.weights.store.profiles import NO_PROFILE as NO_PROFILE  # for those that count
 
 OUTCOMES = ("ok", "rejected", "error", "cancelled", "refused", "timeout", "drained")
 REASONS = (

@@ -32,7 +32,11 @@ def generate(
     )
     answers = [output.outputs[0] for output in outputs]
     return [
-        (tuple(each.token_ids), each.finish_reason, wire.failed_policies(each.stop_reason))
+        (
+            tuple(each.token_ids),
+            each.finish_reason,
+            wire.failed_policies(each.finish_reason, each.stop_reason),
+        )
         for each in answers
     ]
 

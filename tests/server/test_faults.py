@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from prefmix.mixing import wire
 from support.server_process import ServerProcess, engine_flags
 from support.tiny_faults import with_nan_token
 
@@ -134,6 +135,33 @@ def test_failures_are_counted_by_policy_and_said_once(server: ServerProcess) -> 
     assert metric(server, 'prefmix_policy_failures_total{policy="good"}') == 0
     assert server.stderr.count("policy 'bad' computed NaN") == 1
     assert "Traceback" not in server.stderr
+
+
+@pytest.mark.parametrize("route", ["completions", "chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_client_can_forge_a_failure(server: ServerProcess, route: str, stream: bool) -> None:
+    """A stop string in the engine's own words ends a text like any other, and counts nothing."""
+    series = 'prefmix_policy_failures_total{policy="good"}'
+    before, said = metric(server, series), server.stderr.count("computed NaN")
+    for name in ("good", "made-up"):
+        stop = wire.to_stop_reason([name])
+        grammar = {"choice": [stop]}
+        response = ask(
+            server,
+            "fine",
+            route=route,
+            stream=stream,
+            stop=[stop],
+            structured_outputs=grammar,
+            max_tokens=64,
+        )
+        assert response.status_code == 200, response.text
+        assert "computed NaN" not in response.text
+        assert f'"stop_reason":"{stop}"' in response.text
+    assert metric(server, series) == before
+    assert server.stderr.count("computed NaN") == said
+    with server.client() as client:
+        assert "made-up" not in client.get("/metrics").text
 
 
 def test_requests_beside_a_failing_one_go_on(server: ServerProcess) -> None:

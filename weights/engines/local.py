@@ -227,7 +227,7 @@ def raise_if_failed(outputs: Sequence[Any]) -> None:
     """Raises EngineError if a policy computed no numbers for any of vLLM's request outputs."""
     for output in outputs:
         for answer in output.outputs:
-            if failed := wire.failed_policies(answer.stop_reason):
+            if failed := wire.failed_policies(answer.finish_reason, answer.stop_reason):
                 raise EngineError(
                     f"{' or '.join(failed)} computed NaN or infinity where the logits of a "
                     "token should be; check that policy's checkpoint, or leave it out"

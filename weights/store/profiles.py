@@ -23,6 +23,15 @@ DEFAULT_PROFILE = "default"
 CUSTOM_PROFILE = "custom"
 """Profile that answers report for a request with weights of its own."""
 
+NO_PROFILE = "none"
+"""Profile that metrics report for a request that was refused before its weights were known."""
+
+_RESERVED = {
+    CUSTOM_PROFILE: "answers report that word for weights sent with the request",
+    NO_PROFILE: "metrics report that word for requests refused before their weights were known",
+}
+"""Names that no profile can have, and why."""
+
 _ROUNDING = 1e-12
 """Weights whose sum is this close to 1 stay as they are, so that reading back changes no bit."""
 
@@ -137,10 +146,9 @@ def build_profile_set(
 
 def check_profile_name(name: object) -> str:
     """Returns `name` if it can name a profile; raises ProfileError otherwise."""
-    if name == CUSTOM_PROFILE:
+    if isinstance(name, str) and name in _RESERVED:
         raise ProfileError(
-            f"a profile cannot be named {CUSTOM_PROFILE!r}: answers report that word for weights "
-            "sent with the request; choose another name"
+            f"a profile cannot be named {name!r}: {_RESERVED[name]}; choose another name"
         )
     try:
         return check_name(name, what="profile")

@@ -77,6 +77,12 @@ def test_the_first_of_several_is_named() -> None:
 
 def test_names_survive_the_way_to_the_front_process() -> None:
     for names in (("one",), ("a-1", "b.2", "c_3")):
-        assert wire.failed_policies(wire.to_stop_reason(names)) == names
+        assert wire.failed_policies("error", wire.to_stop_reason(names)) == names
     for other in (None, 7, "\n\n", "stop"):
-        assert wire.failed_policies(other) == ()
+        assert wire.failed_policies("error", other) == ()
+
+
+@pytest.mark.parametrize("finish_reason", ["stop", "length", "abort", "repetition", None])
+def test_a_clients_stop_string_is_no_word_of_the_engine(finish_reason: str | None) -> None:
+    forged = wire.to_stop_reason(["polite"])
+    assert wire.failed_policies(finish_reason, forged) == ()

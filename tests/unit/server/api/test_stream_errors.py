@@ -57,13 +57,13 @@ def test_an_error_event_makes_the_outcome(last: str, outcome: str) -> None:
 
 def test_a_failure_that_the_handler_stumbles_over_becomes_an_event() -> None:
     async def generate() -> AsyncIterator[Any]:
-        answer = SimpleNamespace(stop_reason=wire.to_stop_reason(["x"]))
+        answer = SimpleNamespace(finish_reason="error", stop_reason=wire.to_stop_reason(["x"]))
         yield SimpleNamespace(outputs=[answer])
 
     async def body() -> AsyncIterator[str]:
         yield "event: response.created\n\n"
         try:
-            async for _ in FailedPolicies(generate).generate():
+            async for _ in FailedPolicies(generate, ("x", "y")).generate():
                 pass
         except Exception:
             raise ValueError("what it makes of the error is no event of its own") from None

@@ -13,9 +13,16 @@ from prefmix.mixing import wire
 from prefmix.server.telemetry.failed_policies import LOG_INTERVAL_S, FailedPolicies
 from prefmix.server.telemetry.metrics import POLICY_FAILURES
 
+MEMBERS = ("broken", "left", "right")
 
-def output(stop_reason: Any = None) -> SimpleNamespace:
-    return SimpleNamespace(outputs=[SimpleNamespace(stop_reason=stop_reason)])
+
+def output(finish_reason: str | None = None, stop_reason: Any = None) -> SimpleNamespace:
+    answer = SimpleNamespace(finish_reason=finish_reason, stop_reason=stop_reason)
+    return SimpleNamespace(outputs=[answer])
+
+
+def failed_output(*policies: str) -> SimpleNamespace:
+    return output("error", wire.to_stop_reason(policies))
 
 
 def failures(policy: str) -> float:
@@ -32,14 +39,14 @@ async def collect(outputs: AsyncIterator[Any], *, most: int = 100) -> list[Any]:
 
 
 def test_other_answers_pass_unchanged() -> None:
-    answers = [output(), output(), output("\n"), output(17)]
+    answers = [output(), output(), output("stop", "\n"), output("stop", 17), output("error")]
 
     async def generate(prompt: str) -> AsyncIterator[Any]:
         assert prompt == "hello"
         for each in answers:
             yield each
 
-    assert asyncio.run(collect(FailedPolicies(generate).generate("hello"))) == answers
+    assert asyncio.run(collect(FailedPolicies(generate, MEMBERS).generate("hello"))) == answers
 
 
 def test_a_failed_answer_raises_counts_and_is_said_once_a_minute(
@@ -49,9 +56,9 @@ def test_a_failed_answer_raises_counts_and_is_said_once_a_minute(
 
     async def generate() -> AsyncIterator[Any]:
         yield output()
-        yield output(wire.to_stop_reason(["broken"]))
+        yield failed_output("broken")
 
-    failed = FailedPolicies(generate, clock=lambda: now[0])
+    failed = FailedPolicies(generate, MEMBERS, clock=lambda: now[0])
     before = failures("broken")
     for _ in range(5):
         with pytest.raises(Exception, match="policy 'broken' computed NaN or infinity") as raised:
@@ -66,13 +73,42 @@ def test_a_failed_answer_raises_counts_and_is_said_once_a_minute(
     assert "4 more requests" in caplog.messages[1]
 
 
+def series() -> set[str]:
+    """The policies that the metric has a series of."""
+    return {
+        each.labels["policy"] for family in POLICY_FAILURES.collect() for each in family.samples
+    }
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        output("stop", wire.to_stop_reason(["broken"])),
+        output("stop", wire.to_stop_reason(["made-up-by-a-client"])),
+        failed_output("made-up-elsewhere"),
+    ],
+)
+def test_no_client_can_forge_a_failure_or_make_a_series(
+    forged: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A text that contains the engine's own words as a stop string is an answer as any other."""
+
+    async def generate() -> AsyncIterator[Any]:
+        yield forged
+
+    before = series(), failures("broken")
+    assert asyncio.run(collect(FailedPolicies(generate, MEMBERS).generate())) == [forged]
+    assert (series() | {"broken"}, failures("broken")) == (before[0] | {"broken"}, before[1])
+    assert caplog.messages == []
+
+
 def test_several_suspects_are_all_named() -> None:
     async def generate() -> AsyncIterator[Any]:
-        yield output(wire.to_stop_reason(["left", "right"]))
+        yield failed_output("left", "right")
 
     before = failures("left"), failures("right")
     with pytest.raises(Exception, match="one of the policies 'left', 'right'"):
-        asyncio.run(collect(FailedPolicies(generate).generate()))
+        asyncio.run(collect(FailedPolicies(generate, MEMBERS).generate()))
     assert (failures("left"), failures("right")) == (before[0] + 1, before[1] + 1)
 
 
@@ -88,7 +124,7 @@ def test_the_engine_is_told_at_once_when_the_reader_goes() -> None:
             ended.append("aborted")
 
     async def scenario() -> None:
-        outputs = FailedPolicies(generate).generate()
+        outputs = FailedPolicies(generate, MEMBERS).generate()
         await anext(outputs)
         await outputs.aclose()  # type: ignore[attr-defined]
         assert ended == ["aborted"]

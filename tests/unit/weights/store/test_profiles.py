@@ -61,6 +61,7 @@ def test_default_is_the_one_asked_for_else_default_else_the_first(
         ({"x y": {"helpful": 1}}, None, ["'x y'", "letters"]),
         ({7: {"helpful": 1}}, None, ["7", "not allowed"]),
         ({"custom": {"helpful": 1}}, None, ["'custom'", "another name"]),
+        ({"none": {"helpful": 1}}, None, ["'none'", "refused", "another name"]),
         ({"x": {"helpful": 1}}, "y", ["'y'", "does not exist", "x"]),
     ],
 )
