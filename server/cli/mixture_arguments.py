@@ -8,12 +8,18 @@ from typing import Any
 
 
 def add_mixture_flags(parser: argparse._ActionsContainer) -> None:
-    """Adds the flags of `add_policy_flags`, and --reference."""
+    """Adds the flags of `add_policy_flags`, --reference and --allow-unsafe-engine-flags."""
     add_policy_flags(parser)
     parser.add_argument(
         "--reference",
         metavar="NAME=MODEL",
         help="the policy from which the others were aligned; with --base, the base itself",
+    )
+    parser.add_argument(
+        "--allow-unsafe-engine-flags",
+        action="store_true",
+        default=None,
+        help="also take flags of vLLM, from the file or after --, that can load and run any code",
     )
 
 
@@ -57,6 +63,7 @@ def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
         overrides["adapters"] = policies_from_flags("--adapter", args.adapter)
     if getattr(args, "reference", None) is not None:
         overrides["reference"] = policies_from_flags("--reference", [args.reference])
-    if args.allow_unsafe_weights is not None:
-        overrides["allow_unsafe_weights"] = args.allow_unsafe_weights
+    for field in ("allow_unsafe_weights", "allow_unsafe_engine_flags"):
+        if getattr(args, field, None) is not None:
+            overrides[field] = getattr(args, field)
     return overrides

@@ -101,4 +101,9 @@ def _settings(args: argparse.Namespace) -> TrainSettings:
             values = resolve_paths(cls, read_yaml(args.config), args.config.parent)
         except YamlError as error:
             raise SettingsError(str(error)) from None
+        if values.get("allow_unsafe_weights", False) is not False:
+            raise SettingsError(
+                f"{args.config}: allow_unsafe_weights cannot be set in a file, as whoever writes "
+                "it must not be able to run code here; give --allow-unsafe-weights"
+            )
     return build(cls, {**values, **flags})

@@ -79,7 +79,10 @@ class ServeConfig(BaseModel):
     fit_report: str | None = None
     """A fit's report, or its folder, which the console links; it may be written later."""
     allow_unsafe_weights: bool = False
-    """True also loads checkpoints in formats that can run code; False only safetensors."""
+    """True also loads checkpoints in formats that can run code; False only safetensors. No file
+    can set it, only a flag."""
+    allow_unsafe_engine_flags: bool = False
+    """True also takes flags of vLLM that can load code. No file can set it, only a flag."""
     max_waiting: StrictInt | None = Field(None, ge=0)
     """Most requests that may wait for the engine; further ones are refused with 503. None allows
     half as many as can run at once. 0 allows none: a request must be able to run at once."""
@@ -168,9 +171,19 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
     return config
 
 
+_FLAGS_ONLY = ("allow_unsafe_weights", "allow_unsafe_engine_flags")
+"""Fields by which whoever writes a file could run code on this machine."""
+
+
 def _file_values(path: Path, *, replaced: Mapping[str, Any]) -> dict[str, Any]:
     """The file's values that no flag replaces; its relative paths begin at the file's folder."""
     data = {key: value for key, value in _read(path).items() if key not in replaced}
+    for key in _FLAGS_ONLY:
+        if data.get(key, False) is not False:
+            raise ConfigError(
+                f"{path}: {key} is {data[key]!r:.80}, but whoever writes this file must not be "
+                f"able to run code here; give --{key.replace('_', '-')} on the command line"
+            )
     folder = path.resolve().parent
     for table in ("policies", "adapters", "reference"):
         if isinstance(data.get(table), dict):

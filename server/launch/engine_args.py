@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import difflib
 import json
-from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from vllm.engine.arg_utils import _expand_json_human_readable_numbers
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from prefmix.mixing.spec import MixtureSpec, hf_overrides
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.serve_config import ServeConfig
+from prefmix.server.launch.engine_flags import check_flags
+from prefmix.server.launch.safe_flags import SAFE_FIELDS
 from prefmix.server.launch.security_checks import check_cross_origin, safe_load_format
 
 _OWNED = {
@@ -95,9 +99,11 @@ def build_arguments(
       spec: the mixture.
       passthrough: the words after `--`.
     Returns: the arguments of vLLM's own `serve` command.
-    Raises: CommandError for an unknown flag, a bad value or a flag that prefmix owns.
+    Raises: CommandError for an unknown flag, a bad value, a flag that prefmix owns, or one that
+      can load code and is not allowed to.
     """
-    args = _parse([*engine_tokens(config.engine), *passthrough])
+    words = [*engine_tokens(config.engine), *passthrough]
+    args = _parse(words, unsafe_flags=config.allow_unsafe_engine_flags)
     first = spec.checkpoints[0]
     args.model_tag = None
     args.model = first.model
@@ -119,7 +125,7 @@ def build_arguments(
     return args
 
 
-def _parse(words: list[str]) -> Namespace:
+def _parse(words: list[str], *, unsafe_flags: bool) -> Namespace:
     parser = _Parser(prog="prefmix serve --")
     make_arg_parser(parser)
     # Progress bars, uvicorn's start-up lines and its access log are off unless asked for.
@@ -129,6 +135,12 @@ def _parse(words: list[str]) -> Namespace:
     defaults = {name: parser.get_default(name) for name in _OWNED}
     if any(word == "--config" or word.startswith("--config=") for word in words):
         raise CommandError(f"vLLM's flag --config: {_OWNED['config']}", exit_code=2)
+    if not unsafe_flags:
+        # Before vLLM makes its own objects of the values, which already imports what some name.
+        with _plain_values(parser):
+            plain = vars(parser.parse_args(words))
+        others = {name: plain[name] for name in plain if name not in (*_OWNED, *_REFUSED)}
+        check_flags(others, {name: parser.get_default(name) for name in others})
     # A name already in the namespace is left alone by argparse unless its flag appears.
     args: Namespace = parser.parse_args(words, Namespace(**dict.fromkeys(_OWNED, _UNSET)))
     for name, remedy in _OWNED.items():
@@ -141,6 +153,30 @@ def _parse(words: list[str]) -> Namespace:
         if getattr(args, name, None):
             raise CommandError(f"vLLM's flag {_flag(name)} is not accepted: {reason}", exit_code=2)
     return args
+
+
+@contextmanager
+def _plain_values(parser: _Parser) -> Iterator[None]:
+    """Makes the parser read flags that hold several settings as mappings."""
+    actions = [action for action in parser._actions if action.dest in SAFE_FIELDS]
+    types = [action.type for action in actions]
+    try:
+        for action in actions:
+            action.type = _json_object
+        yield
+    finally:
+        for action, kind in zip(actions, types, strict=True):
+            action.type = kind
+
+
+def _json_object(text: str) -> Any:
+    try:
+        value = json.loads(_expand_json_human_readable_numbers(text))
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text:.80} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ArgumentTypeError(f"{text:.80} is no JSON object")
+    return value
 
 
 def _hf_overrides(given: object, spec: MixtureSpec) -> dict[str, Any]:

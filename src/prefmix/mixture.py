@@ -56,6 +56,7 @@ class Mixture:
         weights_store: str | PathLike[str] | None = None,
         config: str | PathLike[str] | None = None,
         allow_unsafe_weights: bool | None = None,
+        allow_unsafe_engine_flags: bool | None = None,
         **engine: Any,
     ) -> None:
         """Checks everything, then starts vLLM in this process.
@@ -72,6 +73,8 @@ class Mixture:
           weights_store: a file of profiles, as `prefmix fit` writes it; read once.
           config: a file of `prefmix serve`; the other keywords override it.
           allow_unsafe_weights: whether checkpoints may be other than safetensors files.
+          allow_unsafe_engine_flags: whether the engine's arguments, here or in `config`, may be
+            such as load code.
           engine: arguments of vLLM's engine, such as max_model_len=4096; None is its default.
         Raises: ValueError, mostly a subclass, for what cannot be mixed; TypeError for an unknown
           keyword; RuntimeError if another Mixture is open.
@@ -87,6 +90,7 @@ class Mixture:
             "weights_store": weights_store,
             "config": config,
             "allow_unsafe_weights": allow_unsafe_weights,
+            "allow_unsafe_engine_flags": allow_unsafe_engine_flags,
         }
         if engine:
             import_vllm()

@@ -29,7 +29,8 @@ MODEL_TABLES = ("policies", "adapters", "reference")
 
 KEYWORDS = (
     *("config", "policies", "base", "adapters", "reference", "weight_space"),
-    *("profiles", "default_profile", "weights_store", "allow_unsafe_weights"),
+    *("profiles", "default_profile", "weights_store"),
+    *("allow_unsafe_weights", "allow_unsafe_engine_flags"),
 )
 """The keywords of `Mixture` that are not vLLM's."""
 
@@ -112,6 +113,7 @@ def engine_arguments(
     Raises: ConfigError for a value that is refused.
     """
     from prefmix.server.launch.engine_args import build_arguments
+    from prefmix.server.launch.engine_flags import check_flags
 
     words = {
         key.replace("-", "_") if isinstance(key, str) else key: value
@@ -129,6 +131,8 @@ def engine_arguments(
         raise ConfigError("hf_overrides is no mapping; a mixture takes no function there")
     config = described.config.model_copy(update={"engine": words})
     try:
+        if not config.allow_unsafe_engine_flags:
+            check_flags(objects, {})
         return build_arguments(config, described.spec, ()), objects
     except CommandError as error:
         raise ConfigError(str(error)) from None

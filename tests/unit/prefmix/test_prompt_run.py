@@ -40,9 +40,9 @@ class FakeLLM:
         return [{}, self.figures.get(args[0], {})] if method == "prefmix_take_request" else [None]
 
 
-def output(*stop_reasons: Any) -> Any:
+def output(*stop_reasons: Any, finish_reason: str = "stop") -> Any:
     completions = [
-        SimpleNamespace(index=index, stop_reason=reason)
+        SimpleNamespace(index=index, finish_reason=finish_reason, stop_reason=reason)
         for index, reason in enumerate(stop_reasons)
     ]
     return SimpleNamespace(outputs=completions)
@@ -91,9 +91,15 @@ def test_attribution_finds_each_completion() -> None:
     assert llm.calls[0] == ("prefmix_start_statistics", (0,))
 
 
+def test_a_stop_string_in_the_engines_words_is_no_failure() -> None:
+    wish = Attribution(None)
+    outputs = [output(to_stop_reason(["b"]))]
+    assert run(FakeLLM(), lambda **_: outputs, [bound(wish)], wish) == outputs
+
+
 def test_a_failed_policy_is_named() -> None:
     wish = Attribution(None)
-    failed = [output(None), output(None, to_stop_reason(["b"]))]
+    failed = [output(None), output(None, to_stop_reason(["b"]), finish_reason="error")]
     with pytest.raises(EngineError, match="b computed NaN or infinity"):
         run(FakeLLM(), lambda **_: failed, [bound(wish), bound(wish)], wish)
 

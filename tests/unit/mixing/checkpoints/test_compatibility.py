@@ -119,3 +119,23 @@ def test_a_models_own_code_is_not_run_unasked(tmp_path: Path) -> None:
     with pytest.raises(CompatibilityError, match="policy 'coded': cannot read the config"):
         check(folder)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["AutoConfig", "AutoTokenizer"])
+def test_code_in_a_models_folder_is_not_run(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    good, bad, ran = save(tmp_path / "good"), save(tmp_path / "bad"), tmp_path / "ran"
+    (bad / "evil.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
+    file = bad / ("config.json" if name == "AutoConfig" else "tokenizer_config.json")
+    settings = json.loads(file.read_text())
+    kind = ["evil.Thing", "evil.Thing"] if name == "AutoTokenizer" else "evil.Thing"
+    more: dict[str, Any] = {"auto_map": {name: kind}}
+    more |= {"model_type": "evil"} if name == "AutoConfig" else {"tokenizer_class": "Evil"}
+    file.write_text(json.dumps(settings | more))
+    if name == "AutoTokenizer":
+        (bad / "tokenizer.json").unlink()
+    with pytest.raises(CompatibilityError, match="policy 'bad'"):
+        check(good, bad)
+    assert not ran.exists()

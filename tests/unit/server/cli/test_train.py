@@ -54,6 +54,13 @@ def test_wrong_usage_is_one_sentence(
     assert message in capsys.readouterr().err
 
 
+def test_no_file_allows_unsafe_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("allow_unsafe_weights: true\n")
+    assert main(["train", "dpo", "--config", str(config), *REQUIRED]) == 2
+    assert "run.yaml: allow_unsafe_weights cannot be set in a file" in capsys.readouterr().err
+
+
 def test_unknown_key_of_the_file_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,11 @@ def test_flags_alone_are_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         ("policies: {a: org/a}\nreference: {a: org/a}", ["'a'", "own name"]),
         ("policies: {a: org/a}\nreference: {x: org/x, y: org/y}", ["exactly one", "x, y"]),
         ("policies: {a: org/a}\nreference: {}", ["exactly one", "none"]),
+        (
+            "policies: {a: org/a}\nallow_unsafe_engine_flags: true",
+            ["allow_unsafe_engine_flags", "--allow-unsafe-engine-flags"],
+        ),
+        ("policies: {a: org/a}\nallow_unsafe_weights: 1", ["--allow-unsafe-weights"]),
         ("policies: {a: ./missing}", [": a: ", "missing", "does not exist", "hub id"]),
         ("policies: {a: /nowhere/at/all}", [": a: ", "/nowhere/at/all", "does not exist"]),
         ("policies: {a: ./mixture.yaml}", [": a: ", "is not a folder"]),
