@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.admin.two_phase_commit import ApiProcesses, CommitError, Message
 from prefmix.server.telemetry import audit_log
 from prefmix.server.telemetry.metrics import WeightsMetrics
+from prefmix.weights.store.change import Change, Edit
 from prefmix.weights.store.errors import StoreFormatError, StoreMissingError
 from prefmix.weights.store.format import document, for_mixture, from_document
+from prefmix.weights.store.numbering import Served
 from prefmix.weights.store.profiles import CurrentProfiles, ProfileSet
-from prefmix.weights.store.store import Change, Edit, WeightsStore
+from prefmix.weights.store.store import HISTORY_LIMIT, WeightsStore
 
 
 class NoStoreError(ValueError):
@@ -107,7 +109,7 @@ class LiveWeights:
         """
         if dry_run:
             return await asyncio.to_thread(
-                self.store.change, edit, expected=expected, dry_run=True, in_force=self.current
+                self.store.change, edit, expected=expected, dry_run=True, served=self._served
             )
         try:
             change = await self._audited(lambda: self._change(edit, expected), who=who, what=what)
@@ -159,7 +161,7 @@ class LiveWeights:
 
     async def _change(self, edit: Edit, expected: str | None) -> Change:
         async with contextlib.AsyncExitStack() as stack:
-            prepared = self.store.prepared(edit, expected=expected, in_force=self.current)
+            prepared = self.store.prepared(edit, expected=expected, served=self._served)
             # In a thread, as the store's lock and the disk may block the event loop.
             change = await asyncio.to_thread(prepared.__enter__)
             stack.callback(prepared.__exit__, None, None, None)
@@ -173,29 +175,23 @@ class LiveWeights:
         return change
 
     async def _reload(self) -> Change:
-        before, after = self.current, await asyncio.to_thread(self._read)
+        before, after = self.current, await asyncio.to_thread(self._take_up)
         if not self._is_in_force(after):
             await self._prepare_all(after)
             await self._commit_all(after)
         return Change(before, after)
 
+    def _take_up(self) -> ProfileSet:
+        with _rollback_named():
+            return self.store.take_up(self._served)
+
     def _read(self) -> ProfileSet:
-        """Reads the store's file. A version number that had other content before is refused."""
-        try:
-            found = self.store.read()
-        except (StoreFormatError, StoreMissingError) as error:
-            hint = "put a good file in place, or 'prefmix weights rollback' writes what is in force"
-            raise type(error)(f"{error}; {hint}") from None
-        known = self._sha256_of.get(found.version)
-        if known is None and found.version in self.store.versions():
-            known = self.store.read_version(found.version).sha256
-        if known not in (None, found.sha256):
-            newest = max(self._sha256_of)
-            raise StoreFormatError(
-                f"{self.store.path}: version is {found.version}, but that number has been used for "
-                f"other content; raise it to {newest + 1} or more, or use 'prefmix weights apply'"
-            )
-        return found
+        with _rollback_named():
+            return self.store.read(served=self._served)
+
+    @property
+    def _served(self) -> Served:
+        return Served(in_force=self.current, sha256_of=self._sha256_of)
 
     def _is_in_force(self, profiles: ProfileSet) -> bool:
         current = self.current
@@ -216,6 +212,7 @@ class LiveWeights:
 
     def _put_in_force(self, profiles: ProfileSet) -> None:
         self._profiles.swap(profiles)
+        self._sha256_of = dict(list(self._sha256_of.items())[1 - HISTORY_LIMIT :])
         self._sha256_of[profiles.version] = profiles.sha256
         self._metrics.in_force(profiles)
 
@@ -235,3 +232,13 @@ class LiveWeights:
         else:
             raise ValueError(f"it does not know the message {kind!r}")
         return {"version": self.current.version}
+
+
+@contextlib.contextmanager
+def _rollback_named() -> Iterator[None]:
+    """Adds the way out to the refusal of a store file."""
+    try:
+        yield
+    except (StoreFormatError, StoreMissingError) as error:
+        hint = "put a good file in place, or 'prefmix weights rollback' writes what is in force"
+        raise type(error)(f"{error}; {hint}") from None

@@ -27,6 +27,7 @@ from prefmix.server.auth.tokens import Tokens
 from prefmix.server.http.errors import error_response
 from prefmix.server.http.openai_route import OpenAIRoute
 from prefmix.weights.store import edits
+from prefmix.weights.store.change import Change, Edit, Rollback
 from prefmix.weights.store.errors import (
     StaleVersionError,
     StoreBusyError,
@@ -39,7 +40,6 @@ from prefmix.weights.store.errors import (
 )
 from prefmix.weights.store.format import document, from_document
 from prefmix.weights.store.profiles import ProfileError, ProfileSet
-from prefmix.weights.store.store import Change, Edit, Rollback
 
 ADMIN_KEY = "prefmix_admin"
 """The attribute of `app.state` that holds an AdminState."""

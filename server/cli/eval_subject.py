@@ -131,12 +131,13 @@ def _local_subject(
 
 
 def _stored_profiles(path: Path, spec: MixtureSpec) -> Profiles:
+    from prefmix.weights.store.durable_file import read_regular_file
     from prefmix.weights.store.errors import StoreFormatError
-    from prefmix.weights.store.format import for_mixture, parse
+    from prefmix.weights.store.format import MAX_BYTES, for_mixture, parse
 
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular_file(path, most=MAX_BYTES + 1)
+    except OSError as error:
         raise StoreFormatError(f"{path}: cannot be read ({error})") from None
     return for_mixture(parse(text, source=str(path)), spec, source=str(path)).profiles
 

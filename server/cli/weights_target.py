@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 from prefmix.weights.store import edits
+from prefmix.weights.store.change import Change, Edit, Rollback
 from prefmix.weights.store.durable_file import read_regular_file
 from prefmix.weights.store.errors import StoreFileError, StoreMissingError
-from prefmix.weights.store.format import parse
+from prefmix.weights.store.format import MAX_BYTES, parse
 from prefmix.weights.store.profiles import ProfileSet
-from prefmix.weights.store.store import Change, Edit, Rollback, WeightsStore
+from prefmix.weights.store.store import WeightsStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +78,7 @@ class Target(Protocol):
 def read_profiles(path: Path) -> ProfileSet:
     """Reads and checks a file in the store's format. Raises: StoreError."""
     try:
-        content = read_regular_file(path)
+        content = read_regular_file(path, most=MAX_BYTES + 1)
     except FileNotFoundError:
         raise StoreMissingError(f"{path} does not exist") from None
     except OSError as error:

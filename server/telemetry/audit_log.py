@@ -6,8 +6,8 @@ import json
 import logging
 
 from prefmix.server.telemetry.stderr_logger import to_stderr
+from prefmix.weights.store.change import Change
 from prefmix.weights.store.profiles import ProfileSet
-from prefmix.weights.store.store import Change
 
 _LOGGER = logging.getLogger("prefmix.audit")
 

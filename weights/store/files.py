@@ -2,16 +2,18 @@
 
     weights.json              the profiles in force (prefmix.weights.store.format)
     weights.json.history/     2.json, 3.json ...: the versions that were in force before
+    weights.json.history/newest   the highest number that a version has had
     weights.json.lock         held by the process that writes; empty
     weights.json.broken.7     the unreadable content that version 7 replaced in a rollback
 
 Readers take no lock and never see half a file. A symbolic link is followed: the file that it points
-to is replaced, and has the history.
+to is replaced, and has the history. All of them have the owner of the store file, whoever writes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from pathlib import Path
 from prefmix.weights.store.durable_file import (
     UnconfirmedError,
     file_lock,
+    make_folder,
     read_regular_file,
     replace_file,
     sync_folder,
@@ -31,7 +34,7 @@ from prefmix.weights.store.errors import (
     StoreMissingError,
     file_error,
 )
-from prefmix.weights.store.format import MAX_BYTES, dump
+from prefmix.weights.store.format import MAX_BYTES, MAX_VERSION, dump
 from prefmix.weights.store.profiles import ProfileSet
 
 
@@ -87,20 +90,41 @@ class StoreFiles:
         except OSError as error:
             raise file_error(f"cannot list {folder}", error) from None
         stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
-        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
+        return sorted(int(stem) for stem in stems if _is_version(stem))
+
+    def newest(self) -> int:
+        """The highest number that a version is known to have had; 0 if none is known.
+
+        Read it before the store file, which a writer replaces first.
+        """
+        noted, kept = "", []
+        # What cannot be read says nothing: it must not stop the reading of the store itself.
+        with contextlib.suppress(OSError):
+            noted = read_regular_file(self._newest, most=32).strip().decode(errors="replace")
+        with contextlib.suppress(StoreFileError):
+            kept = self.versions()
+        return max([int(noted) if _is_version(noted) else 0, *kept])
+
+    def has_version(self, version: int) -> bool:
+        """True if an earlier version is kept."""
+        return self.version_file(version).is_file()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the lock between writers. Raises: StoreBusyError, StoreFileError."""
+    def locked(self, *, wait_s: float | None = None) -> Iterator[None]:
+        """Holds the lock between writers. Raises: StoreBusyError, StoreFileError.
+
+        Args: wait_s: how long to wait at most, if not as long as usual.
+        """
         current = self.current
         lock = current.with_name(current.name + ".lock")
-        holder = file_lock(lock, timeout_s=self._lock_timeout_s)
+        timeout_s = self._lock_timeout_s if wait_s is None else min(wait_s, self._lock_timeout_s)
+        holder = file_lock(lock, timeout_s=timeout_s, like=current)
         try:
             holder.__enter__()
         except TimeoutError:
             raise StoreBusyError(
-                f"another process has held {lock} for {self._lock_timeout_s:g} s; try again, or "
-                "end that process"
+                f"another process has held {lock} for {timeout_s:.2g} s; try again, or end that "
+                "process"
             ) from None
         except OSError as error:
             what = f"cannot change the weights store {current}: {lock.name}"
@@ -114,24 +138,45 @@ class StoreFiles:
         """Replaces the store file. Raises: StoreFileError, which says what is `kept`."""
         self._write(self.current, profiles, kept=kept)
 
+    def note_newest(self, version: int) -> None:
+        """Notes a number as given, so that a file restored later cannot bear it again."""
+        with contextlib.suppress(OSError):  # the change is made; the history has the one before
+            make_folder(self._history, like=self.current)
+            replace_file(self._newest, f"{version}\n".encode(), like=self.current)
+
     def keep_version(self, profiles: ProfileSet, *, kept: str) -> None:
         """Writes an earlier version into the history. Raises: as `write`."""
         folder = self._history
         try:
-            if not folder.exists():
-                folder.mkdir(exist_ok=True)
+            if make_folder(folder, like=self.current):
                 sync_folder(folder.parent)
         except OSError as error:
             raise file_error(f"cannot make {folder}", error, kept=kept) from None
         self._write(self.version_file(profiles.version), profiles, kept=kept)
 
     def keep_broken(self, copy: Path) -> None:
-        """Copies an unreadable store file before it is replaced. Raises: StoreFileError."""
+        """Keeps an unreadable store file before it is replaced. Raises: StoreFileError."""
+        current = self.current
         try:
-            replace_file(copy, read_regular_file(self.current))
+            if os.stat(current).st_size > MAX_BYTES:
+                # Whatever its size is: the file itself gets a second name.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(copy)
+                os.link(current, copy)
+            else:
+                replace_file(copy, read_regular_file(current, most=MAX_BYTES))
         except OSError as error:
             what = f"cannot keep the broken file as {copy}"
             raise file_error(what, error, kept="nothing was changed") from None
+
+    def check_repairable(self) -> None:
+        """Raises StoreFileError if the store is a link to a file that has never been a store.
+
+        The repair of an unreadable store would overwrite whatever the link points to.
+        """
+        if os.path.islink(self._path) and not self._history.is_dir():
+            error = OSError(errno.ELOOP, f"{self.current}, to which it links, is not a store")
+            raise file_error(f"cannot repair the weights store {self._path}", error)
 
     def prune(self) -> None:
         """Removes the oldest versions above the limit."""
@@ -144,9 +189,13 @@ class StoreFiles:
         current = self.current
         return current.with_name(current.name + ".history")
 
+    @property
+    def _newest(self) -> Path:
+        return self._history / "newest"
+
     def _write(self, path: Path, profiles: ProfileSet, *, kept: str) -> None:
         try:
-            replace_file(path, dump(profiles).encode())
+            replace_file(path, dump(profiles).encode(), like=self.current)
         except UnconfirmedError as error:
             raise StoreFileError(
                 f"{path} now holds version {profiles.version}, but the disk did not confirm it: "
@@ -154,3 +203,9 @@ class StoreFiles:
             ) from None
         except OSError as error:
             raise file_error(f"cannot write {path}", error, kept=kept) from None
+
+
+def _is_version(text: str) -> bool:
+    """True for a version's number as we write it; `03` is another name."""
+    is_short = len(text) <= len(str(MAX_VERSION)) and text.isascii() and text.isdigit()
+    return is_short and str(int(text)) == text and 1 <= int(text) <= MAX_VERSION

@@ -34,6 +34,9 @@ FORMAT = 1
 MAX_BYTES = 16 * 2**20
 """Largest store file; thousands of profiles fit."""
 
+MAX_VERSION = 10**15
+"""Highest version number: every reader of JSON and every metric holds it exactly, and the next."""
+
 _KEYS = ("format", "version", "policies", "default_profile", "profiles")
 _OPTIONAL_KEYS = ("weight_space",)
 
@@ -143,6 +146,8 @@ def _profile_set(data: object) -> ProfileSet:
     version = data["version"]
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise StoreFormatError(f"version is {version!r:.80}, expected a whole number from 1")
+    if version > MAX_VERSION:
+        raise StoreFormatError(f"version is {version!r:.80}, expected {MAX_VERSION} at most")
     spec = _spec(data["policies"], data.get("weight_space", "simplex"))
     profiles = data["profiles"]
     if not isinstance(profiles, dict) or not profiles:

@@ -6,21 +6,22 @@ durably. The version before is kept in the history beside it (prefmix.weights.st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.weights.store.change import Change, Edit, Rollback, check_expected
 from prefmix.weights.store.errors import (
-    StaleVersionError,
     StoreError,
     StoreFormatError,
     StoreMissingError,
-    UnknownEntryError,
+    StoreReadOnlyError,
 )
 from prefmix.weights.store.files import StoreFiles
 from prefmix.weights.store.format import dump, for_mixture, parse
+from prefmix.weights.store.numbering import Served, numbered
 from prefmix.weights.store.profiles import ProfileSet
 
 HISTORY_LIMIT = 50
@@ -28,56 +29,6 @@ HISTORY_LIMIT = 50
 
 LOCK_TIMEOUT_S = 10.0
 """The longest wait of a writer for another writer."""
-
-Edit = Callable[[ProfileSet], ProfileSet]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A change of the store: `after` is in force now, or would be after a dry run."""
-
-    before: ProfileSet | None
-    """None if the store was created; if it was broken, the last version that can be read."""
-    after: ProfileSet
-    set_aside: Path | None = None
-    """The copy of a broken file; None if there was nothing to repair."""
-
-    @property
-    def is_noop(self) -> bool:
-        """True if the content was equal already, so that nothing was written."""
-        return self.before is not None and self.before.version == self.after.version
-
-
-@dataclass(frozen=True, slots=True)
-class Rollback:
-    """The edit that makes an earlier version's content the newest version.
-
-    It is the only edit that works on a missing or unreadable file: it then returns to the last
-    readable version, or to the named one, and keeps the broken file beside the store.
-    """
-
-    store: WeightsStore
-    version: int | None = None
-    """None is the version before the present one, or before the broken file."""
-
-    def __call__(self, current: ProfileSet) -> ProfileSet:
-        """The earlier content. Raises: UnknownEntryError for a version that is not kept."""
-        kept = [number for number in self.store.versions() if number != current.version]
-        earlier = [number for number in kept if number < current.version]
-        wanted = self.version if self.version is not None else max(earlier, default=None)
-        if wanted == current.version:
-            return current
-        if wanted is None or wanted not in kept:
-            raise self.not_kept(wanted, kept)
-        return self.store.read_version(wanted)
-
-    def not_kept(self, wanted: int | None, kept: Sequence[int]) -> UnknownEntryError:
-        """The error for a version that is not kept."""
-        what = "an earlier version" if wanted is None else f"version {wanted}"
-        return UnknownEntryError(
-            f"{self.store.path}: {what} is not kept; kept are: "
-            f"{', '.join(map(str, kept)) or 'none'}"
-        )
 
 
 class WeightsStore:
@@ -107,13 +58,55 @@ class WeightsStore:
 
     # --- reading -----------------------------------------------------------------------------
 
-    def read(self) -> ProfileSet:
-        """The profiles on the disk. Raises: StoreError."""
-        return self._read(self._files.current)
+    def read(self, *, served: Served | None = None) -> ProfileSet:
+        """The profiles on the disk, under the number that they have or will get.
+
+        Args: served: what a server knows of versions that the disk may have lost.
+        Raises: StoreError.
+        """
+        found, _ = self._look(served)
+        return found
 
     def read_version(self, version: int) -> ProfileSet:
         """One of the earlier versions. Raises: StoreError."""
-        return self._read(self._files.version_file(version))
+        path = self._files.version_file(version)
+        found = self._read(path)
+        if found.version != version:
+            raise StoreFormatError(f"{path}: version is {found.version}, but its name says another")
+        return found
+
+    def take_up(self, served: Served | None = None, *, wait_s: float | None = None) -> ProfileSet:
+        """Reads the profiles to put them in force, as a reload and a start do.
+
+        A restored file is written again under a number above all that were given. The version whose
+        file another has replaced goes into the history. Where nothing can be written, the file has
+        the number that it says: there no change can be made that two files' numbers could confuse.
+
+        Args:
+          served: what the server knows; None at its start.
+          wait_s: how long to wait for another writer at most, if not as long as usual.
+        Raises: StoreError.
+        """
+        found, is_renumbered = self._look(served)
+        displaced = self._displaced(found, served)
+        newest = self._files.newest()
+        if not (is_renumbered or displaced or 0 < newest < found.version):
+            return found
+        try:
+            with self._files.locked(wait_s=wait_s):
+                found, is_renumbered = self._look(served)
+                if (displaced := self._displaced(found, served)) is not None:
+                    self._files.keep_version(displaced, kept="")
+                if is_renumbered:
+                    self._files.write(found, kept="the file stays as it is")
+                self._files.note_newest(found.version)
+                return found
+        except StoreReadOnlyError:
+            return self._read(self._files.current)
+        except StoreError:
+            if is_renumbered:
+                raise
+            return found
 
     def versions(self) -> list[int]:
         """Numbers of the earlier versions kept, oldest first. Raises: StoreFileError."""
@@ -136,6 +129,31 @@ class WeightsStore:
                 continue  # made for other policies, or pruned meanwhile
         return found
 
+    def _look(self, served: Served | None) -> tuple[ProfileSet, bool]:
+        """The profiles on the disk, and if they have another number here than in the file."""
+        current = self._files.current
+        # In this order: a writer replaces the file before it notes the number.
+        newest = max(self._files.newest(), 0 if served is None else served.newest)
+        raw = self._read(current)
+        known = self._sha256_of(raw.version, served) if raw.version <= newest else None
+        found = numbered(raw, newest=newest, known_sha256=known, served=served, source=str(current))
+        return found, found.version != raw.version
+
+    def _sha256_of(self, version: int, served: Served | None) -> str | None:
+        """The hash of the content that a number was given for; None if it is not known."""
+        if served is not None and (known := served.sha256(version)) is not None:
+            return known
+        try:
+            return self.read_version(version).sha256
+        except StoreError:
+            return None
+
+    def _displaced(self, found: ProfileSet, served: Served | None) -> ProfileSet | None:
+        """The set in force if its file has gone without being kept; else None."""
+        if served is None or served.in_force.version == found.version:
+            return None
+        return None if self._files.has_version(served.in_force.version) else served.in_force
+
     def _read(self, path: Path) -> ProfileSet:
         profiles = parse(self._files.read(path), source=str(path))
         return profiles if self.spec is None else for_mixture(profiles, self.spec, source=str(path))
@@ -148,7 +166,7 @@ class WeightsStore:
         Raises: StoreError.
         """
         try:
-            return self.read()
+            return self.take_up()
         except StoreMissingError:
             pass
         with self._files.locked():
@@ -165,7 +183,7 @@ class WeightsStore:
         *,
         expected: str | None = None,
         dry_run: bool = False,
-        in_force: ProfileSet | None = None,
+        served: Served | None = None,
     ) -> Change:
         """Reads, edits and replaces, as one step for every other writer.
 
@@ -173,41 +191,54 @@ class WeightsStore:
           edit: from the set on the disk to the wanted one; its version is ignored.
           expected: the version number or sha256 that the caller last saw; None accepts any.
           dry_run: check everything and write nothing.
-          in_force: the profiles that the caller serves: for a Rollback of a broken file, its last
+          served: what the caller knows from serving: for a Rollback of a broken file, its last
             good version.
         Returns: before and after; equal content keeps the version and writes nothing.
         Raises: StaleVersionError if the store is not at `expected`; StoreError; whatever `edit`
           raises. The file is then unchanged.
         """
         if dry_run:
-            return self._edited(edit, expected, in_force)
+            return self._edited(edit, expected, served)
         with self._files.locked():
-            change = self._edited(edit, expected, in_force)
+            change = self._edited(edit, expected, served)
             self.commit(change)
             return change
 
     @contextmanager
     def prepared(
-        self, edit: Edit, *, expected: str | None = None, in_force: ProfileSet | None = None
+        self,
+        edit: Edit,
+        *,
+        expected: str | None = None,
+        served: Served | None = None,
+        wait_s: float | None = None,
     ) -> Iterator[Change]:
         """`change` in two steps: holds the lock inside, and writes nothing until `commit`.
 
+        Args: wait_s: how long to wait for another writer at most, if not as long as usual.
         Raises: as `change`.
         """
-        with self._files.locked():
-            yield self._edited(edit, expected, in_force)
+        with self._files.locked(wait_s=wait_s):
+            yield self._edited(edit, expected, served)
 
     def commit(self, change: Change) -> None:
         """Writes a prepared change; only inside `prepared`. Raises: StoreError."""
-        if change.before is None or change.is_noop:
+        if change.before is None or (change.is_noop and not change.is_renumbered):
             return
         kept = f"version {change.before.version} is kept"
         if change.set_aside is not None:
             self._files.keep_broken(change.set_aside)
-        if change.set_aside is None or change.before.version not in self.versions():
+        if change.displaced is not None:
+            self._files.keep_version(change.displaced, kept=kept)
+        if not change.is_noop and self._needs_keeping(change):
             self._files.keep_version(change.before, kept=kept)
         self._files.write(change.after, kept=kept)
+        self._files.note_newest(change.after.version)
         self._files.prune()
+
+    def _needs_keeping(self, change: Change) -> bool:
+        assert change.before is not None, "commit() has looked"
+        return change.set_aside is None or change.before.version not in self.versions()
 
     def rollback(
         self, version: int | None = None, *, expected: str | None = None, dry_run: bool = False
@@ -219,14 +250,14 @@ class WeightsStore:
         """
         return self.change(Rollback(self, version), expected=expected, dry_run=dry_run)
 
-    def _edited(self, edit: Edit, expected: str | None, in_force: ProfileSet | None) -> Change:
+    def _edited(self, edit: Edit, expected: str | None, served: Served | None) -> Change:
         try:
-            before = self.read()
+            before, is_renumbered = self._look(served)
         except (StoreFormatError, StoreMissingError) as broken:
             if isinstance(edit, Rollback):
-                return self._repaired(edit, expected, in_force, broken)
+                return self._repaired(edit, expected, served, broken)
             hint = "; 'prefmix weights rollback' returns to the last version kept"
-            has_one = in_force is not None or self.versions()
+            has_one = served is not None or self.versions()
             raise type(broken)(f"{broken}{hint if has_one else ''}") from None
         check_expected(before, expected)
         after = replace(edit(before), version=before.version + 1)
@@ -237,40 +268,33 @@ class WeightsStore:
             parse(dump(after), source=str(self.path))
         except StoreFormatError as error:
             raise StoreFormatError(f"the change would break the store: {error}") from None
-        return Change(before, after)
+        displaced = self._displaced(before, served)
+        return Change(before, after, displaced=displaced, is_renumbered=is_renumbered)
 
     def _repaired(
         self,
         rollback: Rollback,
         expected: str | None,
-        in_force: ProfileSet | None,
+        served: Served | None,
         broken: StoreError,
     ) -> Change:
         """The change that puts a good version in the place of a missing or broken file."""
         good = {entry.version: entry for entry in self._earlier()}
-        if in_force is not None:
-            good[in_force.version] = in_force
+        if served is not None:
+            good[served.in_force.version] = served.in_force
         if not good:
             raise type(broken)(f"{broken}; there is no earlier version to return to")
+        self._files.check_repairable()
         last = good[max(good)]
         check_expected(last, expected)
         wanted = last.version if rollback.version is None else rollback.version
         if wanted not in good:
             raise rollback.not_kept(wanted, sorted(good))
-        # The broken file has had a number too, most likely the next; a number means one content.
+        newest = self._files.newest()
         highest = max([*self.versions(), last.version]) + 1
         if isinstance(broken, StoreMissingError):
-            return Change(last, replace(good[wanted], version=highest))
-        version = max(highest, self._files.claimed_version()) + 1
+            return Change(last, replace(good[wanted], version=max(highest, newest + 1)))
+        # The broken file has had a number too, most likely the next; a number means one content.
+        version = max(highest, newest, self._files.claimed_version()) + 1
         after = replace(good[wanted], version=version)
         return Change(last, after, self._files.broken_file(version))
-
-
-def check_expected(profiles: ProfileSet, expected: str | None) -> None:
-    """Raises StaleVersionError unless `expected` is None, `*`, the version or the sha256."""
-    if expected is None or expected in ("*", str(profiles.version), profiles.sha256):
-        return
-    raise StaleVersionError(
-        f"expected {expected:.80}, but the store is at version {profiles.version} "
-        f"(sha256 {profiles.sha256}); read it again and repeat the change"
-    )

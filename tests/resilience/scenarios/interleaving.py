@@ -21,9 +21,10 @@ from dataclasses import replace
 from typing import Any
 
 from prefmix.weights.store import edits
+from prefmix.weights.store.change import Change
 from prefmix.weights.store.format import document
 from prefmix.weights.store.profiles import ProfileSet
-from prefmix.weights.store.store import Change, WeightsStore
+from prefmix.weights.store.store import WeightsStore
 from resilience.checks.promises import Model, Stream, check, shown, wait_in_force
 from resilience.harness.demo_server import MEMBERS, Answer, DemoServer, running
 from resilience.harness.report import publish, run_parser, table

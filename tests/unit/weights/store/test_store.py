@@ -14,6 +14,7 @@ import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.weights.store import durable_file
+from prefmix.weights.store.change import Rollback
 from prefmix.weights.store.edits import (
     merged,
     replaced,
@@ -31,8 +32,9 @@ from prefmix.weights.store.errors import (
     UnknownEntryError,
 )
 from prefmix.weights.store.format import spec_of_members
+from prefmix.weights.store.numbering import Served
 from prefmix.weights.store.profiles import ProfileError, ProfileSet, build_profile_set
-from prefmix.weights.store.store import Rollback, WeightsStore
+from prefmix.weights.store.store import WeightsStore
 
 SPEC = MixtureSpec(policies=(Policy(name="a", model="x"), Policy(name="b", model="y")))
 
@@ -212,7 +214,7 @@ def test_a_repair_returns_to_what_is_in_force_and_then_keeps_it(store: WeightsSt
     put(store, 1)
     in_force = store.read()
     store.path.write_text(BROKEN)
-    change = store.change(Rollback(store), in_force=in_force)
+    change = store.change(Rollback(store), served=Served(in_force=in_force))
     assert (change.after.version, change.after.sha256) == (4, in_force.sha256)
     assert store.versions() == [1, 2]
 
@@ -338,7 +340,7 @@ def test_a_full_disk_keeps_the_old_version(store: WeightsStore) -> None:
 import resource, signal, sys
 from pathlib import Path
 from prefmix.weights.store.edits import with_profile
-from prefmix.weights.store.store import Rollback, WeightsStore
+from prefmix.weights.store.store import WeightsStore
 store = WeightsStore(Path(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = store.path.stat().st_size + 10
@@ -372,7 +374,7 @@ cd {tmp_path}
 import os
 from prefmix.weights.store.edits import with_profile
 from prefmix.weights.store.profiles import build_profile_set
-from prefmix.weights.store.store import Rollback, WeightsStore
+from prefmix.weights.store.store import WeightsStore
 from prefmix.weights.store.format import spec_of_members
 store = WeightsStore("w.json")
 store.create(build_profile_set({{}}, spec_of_members(["a", "b"])))
