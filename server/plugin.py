@@ -127,7 +127,7 @@ class PrefmixEndpoints:
         attach_docs_page(self._app)
         console_routes.attach(self._app, getattr(args, console_routes.CONSOLE_ATTRIBUTE, None))
         keys = api_keys(args.api_key)
-        self._start(traffic.set_up_http_server(state), "the set-up of the connections' timeouts")
+        self._start(traffic.set_up_http_server(state), "the set-up of the HTTP server")
         self._start(traffic.readiness.follow(), "the watch on the engine")
         tokens = await self._open_admin(mixture, state, args, keys)
         check_levels(self._app.router.routes, admin_route=admin_routes.AdminRoute)

@@ -17,7 +17,7 @@ from prefmix.server.auth.middleware import AccessMiddleware
 from prefmix.server.auth.tokens import Tokens
 from prefmix.server.http.errors import http_exception
 from prefmix.server.http.openapi import describe_refusals
-from prefmix.server.traffic.connections import KEEP_ALIVE_S
+from prefmix.server.traffic.connections import KEEP_ALIVE_S, limit_connections
 from prefmix.server.traffic.middleware import BodyLimitMiddleware
 
 HOST = "127.0.0.1"
@@ -66,6 +66,7 @@ async def serve_admin(app: FastAPI, listener: socket.socket) -> None:
             lifespan="off",
             timeout_keep_alive=KEEP_ALIVE_S,
         )
+        limit_connections(config)
         await _Server(config).serve(sockets=[listener])
 
 

@@ -31,6 +31,9 @@ class Limits:
     """Seconds from a request's first byte to its answer's last; None sets no limit."""
     max_body_bytes: int = MAX_BODY_BYTES
     """Most bytes of a request's body."""
+    max_connections: int | None = None
+    """Most connections of each API process; None derives a number, see
+    `prefmix.server.traffic.connections`."""
     drain_timeout: float = DRAIN_TIMEOUT_S
     """Seconds that running requests have to end once the server is asked to end."""
 

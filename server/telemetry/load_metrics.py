@@ -6,7 +6,15 @@ from prometheus_client import Counter
 
 from prefmix.server.telemetry.metrics import gauge
 
-REFUSALS = ("overloaded", "draining", "body_too_large", "body_too_slow")
+REFUSALS = (
+    "overloaded",
+    "draining",
+    "body_too_large",
+    "body_too_slow",
+    "head_too_large",
+    "too_many_connections",
+    "unknown_host",
+)
 """Reasons for which a request is not admitted, whatever it asks for."""
 
 _REFUSED = Counter(

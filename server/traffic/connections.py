@@ -1,17 +1,14 @@
-"""Timeouts of connections: idle ones, unfinished request heads, and unread responses.
+"""Limits of connections: their number, the time that a client may take, and what counts as idle.
 
-uvicorn itself only limits the time between two requests. A client that does not finish its
-request's head, or the rest of a refused body, would hold a connection for ever; a client that does
-not read its answer would hold the answer's memory as well. Both are disconnected here.
+uvicorn itself only limits the time between two requests. `http_protocol` applies these limits;
 `request_body` limits the time for the body of a request that is served.
 """
 
 from __future__ import annotations
 
-from asyncio import Transport
-from asyncio.events import TimerHandle
-from collections.abc import Sequence
-from typing import Any
+import functools
+import resource
+from typing import Any, Protocol
 
 KEEP_ALIVE_S = 75
 """Seconds a connection may idle between two requests, the same for all listeners.
@@ -23,102 +20,93 @@ HEAD_TIMEOUT_S = 10.0
 """Seconds from the first byte of a request to the last byte of its head."""
 
 STALL_TIMEOUT_S = 60.0
-"""Seconds a client may leave its answer unread, once 64 KiB of it wait to be sent."""
+"""Seconds a client may leave its answer unread, once 64 KiB of it wait to be sent, or once the
+server has ended the connection."""
+
+SPARE_CONNECTIONS = 1024
+"""Connections beyond two for each answer that the server takes on at once."""
+
+_OTHER_FILES = 256
+"""File descriptors that are left for everything but clients' connections."""
 
 
-def set_timeouts(config: Any) -> None:
-    """Sets the timeouts of a server's later connections. Args: config: uvicorn.Config."""
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+class Closable(Protocol):
+    """A connection that can be ended from outside."""
 
-    class TimeoutProtocol(HttpToolsProtocol):
-        """uvicorn's protocol with two timers."""
+    def end(self) -> None:
+        """Closes the connection, and breaks it off if its client does not read the rest."""
 
-        _head_timer: TimerHandle | None = None
-        _stall_timer: TimerHandle | None = None
-        _cycles: Sequence[RequestResponseCycle] = ()
-        _is_in_message = False
 
-        def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._start_keep_alive()  # some clients open connections before they need them
+class OpenConnections:
+    """The connections of one listener, at most `most` of them.
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_head_timer()
-            self._stop_stall_timer()
-            self._disconnect_requests()
-            super().connection_lost(exc)
+    Beyond that, one that only waits (its last answer is complete, or its first head is not) makes
+    room: the one that has waited longest. So a client that opens many and sends nothing, or its
+    head a byte at a time, keeps nobody else out.
+    """
 
-        def data_received(self, data: bytes) -> None:
-            was_in_message = self._is_in_message
-            super().data_received(data)
-            is_between = self.cycle is None or self.cycle.response_complete
-            has_ended = was_in_message and not self._is_in_message
-            if is_between and not has_ended and not self.transport.is_closing():
-                self._start_head_timer()
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: set[Closable] = set()
+        self._waiting: dict[Closable, None] = {}  # the first has waited longest
 
-        def on_message_begin(self) -> None:
-            self._is_in_message = True
-            super().on_message_begin()
+    def __len__(self) -> int:
+        return len(self._open)
 
-        def on_headers_complete(self) -> None:
-            self._stop_head_timer()
-            super().on_headers_complete()
-            if self.cycle is not None and self.cycle not in self._cycles:
-                unfinished = [cycle for cycle in self._cycles if not cycle.response_complete]
-                self._cycles = [*unfinished, self.cycle]
+    def add(self, connection: Closable) -> bool:
+        """Adds a new connection, which waits; returns False if there is no room for it."""
+        if len(self._open) >= self._most:
+            oldest = next(iter(self._waiting), None)
+            if oldest is None:
+                return False
+            self.remove(oldest)
+            oldest.end()
+        self._open.add(connection)
+        self._waiting[connection] = None
+        return True
 
-        def on_message_complete(self) -> None:
-            self._is_in_message = False
-            super().on_message_complete()
-            if self.cycle.response_complete:  # the rest of a refused body has come
-                self._stop_head_timer()
-                self._start_keep_alive()
+    def works(self, connection: Closable) -> None:
+        """Notes that a connection's request is being answered."""
+        self._waiting.pop(connection, None)
 
-        def send_400_response(self, msg: str) -> None:
-            self._disconnect_requests()
-            super().send_400_response(msg)
+    def waits(self, connection: Closable) -> None:
+        """Notes that a connection waits for its client's next request."""
+        if connection in self._open:
+            self._waiting[connection] = None
 
-        def eof_received(self) -> None:
-            self._disconnect_requests()  # the transport closes itself now
-            super().eof_received()
+    def remove(self, connection: Closable) -> None:
+        """Removes a connection that has ended."""
+        self._open.discard(connection)
+        self._waiting.pop(connection, None)
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            if self._stall_timer is None:
-                self._stall_timer = self.loop.call_later(STALL_TIMEOUT_S, self.transport.abort)
 
-        def resume_writing(self) -> None:
-            self._stop_stall_timer()
-            super().resume_writing()
+def default_max_connections(max_answers: int) -> int:
+    """The default number of connections of an API process; its file descriptors limit it as well.
 
-        def _disconnect_requests(self) -> None:
-            # uvicorn tells only the last request of a pipeline; an earlier one would go on, and
-            # fail to write its answer.
-            for cycle in self._cycles:
-                if not cycle.response_complete:
-                    cycle.disconnected = True
-                    cycle.message_event.set()
+    Args:
+      max_answers: the answers that the server takes on at once.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * max_answers + SPARE_CONNECTIONS
+    return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, files - _OTHER_FILES))
 
-        def _start_keep_alive(self) -> None:
-            self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
 
-        def _stop_stall_timer(self) -> None:
-            if self._stall_timer is not None:
-                self._stall_timer.cancel()
-                self._stall_timer = None
+def limit_connections(config: Any, *, max_connections: int = SPARE_CONNECTIONS) -> None:
+    """Makes a server use `http_protocol`. Args: config: uvicorn.Config, loaded or not."""
+    config.http = config.http_protocol_class = _protocol(max_connections)
 
-        def _stop_head_timer(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
 
-        def _start_head_timer(self) -> None:
-            # Not restarted by every byte: a client that sends one byte at a time must end, too.
-            if self._head_timer is None:
-                self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+def limit_all_connections(*, max_connections: int) -> None:
+    """Makes every server that uvicorn configures from now on in this process use `http_protocol`.
 
-    if config.http_protocol_class is HttpToolsProtocol:
-        config.http_protocol_class = TimeoutProtocol
+    vLLM makes its server itself, and begins to accept connections at once.
+    """
+    from uvicorn.config import HTTP_PROTOCOLS
+
+    HTTP_PROTOCOLS["auto"] = _protocol(max_connections)
+
+
+def _protocol(max_connections: int) -> Any:
+    from prefmix.server.traffic.http_protocol import LimitedProtocol
+
+    return functools.partial(LimitedProtocol, open_connections=OpenConnections(max_connections))

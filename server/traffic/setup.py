@@ -46,6 +46,10 @@ class TrafficSetup:
             engine_client, self._counts, max_waiting=limits.max_waiting
         )
         show_max_waiting(self.admission.max_waiting)
+        connections.limit_all_connections(
+            max_connections=limits.max_connections
+            or connections.default_max_connections(self.admission.max_answers)
+        )
         EngineLoad(self._counts, self.admission).attach(engine_client)
         unfinished = engine_client.output_processor.get_num_unfinished_requests
         self._drain = Drain(timeout_s=limits.drain_timeout, unfinished=unfinished)
@@ -62,10 +66,9 @@ class TrafficSetup:
         setattr(app.state, READINESS_KEY, self.readiness)
 
     async def set_up_http_server(self, state: State) -> None:
-        """Waits until vLLM has made the HTTP server; sets its connection and shutdown timeouts."""
+        """Waits until vLLM has made the HTTP server; sets its shutdown's timeout."""
         while getattr(state, "server", None) is None:
             await asyncio.sleep(0.01)
         # vLLM stops the engine first; uvicorn would wait for ever for an answer lost with it.
         state.server.config.timeout_graceful_shutdown = round(LAST_ANSWERS_S)
-        connections.set_timeouts(state.server.config)
         self._counts.start()

@@ -32,6 +32,7 @@ class LoopbackServer(uvicorn.Server):
 def serving(
     make_app: Callable[[], ASGIApp],
     change: Callable[[uvicorn.Config], None] = lambda config: None,
+    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
     **settings: Any,
 ) -> Iterator[LoopbackServer]:
     """A server that answers.
@@ -39,6 +40,7 @@ def serving(
     Args:
       make_app: called in the server's event loop.
       change: called with the server's configuration before it begins.
+      new_loop: makes the event loop; None takes asyncio's.
       settings: of uvicorn.
     """
     listener = socket.socket()
@@ -59,7 +61,11 @@ def serving(
         ready.set()
         await server.serve(sockets=[listener])
 
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    def run() -> None:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(main())
+
+    thread = threading.Thread(target=run)
     thread.start()
     assert ready.wait(10)
     try:

@@ -44,7 +44,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackServer]:
     monkeypatch.setattr(connections, "STALL_TIMEOUT_S", STALL_S)
     finished.clear()
     with serving(
-        lambda: application, change=connections.set_timeouts, timeout_keep_alive=KEEP_ALIVE_S
+        lambda: application, change=connections.limit_connections, timeout_keep_alive=KEEP_ALIVE_S
     ) as running:
         yield running
 

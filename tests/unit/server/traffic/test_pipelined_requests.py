@@ -33,7 +33,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 def server() -> Iterator[LoopbackServer]:
     told.clear()
-    with serving(lambda: application, change=connections.set_timeouts) as running:
+    with serving(lambda: application, change=connections.limit_connections) as running:
         yield running
 
 

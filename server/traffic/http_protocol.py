@@ -1,0 +1,302 @@
+"""uvicorn's HTTP protocol with limits: heads, pipelines, connections, and the client's time.
+
+uvicorn keeps a head however long it is, parses all of a pipeline at once, takes trailers for header
+fields, and lets a client take any time for its head or for reading its answer.
+"""
+
+from __future__ import annotations
+
+import json
+from asyncio import Transport
+from asyncio.events import TimerHandle
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from prefmix.server.http.errors import error_body
+from prefmix.server.telemetry.load_metrics import count_refused
+from prefmix.server.traffic import connections
+from prefmix.server.traffic.connections import OpenConnections
+from prefmix.server.traffic.request_head import HeadError, HeadLimit
+
+PIECE_BYTES = 2**11
+"""Bytes that are parsed at once. No request of a pipeline behind them is parsed before all of
+theirs have their turn."""
+
+MAX_REST_BYTES = 2**20
+"""Bytes of a body that are parsed, to use the connection again, after its request was answered."""
+
+_MALFORMED = "the request is not valid HTTP/1.1, or its body is not framed as its head announces"
+
+LINGER_S = 2.0
+"""Seconds for a refused client to read the refusal while it still sends."""
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, which does not read on while bytes wait to be parsed."""
+
+    has_unparsed = False
+
+    def resume_reading(self) -> None:
+        if not self.has_unparsed:
+            super().resume_reading()
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    flow: _Flow
+    _head_timer: TimerHandle | None = None
+    _stall_timer: TimerHandle | None = None
+    _cycles: Sequence[RequestResponseCycle] = ()
+    _is_in_message = False
+    _is_in_head = False
+    _is_deaf = False
+    """True once nothing more of what the client sends is parsed."""
+    _has_advanced = False
+    _num_rest_bytes = 0
+
+    def __init__(self, *args: Any, open_connections: OpenConnections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._open = open_connections
+        self._limit = HeadLimit()
+        self._unparsed = memoryview(b"")
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = _Flow(transport)
+        if self._open.add(self):
+            self._start_keep_alive()  # some clients open connections before they need them
+            return
+        count_refused("too_many_connections")
+        message = "this server has as many connections as it takes; try again later"
+        self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._open.remove(self)
+        self._stop_head_timer()
+        self._stop_stall_timer()
+        self._unset_keepalive_if_required()
+        self._disconnect_requests()
+        super().connection_lost(exc)
+        self._is_deaf = True
+
+    def eof_received(self) -> None:
+        self._disconnect_requests()  # the transport closes itself now
+        super().eof_received()
+
+    def end(self) -> None:
+        """Closes the connection, and breaks it off if its client does not read the rest."""
+        self._disconnect_requests()
+        self.transport.close()
+        self._start_stall_timer()
+
+    # What the client sends
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        self._unset_keepalive_if_required()
+        was_in_message = self._is_in_message
+        self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
+        self._parse()
+        is_between = self.cycle is None or self.cycle.response_complete
+        has_ended = was_in_message and not self._is_in_message
+        if is_between and not has_ended and not self.transport.is_closing():
+            self._start_head_timer()
+
+    def _parse(self) -> None:
+        """Parses what has come, until requests of a pipeline wait for their turn."""
+        rest = self._unparsed
+        while rest and not self.pipeline and not self._is_deaf:
+            piece, rest = rest[:PIECE_BYTES], rest[PIECE_BYTES:]
+            try:
+                self._parse_piece(piece)
+            except HeadError as error:
+                self._refuse_head(error)
+            except httptools.HttpParserError as error:
+                cause = error.__context__  # raised in one of the parser's callbacks
+                known = cause if isinstance(cause, HeadError) else None
+                self._refuse_head(known or HeadError(_MALFORMED, HTTPStatus.BAD_REQUEST))
+        self._unparsed = memoryview(b"") if self._is_deaf else rest
+        if self._is_deaf:
+            return
+        self.flow.has_unparsed = bool(rest)
+        if rest:
+            self.flow.pause_reading()
+
+    def _parse_piece(self, piece: memoryview) -> None:
+        self._has_advanced = False
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            # No other protocol is spoken here: the request is answered as if it asked for none.
+            self.cycle.keep_alive = False
+            self._is_deaf = True
+        if self._has_advanced:
+            self._limit.content()
+        elif self._is_in_message:
+            self._limit.received(len(piece))
+        if self._is_in_message and self.cycle is not None and self.cycle.response_complete:
+            self._num_rest_bytes += len(piece)
+            if self._num_rest_bytes > MAX_REST_BYTES:
+                self._linger(connections.HEAD_TIMEOUT_S)
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def _has_body(self) -> bool:
+        names = (b"content-length", b"transfer-encoding")
+        return any(name in names and value != b"0" for name, value in self.headers)
+
+    # The parser's callbacks
+
+    def on_message_begin(self) -> None:
+        self._is_in_message = self._is_in_head = True
+        self._limit = HeadLimit()
+        self._num_rest_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._limit.target(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._limit.field(name, value)
+        if self._is_in_head:  # else a trailer, which must not pass for a field that was checked
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._stop_head_timer()
+        if self.parser.should_upgrade() and self._has_body():
+            # The parser takes the body for something of the other protocol, and skips it.
+            raise HeadError(
+                "the request asks for another protocol (Upgrade, or CONNECT) and has a body; this "
+                "server speaks HTTP/1.1 only: leave Upgrade out",
+                HTTPStatus.BAD_REQUEST,
+            )
+        super().on_headers_complete()
+        self._open.works(self)
+        if self.cycle is not None and self.cycle not in self._cycles:
+            self._cycles = [*self._unanswered(), self.cycle]
+
+    def on_body(self, body: bytes) -> None:
+        self._has_advanced = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_in_message = False
+        self._has_advanced = True
+        super().on_message_complete()
+        if self.cycle.response_complete:  # the rest of a refused body has come
+            self._stop_head_timer()
+            self._start_keep_alive()
+
+    # Answers
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._start_stall_timer()
+            return
+        if not self._unanswered():
+            self._open.waits(self)
+        if self._unparsed:
+            self._parse()
+            if not self._unparsed:
+                self.flow.resume_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_stall_timer()
+
+    def resume_writing(self) -> None:
+        if not self.transport.is_closing():
+            self._stop_stall_timer()
+        super().resume_writing()
+
+    def _refuse_head(self, error: HeadError) -> None:
+        if error.status != HTTPStatus.BAD_REQUEST:
+            count_refused("head_too_large")
+        self._refuse(error.status, str(error))
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        """Answers a request that was not read to its end, and ends the connection."""
+        before = self._unanswered()
+        is_alone = not before or (before == [self.cycle] and self._is_in_message)
+        self._disconnect_requests()
+        # An answer of ours would be taken for that of an earlier request, or for a part of it.
+        if is_alone and not (before and before[0].response_started):
+            body = json.dumps(error_body(message, status=status)).encode()
+            head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            self.transport.write(
+                STATUS_LINE[status] + head.encode() + b"connection: close\r\n\r\n" + body
+            )
+        self._linger(LINGER_S)
+
+    def _linger(self, seconds: float) -> None:
+        """Ends the connection once its client does, or after a time; until then it is not heard.
+
+        A connection that is closed while its client still sends is reset, and the client may lose
+        the answer.
+        """
+        self._is_deaf = True
+        self._open.remove(self)
+        self._unset_keepalive_if_required()
+        self._stop_head_timer()
+        self.flow.has_unparsed = False
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._head_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _unanswered(self) -> list[RequestResponseCycle]:
+        return [cycle for cycle in self._cycles if not cycle.response_complete]
+
+    def _disconnect_requests(self) -> None:
+        # uvicorn tells only the last request of a pipeline; an earlier one would go on, and fail to
+        # write its answer.
+        for cycle in self._unanswered():
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    # Timers
+
+    def timeout_keep_alive_handler(self) -> None:
+        if not self.transport.is_closing():
+            self.end()
+
+    def _start_keep_alive(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def _start_stall_timer(self) -> None:
+        if self._stall_timer is None:
+            seconds = connections.STALL_TIMEOUT_S
+            self._stall_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def _start_head_timer(self) -> None:
+        # Not restarted by every byte: a client that sends one byte at a time must end, too.
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(connections.HEAD_TIMEOUT_S, self.end)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
