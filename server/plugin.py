@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Match
 
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec
 from prefmix.server.admin import routes as admin_routes
-from prefmix.server.admin.listener import admin_app, listen, serve_admin
+from prefmix.server.admin.listener import HOST, admin_app, listen, serve_admin
 from prefmix.server.admin.live_weights import LiveWeights
 from prefmix.server.admin.store_watch import watch
 from prefmix.server.api import generate, models
@@ -30,8 +30,10 @@ from prefmix.server.auth import failed_logins
 from prefmix.server.auth.access_levels import LEVELS, check_levels, path_of
 from prefmix.server.auth.admin_tokens import admin_tokens
 from prefmix.server.auth.api_keys import api_keys, as_tokens
+from prefmix.server.auth.hosts import AllowedHosts, HostMiddleware
 from prefmix.server.auth.middleware import AccessMiddleware
 from prefmix.server.auth.tokens import Tokens
+from prefmix.server.config.addresses import HOSTS_ATTRIBUTE
 from prefmix.server.config.limits import LIMITS_ATTRIBUTE, Limits
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
@@ -133,6 +135,7 @@ class PrefmixEndpoints:
         check_levels(self._app.router.routes, admin_route=admin_routes.AdminRoute)
         traffic.add_middleware(self._app)
         add_access_middleware(self._app, keys, tokens)
+        add_host_middleware(self._app, allowed_hosts(args))
 
     async def _open_admin(
         self, mixture: MixtureState, state: State, args: Namespace, keys: list[str]
@@ -164,7 +167,8 @@ class PrefmixEndpoints:
         admin_state = admin_routes.AdminState(tokens=tokens, live=live)
         if settings.admin_port is not None:
             listener = listen(settings.admin_port)
-            self._start(serve_admin(admin_app(admin_state), listener), "the admin port")
+            allowed = AllowedHosts(getattr(args, HOSTS_ATTRIBUTE, ()), bound=HOST)
+            self._start(serve_admin(admin_app(admin_state), listener, allowed), "the admin port")
             return Tokens([])
         setattr(state, admin_routes.ADMIN_KEY, admin_state)
         self._app.include_router(admin_routes.router)
@@ -201,6 +205,18 @@ def add_access_middleware(app: FastAPI, keys: list[str], tokens: Tokens) -> None
     """
     inner = app.middleware_stack or app.build_middleware_stack()
     app.middleware_stack = AccessMiddleware(inner, keys=as_tokens(keys), admin=tokens)
+
+
+def allowed_hosts(args: Namespace) -> AllowedHosts:
+    """The names under which the main port may be asked."""
+    bound = None if args.uds else args.host or "0.0.0.0"
+    return AllowedHosts(getattr(args, HOSTS_ATTRIBUTE, ()), bound=bound)
+
+
+def add_host_middleware(app: FastAPI, allowed: AllowedHosts) -> None:
+    """Puts the check of the Host field around everything."""
+    inner = app.middleware_stack or app.build_middleware_stack()
+    app.middleware_stack = HostMiddleware(inner, allowed=allowed)
 
 
 def keep_allowed_routes(app: FastAPI) -> None:

@@ -148,7 +148,8 @@ def overview() -> dashboards.Dashboard:
         .with_panel(
             lines(
                 "Refused requests",
-                "503 if overloaded or draining, 413 and 408 for bodies: prefmix_refused_total.",
+                "503 if overloaded or draining, 413 and 408 for bodies, 431 for heads, 421 for "
+                "hosts: prefmix_refused_total.",
                 {
                     "{{reason}}": "sum by (reason) "
                     f"(rate(prefmix_refused_total{{{SELECTED}}}{RATE}))"

@@ -13,11 +13,13 @@ from starlette.exceptions import HTTPException
 
 from prefmix.server.admin import routes
 from prefmix.server.auth.access_levels import check_levels
+from prefmix.server.auth.hosts import AllowedHosts, HostMiddleware
 from prefmix.server.auth.middleware import AccessMiddleware
 from prefmix.server.auth.tokens import Tokens
 from prefmix.server.http.errors import http_exception
 from prefmix.server.http.openapi import describe_refusals
-from prefmix.server.traffic.connections import KEEP_ALIVE_S, limit_connections
+from prefmix.server.traffic.connections import KEEP_ALIVE_S
+from prefmix.server.traffic.http_server import limit_connections
 from prefmix.server.traffic.middleware import BodyLimitMiddleware
 
 HOST = "127.0.0.1"
@@ -56,11 +58,14 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-async def serve_admin(app: FastAPI, listener: socket.socket) -> None:
-    """Serves the admin routes until cancelled, then closes the socket."""
+async def serve_admin(app: FastAPI, listener: socket.socket, hosts: AllowedHosts) -> None:
+    """Serves the admin routes until cancelled, then closes the socket.
+
+    Args: hosts: the names under which they may be asked.
+    """
     with listener:
         config = uvicorn.Config(
-            app,
+            HostMiddleware(app, allowed=hosts),
             log_level="warning",
             access_log=False,
             lifespan="off",

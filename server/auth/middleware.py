@@ -56,6 +56,8 @@ class AccessMiddleware:
         level = level_of(get_route_path(scope))
         if level in _HEADERS:
             send = _with_headers(send, _HEADERS[level])
+        if level is Level.OPEN:
+            receive = _without_body(receive)
         if self._may_pass(level, scope):
             await self.app(scope, receive, send)
             return
@@ -88,6 +90,23 @@ def _is_preflight(scope: Scope, headers: Headers) -> bool:
         and "origin" in headers
         and "access-control-request-method" in headers
     )
+
+
+def _without_body(receive: Receive) -> Receive:
+    """A `receive` without the request's body: no open route has one, so anyone's is not kept."""
+    is_read = False
+
+    async def receive_no_body() -> Message:
+        nonlocal is_read
+        if not is_read:
+            is_read = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        message = await receive()
+        while message["type"] == "http.request":
+            message = await receive()
+        return message
+
+    return receive_no_body
 
 
 def _with_headers(send: Send, headers: dict[str, str]) -> Send:

@@ -49,6 +49,22 @@ def _add_address_flags(group: argparse._ArgumentGroup) -> None:
     add("--host", help="address to listen on; default 127.0.0.1")
     add("--port", type=_port, help="port to listen on; default 8000")
     add(
+        "--allowed-host",
+        action="append",
+        dest="allowed_hosts",
+        metavar="NAME",
+        help="answer requests for this host as well (repeatable; .example.org: all names below it, "
+        "*: any); addresses, localhost and --host are always allowed",
+    )
+    add(
+        "--trusted-proxy",
+        action="append",
+        dest="trusted_proxies",
+        metavar="ADDRESS",
+        help="believe the X-Forwarded-For and X-Forwarded-Proto of this address or network "
+        "(repeatable); default: of nobody",
+    )
+    add(
         "--admin-port",
         type=_port,
         metavar="PORT",
@@ -84,15 +100,22 @@ def _add_traffic_flags(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--request-timeout",
-        type=float,
+        type=_seconds_or_none,
         metavar="SECONDS",
-        help="end a request for text with 504 after this time; default: no limit",
+        help="end a request for text with 504 after this time, none: never; default 600",
     )
     add(
         "--max-body-bytes",
         type=int,
         metavar="BYTES",
         help="refuse longer request bodies with 413; default 4 MiB",
+    )
+    add(
+        "--max-connections",
+        type=int,
+        metavar="N",
+        help="most connections of each API process; default: two for each answer that can run or "
+        "wait, and 1024 more",
     )
     add(
         "--drain-timeout",
@@ -121,6 +144,14 @@ def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a port; expected a number from 1 to 65535")
+
+
+def _seconds_or_none(text: str) -> float | str:
+    try:
+        return "none" if text == "none" else float(text)
+    except ValueError:
+        message = f"{text!r} is not a time; expected a number of seconds, or none"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
@@ -155,6 +186,8 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
         "name",
         "host",
         "port",
+        "allowed_hosts",
+        "trusted_proxies",
         "weights_store",
         "admin_port",
         "statistics_every",
@@ -164,6 +197,7 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
         "max_waiting",
         "request_timeout",
         "max_body_bytes",
+        "max_connections",
         "drain_timeout",
     )
     overrides = {field: getattr(args, field) for field in fields} | mixture_overrides(args)

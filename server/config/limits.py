@@ -10,6 +10,9 @@ LIMITS_ATTRIBUTE = "prefmix_limits"
 MAX_BODY_BYTES = 4 * 2**20
 """Default size of the largest request body: about a million tokens of text."""
 
+REQUEST_TIMEOUT_S = 600.0
+"""Default time for a request for text; OpenAI's clients wait as long."""
+
 DRAIN_TIMEOUT_S = 30.0
 """Default time that running requests have to end once the server is asked to end."""
 
@@ -20,6 +23,11 @@ ENGINE_END_S = 8
 """Time for the engine to end once it has no more work."""
 
 
+def none_of_word(value: object) -> object:
+    """Reads the word `none`, which a command line can say as well as a file, as None."""
+    return None if value == "none" else value
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """Limits of one server, all its API processes together."""
@@ -27,7 +35,7 @@ class Limits:
     max_waiting: int | None = None
     """Most requests that may wait for the engine; None derives a number, see
     `prefmix.server.traffic.admission_control`."""
-    request_timeout: float | None = None
+    request_timeout: float | None = REQUEST_TIMEOUT_S
     """Seconds from a request's first byte to its answer's last; None sets no limit."""
     max_body_bytes: int = MAX_BODY_BYTES
     """Most bytes of a request's body."""

@@ -15,8 +15,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from prefmix.mixing.spec import MixtureSpec, Policy, SpecError, WeightSpace
+from prefmix.server.config.addresses import HostName, ProxyAddress
 from prefmix.server.config.errors import ConfigError
-from prefmix.server.config.limits import DRAIN_TIMEOUT_S, MAX_BODY_BYTES, Limits
+from prefmix.server.config.limits import (
+    DRAIN_TIMEOUT_S,
+    MAX_BODY_BYTES,
+    REQUEST_TIMEOUT_S,
+    Limits,
+    none_of_word,
+)
 from prefmix.server.config.model_paths import model_entry, resolve_models
 from prefmix.server.config.telemetry_settings import STATISTICS_EVERY
 from prefmix.server.config.yaml_file import YamlError, read_yaml
@@ -66,6 +73,10 @@ class ServeConfig(BaseModel):
     """Address to listen on."""
     port: StrictInt = Field(8000, ge=1, le=65535)
     """Port to listen on."""
+    allowed_hosts: tuple[HostName, ...] = ()
+    """Further names under which clients may ask, beside `localhost`, addresses and `host`."""
+    trusted_proxies: tuple[ProxyAddress, ...] = ()
+    """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."""
     weights_store: str | None = None
     """File that keeps the profiles. It wins over `profiles`, which only fill a file that is new."""
     admin_port: StrictInt | None = Field(None, ge=1, le=65535)
@@ -86,10 +97,15 @@ class ServeConfig(BaseModel):
     max_waiting: StrictInt | None = Field(None, ge=0)
     """Most requests that may wait for the engine; further ones are refused with 503. None allows
     half as many as can run at once. 0 allows none: a request must be able to run at once."""
-    request_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Seconds after which a request for text is ended with 504; None sets no limit."""
+    request_timeout: Annotated[float | None, BeforeValidator(none_of_word)] = Field(
+        REQUEST_TIMEOUT_S, gt=0, allow_inf_nan=False
+    )
+    """Seconds after which a request for text is ended with 504; none sets no limit."""
     max_body_bytes: StrictInt = Field(MAX_BODY_BYTES, ge=1024)
     """Most bytes of a request's body; a longer one is refused with 413."""
+    max_connections: StrictInt | None = Field(None, ge=1)
+    """Most connections of each API process. None allows two for each answer that can run or wait,
+    and 1024 more, as far as there are file descriptors."""
     drain_timeout: float = Field(DRAIN_TIMEOUT_S, ge=0, allow_inf_nan=False)
     """Seconds that running requests have to end once the server is asked to end."""
     engine: dict[str, Any] = Field(default_factory=dict)
@@ -121,6 +137,7 @@ class ServeConfig(BaseModel):
             max_waiting=self.max_waiting,
             request_timeout=self.request_timeout,
             max_body_bytes=self.max_body_bytes,
+            max_connections=self.max_connections,
             drain_timeout=self.drain_timeout,
         )
 
@@ -227,7 +244,7 @@ def _sentence(error: ValidationError, path: Path | None, overrides: Mapping[str,
         return f"{source}{'.'.join(parts)} is missing"
     if parts[-1] == "[key]":
         return f"{source}{parts[0]} has the key {first['input']!r}; names are strings, so quote it"
-    expected = first["msg"].removeprefix("Input should be ")
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = expected.replace("a valid dictionary", "a mapping")
     return f"{source}{'.'.join(parts)} is {first['input']!r:.80}, expected {expected}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
 from prefmix.server.config.errors import CommandError
@@ -44,6 +44,19 @@ def set_logging(environ: MutableMapping[str, str] = os.environ) -> None:
 def set_keep_alive(environ: MutableMapping[str, str] = os.environ) -> None:
     """Keeps connections open between requests for KEEP_ALIVE_S; vLLM's default is 5 s."""
     environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEP_ALIVE_S))
+
+
+def set_trusted_proxies(
+    proxies: Sequence[str], environ: MutableMapping[str, str] = os.environ
+) -> None:
+    """Makes uvicorn believe the X-Forwarded fields of these proxies, not of every local client.
+
+    Without any, a list in uvicorn's own variable stays as it is.
+    """
+    if proxies:
+        environ["FORWARDED_ALLOW_IPS"] = ",".join(proxies)
+    else:
+        environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 
 def set_no_telemetry(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -16,6 +16,7 @@ from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.admin import listener
 from prefmix.server.auth.admin_tokens import admin_tokens
 from prefmix.server.auth.api_keys import api_keys
+from prefmix.server.config.addresses import HOSTS_ATTRIBUTE
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.limits import LIMITS_ATTRIBUTE
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings, live_settings
@@ -31,6 +32,7 @@ from prefmix.server.launch.environment import (
     set_logging,
     set_no_telemetry,
     set_plugins,
+    set_trusted_proxies,
 )
 from prefmix.server.launch.sighup import SighupReload
 from prefmix.server.launch.start_checks import (
@@ -67,6 +69,7 @@ def launch(
         check_port(listener.HOST, config.admin_port, flag="--admin-port")
     set_logging()
     set_keep_alive()
+    set_trusted_proxies(config.trusted_proxies)
     set_no_telemetry()
     set_plugins()
     with (
@@ -146,4 +149,5 @@ def _leave_settings(
     setattr(args, LIVE_ATTRIBUTE, live)
     setattr(args, TELEMETRY_ATTRIBUTE, telemetry)
     setattr(args, LIMITS_ATTRIBUTE, config.limits())
+    setattr(args, HOSTS_ATTRIBUTE, config.allowed_hosts)
     setattr(args, CONSOLE_ATTRIBUTE, console)

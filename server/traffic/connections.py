@@ -6,9 +6,8 @@ uvicorn itself only limits the time between two requests. `http_protocol` applie
 
 from __future__ import annotations
 
-import functools
 import resource
-from typing import Any, Protocol
+from typing import Protocol
 
 KEEP_ALIVE_S = 75
 """Seconds a connection may idle between two requests, the same for all listeners.
@@ -89,24 +88,3 @@ def default_max_connections(max_answers: int) -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * max_answers + SPARE_CONNECTIONS
     return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, files - _OTHER_FILES))
-
-
-def limit_connections(config: Any, *, max_connections: int = SPARE_CONNECTIONS) -> None:
-    """Makes a server use `http_protocol`. Args: config: uvicorn.Config, loaded or not."""
-    config.http = config.http_protocol_class = _protocol(max_connections)
-
-
-def limit_all_connections(*, max_connections: int) -> None:
-    """Makes every server that uvicorn configures from now on in this process use `http_protocol`.
-
-    vLLM makes its server itself, and begins to accept connections at once.
-    """
-    from uvicorn.config import HTTP_PROTOCOLS
-
-    HTTP_PROTOCOLS["auto"] = _protocol(max_connections)
-
-
-def _protocol(max_connections: int) -> Any:
-    from prefmix.server.traffic.http_protocol import LimitedProtocol
-
-    return functools.partial(LimitedProtocol, open_connections=OpenConnections(max_connections))

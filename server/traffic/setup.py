@@ -11,8 +11,9 @@ from starlette.datastructures import State
 
 from prefmix.server.config.limits import LAST_ANSWERS_S, Limits
 from prefmix.server.telemetry.load_metrics import show_max_waiting
-from prefmix.server.traffic import connections
+from prefmix.server.traffic import http_server
 from prefmix.server.traffic.admission_control import AdmissionController
+from prefmix.server.traffic.connections import default_max_connections
 from prefmix.server.traffic.drain import Drain
 from prefmix.server.traffic.engine_load import EngineLoad, make_admission, num_engines
 from prefmix.server.traffic.middleware import BodyLimitMiddleware, TrafficMiddleware
@@ -46,9 +47,9 @@ class TrafficSetup:
             engine_client, self._counts, max_waiting=limits.max_waiting
         )
         show_max_waiting(self.admission.max_waiting)
-        connections.limit_all_connections(
+        http_server.limit_all_connections(
             max_connections=limits.max_connections
-            or connections.default_max_connections(self.admission.max_answers)
+            or default_max_connections(self.admission.max_answers)
         )
         EngineLoad(self._counts, self.admission).attach(engine_client)
         unfinished = engine_client.output_processor.get_num_unfinished_requests

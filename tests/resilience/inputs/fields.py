@@ -59,7 +59,7 @@ class Fields:
             body[name] = _value(rng, depth=0)
         content = json.dumps(body).encode()
         head = (
-            f"{method} {path} HTTP/1.1\r\nHost: a\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
             f"Authorization: Bearer {TOKEN if path.startswith('/admin') else KEY}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
             "Connection: close\r\n\r\n"

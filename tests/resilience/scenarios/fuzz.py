@@ -123,7 +123,7 @@ class SlowLoris:
         ]
 
     def __enter__(self) -> None:
-        for byte in (b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n", b"X", b"-", b"a"):
+        for byte in (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n", b"X", b"-", b"a"):
             for each in self._sockets:
                 each.sendall(byte)
             time.sleep(0.05)

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from prefmix.server.auth import failed_logins
@@ -159,6 +160,30 @@ def test_nothing_of_a_refused_request_is_read() -> None:
         middleware = AccessMiddleware(Starlette(), keys=as_tokens(KEYS), admin=tokens)
         asyncio.run(middleware(scope, receive, send))
         assert sent[0]["status"] == 401
+
+
+def test_an_open_route_reads_no_body() -> None:
+    """Anyone may ask it, and would fill the server's memory."""
+    messages: list[Message] = [
+        {"type": "http.request", "body": b"x" * 1000, "more_body": True},
+        {"type": "http.request", "body": b"x" * 1000, "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    heard: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        heard.extend([await receive(), await receive()])
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None: ...
+
+    protected = AccessMiddleware(app, keys=as_tokens(KEYS), admin=Tokens([]))
+    scope = {"type": "http", "method": "GET", "path": "/health", "headers": [], "root_path": ""}
+    asyncio.run(protected(scope, receive, send))
+    assert [message.get("body") for message in heard] == [b"", None]
+    assert heard[1]["type"] == "http.disconnect"
 
 
 def test_without_keys_nothing_needs_one() -> None:

@@ -87,6 +87,17 @@ def test_limits_on_load_are_read_and_have_defaults(folder: Path) -> None:
     assert (limits.max_body_bytes, limits.drain_timeout) == (2048, 45)
     assert limits.shutdown_timeout == 55, "vLLM kills what has not ended by then"
     assert load_config(write(folder, "policies: {a: org/a}"), {}).limits() == Limits()
+    assert Limits().request_timeout == 600
+    for word in ("none", "null"):
+        path = write(folder, f"{{policies: {{a: org/a}}, request_timeout: {word}}}")
+        assert load_config(path, {}).limits().request_timeout is None
+
+
+def test_hosts_and_proxies_are_lists(folder: Path) -> None:
+    path = write(folder, "{policies: {a: org/a}, allowed_hosts: [llm.example.org, .svc, '*']}")
+    config = load_config(path, {"trusted_proxies": ["10.0.0.0/8", "::1"]})
+    assert config.allowed_hosts == ("llm.example.org", ".svc", "*")
+    assert config.trusted_proxies == ("10.0.0.0/8", "::1")
 
 
 def test_flags_override_the_file(folder: Path) -> None:
@@ -123,6 +134,15 @@ def test_flags_alone_are_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         ("{policies: {a: org/a}, request_timeout: 0}", ["request_timeout", "0", "greater than 0"]),
         ("{policies: {a: org/a}, drain_timeout: .inf}", ["drain_timeout", "inf", "finite"]),
         ("{policies: {a: org/a}, max_body_bytes: 10}", ["max_body_bytes", "10", "1024"]),
+        ("{policies: {a: org/a}, max_connections: 0}", ["max_connections", "0", "equal to 1"]),
+        (
+            "{policies: {a: org/a}, allowed_hosts: ['http://x']}",
+            ["allowed_hosts.0", "'http://x'", "without scheme and port"],
+        ),
+        (
+            "{policies: {a: org/a}, trusted_proxies: [proxy]}",
+            ["trusted_proxies.0", "'proxy'", "a network such as 10.0.0.0/8"],
+        ),
         ("policies: {}", ["at least one policy"]),
         ("port: 8000", ["at least one policy", "--policy"]),
         ("policies: {a b: org/a}", ["'a b'", "letters"]),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from prefmix.server.traffic import connections
+from prefmix.server.traffic import connections, http_server
 from support.loopback_server import LoopbackServer, serving
 
 HEAD_S = 0.5
@@ -44,7 +44,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackServer]:
     monkeypatch.setattr(connections, "STALL_TIMEOUT_S", STALL_S)
     finished.clear()
     with serving(
-        lambda: application, change=connections.limit_connections, timeout_keep_alive=KEEP_ALIVE_S
+        lambda: application, change=http_server.limit_connections, timeout_keep_alive=KEEP_ALIVE_S
     ) as running:
         yield running
 

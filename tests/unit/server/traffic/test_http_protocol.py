@@ -14,7 +14,7 @@ import uvicorn
 import uvloop
 from starlette.types import Receive, Scope, Send
 
-from prefmix.server.traffic import connections, http_protocol
+from prefmix.server.traffic import http_protocol, http_server
 from prefmix.server.traffic.request_head import MAX_FIELD_BYTES, MAX_FIELDS
 from support.loopback_server import LoopbackServer, serving
 
@@ -55,7 +55,7 @@ def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., LoopbackServ
     with contextlib.ExitStack() as stack:
 
         def start(**limits: int) -> LoopbackServer:
-            change = functools.partial(connections.limit_connections, **limits)
+            change = functools.partial(http_server.limit_connections, **limits)
             return stack.enter_context(
                 serving(lambda: application, change=change, new_loop=new_loop)
             )
@@ -258,8 +258,9 @@ def test_without_room_a_connection_is_refused(start: Callable[..., LoopbackServe
 
 
 def test_servers_that_others_make_have_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("uvicorn.config.HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
-    connections.limit_all_connections(max_connections=7)
+    protocols = uvicorn.config.HTTP_PROTOCOLS
+    monkeypatch.setitem(protocols, "auto", protocols["auto"])
+    http_server.limit_all_connections(max_connections=7)
     config = uvicorn.Config(application, log_level="critical")
     config.load()
     made = config.http_protocol_class

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from prefmix.server.traffic import connections
+from prefmix.server.traffic import http_server
 from support.loopback_server import LoopbackServer, serving
 
 PATIENCE_S = 60.0
@@ -33,7 +33,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 def server() -> Iterator[LoopbackServer]:
     told.clear()
-    with serving(lambda: application, change=connections.limit_connections) as running:
+    with serving(lambda: application, change=http_server.limit_connections) as running:
         yield running
 
 
