@@ -34,7 +34,10 @@ theirs have their turn."""
 MAX_REST_BYTES = 2**20
 """Bytes of a body that are parsed, to use the connection again, after its request was answered."""
 
-_MALFORMED = "the request is not valid HTTP/1.1, or its body is not framed as its head announces"
+_MALFORMED = (
+    "Invalid HTTP request received: it is not HTTP/1.1, or its body is not framed as its head "
+    "announces"
+)
 
 LINGER_S = 2.0
 """Seconds for a refused client to read the refusal while it still sends."""
