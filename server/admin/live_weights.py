@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.server.admin import change_queue
+from prefmix.server.admin.change_queue import ChangeQueue, Turn
 from prefmix.server.admin.two_phase_commit import ApiProcesses, CommitError, Message
 from prefmix.server.telemetry import audit_log
 from prefmix.server.telemetry.metrics import WeightsMetrics
@@ -66,7 +68,10 @@ class LiveWeights:
         self._metrics = WeightsMetrics(profiles.current, spec.member_names)
         self._prepared: ProfileSet | None = None
         self._sha256_of = {profiles.current.version: profiles.current.sha256}
-        self._own_turn = asyncio.Lock()
+        self._changes, self._looks = (
+            ChangeQueue(max_waiting=change_queue.MAX_WAITING, wait_s=change_queue.WAIT_S)
+            for _ in range(2)
+        )
 
     async def start(self) -> None:
         """Lets the other API processes reach this one."""
@@ -108,11 +113,14 @@ class LiveWeights:
         Raises: StoreError, ProfileError, NoStoreError, CommitError; nothing has changed.
         """
         if dry_run:
-            return await asyncio.to_thread(
-                self.store.change, edit, expected=expected, dry_run=True, served=self._served
-            )
+            async with self._looks.turn():
+                return await asyncio.to_thread(
+                    self.store.change, edit, expected=expected, dry_run=True, served=self._served
+                )
         try:
-            change = await self._audited(lambda: self._change(edit, expected), who=who, what=what)
+            change = await self._audited(
+                lambda turn: self._change(edit, expected, turn), who=who, what=what
+            )
         except ValueError:
             self._metrics.changed("refused")
             raise
@@ -132,7 +140,8 @@ class LiveWeights:
         Raises: as `change`; the profiles in force stay in force.
         """
         if dry_run:
-            return Change(self.current, await asyncio.to_thread(self._read))
+            async with self._looks.turn():
+                return Change(self.current, await asyncio.to_thread(self._read))
         try:
             change = await self._audited(self._reload, who=who, what="reload", is_quiet=is_quiet)
         except ValueError:
@@ -141,17 +150,25 @@ class LiveWeights:
         self._metrics.reloaded(trigger, changed=not change.is_noop)
         return change
 
+    async def history(self) -> list[ProfileSet]:
+        """All kept versions, the present one last. Raises: StoreError, NoStoreError."""
+        async with self._looks.turn():
+            return await asyncio.to_thread(self.store.history)
+
     async def _audited(
         self,
-        make: Callable[[], Awaitable[Change]],
+        make: Callable[[Turn], Awaitable[Change]],
         *,
         who: str,
         what: str,
         is_quiet: bool = False,
     ) -> Change:
         try:
-            async with self._own_turn, self._processes.lock():
-                change = await make()
+            async with (
+                self._changes.turn() as turn,
+                self._processes.lock(timeout_s=turn.left_s),
+            ):
+                change = await make(turn)
         except ValueError as error:
             audit_log.refused(who, what, str(error))
             raise
@@ -159,9 +176,11 @@ class LiveWeights:
             audit_log.changed(who, what, change)
         return change
 
-    async def _change(self, edit: Edit, expected: str | None) -> Change:
+    async def _change(self, edit: Edit, expected: str | None, turn: Turn) -> Change:
         async with contextlib.AsyncExitStack() as stack:
-            prepared = self.store.prepared(edit, expected=expected, served=self._served)
+            prepared = self.store.prepared(
+                edit, expected=expected, served=self._served, wait_s=turn.left_s
+            )
             # In a thread, as the store's lock and the disk may block the event loop.
             change = await asyncio.to_thread(prepared.__enter__)
             stack.callback(prepared.__exit__, None, None, None)
@@ -174,20 +193,20 @@ class LiveWeights:
                 await self._commit_all(change.after)
         return change
 
-    async def _reload(self) -> Change:
-        before, after = self.current, await asyncio.to_thread(self._take_up)
+    async def _reload(self, turn: Turn) -> Change:
+        before, after = self.current, await asyncio.to_thread(self._take_up, turn)
         if not self._is_in_force(after):
             await self._prepare_all(after)
             await self._commit_all(after)
         return Change(before, after)
 
-    def _take_up(self) -> ProfileSet:
+    def _take_up(self, turn: Turn) -> ProfileSet:
         with _rollback_named():
-            return self.store.take_up(self._served)
+            return _hashed(self.store.take_up(self._served, wait_s=turn.left_s))
 
     def _read(self) -> ProfileSet:
         with _rollback_named():
-            return self.store.read(served=self._served)
+            return _hashed(self.store.read(served=self._served))
 
     @property
     def _served(self) -> Served:
@@ -216,12 +235,16 @@ class LiveWeights:
         self._sha256_of[profiles.version] = profiles.sha256
         self._metrics.in_force(profiles)
 
+    def _checked(self, data: object) -> ProfileSet:
+        """The profiles of another API process's message."""
+        found = from_document(data, source="another API process")
+        return _hashed(for_mixture(found, self.spec, source="another API process"))
+
     async def _receive(self, message: Message) -> Message:
         """Answers a message of another API process, or of the launcher after SIGHUP."""
         kind = message.get("kind")
         if kind == "prepare":
-            found = from_document(message.get("document"), source="another API process")
-            self._prepared = for_mixture(found, self.spec, source="another API process")
+            self._prepared = await asyncio.to_thread(self._checked, message.get("document"))
         elif kind == "commit":
             prepared, self._prepared = self._prepared, None
             if prepared is None or prepared.sha256 != message.get("sha256"):
@@ -242,3 +265,9 @@ def _rollback_named() -> Iterator[None]:
     except (StoreFormatError, StoreMissingError) as error:
         hint = "put a good file in place, or 'prefmix weights rollback' writes what is in force"
         raise type(error)(f"{error}; {hint}") from None
+
+
+def _hashed(profiles: ProfileSet) -> ProfileSet:
+    """The set, once its hash is computed: in a thread, as that takes time."""
+    assert profiles.sha256
+    return profiles

@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 
+from prefmix.server.admin.change_queue import RETRY_AFTER_S
 from prefmix.server.admin.live_weights import LiveWeights, NoStoreError
 from prefmix.server.admin.schemas import ChangeAnswer, DefaultBody, ProfileBody, RollbackBody
 from prefmix.server.admin.two_phase_commit import CommitError
@@ -90,7 +92,10 @@ class AdminRoute(OpenAIRoute):
                 status = next((code for kind, code in _STATUS if isinstance(error, kind)), None)
                 if status is None:
                     raise
-                return error_response(str(error), status=status)
+                response = error_response(str(error), status=status)
+                if isinstance(error, (StoreBusyError, CommitError)):
+                    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+                return response
 
         return handle
 
@@ -106,6 +111,7 @@ router = APIRouter(
 _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"description": "No admin token, or a wrong one."},
     412: {"description": "If-Match names neither the version nor the sha256 of the store."},
+    503: {"description": "Another change is under way; Retry-After says when to try again."},
 }
 DryRun = Annotated[bool, Query(description="Check everything and change nothing.")]
 IfMatch = Annotated[
@@ -114,17 +120,21 @@ IfMatch = Annotated[
 
 
 @router.get("/weights", responses=_ERRORS)
-async def show_weights(request: Request) -> JSONResponse:
+def show_weights(request: Request) -> JSONResponse:
     """The profiles in force, with their provenance."""
     profiles = _state(request).live.current
     return JSONResponse(_described(profiles), headers=_entity_tag(profiles))
 
 
 @router.get("/weights/history", responses=_ERRORS)
-def show_history(request: Request) -> JSONResponse:
+async def show_history(request: Request) -> JSONResponse:
     """All kept versions, the present one last."""
-    versions = _state(request).live.store.history()
-    return JSONResponse({"versions": [_described(entry) for entry in versions]})
+    versions = await _state(request).live.history()
+
+    def answer() -> JSONResponse:
+        return JSONResponse({"versions": [_described(entry) for entry in versions]})
+
+    return await asyncio.to_thread(answer)
 
 
 @router.put("/profiles/{name}", responses=_ERRORS)
@@ -179,7 +189,7 @@ async def apply_document(
     if_match: IfMatch = None,
 ) -> ChangeAnswer:
     """Merges the profiles of a document, as `prefmix fit` writes it; all of it or nothing."""
-    other = from_document(body, source="the document")
+    other = await asyncio.to_thread(from_document, body, source="the document")
     spec = _state(request).live.spec
     apply = edits.replaced if replace else edits.merged
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import watchfiles
 
 from prefmix.server.admin.two_phase_commit import CommitError
+from prefmix.weights.store.errors import StoreBusyError
 
 LOOK_INTERVAL_S = 5.0
 """Seconds between two looks at the file without an event."""
@@ -27,7 +28,8 @@ Fingerprint = tuple[str, int, int, int] | None
 async def watch(path: Path, reload: Callable[[], Awaitable[object]]) -> None:
     """Calls `reload` once for each state of the file, the present one included; never returns.
 
-    `reload` reports its own ValueErrors. After a CommitError the same state is tried again later.
+    `reload` reports its own ValueErrors. After a CommitError or StoreBusyError the same state is
+    tried again later.
     """
     seen = await _reloaded(path, reload)
     changes = watchfiles.awatch(
@@ -58,7 +60,7 @@ async def _reloaded(path: Path, reload: Callable[[], Awaitable[object]]) -> Fing
     before = fingerprint(path)
     try:
         await reload()
-    except CommitError:
+    except (CommitError, StoreBusyError):
         return None
     except ValueError:
         return before

@@ -73,15 +73,15 @@ class ApiProcesses:
         self._own.unlink(missing_ok=True)
 
     @contextlib.asynccontextmanager
-    async def lock(self) -> AsyncIterator[None]:
+    async def lock(self, *, timeout_s: float = LOCK_TIMEOUT_S) -> AsyncIterator[None]:
         """Holds the lock that lets one process at a time make a change.
 
-        Raises: CommitError if the lock cannot be had within LOCK_TIMEOUT_S.
+        Raises: CommitError if the lock cannot be had within `timeout_s` seconds.
         """
         if self._num_processes == 1:
             yield
             return
-        lock = file_lock(self._folder / "lock", timeout_s=LOCK_TIMEOUT_S)
+        lock = file_lock(self._folder / "lock", timeout_s=timeout_s)
         try:
             await asyncio.to_thread(lock.__enter__)
         except OSError as error:
@@ -90,7 +90,7 @@ class ApiProcesses:
                     f"the API processes' folder {self._folder} cannot be locked: {error.strerror}"
                 ) from None
             raise CommitError(
-                f"another change has been under way for {LOCK_TIMEOUT_S:g} s; try again"
+                f"another change has been under way for {timeout_s:.2g} s; try again"
             ) from None
         try:
             yield
@@ -111,7 +111,8 @@ class ApiProcesses:
                 "all are"
             )
         others = [path for path in sockets if path != self._own]
-        answers = await asyncio.gather(*(_ask(path, message) for path in others))
+        line = await asyncio.to_thread(_line, message)
+        answers = await asyncio.gather(*(_ask(path, line) for path in others))
         for path, answer in zip(others, answers, strict=True):
             if not answer.get("ok"):
                 raise CommitError(
@@ -130,7 +131,8 @@ class ApiProcesses:
 
     async def _reply(self, line: bytes) -> Message:
         try:
-            return {"ok": True, **await self._receive(json.loads(line))}
+            message = await asyncio.to_thread(json.loads, line)  # a whole store may be in it
+            return {"ok": True, **await self._receive(message)}
         except ValueError as error:
             return {"ok": False, "reason": str(error)}
 
@@ -151,7 +153,7 @@ def ask_any(folder: Path, message: Message, *, timeout_s: float) -> Message:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(timeout_s)
                 connection.connect(str(path))
-                connection.sendall(json.dumps(message).encode() + b"\n")
+                connection.sendall(_line(message))
                 with connection.makefile("rb") as answer:
                     return dict(json.loads(answer.readline()))
         except (OSError, ValueError) as error:
@@ -159,12 +161,16 @@ def ask_any(folder: Path, message: Message, *, timeout_s: float) -> Message:
     raise CommitError(f"no API process can be reached: {reason}")
 
 
-async def _ask(path: Path, message: Message) -> Message:
+def _line(message: Message) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+async def _ask(path: Path, line: bytes) -> Message:
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             reader, writer = await asyncio.open_unix_connection(str(path), limit=_MAX_MESSAGE_BYTES)
             try:
-                writer.write(json.dumps(message).encode() + b"\n")
+                writer.write(line)
                 await writer.drain()
                 return dict(json.loads(await reader.readline()))
             finally:

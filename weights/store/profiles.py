@@ -59,13 +59,17 @@ class ProfileSet:
     """The origin of each profile's weights by name, JSON-ready; only profiles that have one."""
     weight_space: WeightSpace = "simplex"
     """The set that the weight vectors lie in."""
+    _hashes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    """The hash once it is computed: a set may hold megabytes, and every answer names its hash."""
 
     @property
     def sha256(self) -> str:
         """Hash of the content without the version: equal profiles have equal hashes."""
-        content = {**self.content(), "policies": sorted(self.member_names)}
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        if not self._hashes:
+            content = {**self.content(), "policies": sorted(self.member_names)}
+            canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+            self._hashes.append(hashlib.sha256(canonical.encode()).hexdigest())
+        return self._hashes[0]
 
     def weights(self, name: str) -> dict[str, float]:
         """One profile's weights under their members' names."""
