@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from prefmix.mixing.name_list import listed
 from prefmix.mixing.spec import MixtureSpec, WeightSpace
 
 SUM_TOLERANCE = 1e-3
@@ -80,13 +81,13 @@ def weights_from_preferences(preferences: object, spec: MixtureSpec) -> tuple[fl
         )
     if not preferences:
         raise WeightsError(
-            f"no policy is named; name at least one of: {', '.join(names)}",
+            f"no policy is named; name at least one of: {listed(names)}",
             reason="empty",
         )
     for name in preferences:
         if name not in names:
             raise WeightsError(
-                f"unknown policy {name!r:.80}; this mixture has: {', '.join(names)}",
+                f"unknown policy {name!r:.80}; this mixture has: {listed(names)}",
                 reason="unknown_policy",
             )
     given = {name: _number(value, name=repr(name)) for name, value in preferences.items()}

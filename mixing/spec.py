@@ -28,7 +28,7 @@ def check_name(name: object, *, what: str) -> str:
     if isinstance(name, str) and NAME_PATTERN.fullmatch(name):
         return name
     raise SpecError(
-        f"{what} name {name!r} is not allowed: use 1 to 64 letters, digits, '_', '-' or '.', "
+        f"{what} name {name!r:.80} is not allowed: use 1 to 64 letters, digits, '_', '-' or '.', "
         "beginning with a letter or digit"
     )
 

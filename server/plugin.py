@@ -154,6 +154,7 @@ class PrefmixEndpoints:
             store=settings.store,
             folder=settings.folder,
             num_processes=args.api_server_count or 1,
+            max_profiles=settings.max_profiles,
         )
         await live.start()
         if settings.store is not None:

@@ -22,7 +22,7 @@ from prefmix.weights.store.change import Change, Edit
 from prefmix.weights.store.errors import StoreFormatError, StoreMissingError
 from prefmix.weights.store.format import document, for_mixture, from_document
 from prefmix.weights.store.numbering import Served
-from prefmix.weights.store.profiles import CurrentProfiles, ProfileSet
+from prefmix.weights.store.profiles import MAX_PROFILES, CurrentProfiles, ProfileSet
 from prefmix.weights.store.store import HISTORY_LIMIT, WeightsStore
 
 
@@ -48,6 +48,7 @@ class LiveWeights:
         folder: Path,
         num_processes: int,
         name: str | None = None,
+        max_profiles: int = MAX_PROFILES,
     ) -> None:
         """Call `start` to let the other processes reach this one.
 
@@ -58,10 +59,14 @@ class LiveWeights:
           folder: the API processes' folder, private to this server.
           num_processes: number of API processes.
           name: this process's name in messages; None uses its process id.
+          max_profiles: the most profiles there may be.
         """
         self.spec = spec
+        self.max_profiles = max_profiles
         self._profiles = profiles
-        self._store = None if store is None else WeightsStore(store, spec=spec)
+        self._store = (
+            None if store is None else WeightsStore(store, spec=spec, max_profiles=max_profiles)
+        )
         self._processes = ApiProcesses(
             folder, num_processes=num_processes, receive=self._receive, name=name
         )

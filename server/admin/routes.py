@@ -189,8 +189,11 @@ async def apply_document(
     if_match: IfMatch = None,
 ) -> ChangeAnswer:
     """Merges the profiles of a document, as `prefmix fit` writes it; all of it or nothing."""
-    other = await asyncio.to_thread(from_document, body, source="the document")
-    spec = _state(request).live.spec
+    live = _state(request).live
+    other = await asyncio.to_thread(
+        from_document, body, source="the document", max_profiles=live.max_profiles
+    )
+    spec = live.spec
     apply = edits.replaced if replace else edits.merged
 
     def edit(current: ProfileSet) -> ProfileSet:

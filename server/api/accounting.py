@@ -12,7 +12,7 @@ from prefmix.server.api.answer_headers import REQUEST_ID_HEADER
 from prefmix.server.api.resolve import Resolution
 from prefmix.server.telemetry import request_log
 from prefmix.server.telemetry.load_metrics import count_refused
-from prefmix.server.telemetry.metrics import NO_PROFILE, REJECTED, REQUESTS
+from prefmix.server.telemetry.metrics import NO_PROFILE, REJECTED, count_request
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestLifetime
 
 CLIENT_GONE = 499
@@ -71,7 +71,7 @@ class Account:
         if lifetime is not None and lifetime.termination is not None:
             outcome, status = lifetime.termination.outcome, lifetime.termination.status
         profile = NO_PROFILE if resolution is None else resolution.profile
-        REQUESTS.labels(profile, outcome).inc()
+        count_request(profile, outcome)
         if not request_log.is_on():
             return
         metadata = getattr(self._raw_request.state, "request_metadata", None)

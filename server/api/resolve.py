@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from prefmix.mixing.name_list import listed
 from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.wire import WEIGHTS_KEY, from_extra_args
@@ -111,13 +112,13 @@ def split_model(
     if name in model_names:
         raise UnknownModelError(
             f"The model {short_repr(model)} does not exist: {name} has no profile "
-            f"{short_repr(profile)}; its profiles are: {', '.join(profiles.profiles)}",
+            f"{short_repr(profile)}; its profiles are: {listed(profiles.profiles)}",
             param="model",
             reason="unknown_profile",
         )
     raise UnknownModelError(
-        f"The model {short_repr(model)} does not exist; served here: {', '.join(model_names)}, "
-        f"or {model_names[0]}@PROFILE with PROFILE one of: {', '.join(profiles.profiles)}",
+        f"The model {short_repr(model)} does not exist; served here: {listed(model_names)}, "
+        f"or {model_names[0]}@PROFILE with PROFILE one of: {listed(profiles.profiles)}",
         param="model",
     )
 
@@ -160,7 +161,7 @@ def _known_profile(profile: object, profiles: ProfileSet) -> str:
     wrong = "does not exist" if isinstance(profile, str) else "is not a string"
     raise RequestError(
         f"preference_profile {short_repr(profile)} {wrong}; "
-        f"the profiles are: {', '.join(profiles.profiles)}",
+        f"the profiles are: {listed(profiles.profiles)}",
         param="preference_profile",
         reason="unknown_profile",
     )

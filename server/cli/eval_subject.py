@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefmix.mixing.name_list import listed
 from prefmix.server.cli.batch_engine import checked_content_hashes, remote_engine
 from prefmix.server.cli.mixture_arguments import mixture_overrides
 from prefmix.server.config.errors import CommandError
@@ -165,6 +166,6 @@ def average_shares(
         elif name in profiles:
             found[name] = nonzero(spec.member_names, profiles[name])
         elif name != "none":
-            allowed = ", ".join([UNIFORM, "none", *profiles])
+            allowed = listed([UNIFORM, "none", *profiles])
             raise CommandError(f"--average is {name!r}; allowed: {allowed}", exit_code=2)
     return found

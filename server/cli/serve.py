@@ -87,6 +87,12 @@ def _add_profile_flags(group: argparse._ArgumentGroup) -> None:
         help="file that keeps the profiles and can change while serving; if missing, it is made "
         "from the profiles of CONFIG.yaml",
     )
+    group.add_argument(
+        "--max-profiles",
+        type=int,
+        metavar="N",
+        help="most profiles that there may be; default 256",
+    )
 
 
 def _add_traffic_flags(group: argparse._ArgumentGroup) -> None:
@@ -159,17 +165,20 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     # Imported here so that --help does not wait for pydantic and PyYAML.
     from prefmix.server.config.serve_config import load_config
     from prefmix.weights.store.errors import StoreError
+    from prefmix.weights.store.profiles import ProfileError, check_num_profiles
     from prefmix.weights.store.store import WeightsStore
 
     try:
         config = load_config(args.config, overrides_from_flags(args))
         spec = config.spec()
         profiles = config.profile_set(spec)
-    except ConfigError as error:
+        check_num_profiles(len(profiles.profiles), config.max_profiles)
+    except (ConfigError, ProfileError) as error:
         raise CommandError(str(error), exit_code=2) from None
     if config.weights_store is not None:
         try:
-            profiles = WeightsStore(config.weights_store, spec=spec).create(profiles)
+            store = WeightsStore(config.weights_store, spec=spec, max_profiles=config.max_profiles)
+            profiles = store.create(profiles)
         except StoreError as error:
             raise CommandError(str(error)) from None
 
@@ -189,6 +198,7 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
         "allowed_hosts",
         "trusted_proxies",
         "weights_store",
+        "max_profiles",
         "admin_port",
         "statistics_every",
         "request_log",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefmix.mixing.name_list import listed
 from prefmix.server.cli.weights_server import ServerTarget
 from prefmix.server.cli.weights_target import (
     FileTarget,
@@ -216,7 +217,7 @@ def _diff(args: argparse.Namespace) -> int:
     old = args.old if args.old is not None else max(older, default=new)
     for number in (old, new):
         if number not in versions:
-            kept = ", ".join(map(str, versions))
+            kept = listed(versions)
             raise ValueError(f"version {number} is not kept; kept are: {kept}")
     print(difference_table(versions[old], versions[new]) or f"versions {old} and {new} are equal")
     return 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefmix.server.config.errors import CommandError
+from prefmix.weights.store.profiles import MAX_PROFILES
 
 LIVE_ATTRIBUTE = "prefmix_live"
 """Name of the LiveSettings on vLLM's parsed arguments."""
@@ -26,10 +27,14 @@ class LiveSettings:
     """The weights store's file; None serves the configuration's profiles unchanged."""
     admin_port: int | None = None
     """A port of 127.0.0.1 for the admin routes alone; None puts them on the main port."""
+    max_profiles: int = MAX_PROFILES
+    """The most profiles that there may be."""
 
 
 @contextmanager
-def live_settings(weights_store: str | None, admin_port: int | None) -> Iterator[LiveSettings]:
+def live_settings(
+    weights_store: str | None, admin_port: int | None, max_profiles: int = MAX_PROFILES
+) -> Iterator[LiveSettings]:
     """Makes the settings, with a temporary folder that exists as long as the block runs."""
     try:
         temporary = tempfile.TemporaryDirectory(prefix="prefmix-", ignore_cleanup_errors=True)
@@ -40,7 +45,9 @@ def live_settings(weights_store: str | None, admin_port: int | None) -> Iterator
         ) from None
     with temporary as folder, _held(folder):
         store = None if weights_store is None else Path(weights_store).absolute()
-        yield LiveSettings(folder=Path(folder), store=store, admin_port=admin_port)
+        yield LiveSettings(
+            folder=Path(folder), store=store, admin_port=admin_port, max_profiles=max_profiles
+        )
 
 
 @contextmanager

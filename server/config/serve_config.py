@@ -28,7 +28,12 @@ from prefmix.server.config.model_paths import model_entry, resolve_models
 from prefmix.server.config.telemetry_settings import STATISTICS_EVERY
 from prefmix.server.config.yaml_file import YamlError, read_yaml
 from prefmix.server.telemetry.request_log import RequestLog
-from prefmix.weights.store.profiles import ProfileError, ProfileSet, build_profile_set
+from prefmix.weights.store.profiles import (
+    MAX_PROFILES,
+    ProfileError,
+    ProfileSet,
+    build_profile_set,
+)
 
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:-]{0,127}")
 """Names that clients put in `model`. They have no "@", which separates the profile."""
@@ -79,6 +84,8 @@ class ServeConfig(BaseModel):
     """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."""
     weights_store: str | None = None
     """File that keeps the profiles. It wins over `profiles`, which only fill a file that is new."""
+    max_profiles: StrictInt = Field(MAX_PROFILES, ge=1)
+    """Most profiles that there may be; a change or a file with more is refused."""
     admin_port: StrictInt | None = Field(None, ge=1, le=65535)
     """Port of 127.0.0.1 for the admin routes alone; None puts them on `port`."""
     statistics_every: StrictInt = Field(STATISTICS_EVERY, ge=0)

@@ -73,7 +73,7 @@ def launch(
     set_no_telemetry()
     set_plugins()
     with (
-        live_settings(config.weights_store, config.admin_port) as live,
+        live_settings(config.weights_store, config.admin_port, config.max_profiles) as live,
         StartupLog(enabled=is_quiet) as log,
         _start_signals(log, live) as signals,
     ):

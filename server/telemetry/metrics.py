@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.server.telemetry import bounded_labels
 from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet
 from prefmix.weights.store.profiles import NO_PROFILE as NO_PROFILE  # for those that count
 
@@ -165,19 +166,24 @@ class WeightsMetrics:
         """Shows the profiles that are in force from now on."""
         before, self._shown = self._shown, profiles
         if before is not None:
-            for name in before.profiles.keys() - profiles.profiles.keys():
+            gone = [name for name in before.profiles if name not in profiles.profiles]
+            for name in bounded_labels.PROFILES.shown(gone):
                 _forget(_DEFAULT_PROFILE, name)
                 for policy in self._member_names:
                     _forget(_PROFILE_WEIGHT, name, policy)
             if before.sha256 != profiles.sha256:
-                _forget(_INFO, before.sha256)
-        for name, weights_M in profiles.profiles.items():
+                _forget(_INFO, _hash_label(before))
+        # The default first, so that it is among those with series of their own.
+        shown = bounded_labels.PROFILES.add(dict.fromkeys([profiles.default, *profiles.profiles]))
+        for name in shown:
             _DEFAULT_PROFILE.labels(name).set(name == profiles.default)
-            for policy, weight in zip(self._member_names, weights_M, strict=True):
+            for policy, weight in profiles.weights(name).items():
                 _PROFILE_WEIGHT.labels(name, policy).set(weight)
-        _expect_requests(profiles.profiles)
+        _expect_requests(shown)
+        if len(shown) < len(profiles.profiles):
+            _expect_requests((bounded_labels.OTHER,))
         _VERSION.set(profiles.version)
-        _INFO.labels(profiles.sha256).set(1)
+        _INFO.labels(_hash_label(profiles)).set(1)
 
     def reloaded(self, trigger: str, *, changed: bool) -> None:
         """Counts a reload of the store, changed or not."""
@@ -242,6 +248,26 @@ def _expect_requests(profiles: Iterable[str]) -> None:
     for profile in profiles:
         for outcome in OUTCOMES:
             REQUESTS.labels(profile, outcome)
+
+
+def count_request(profile: str, outcome: str) -> None:
+    """Counts the end of a request for text.
+
+    Args:
+      profile: the profile of its weights, CUSTOM_PROFILE or NO_PROFILE.
+      outcome: one of OUTCOMES.
+    """
+    if profile not in (CUSTOM_PROFILE, NO_PROFILE):
+        bounded_labels.PROFILES.add([profile])
+        profile = bounded_labels.PROFILES.label(profile)
+    REQUESTS.labels(profile, outcome).inc()
+
+
+def _hash_label(profiles: ProfileSet) -> str:
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # the series ends with the version
+        return profiles.sha256
+    bounded_labels.HASHES.add([profiles.sha256])
+    return bounded_labels.HASHES.label(profiles.sha256)
 
 
 def _forget(gauge: Gauge, *labels: str) -> None:

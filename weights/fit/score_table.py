@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from prefmix.mixing.name_list import listed
 from prefmix.weights.fit.objective import Floats, Responses, from_flat
 
 LOGPROB, REWARD, PROPOSAL = "logprob_", "reward_", "proposal_logprob"
@@ -105,7 +106,7 @@ def check(table: Any, *, source: str, policies: Sequence[str] | None = None) -> 
     for needed in ("prompt_id", "response_id", "num_tokens"):
         if needed not in columns:
             raise ScoreTableError(
-                f"{source}: column {needed!r} is missing; it has: {', '.join(columns)}"
+                f"{source}: column {needed!r} is missing; it has: {listed(columns)}"
             )
     if table.num_rows == 0:
         raise ScoreTableError(f"{source}: no rows; a fit needs prompts with scored responses")
@@ -154,13 +155,13 @@ def _scored_names(
     for name in policies:
         if name not in names:
             raise ScoreTableError(
-                f"{source}: column {prefix + name!r} is missing; it scores: {', '.join(names)}"
+                f"{source}: column {prefix + name!r} is missing; it scores: {listed(names)}"
             )
     for name in names:
         if name not in policies:
             raise ScoreTableError(
                 f"{source}: it scores {name!r}, which is not among the policies to fit: "
-                f"{', '.join(policies)}"
+                f"{listed(policies)}"
             )
     return tuple(policies), prefix
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from prefmix.mixing.name_list import listed
 from prefmix.weights.fit.mirror_descent import DescentSettings
 from prefmix.weights.fit.objective import Floats
 
@@ -70,9 +71,7 @@ def importances_to_weights(importances: Mapping[str, float], names: Sequence[str
     """
     unknown = [name for name in importances if name not in names]
     if unknown:
-        raise FitError(
-            f"importance of {unknown[0]!r}: no such policy; there are: {', '.join(names)}"
-        )
+        raise FitError(f"importance of {unknown[0]!r}: no such policy; there are: {listed(names)}")
     values_K = np.array([importances.get(name, 0.0) for name in names], dtype=np.float64)
     if not (np.isfinite(values_K).all() and (values_K >= 0).all() and values_K.sum() > 0):
         raise FitError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from prefmix.mixing.name_list import listed
 from prefmix.weights.store.errors import StaleVersionError, UnknownEntryError
 from prefmix.weights.store.profiles import ProfileSet
 
@@ -72,8 +73,7 @@ class Rollback:
         """The error for a version that is not kept."""
         what = "an earlier version" if wanted is None else f"version {wanted}"
         return UnknownEntryError(
-            f"{self.store.path}: {what} is not kept; kept are: "
-            f"{', '.join(map(str, kept)) or 'none'}"
+            f"{self.store.path}: {what} is not kept; kept are: {listed(kept) or 'none'}"
         )
 
 

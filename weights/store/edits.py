@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from prefmix.mixing.name_list import listed
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.weights.store.errors import UnknownEntryError
 from prefmix.weights.store.format import check_provenance, for_mixture, spec_of_members
@@ -99,7 +100,7 @@ def check_exists(profiles: ProfileSet, name: str) -> None:
     """Raises UnknownEntryError unless there is such a profile."""
     if name not in profiles.profiles:
         raise UnknownEntryError(
-            f"profile {name!r:.80} does not exist; the profiles are: {', '.join(profiles.profiles)}"
+            f"profile {name!r:.80} does not exist; the profiles are: {listed(profiles.profiles)}"
         )
 
 

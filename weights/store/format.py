@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from prefmix.mixing.name_list import listed
 from prefmix.mixing.simplex import SUM_TOLERANCE
 from prefmix.mixing.spec import WEIGHT_SPACES, MixtureSpec, Policy, SpecError, WeightSpace
 from prefmix.weights.store.errors import StoreFormatError
@@ -24,6 +25,7 @@ from prefmix.weights.store.profiles import (
     ProfileError,
     ProfileSet,
     build_profile_set,
+    check_num_profiles,
     check_profile_name,
     profile_weights,
 )
@@ -60,25 +62,29 @@ def document(profiles: ProfileSet) -> dict[str, Any]:
     return {"format": FORMAT, "version": profiles.version, **space, **profiles.content()}
 
 
-def parse(text: str | bytes, *, source: str) -> ProfileSet:
+def parse(text: str | bytes, *, source: str, max_profiles: int | None = None) -> ProfileSet:
     """Reads the text of a store file.
 
     Args:
       text: the file's content.
       source: the file's name, for messages.
+      max_profiles: the most profiles it may have; None has no limit.
     Raises: StoreFormatError naming source, field and value; for broken JSON line and column.
     """
     if len(text) > MAX_BYTES:
         raise StoreFormatError(
             f"{source}: more than {MAX_BYTES // 2**20} MiB, which no set of profiles needs"
         )
-    return from_document(_load(text, source), source=source)
+    return from_document(_load(text, source), source=source, max_profiles=max_profiles)
 
 
-def from_document(data: object, *, source: str) -> ProfileSet:
-    """The set from the JSON object of a store file. Raises: StoreFormatError."""
+def from_document(data: object, *, source: str, max_profiles: int | None = None) -> ProfileSet:
+    """The set from the JSON object of a store file. Raises: StoreFormatError.
+
+    Args: as `parse`.
+    """
     try:
-        return _profile_set(data)
+        return _profile_set(data, max_profiles)
     except (ProfileError, SpecError, StoreFormatError) as error:
         raise StoreFormatError(f"{source}: {error}") from None
 
@@ -92,8 +98,8 @@ def for_mixture(profiles: ProfileSet, spec: MixtureSpec, *, source: str) -> Prof
     names = set(profiles.member_names)
     if names not in (set(spec.member_names), set(spec.policy_names)):
         raise StoreFormatError(
-            f"{source}: policies are {', '.join(profiles.member_names)}, but this mixture has "
-            f"{', '.join(spec.member_names)}; its profiles were made for other policies"
+            f"{source}: policies are {listed(profiles.member_names)}, but this mixture has "
+            f"{listed(spec.member_names)}; its profiles were made for other policies"
         )
     try:
         weights = {
@@ -134,7 +140,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _profile_set(data: object) -> ProfileSet:
+def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
     if not isinstance(data, dict):
         raise StoreFormatError(f"the file holds {data!r:.80}, expected one JSON object")
     # Another format may have other keys, so its number is reported first.
@@ -154,6 +160,7 @@ def _profile_set(data: object) -> ProfileSet:
         raise StoreFormatError(
             f"profiles is {profiles!r:.80}, expected an object with at least one profile"
         )
+    check_num_profiles(len(profiles), max_profiles)  # before each of them costs time
     default = data["default_profile"]
     if not isinstance(default, str):
         raise StoreFormatError(f"default_profile is {default!r:.80}, expected a profile's name")

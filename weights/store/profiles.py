@@ -14,8 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefmix.mixing.name_list import listed
 from prefmix.mixing.simplex import WeightsError, weights_from_preferences
 from prefmix.mixing.spec import MixtureSpec, SpecError, WeightSpace, check_name
+
+MAX_PROFILES = 256
+"""Default of the most profiles that a server takes."""
 
 DEFAULT_PROFILE = "default"
 """Name of the profile that exists if none was given, with uniform weights."""
@@ -135,8 +139,8 @@ def build_profile_set(
         default = DEFAULT_PROFILE if DEFAULT_PROFILE in profiles else next(iter(profiles))
     if default not in profiles:
         raise ProfileError(
-            f"default_profile is {default!r}, which does not exist; "
-            f"the profiles are: {', '.join(profiles)}"
+            f"default_profile is {default!r:.80}, which does not exist; "
+            f"the profiles are: {listed(profiles)}"
         )
     return ProfileSet(
         member_names=spec.member_names,
@@ -146,6 +150,15 @@ def build_profile_set(
         provenance={name: origin for name, origin in (provenance or {}).items() if origin},
         weight_space=spec.weight_space,
     )
+
+
+def check_num_profiles(num: int, max_profiles: int | None) -> None:
+    """Raises ProfileError if there are too many profiles. Args: max_profiles: None has no limit."""
+    if max_profiles is not None and num > max_profiles:
+        raise ProfileError(
+            f"there are {num} profiles, and this server takes {max_profiles} at most: delete some, "
+            "or start it with a higher --max-profiles"
+        )
 
 
 def check_profile_name(name: object) -> str:

@@ -22,7 +22,7 @@ from prefmix.weights.store.errors import (
 from prefmix.weights.store.files import StoreFiles
 from prefmix.weights.store.format import dump, for_mixture, parse
 from prefmix.weights.store.numbering import Served, numbered
-from prefmix.weights.store.profiles import ProfileSet
+from prefmix.weights.store.profiles import ProfileSet, check_num_profiles
 
 HISTORY_LIMIT = 50
 """Earlier versions that are kept."""
@@ -41,6 +41,7 @@ class WeightsStore:
         spec: MixtureSpec | None = None,
         history_limit: int = HISTORY_LIMIT,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
+        max_profiles: int | None = None,
     ) -> None:
         """Names a store; nothing is read yet.
 
@@ -49,8 +50,10 @@ class WeightsStore:
           spec: the mixture that the profiles must be for; None accepts any.
           history_limit: earlier versions to keep, >= 1.
           lock_timeout_s: how long a writer waits for another, in seconds.
+          max_profiles: the most profiles that a version may have; None has no limit.
         """
         self.path = Path(path)
+        self._max_profiles = max_profiles
         self.spec = spec
         self._files = StoreFiles(
             self.path, history_limit=history_limit, lock_timeout_s=lock_timeout_s
@@ -155,7 +158,8 @@ class WeightsStore:
         return None if self._files.has_version(served.in_force.version) else served.in_force
 
     def _read(self, path: Path) -> ProfileSet:
-        profiles = parse(self._files.read(path), source=str(path))
+        content = self._files.read(path)
+        profiles = parse(content, source=str(path), max_profiles=self._max_profiles)
         return profiles if self.spec is None else for_mixture(profiles, self.spec, source=str(path))
 
     # --- changing ----------------------------------------------------------------------------
@@ -173,6 +177,7 @@ class WeightsStore:
             try:
                 return self.read()
             except StoreMissingError:
+                check_num_profiles(len(initial.profiles), self._max_profiles)
                 first = replace(initial, version=1)
                 self._files.write(first, kept="there is still no store")
                 return first
@@ -261,6 +266,7 @@ class WeightsStore:
             raise type(broken)(f"{broken}{hint if has_one else ''}") from None
         check_expected(before, expected)
         after = replace(edit(before), version=before.version + 1)
+        check_num_profiles(len(after.profiles), self._max_profiles)
         if after.sha256 == before.sha256:
             after = before
         # What is about to be written must be readable: the same checks as for a file from outside.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prefmix.mixing.name_list import listed
 from prefmix.weights.store.profiles import ProfileSet
 
 
@@ -38,7 +39,7 @@ def profile_table(profiles: ProfileSet) -> str:
 def history_table(versions: Sequence[ProfileSet]) -> str:
     """One line a version, newest first."""
     rows = [
-        [str(entry.version), entry.sha256[:12], entry.default, ", ".join(entry.profiles)]
+        [str(entry.version), entry.sha256[:12], entry.default, listed(entry.profiles)]
         for entry in reversed(versions)
     ]
     return aligned([["version", "sha256", "default", "profiles"], *rows], num_left=4)

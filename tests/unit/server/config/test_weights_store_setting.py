@@ -104,3 +104,26 @@ def test_a_bad_store_ends_the_start_with_one_sentence(
 def test_an_impossible_admin_port_is_refused(folder: Path, port: Any) -> None:
     with pytest.raises(ConfigError, match="admin_port is"):
         load_config(folder / "mixture.yaml", {"admin_port": port})
+
+
+def test_a_start_takes_as_many_profiles_as_it_is_told(
+    folder: Path, launched: list[ProfileSet], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the file, from a flag, and from a store; the default is a few hundred."""
+    profiles = ", ".join(f"p{number}: {{a: 1}}" for number in range(300))
+    plain = CONFIG.replace("even: {a: 1, b: 1}", profiles)
+    (folder / "mixture.yaml").write_text(plain)
+    words = ["serve", str(folder / "mixture.yaml")]
+    assert main(words) == 2
+    said = "prefmix: error: there are 300 profiles, and this server takes 256 at most"
+    assert capsys.readouterr().err.startswith(said)
+    assert main([*words, "--max-profiles", "300"]) == 0
+    assert len(launched[0].profiles) == 300
+
+    (folder / "mixture.yaml").write_text(CONFIG)
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "w.json: there are 300 profiles, and this server takes 256 at most" in error
+    (folder / "mixture.yaml").write_text(CONFIG + "max_profiles: 301\n")
+    assert main(words) == 0
+    assert main([*words, "--max-profiles", "0"]) == 2
