@@ -28,6 +28,7 @@ from prefmix.server.auth.middleware import unauthorized
 from prefmix.server.auth.tokens import Tokens
 from prefmix.server.http.errors import error_response
 from prefmix.server.http.openai_route import OpenAIRoute
+from prefmix.server.http.request_json import refuse_repeated_names
 from prefmix.weights.store import edits
 from prefmix.weights.store.change import Change, Edit, Rollback
 from prefmix.weights.store.errors import (
@@ -75,6 +76,10 @@ class AdminRoute(OpenAIRoute):
 
     AccessMiddleware has checked the token before; here its name is read for the audit log.
     """
+
+    def check_body(self, request: Request, body: Any) -> None:
+        """Refuses a body that names a field twice. Raises: RequestError."""
+        refuse_repeated_names(body)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wraps OpenAIRoute's handler."""

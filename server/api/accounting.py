@@ -18,6 +18,9 @@ from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestLifetime
 CLIENT_GONE = 499
 """The status of a request whose client has disconnected, as proxies log it; nobody receives it."""
 
+IGNORED_ATTRIBUTE = "prefmix_ignored_fields"
+"""The attribute of a request's state that names the fields of its body that nothing reads."""
+
 _MAX_ID_CHARS = 128
 
 
@@ -87,7 +90,14 @@ class Account:
             completion_tokens=getattr(usage, "completion_tokens", None),
             first_byte_s=self._first_byte_s,
             duration_s=time.perf_counter() - self._began,
+            ignored_fields=self.ignored_fields,
         )
+
+    @property
+    def ignored_fields(self) -> str | None:
+        """Names of the body's fields that nothing reads, for people; None if there are none."""
+        names: str | None = getattr(self._raw_request.state, IGNORED_ATTRIBUTE, None)
+        return names
 
     def request_id(self) -> str:
         """The id that came with the request, else vLLM's, else a new one."""

@@ -10,6 +10,7 @@ PROFILE_HEADER = "x-prefmix-profile"
 WEIGHTS_HEADER = "x-prefmix-weights"
 VERSION_HEADER = "x-prefmix-weights-version"
 REQUEST_ID_HEADER = "x-request-id"
+IGNORED_HEADER = "x-prefmix-ignored-fields"
 
 HEADER_DESCRIPTIONS: dict[str, dict[str, Any]] = {
     PROFILE_HEADER: {
@@ -28,16 +29,25 @@ HEADER_DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "description": "The id that came with the request, or a new one.",
         "schema": {"type": "string"},
     },
+    IGNORED_HEADER: {
+        "description": "Fields of the body that this server does not know and ignores, if any.",
+        "schema": {"type": "string"},
+    },
 }
 """The same headers as the OpenAPI page describes them."""
 
 
-def answer_headers(resolution: Resolution, request_id: str) -> dict[str, str]:
+def answer_headers(
+    resolution: Resolution, request_id: str, ignored_fields: str | None = None
+) -> dict[str, str]:
     """The headers of one answer. Nine digits of a weight are more than a float32 holds."""
     pairs = zip(resolution.member_names, resolution.weights, strict=True)
-    return {
+    headers = {
         PROFILE_HEADER: resolution.profile,
         WEIGHTS_HEADER: ",".join(f"{name}={weight:.9g}" for name, weight in pairs),
         VERSION_HEADER: str(resolution.version),
         REQUEST_ID_HEADER: request_id,
     }
+    if ignored_fields is not None:
+        headers[IGNORED_HEADER] = ignored_fields
+    return headers

@@ -13,15 +13,19 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.tokenize import api_router as vllm_tokenize
-from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from prefmix.server.api import vllm_handlers
-from prefmix.server.api.accounting import Account
+from prefmix.server.api.accounting import IGNORED_ATTRIBUTE, Account
 from prefmix.server.api.answer_headers import HEADER_DESCRIPTIONS
+from prefmix.server.api.body_limits import check_limits
+from prefmix.server.api.field_names import check_names
 from prefmix.server.api.mixture_request import MixtureRequest
 from prefmix.server.api.resolve import split_model
 from prefmix.server.api.schemas import (
+    BoundedDetokenizeRequest,
+    BoundedTokenizeChatRequest,
+    BoundedTokenizeCompletionRequest,
     MixtureChatCompletionRequest,
     MixtureCompletionRequest,
     MixtureResponsesRequest,
@@ -32,8 +36,25 @@ from prefmix.server.api.vllm_handlers import Handler, or_client_gone, run_handle
 from prefmix.server.http.openai_route import OpenAIRoute
 
 
-class TextRoute(OpenAIRoute):
+class BoundedRoute(OpenAIRoute):
+    """A route whose body vLLM validates and works on."""
+
+    def check_body(self, request: Request, body: Any) -> None:
+        """Checks the body's structure and numbers. Raises: RequestError."""
+        if isinstance(body, dict):
+            check_limits(body)
+
+
+class TextRoute(BoundedRoute):
     """A route for text, which also counts requests whose body is refused before `_generate`."""
+
+    def check_body(self, request: Request, body: Any) -> None:
+        """Checks the names of the fields as well. Raises: RequestError."""
+        super().check_body(request, body)
+        if isinstance(body, dict):
+            assert self.body_field is not None
+            model: Any = self.body_field.field_info.annotation
+            setattr(request.state, IGNORED_ATTRIBUTE, check_names(body, model.model_fields))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wraps OpenAIRoute's handler."""
@@ -48,7 +69,7 @@ class TextRoute(OpenAIRoute):
         return handle
 
 
-router = APIRouter(route_class=OpenAIRoute, dependencies=[Depends(validate_json_request)])
+router = APIRouter(route_class=BoundedRoute, dependencies=[Depends(validate_json_request)])
 text_router = APIRouter(route_class=TextRoute)
 
 _ANSWER = {"content": {"text/event-stream": {}}, "headers": HEADER_DESCRIPTIONS}
@@ -99,14 +120,16 @@ router.include_router(text_router)
 
 
 @router.post("/tokenize", responses=_PLAIN_RESPONSES)
-async def tokenize(request: TokenizeRequest, raw_request: Request) -> Response:
+async def tokenize(
+    request: BoundedTokenizeCompletionRequest | BoundedTokenizeChatRequest, raw_request: Request
+) -> Response:
     """Token ids of a prompt or conversation. All policies share one tokenizer."""
     _strip_profile(request, raw_request)
     return or_client_gone(await vllm_tokenize.tokenize(request, raw_request))
 
 
 @router.post("/detokenize", responses=_PLAIN_RESPONSES)
-async def detokenize(request: DetokenizeRequest, raw_request: Request) -> Response:
+async def detokenize(request: BoundedDetokenizeRequest, raw_request: Request) -> Response:
     """Text of token ids."""
     _strip_profile(request, raw_request)
     return or_client_gone(await vllm_tokenize.detokenize(request, raw_request))

@@ -80,7 +80,9 @@ class MixtureRequest:
 
     async def answer(self, response: Response) -> Response:
         """Adds headers and fields to vLLM's answer; closes the account with its last byte."""
-        headers = answer_headers(self._resolution, self._account.request_id())
+        headers = answer_headers(
+            self._resolution, self._account.request_id(), self._account.ignored_fields
+        )
         response.raw_headers += [(name.encode(), each.encode()) for name, each in headers.items()]
         if isinstance(response, StreamingResponse):
             return AnswerStream(response, self._send_chunks)

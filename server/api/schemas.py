@@ -20,14 +20,24 @@ from pydantic import (
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.serve.tokenize.protocol import (
+    DetokenizeRequest,
+    TokenizeChatRequest,
+    TokenizeCompletionRequest,
+)
+from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import SamplingParams
 
 from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
+from prefmix.server.api.bounded_schema import bounded
 from prefmix.server.api.resolve import Preferences
 from prefmix.server.http.errors import RequestError
 
 StartPrompt = Callable[[SamplingParams], None]
 """Prepares the sampling parameters of one prompt, which then enters the engine."""
+
+MAX_TOKEN_ID = 2**32 - 1
+"""Largest token id that tokenizers hold."""
 
 _WEIGHTS_SCHEMA = {
     "anyOf": [
@@ -81,6 +91,9 @@ class PreferenceFields(BaseModel):
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             # vLLM's checks run before pydantic's and take the types of some fields for granted.
             raise ValueError(f"a field of the body is of a wrong type: {error}") from None
+        except VLLMClientError as error:  # no ValueError, so pydantic would let it pass
+            param = getattr(error, "parameter", None)
+            raise RequestError(str(error.args[0]), param=param) from None
 
     def preferences(self) -> Preferences:
         """The fields that choose this request's weights.
@@ -128,6 +141,7 @@ class PreferenceFields(BaseModel):
         return params
 
 
+@bounded
 class MixtureCompletionRequest(PreferenceFields, CompletionRequest):
     """POST /v1/completions"""
 
@@ -140,10 +154,12 @@ class MixtureCompletionRequest(PreferenceFields, CompletionRequest):
         return len(prompt)
 
 
+@bounded
 class MixtureChatCompletionRequest(PreferenceFields, ChatCompletionRequest):
     """POST /v1/chat/completions"""
 
 
+@bounded
 class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
     """POST /v1/responses"""
 
@@ -156,3 +172,20 @@ class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
                 param=ATTRIBUTION_FIELD,
             )
         return super().preferences()
+
+
+@bounded
+class BoundedTokenizeCompletionRequest(TokenizeCompletionRequest):
+    """POST /tokenize, of a prompt"""
+
+
+@bounded
+class BoundedTokenizeChatRequest(TokenizeChatRequest):
+    """POST /tokenize, of a conversation"""
+
+
+@bounded
+class BoundedDetokenizeRequest(DetokenizeRequest):
+    """POST /detokenize"""
+
+    tokens: list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]]

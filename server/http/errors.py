@@ -9,12 +9,10 @@ that clients see the same vocabulary whichever layer refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -34,7 +32,7 @@ _TYPES = {
 }
 
 _MAX_VALUE_CHARS = 80
-_MAX_REASONS = 3
+_MAX_MESSAGE_CHARS = 2000
 
 
 class RequestError(ValueError):
@@ -70,6 +68,8 @@ def error_body(message: str, *, status: HTTPStatus, param: str | None = None) ->
     kind = _TYPES.get(status, status.phrase)
     param = None if param is None else _in_utf8(param)
     message = _in_utf8(message)
+    if len(message) > _MAX_MESSAGE_CHARS:  # vLLM repeats whole lists of numbers
+        message = message[:_MAX_MESSAGE_CHARS] + "..."
     return {"error": {"message": message, "type": kind, "param": param, "code": status.value}}
 
 
@@ -90,46 +90,6 @@ async def http_exception(request: Request, error: Exception) -> JSONResponse:
     return response
 
 
-def validation_response(error: RequestValidationError) -> JSONResponse:
-    """A 400 for a body that did not validate, with one sentence instead of pydantic's list."""
-    message, param = describe_validation(error.errors())
-    return error_response(message, status=HTTPStatus.BAD_REQUEST, param=param)
-
-
-def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """Turns pydantic's list of errors into one sentence and the field that it is about.
-
-    The sentence describes the first wrong field only. A union type reports an error for each of its
-    branches; they become one "expected ..., or ...".
-    """
-    if not errors:
-        return "the request body is not valid", None
-    first = errors[0]
-    if not isinstance(first, dict):
-        return one_line(str(first)), None
-    kind = first.get("type")
-    if kind == "json_invalid":
-        reason = one_line(str(first.get("ctx", {}).get("error", "not JSON")))
-        position = first.get("loc", ("body", 0))[-1]
-        return f"the request body is not valid JSON: {reason} at character {position}", None
-
-    cause = first.get("ctx", {}).get("error") if isinstance(first.get("ctx"), dict) else None
-    if isinstance(cause, Exception):
-        # The errors of vLLM's own checks name their field.
-        param = getattr(cause, "parameter", None) or _field(first)
-        return one_line(_plain_message(cause)), param
-
-    param = _field(first)
-    if param is None:
-        return "the request body is not a JSON object", None
-    if kind == "missing":
-        return f"{param} is missing", param
-    about_it = (error for error in errors if isinstance(error, dict) and _field(error) == param)
-    reasons = dict.fromkeys(_expectation(error) for error in about_it)
-    expected = ", or ".join(list(reasons)[:_MAX_REASONS])
-    return f"{param} is {short_repr(_input(errors, param, first))}; {expected}", param
-
-
 def short_repr(value: object) -> str:
     """`repr(value)`, shortened to fit into a message."""
     if isinstance(value, (dict, list, tuple)) and len(value) > 10:
@@ -139,32 +99,6 @@ def short_repr(value: object) -> str:
     except ValueError:  # an integer of thousands of digits
         return f"a very long {type(value).__name__}"
     return text if len(text) <= _MAX_VALUE_CHARS else text[:_MAX_VALUE_CHARS] + "..."
-
-
-def _field(error: dict[str, Any]) -> str | None:
-    """The top-level field that an error is about; None for the body itself."""
-    names = [part for part in error.get("loc", ()) if part not in ("body", "query", "path")]
-    # Wrapping validators appear in the location as function-wrap[...].
-    names = [name for name in names if not (isinstance(name, str) and "[" in name)]
-    return str(names[0]) if names else None
-
-
-def _input(errors: Sequence[Any], param: str, first: dict[str, Any]) -> object:
-    """The value of the whole field if an error has it, else the wrong part of it."""
-    for error in errors:
-        loc = error.get("loc", ()) if isinstance(error, dict) else ()
-        if loc and str(loc[-1]) == param:
-            return error.get("input")
-    return first.get("input")
-
-
-def _expectation(error: dict[str, Any]) -> str:
-    message = one_line(str(error.get("msg", "not valid")))
-    return message.removeprefix("Input ").replace("should be", "expected", 1)
-
-
-def _plain_message(error: Exception) -> str:
-    return str(error.args[0]) if error.args else str(error)
 
 
 def _in_utf8(text: str) -> str:

@@ -1,25 +1,35 @@
-"""A FastAPI route whose error responses have OpenAI's shape."""
+"""A FastAPI route that reads its JSON body within limits; its errors have OpenAI's shape."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Coroutine
-from http import HTTPStatus
+from email.message import Message
 from typing import Any
 
+import anyio.to_thread
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 
-from prefmix.server.http.errors import RequestError, one_line, validation_response
+from prefmix.server.http.errors import RequestError
+from prefmix.server.http.request_json import read_json
+from prefmix.server.http.validation_errors import validation_response
 
-_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+LARGE_BYTES = 16 * 2**10
+"""Longest body that is read and validated in the event loop, which takes some milliseconds."""
+
+_ONE_AT_A_TIME = anyio.CapacityLimiter(1)
+"""Limits the threads that read large bodies: Python runs one of them at a time anyway."""
 
 
 class OpenAIRoute(APIRoute):
     """Answers broken JSON, bodies that do not validate and RequestError with one sentence each."""
+
+    def check_body(self, request: Request, body: Any) -> None:
+        """Checks a parsed body before it is validated; may run in a thread.
+
+        Raises: RequestError.
+        """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wraps FastAPI's handler."""
@@ -27,37 +37,46 @@ class OpenAIRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             try:
-                refuse_half_pairs(await request.body())
+                await self._read(request)
                 return await handler(request)
             except RequestError as error:
                 return error.response()
             except RequestValidationError as error:
                 return validation_response(error)
-            except HTTPException as error:
-                # FastAPI raises this for a body that makes the JSON parser fail in other ways.
-                if error.status_code != HTTPStatus.BAD_REQUEST or error.__cause__ is None:
-                    raise
-                return RequestError(
-                    f"the request body cannot be read as JSON: {one_line(str(error.__cause__))}"
-                ).response()
 
         return handle
 
+    async def _read(self, request: Request) -> None:
+        """Reads and checks the body, where FastAPI will find it."""
+        body = await request.body()
+        if not body or self.body_field is None or not _is_json(request):
+            return
+        if len(body) <= LARGE_BYTES:
+            value = self._parse(request, body)
+        else:
+            value = await anyio.to_thread.run_sync(
+                self._parse_and_validate, request, body, limiter=_ONE_AT_A_TIME
+            )
+        request._json = value  # where Starlette keeps it once request.json() has parsed it
 
-def refuse_half_pairs(body: bytes) -> None:
-    """Refuses JSON that names half a surrogate pair, which UTF-8 cannot encode.
+    def _parse(self, request: Request, body: bytes) -> Any:
+        value = read_json(body)
+        self.check_body(request, value)
+        return value
 
-    Raises: RequestError. Invalid JSON is left for FastAPI to refuse.
-    """
-    if not _ESCAPED_SURROGATE.search(body):
-        return
-    try:
-        json.dumps(json.loads(body), ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise RequestError(
-            f"the request body names half a surrogate pair, {half!r}, which is no character; "
-            "write both halves, or the character itself"
-        ) from None
-    except (ValueError, RecursionError):
-        return
+    def _parse_and_validate(self, request: Request, body: bytes) -> Any:
+        """The body as the route's model, which FastAPI then takes as it is."""
+        assert self.body_field is not None
+        value, errors = self.body_field.validate(self._parse(request, body), {}, loc=("body",))
+        if errors:
+            raise RequestValidationError(errors)
+        return value
+
+
+def _is_json(request: Request) -> bool:
+    """True if FastAPI will read the body as JSON."""
+    message = Message()
+    message["content-type"] = request.headers.get("content-type", "text/plain")
+    subtype = message.get_content_subtype()
+    is_json = subtype == "json" or subtype.endswith("+json")
+    return message.get_content_maintype() == "application" and is_json

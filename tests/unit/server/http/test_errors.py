@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import httpx
@@ -14,29 +15,28 @@ from pydantic import BaseModel, Field, model_validator
 from prefmix.server.http.errors import (
     RequestError,
     UnknownModelError,
-    describe_validation,
+    error_body,
     short_repr,
 )
 from prefmix.server.http.openai_route import OpenAIRoute
+from prefmix.server.http.validation_errors import describe_validation
 
 
-class FieldError(ValueError):
-    """Like vLLM's validation error: it knows its field."""
-
-    def __init__(self, message: str, parameter: str) -> None:
-        super().__init__(message)
-        self.parameter = parameter
+class Named(BaseModel):
+    name: str
+    parts: list[int] = []
 
 
 class Body(BaseModel):
     prompt: list[Annotated[int, Field(ge=0)]] | str
     max_tokens: int | None = None
+    tools: list[Named | dict[str, int]] = []
     forbidden: bool = False
 
     @model_validator(mode="after")
     def refuse(self) -> Body:
         if self.forbidden:
-            raise FieldError("forbidden is true\n  and that over two lines", "forbidden")
+            raise RequestError("forbidden is true\n  and that over two lines", param="forbidden")
         return self
 
 
@@ -101,6 +101,11 @@ def test_broken_bodies_are_400(client: TestClient, content: bytes, parts: list[s
         ({"prompt": "hi", "max_tokens": "abc"}, "max_tokens", ["'abc'", "integer"]),
         ({"prompt": "hi", "max_tokens": "x" * 1000}, "max_tokens", ["xxx...", "integer"]),
         ({"prompt": "hi", "forbidden": True}, "forbidden", ["forbidden is true and that"]),
+        ({"prompt": ["a"]}, "prompt", ["prompt[0] is 'a'", "integer"]),
+        ({"prompt": "a", "tools": [{"name": "x"}, {}, 5]}, "tools", ["tools[2] is 5", "dict"]),
+        ({"prompt": "a", "tools": [{"parts": [1]}]}, "tools", ["tools[0]", "name is missing"]),
+        ({"prompt": "a", "tools": [{"name": 5}, 5]}, "tools", ["tools[1] is 5"]),
+        ({"prompt": "a", "tools": [{"name": "x", "parts": ["y"]}]}, "tools", ["tools[0]", "'y'"]),
     ],
 )
 def test_invalid_fields_are_named(
@@ -136,3 +141,8 @@ def test_errors_without_a_location_are_described() -> None:
 )
 def test_values_are_cut_to_a_readable_length(value: object) -> None:
     assert len(short_repr(value)) < 100
+
+
+def test_a_message_is_cut_to_a_readable_length() -> None:
+    body = error_body("x" * 10**6, status=HTTPStatus.BAD_REQUEST)
+    assert len(body["error"]["message"]) < 2100

@@ -1,0 +1,113 @@
+"""Limits on the structure of a request's body, checked before the body is validated.
+
+They bound the work of validation and of everything after it: a message, a tool or an item of input
+costs far more than its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prefmix.server.http.errors import RequestError, short_repr
+
+MAX_FIELDS = 256
+"""Most fields of a body, known or not."""
+
+MAX_ITEMS: Mapping[str, int] = {
+    "messages": 4096,
+    "input": 2048,
+    "previous_input_messages": 4096,
+    "documents": 4096,
+    "tools": 512,
+    "include": 64,
+    "vllm_xargs": 256,
+    "logit_bias": 1024,
+    "allowed_token_ids": 1024,
+    "stop_token_ids": 1024,
+    "logprob_token_ids": 128,
+    "bad_words": 1024,
+}
+"""Most items of a field that is a list or an object. vLLM's own limits hold as well."""
+
+MAX_PARTS = 1024
+"""Most items of any list inside a message, a tool or an item of input: parts, calls, summaries."""
+
+_WITH_PARTS = ("messages", "input", "previous_input_messages", "tools")
+
+_LISTS = ("messages",)
+"""Fields that must be lists; vLLM's checks take that for granted."""
+
+_UNSEEN = ("preference_weights",)
+"""Fields whose integers never reach the engine: they become floats."""
+
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
+"""The integers that MessagePack holds, in which requests travel to the engine."""
+
+
+def check_limits(body: Mapping[str, Any]) -> None:
+    """Checks a body's structure and its numbers. Raises: RequestError naming field and limit."""
+    for field in _LISTS:
+        value = body.get(field)
+        if field in body and not isinstance(value, list):
+            raise RequestError(f"{field} is {short_repr(value)}; expected a list", param=field)
+    if len(body) > MAX_FIELDS:
+        raise RequestError(f"the body has {len(body)} fields; this server takes {MAX_FIELDS}")
+    for field, limit in MAX_ITEMS.items():
+        value = body.get(field)
+        if isinstance(value, list | dict) and len(value) > limit:
+            raise RequestError(
+                f"{field} has {len(value)} items; this server takes at most {limit}", param=field
+            )
+    for field in _WITH_PARTS:
+        value = body.get(field)
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                _check_parts(item, path=f"{field}[{index}]", field=field)
+    _check_integers(body)
+
+
+def _check_parts(item: Any, *, path: str, field: str) -> None:
+    """Checks the lists at any depth of an item."""
+    pending = [item]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            if len(value) > MAX_PARTS:
+                raise RequestError(
+                    f"a list in {path} has {len(value)} items; this server takes at most "
+                    f"{MAX_PARTS}",
+                    param=field,
+                )
+            pending.extend(value)
+        elif isinstance(value, dict):
+            pending.extend(value.values())
+
+
+def _check_integers(body: Mapping[str, Any]) -> None:
+    for field, value in body.items():
+        if field in _UNSEEN:
+            continue
+        pending: list[tuple[str, dict[str, Any] | list[Any]]] = [(field, {"": value})]
+        while pending:
+            path, container = pending.pop()
+            for name, each in _children(container):
+                if type(each) is int:
+                    if not MIN_INTEGER <= each <= MAX_INTEGER:
+                        raise RequestError(
+                            f"{_join(path, name)} is {short_repr(each)}; the engine holds integers "
+                            f"from {MIN_INTEGER} to {MAX_INTEGER}",
+                            param=field,
+                        )
+                elif isinstance(each, dict | list):
+                    pending.append((_join(path, name), each))
+
+
+def _children(container: Any) -> Iterable[tuple[Any, Any]]:
+    return container.items() if isinstance(container, dict) else enumerate(container)
+
+
+def _join(path: str, name: str | int) -> str:
+    if isinstance(name, int):
+        return f"{path:.100}[{name}]"
+    return f"{path:.100}.{name:.40}" if name else path

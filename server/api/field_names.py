@@ -1,0 +1,133 @@
+"""The fields that this server adds to vLLM's, and requests that misspell one of them.
+
+vLLM takes any field and ignores those that it does not know. A misspelt `preference_weights` would
+thus be answered with the default weights, and nothing would say so. Names that resemble ours are
+refused; other unknown names pass, as with vLLM, and the answer's headers name them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+from prefmix.mixing.wire import WEIGHTS_KEY
+from prefmix.server.http.errors import RequestError, short_repr
+from prefmix.server.http.request_json import RepeatedNames
+
+OWN_FIELDS = ("preference_weights", "preference_profile", "preference_attribution")
+"""Fields of a body. A field that is added here is also known by its misspellings."""
+
+OWN_XARGS = (WEIGHTS_KEY,)
+"""Entries of `vllm_xargs`."""
+
+_PREFIXES = ("preference", "prefmix")
+_SHORT = {field.removeprefix("preference_"): field for field in OWN_FIELDS}
+"""The Python interface's names of the same things."""
+
+_TAGS = "metadata"
+"""OpenAI's field for a client's own tags, in which any name may stand."""
+
+_XARGS = "vllm_xargs"
+_ONCE = (*OWN_FIELDS, _XARGS, "model")
+"""Fields that decide the weights; a body may name each of them once."""
+
+_MAX_NAMES = 8
+_MAX_CHARS = 40
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.@$-]")
+
+
+def check_names(body: Mapping[str, Any], known: Container[str]) -> str | None:
+    """Checks the names of a body's fields.
+
+    Args:
+      known: the fields that vLLM or this server reads.
+    Returns: the other fields, as text for a header or a log; None if there are none.
+    Raises: RequestError for a name that is meant to be ours, or for one of ours given twice.
+    """
+    unknown = [name for name in body if name not in known]
+    for name in unknown:
+        _refuse(name, resembled(name) or _SHORT.get(_snake_case(name)))
+        inside = body[name]
+        if isinstance(inside, dict) and name != _TAGS:
+            for inner in inside:  # extra_body is an argument of OpenAI's client, not a field
+                _refuse(f"{name:.{_MAX_CHARS}}.{inner:.{_MAX_CHARS}}", misspelt(inner))
+    xargs = body.get(_XARGS)
+    if isinstance(xargs, dict):
+        for name in xargs:
+            if name not in OWN_XARGS:
+                _refuse(
+                    f"{_XARGS}.{name:.{_MAX_CHARS}}", resembled(name, (*OWN_XARGS, *OWN_FIELDS))
+                )
+    _refuse_repeated(body)
+    return _listed(unknown) if unknown else None
+
+
+def _refuse(name: str, meant: str | None) -> None:
+    if meant is None:
+        return
+    where = f"{_XARGS}.{meant}" if meant in OWN_XARGS else meant
+    place = "" if "." not in name or meant in OWN_XARGS else " at the top level of the body"
+    raise RequestError(
+        f"{name:.{2 * _MAX_CHARS}} is not a field of this server; did you mean {where}{place}? Its "
+        f"own fields are {', '.join(OWN_FIELDS)}",
+        param=f"{name:.{2 * _MAX_CHARS}}",
+    )
+
+
+def resembled(name: str, own: Sequence[str] = OWN_FIELDS) -> str | None:
+    """The one of our fields that `name` is meant to be; None if it is another field's name."""
+    meant = misspelt(name, own)
+    spelt = _snake_case(name)
+    if meant is not None or not spelt.startswith(_PREFIXES):
+        return meant
+    return max(own, key=lambda field: difflib.SequenceMatcher(None, spelt, field).ratio())
+
+
+def misspelt(name: str, own: Sequence[str] = (*OWN_FIELDS, *OWN_XARGS)) -> str | None:
+    """The one of our fields from which `name` differs by its case or by one edit; None if none."""
+    spelt = _snake_case(name)
+    for field in own:
+        if spelt == field or _one_edit_apart(spelt, field):
+            return field
+    return None
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]", "_", name[: 2 * _MAX_CHARS]).lower()
+
+
+def _one_edit_apart(left: str, right: str) -> bool:
+    """True if one character more, less or other, or two exchanged, turns one into the other."""
+    if abs(len(left) - len(right)) > 1:
+        return False
+    start = 0
+    while start < min(len(left), len(right)) and left[start] == right[start]:
+        start += 1
+    a, b = left[start:], right[start:]
+    exchanged = a[1:2] + a[:1] == b[:2] and a[2:] == b[2:] and len(a) == len(b)
+    return exchanged or a[1:] == b[1:] or a[1:] == b or a == b[1:]
+
+
+def _refuse_repeated(body: Mapping[str, Any]) -> None:
+    places = {"": body, _XARGS: body.get(_XARGS)}
+    for field in OWN_FIELDS:
+        places[field] = body.get(field)
+    for place, value in places.items():
+        if not isinstance(value, RepeatedNames):
+            continue
+        repeated = [name for name in value.names if place or name in _ONCE]
+        if repeated:
+            path = f"{place}.{repeated[0]}" if place else repeated[0]
+            raise RequestError(
+                f"{short_repr(path)[1:-1]} came more than once in the body; send it once, as it "
+                "decides the weights",
+                param=place or repeated[0],
+            )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(_UNSAFE.sub("?", name[:_MAX_CHARS]) for name in names[:_MAX_NAMES])
+    more = len(names) - _MAX_NAMES
+    return shown if more <= 0 else f"{shown}, and {more} more"

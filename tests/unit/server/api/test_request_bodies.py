@@ -1,0 +1,195 @@
+"""vLLM's bodies are validated within bounds: of numbers, of items, of time and of memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from prefmix.server.telemetry.metrics import NO_PROFILE, REQUESTS
+from support.text_app import GOOD, Answer, post, text_app
+
+pytestmark = pytest.mark.usefixtures("vllm")
+
+STALL_S = 0.25
+GROWN_BYTES = 64 * 2**20
+BODY_BYTES = 4 * 2**20 - 100
+USER = {"role": "user", "content": "Hi."}
+CALL = {"type": "function_call_output", "call_id": "a", "output": "{}"}
+TEXT_PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+
+
+@pytest.fixture(scope="module")
+def app(vllm: None) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield text_app(patch.setattr)
+
+
+def refused(answer: Answer, param: str | None) -> str:
+    assert answer.response.status_code == 400, answer.response.text[:1000]
+    error = answer.error
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param
+    assert len(error["message"]) < 500
+    assert "\n" not in error["message"]
+    return str(error["message"])
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_a_good_body_reaches_its_handler(app: Any, path: str) -> None:
+    answer = post(app, path, GOOD[path])
+    assert answer.response.status_code == 200
+    assert "x-prefmix-ignored-fields" not in answer.response.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "parts"),
+    [
+        ("/v1/responses", {"input": [{}]}, "input", ["input[0]"]),
+        ("/v1/responses", {"input": [USER, CALL, {}]}, "input", ["input[2]"]),
+        ("/v1/chat/completions", {"messages": [{}]}, "messages", ["messages[0]", "missing"]),
+        ("/v1/chat/completions", {"messages": [USER, 5]}, "messages", ["messages[1] is 5"]),
+        ("/v1/chat/completions", {"messages": 5}, "messages", ["messages is 5", "list"]),
+        ("/v1/chat/completions", {}, "messages", ["messages is missing"]),
+        ("/tokenize", {"messages": [USER, {}]}, "messages", ["messages[1]"]),
+        ("/detokenize", {"tokens": [5, 1.5]}, "tokens", ["tokens[1] is 1.5"]),
+        ("/v1/completions", {"prompt": ["a", 5]}, "prompt", ["prompt[1] is 5", "string"]),
+        ("/v1/completions", {"prompt": ["a"] * 1025}, "prompt", ["1025", "1024"]),
+    ],
+)
+def test_the_first_wrong_item_is_named(
+    app: Any, path: str, body: Any, param: str | None, parts: list[str]
+) -> None:
+    message = refused(post(app, path, body), param)
+    assert [part for part in parts if part not in message] == []
+
+
+INTEGERS = {
+    "/v1/completions": (
+        *("top_k", "seed", "n", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs"),
+        *("stream_interval", "priority", "truncate_prompt_tokens", "thinking_token_budget"),
+        "routed_experts_prompt_start",
+    ),
+    "/v1/chat/completions": (
+        *("top_k", "seed", "n", "max_tokens", "max_completion_tokens", "min_tokens"),
+        *("top_logprobs", "prompt_logprobs", "stream_interval", "priority"),
+        *("truncate_prompt_tokens", "thinking_token_budget", "routed_experts_prompt_start"),
+    ),
+    "/v1/responses": ("top_k", "seed", "max_output_tokens", "max_tool_calls", "top_logprobs"),
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [(path, field) for path, fields in INTEGERS.items() for field in fields]
+)
+def test_every_integer_has_64_bits(app: Any, path: str, field: str) -> None:
+    for value in (2**63, 2**64, -(2**63) - 1, 10**30, str(2**64), 1e19):
+        message = refused(post(app, path, {**GOOD[path], field: value}), field)
+        assert field in message
+
+
+@pytest.mark.parametrize("path", TEXT_PATHS)
+@pytest.mark.parametrize(
+    ("field", "value", "name"),
+    [
+        ("vllm_xargs", {"own": 2**64}, "vllm_xargs.own is 18446744073709551616"),
+        ("vllm_xargs", {"own": ["a", 1, -(2**63) - 1]}, "vllm_xargs.own[2] is -9223"),
+        ("kv_transfer_params", {"a": [{"b": 2**64}]}, "kv_transfer_params.a[0].b is 1844"),
+        ("chat_template_kwargs", {"a": 2**64}, "chat_template_kwargs.a is 1844"),
+        ("stop_token_ids", [1, 2**64], "stop_token_ids[1] is 1844"),
+        ("logit_bias", {"5": 2**64}, "logit_bias.5 is 1844"),
+        ("structured_outputs", {"json": {"maximum": 2**64}}, "structured_outputs.json.maximum"),
+    ],
+)
+def test_nested_integers_have_64_bits(
+    app: Any, path: str, field: str, value: Any, name: str
+) -> None:
+    message = refused(post(app, path, {**GOOD[path], field: value}), field)
+    assert message.startswith(name)
+
+
+def test_weights_may_have_any_size(app: Any) -> None:
+    body = {"prompt": "Hi.", "preference_weights": {"a": 10**20, "b": 10**20}}
+    answer = post(app, "/v1/completions", body)
+    assert answer.response.headers["x-prefmix-weights"] == "a=0.5,b=0.5"
+
+
+def test_token_ids_fit_what_a_tokenizer_holds(app: Any) -> None:
+    assert post(app, "/detokenize", {"tokens": [2**32 - 1]}).response.status_code == 200
+    refused(post(app, "/detokenize", {"tokens": [2**32]}), "tokens")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "limit"),
+    [
+        ("/v1/chat/completions", {"messages": [USER] * 4097}, "messages", "4096"),
+        ("/tokenize", {"messages": [USER] * 4097}, "messages", "4096"),
+        ("/v1/responses", {"input": [USER] * 2049}, "input", "2048"),
+        ("/v1/responses", {"input": [{"content": [{}] * 1025}]}, "input", "1024"),
+        ("/v1/chat/completions", {"messages": [USER], "tools": [{}] * 513}, "tools", "512"),
+        ("/v1/completions", {"prompt": "a", "logit_bias": {str(i): 1 for i in range(1025)}},
+         "logit_bias", "1024"),
+        ("/v1/completions", {"prompt": "a", "allowed_token_ids": [5] * 1025},
+         "allowed_token_ids", "1024"),
+        ("/v1/completions", {str(i): 1 for i in range(257)}, None, "256"),
+    ],
+)  # fmt: skip
+def test_counts_have_limits(app: Any, path: str, body: Any, param: str | None, limit: str) -> None:
+    assert limit in refused(post(app, path, body), param)
+
+
+def filled(path: str, field: str, item: Any) -> bytes:
+    """A body of nearly 4 MiB whose field is a list of one item."""
+    body = json.dumps({**GOOD[path], field: ["HERE"]}).encode()
+    unit = json.dumps(item).encode() + b","
+    return body.replace(b'"HERE"', (unit * (BODY_BYTES // len(unit)))[:-1])
+
+
+HEAVY = [
+    ("/v1/responses", {"input": [{}] * 1400}),
+    ("/v1/chat/completions", {"messages": [{}] * 14000}),
+    ("/tokenize", {"messages": [{}] * 14000}),
+    ("/v1/responses", {"input": [USER] * 2048}),
+    ("/v1/responses", {"input": [CALL] * 2048}),
+    ("/v1/chat/completions", {"messages": [USER] * 4096}),
+    ("/v1/completions", {"prompt": "a", "vllm_xargs": {"a": [{}] * 30000}}),
+    ("/v1/completions", {"prompt": "a", **{str(i): 1 for i in range(60000)}}),
+    ("/v1/completions", {"prompt": "a", "kv_transfer_params": {"a": [[7] * 1000] * 260}}),
+    *((path, filled(path, field, item))
+      for path, field in (("/v1/completions", "prompt"), ("/v1/chat/completions", "messages"),
+                          ("/v1/responses", "input"), ("/detokenize", "tokens"))
+      for item in ({}, [], "ab", 257, 1.5, 2**64, USER)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body"), HEAVY)
+def test_no_body_stalls_the_event_loop_or_fills_memory(app: Any, path: str, body: Any) -> None:
+    answer = post(app, path, body)
+    assert answer.response.status_code in (200, 400)
+    assert answer.stall_s < STALL_S
+    assert answer.grown_bytes < GROWN_BYTES
+
+
+@pytest.mark.parametrize("path", TEXT_PATHS)
+def test_a_body_is_taken_alike_in_the_loop_and_in_a_thread(app: Any, path: str) -> None:
+    for more in ({}, {"user": "x" * 20_000}):
+        good = post(app, path, {**GOOD[path], **more, "preference_weights": {"a": 1}, "own": 1})
+        assert good.response.headers["x-prefmix-weights"] == "a=1,b=0"
+        assert good.response.headers["x-prefmix-ignored-fields"] == "own"
+        assert good.response.json()["reached"].startswith("Mixture")
+        refused(post(app, path, {**GOOD[path], **more, "top_k": "x"}), "top_k")
+        refused(post(app, path, {**GOOD[path], **more, "preference_weigths": {}}),
+                "preference_weigths")  # fmt: skip
+
+
+def test_a_refused_body_is_counted(app: Any) -> None:
+    counter = REQUESTS.labels(NO_PROFILE, "rejected")
+    before = counter._value.get()
+    for body in ({"prompt": ["a"] * 1025}, {"prompt": "a", "profile": "x"}, {"top_k": 2**64}, "{"):
+        content = body if isinstance(body, str) else json.dumps(body)
+        refused_at = counter._value.get()
+        assert post(app, "/v1/completions", content.encode()).response.status_code == 400
+        assert counter._value.get() == refused_at + 1
+    assert counter._value.get() == before + 4
