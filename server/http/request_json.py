@@ -31,7 +31,7 @@ class RepeatedNames(dict[str, Any]):
     """A JSON object that names fields more than once; the last value counts, as in Python."""
 
     names: tuple[str, ...] = ()
-    """Those fields."""
+    """The repeated names."""
 
 
 def read_json(body: bytes) -> Any:

@@ -398,7 +398,7 @@ def test_beam_search_is_refused_with_the_reason(client: httpx.Client, path: str)
         (b'{"prompt": "\xff"}', "utf-8"),
         (b"[]", "not a JSON object"),
         (b"", "not a JSON object"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "levels deep"),
         (b'{"max_tokens": ' + b"9" * 5000 + b"}", "digits"),
     ],
 )

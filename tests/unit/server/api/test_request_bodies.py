@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefmix.server.telemetry.metrics import NO_PROFILE, REQUESTS
-from support.text_app import GOOD, Answer, post, text_app
+from support.text_requests import GOOD, Answer, post, text_app
 
 pytestmark = pytest.mark.usefixtures("vllm")
 
