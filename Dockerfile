@@ -39,6 +39,7 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
 ENTRYPOINT ["prefmix"]
+# Without an API key this ends at once: give one with `-e PREFMIX_API_KEY_FILE=...` and a mounted file.
 CMD ["serve", "/demo/serve.yaml", "--host", "0.0.0.0"]
 
 # --- the builds, of which the images take /opt/prefmix ------------------------------------------

@@ -21,6 +21,7 @@ from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.deduplicate import deduplicate_layers
 from prefmix.mixing.models.lm_heads import PlainHead, plain_heads
 from prefmix.mixing.models.loading import (
+    load_member,
     member_prefix,
     member_vllm_config,
     secondary_sources,
@@ -159,7 +160,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         shared_bytes = 0
         for index, tensors in groupby(weights, key=lambda item: split_member_name(item[0])[0]):
             own_names = ((split_member_name(name)[1], tensor) for name, tensor in tensors)
-            names = self._members[index].load_weights(own_names)
+            names = load_member(self._members[index], self.spec.members[index], own_names)
             loaded.update(f"{member_prefix(index)}.{name}" for name in names)
             shared_bytes += deduplicate_layers(
                 self._members[index], self._members[:index], keep=self._named_layers

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.transformers_utils.config import get_config, get_hf_text_config
@@ -16,6 +18,41 @@ from vllm.transformers_utils.config import get_config, get_hf_text_config
 from prefmix.mixing.spec import MixtureSpec, Policy
 
 _MEMBER_NAME = re.compile(r"members\.p(\d+)\.(.*)", re.DOTALL)
+
+
+class MemberLoadError(ValueError):
+    """Parameters that do not fit the model that the member's config describes."""
+
+
+def load_member(
+    model: Any, member: Policy, tensors: Iterable[tuple[str, torch.Tensor]]
+) -> set[str]:
+    """Loads a member's tensors.
+
+    Args:
+      model: vLLM's model of this member.
+      member: the member, for messages.
+      tensors: (name in the checkpoint, tensor) pairs.
+    Returns: the names of the parameters that were set.
+    Raises: MemberLoadError naming the member and the tensor.
+    """
+    last = "none yet"
+
+    def noted() -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal last
+        for name, tensor in tensors:
+            last = name
+            yield name, tensor
+
+    try:
+        loaded: set[str] = model.load_weights(noted())
+    except Exception as error:  # of vLLM's loaders, whose assertions do not say what is wrong
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise MemberLoadError(
+            f"policy {member.name!r}: the tensor {last} of {member.model} cannot be loaded "
+            f"({why:.300}); its config.json must belong to its parameters"
+        ) from error
+    return loaded
 
 
 def member_prefix(index: int) -> str:

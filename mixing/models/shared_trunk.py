@@ -42,7 +42,7 @@ from prefmix.mixing.models.adapter_linears import adapt_linears
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.joined_attention import JoinedAttention
 from prefmix.mixing.models.lm_heads import is_linear
-from prefmix.mixing.models.loading import member_vllm_config
+from prefmix.mixing.models.loading import load_member, member_vllm_config
 from prefmix.mixing.models.memory_sizes import parameter_bytes
 from prefmix.mixing.models.stack import Stack
 from prefmix.mixing.models.stacked_attention import attention_per_member, stack_attention
@@ -201,7 +201,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
           weights: (name, tensor) pairs of the base checkpoint.
         Returns: the names of the parameters that were set.
         """
-        loaded: set[str] = self.trunk.base.load_weights(weights)
+        loaded = load_member(self.trunk.base, self.spec.checkpoints[0], weights)
         for index, adapter in enumerate(self.adapters):
             with adapter.opened() as read:
                 for method in self.adapted.values():

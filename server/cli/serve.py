@@ -65,6 +65,12 @@ def _add_address_flags(group: argparse._ArgumentGroup) -> None:
         "(repeatable); default: of nobody",
     )
     add(
+        "--allow-no-api-key",
+        action="store_true",
+        default=None,
+        help="listen without an API key even on an address that other machines reach",
+    )
+    add(
         "--admin-port",
         type=_port,
         metavar="PORT",
@@ -197,6 +203,7 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
         "port",
         "allowed_hosts",
         "trusted_proxies",
+        "allow_no_api_key",
         "weights_store",
         "max_profiles",
         "admin_port",

@@ -82,6 +82,8 @@ class ServeConfig(BaseModel):
     """Further names under which clients may ask, beside `localhost`, addresses and `host`."""
     trusted_proxies: tuple[ProxyAddress, ...] = ()
     """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    allow_no_api_key: bool = False
+    """True lets the server listen without an API key on an address that other machines reach."""
     weights_store: str | None = None
     """File that keeps the profiles. It wins over `profiles`, which only fill a file that is new."""
     max_profiles: StrictInt = Field(MAX_PROFILES, ge=1)

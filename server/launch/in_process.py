@@ -45,6 +45,19 @@ def import_vllm(spec: MixtureSpec | None = None) -> None:
             importlib.import_module("vllm.lora.peft_helper")
 
 
+def check_files(config: ServeConfig, spec: MixtureSpec) -> None:
+    """Checks the members' files as far as neither torch nor vLLM is needed.
+
+    Raises: CheckpointFilesError.
+    """
+    from prefmix.mixing.checkpoints.safe_files import check_safe_files
+    from prefmix.mixing.checkpoints.whole_files import check_whole_files
+
+    if not config.allow_unsafe_weights:
+        check_safe_files(spec)
+    check_whole_files(spec)
+
+
 def check_models(
     config: ServeConfig, spec: MixtureSpec, *, trust_remote_code: bool = False
 ) -> tuple[str, ...]:
@@ -54,10 +67,8 @@ def check_models(
     Raises: CompatibilityError, CheckpointFilesError.
     """
     from prefmix.mixing.checkpoints.compatibility import check_members
-    from prefmix.mixing.checkpoints.safe_files import check_safe_files
 
-    if not config.allow_unsafe_weights:
-        check_safe_files(spec)
+    check_files(config, spec)
     return check_members(spec, trust_remote_code=trust_remote_code)
 
 

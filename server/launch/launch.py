@@ -1,6 +1,7 @@
 """Starts a server of a mixture in this process and stays until the server ends.
 
-Cheap checks come first: ports, then vLLM's flags, then the members' files. The engine comes last.
+Cheap checks come first: ports, secrets and the members' files, then vLLM's flags, which need vLLM,
+then the members themselves. The engine comes last.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from prefmix.server.launch.environment import (
 from prefmix.server.launch.sighup import SighupReload
 from prefmix.server.launch.start_checks import (
     check_admin_port,
+    check_before_vllm,
     check_checkpoints,
     check_front_end,
     check_port,
+    check_tls,
 )
 from prefmix.server.launch.start_signals import StartSignals, end_descendants
 from prefmix.server.launch.terminal.failure_message import failure_message
@@ -67,6 +70,7 @@ def launch(
         check_port(config.host, config.port)
     if config.admin_port is not None:
         check_port(listener.HOST, config.admin_port, flag="--admin-port")
+    check_before_vllm(config, spec, passthrough)
     set_logging()
     set_keep_alive()
     set_trusted_proxies(config.trusted_proxies)
@@ -118,6 +122,8 @@ def _checked_arguments(
     args = build_arguments(config, spec, passthrough)
     configure_logging_from_args(args)
     args.api_key = api_keys(args.api_key) or None
+    security_checks.check_open_address(args, allowed=config.allow_no_api_key)
+    check_tls(args)
     for warning in security_checks.warnings(args, passthrough):
         say(f"warning: {warning}")
     check_front_end()

@@ -57,6 +57,23 @@ def check_cross_origin(args: Namespace) -> None:
         )
 
 
+def check_open_address(args: Namespace, *, allowed: bool) -> None:
+    """Raises CommandError if other machines may reach a server that asks for no key.
+
+    Args:
+      args: vLLM's arguments, with all API keys in `api_key`.
+      allowed: True if an open server is what the user wants.
+    """
+    if allowed or args.api_key or not is_public(args):
+        return
+    raise CommandError(
+        f"{args.host or 'all addresses'} port {args.port} can be reached by other machines, and "
+        f"there is no API key; set {api_keys.VARIABLE}_FILE or {api_keys.VARIABLE}, listen on "
+        "127.0.0.1, or let everyone use the server by --allow-no-api-key",
+        exit_code=2,
+    )
+
+
 def safe_load_format(given: str) -> str:
     """The load format that makes vLLM read safetensors files only.
 

@@ -6,13 +6,21 @@ Every check ends the start with one sentence, a CommandError, that says how to p
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import ssl
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
 from prefmix.mixing.spec import MixtureSpec
-from prefmix.server.auth.tokens import Tokens
+from prefmix.server.auth import admin_tokens, api_keys
+from prefmix.server.auth.tokens import Tokens, tokens_from
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.serve_config import ServeConfig
-from prefmix.server.launch.in_process import check_models
+from prefmix.server.launch.in_process import check_files, check_models
+from prefmix.server.launch.security_checks import check_open_address
 
 
 def check_port(host: str, port: int, *, flag: str = "--port") -> None:
@@ -30,6 +38,81 @@ def check_port(host: str, port: int, *, flag: str = "--port") -> None:
             ) from None
         reason = error.strerror or str(error)
         raise CommandError(f"cannot listen on {host} port {port}: {reason}") from None
+
+
+def check_before_vllm(
+    config: ServeConfig,
+    spec: MixtureSpec,
+    passthrough: Sequence[str],
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Checks what can be checked before vLLM is imported, which takes seconds to a minute: the
+    files of keys and tokens, a key for an address that others reach, the members' files.
+
+    Raises: CommandError.
+    """
+    keys = tokens_from(environ, api_keys.VARIABLE, default_name="key")
+    tokens_from(environ, admin_tokens.VARIABLE, default_name=admin_tokens.DEFAULT_NAME)
+    # vLLM's own flags for a key and a socket have many spellings; they are checked once parsed.
+    words = [str(word).replace("_", "-") for word in (*passthrough, *config.engine)]
+    may_follow = any("api" in word or "ud" in word for word in words)
+    if not keys and not environ.get(api_keys.VLLM_VARIABLE) and not may_follow:
+        args = Namespace(host=config.host, port=config.port, api_key=None)
+        check_open_address(args, allowed=config.allow_no_api_key)
+    try:
+        check_files(config, spec)
+    except CheckpointFilesError as error:
+        raise CommandError(str(error)) from None
+
+
+def check_tls(args: Namespace) -> None:
+    """Checks that the files of TLS can be read and belong together.
+
+    Args: args: vLLM's arguments.
+    Raises: CommandError naming the flag and the file.
+    """
+    files = {
+        "--ssl-certfile": args.ssl_certfile,
+        "--ssl-keyfile": args.ssl_keyfile,
+        "--ssl-ca-certs": args.ssl_ca_certs,
+    }
+    for flag, path in files.items():
+        if path is None:
+            continue
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            raise CommandError(
+                f"vLLM's flag {flag}: cannot read {path}: {error.strerror}"
+            ) from None
+        if args.ssl_certfile is None:
+            raise CommandError(
+                f"vLLM's flag {flag} is given without --ssl-certfile, so the server would answer "
+                "in plain text; give both or neither",
+                exit_code=2,
+            )
+    if args.ssl_certfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    pair = f"--ssl-certfile {args.ssl_certfile}"
+    pair += f" and --ssl-keyfile {args.ssl_keyfile}" if args.ssl_keyfile else ""
+    try:
+        # A key with a password would otherwise ask for it on the terminal.
+        context.load_cert_chain(args.ssl_certfile, args.ssl_keyfile, password=lambda: "")
+    except (ssl.SSLError, ValueError, OSError) as error:
+        raise CommandError(
+            f"vLLM's flags {pair}: no certificate with its private key can be read there "
+            f"({getattr(error, 'reason', None) or error}); give PEM files that belong together, "
+            "the key without a password"
+        ) from None
+    try:
+        if args.ssl_ca_certs is not None:
+            context.load_verify_locations(args.ssl_ca_certs)
+    except (ssl.SSLError, OSError) as error:
+        raise CommandError(
+            f"vLLM's flag --ssl-ca-certs: {args.ssl_ca_certs} holds no certificates in PEM "
+            f"({getattr(error, 'reason', None) or error})"
+        ) from None
 
 
 def check_admin_port(config: ServeConfig, tokens: Tokens) -> None:
@@ -74,7 +157,6 @@ def check_checkpoints(
     Raises: CommandError.
     """
     from prefmix.mixing.checkpoints.compatibility import CompatibilityError
-    from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
 
     try:
         return check_models(config, spec, trust_remote_code=trust_remote_code)

@@ -126,6 +126,11 @@ class StoreFiles:
                 f"another process has held {lock} for {timeout_s:.2g} s; try again, or end that "
                 "process"
             ) from None
+        except FileNotFoundError:
+            raise StoreFileError(
+                f"the folder {current.parent} of the weights store {current.name} does not exist; "
+                "make it first, or name a file in another folder"
+            ) from None
         except OSError as error:
             what = f"cannot change the weights store {current}: {lock.name}"
             raise file_error(what, error) from None

@@ -97,3 +97,13 @@ def test_mounted_files_exist() -> None:
                 assert (ROOT / "deploy" / source).exists(), source
             else:
                 assert source in COMPOSE["volumes"]
+
+
+def test_only_where_the_published_address_decides_may_a_server_run_without_a_key() -> None:
+    """The image by itself listens on all addresses and asks for a key."""
+    (command,) = re.findall(r"^CMD (\[.*\])$", DOCKERFILE, flags=re.MULTILINE)
+    assert "0.0.0.0" in command
+    assert "--allow-no-api-key" not in command
+    service = COMPOSE["services"]["prefmix"]
+    assert "--allow-no-api-key" in service["command"]
+    assert all(port.startswith("${PREFMIX_BIND:-127.0.0.1}:") for port in service["ports"])

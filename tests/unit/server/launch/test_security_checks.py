@@ -12,6 +12,7 @@ from prefmix.server.launch.security_checks import (
     REFUSED_VARIABLES,
     check_cross_origin,
     check_environment,
+    check_open_address,
     is_public,
     safe_load_format,
     warnings,
@@ -52,9 +53,14 @@ def test_load_formats_that_unpickle_are_refused() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", None, "10.1.2.3", "example.org"])
-def test_an_open_address_without_a_key_is_warned_of(host: str | None) -> None:
+def test_an_open_address_without_a_key_is_refused_or_warned_of(host: str | None) -> None:
     args = arguments(host=host)
     assert is_public(args)
+    with pytest.raises(CommandError, match="there is no API key"):
+        check_open_address(args, allowed=False)
+    check_open_address(args, allowed=True)
+    check_open_address(arguments(host=host, api_key=[LONG]), allowed=False)
+    check_open_address(arguments(host=host, uds="/run/prefmix.sock"), allowed=False)
     (warning,) = warnings(args, [], {})
     assert "has no API key" in warning
     assert "PREFMIX_API_KEY_FILE" in warning
@@ -65,6 +71,7 @@ def test_an_open_address_without_a_key_is_warned_of(host: str | None) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_needs_no_key(host: str) -> None:
     assert not is_public(arguments(host=host))
+    check_open_address(arguments(host=host), allowed=False)
     assert list(warnings(arguments(host=host), [], {})) == []
 
 
