@@ -64,7 +64,8 @@ class TracebackFilter:
             self._decided = False
             return False
         if process not in self._inside:
-            return bool(text) or not self._inside
+            # vLLM logs the empty line between two chained tracebacks with its prefix.
+            return bool(text) or not (self._inside or process)
         if text and not text[0].isspace() and (found := _EXCEPTION.match(text)):
             self._inside.discard(process)
             self._remember(found)

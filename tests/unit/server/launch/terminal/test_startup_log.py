@@ -85,6 +85,22 @@ def test_of_chained_exceptions_the_last_counts() -> None:
     assert [line for line in shown if line] == []
 
 
+def test_chained_exceptions_of_a_logged_traceback_leave_no_empty_line() -> None:
+    head = "(Worker pid=7) ERROR 11-21 20:55:31 [multiproc_executor.py:953] "
+    lines = [
+        "Traceback (most recent call last):",
+        "AssertionError",
+        "",
+        "The above exception was the direct cause of the following exception:",
+        "",
+        "Traceback (most recent call last):",
+        "ValueError: what it means",
+    ]
+    shown, cause = filtered("\n".join(head + line for line in lines))
+    assert cause == "ValueError: what it means"
+    assert shown == []
+
+
 def test_an_interrupt_is_no_cause() -> None:
     _, cause = filtered("Traceback (most recent call last):\n  x\nKeyboardInterrupt: terminated")
     assert cause is None
