@@ -37,6 +37,7 @@ OPEN_MIXING = PURE_MIXING | {
     "prefmix.mixing.checkpoints.compatibility",
     "prefmix.mixing.checkpoints.lora",
     "prefmix.mixing.checkpoints.safe_files",
+    "prefmix.mixing.checkpoints.whole_files",
 }
 """All that the other rooms may import of `mixing`."""
 
