@@ -40,7 +40,12 @@ from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, Teleme
 from prefmix.server.console import routes as console_routes
 from prefmix.server.http.errors import http_exception
 from prefmix.server.http.openapi import attach_docs_page, describe_refusals
-from prefmix.server.telemetry import audit_log, failed_policies, request_log
+from prefmix.server.telemetry import (
+    audit_log,
+    event_loop_metrics,
+    failed_policies,
+    request_log,
+)
 from prefmix.server.telemetry.engine_statistics import EngineStatistics
 from prefmix.server.telemetry.metrics import MixtureMetrics
 from prefmix.server.traffic import readiness
@@ -123,6 +128,7 @@ class PrefmixEndpoints:
         watched = failed_policies.FailedPolicies(engine_client.generate, spec.member_names)
         engine_client.generate = watched.generate
         self._start(statistics.follow(), "the engine's statistics")
+        self._start(event_loop_metrics.follow(), "the measurement of the event loop")
         # Again, as vLLM has added routes of its own since attach_router.
         keep_allowed_routes(self._app)
         check_own_routes(self._app)

@@ -269,7 +269,13 @@ def overview() -> dashboards.Dashboard:
                 "Resident memory; the engine's processes have their own.",
                 {"{{instance}}": f"process_resident_memory_bytes{{{SELECTED}}}"},
                 unit="bytes",
-                width=12,
+            )
+        )
+        .with_panel(
+            quantiles(
+                "Event loop delay",
+                "Time for which the requests of an API process wait for each other.",
+                "prefmix_event_loop_delay_seconds",
             )
         )
         .with_panel(
@@ -280,7 +286,6 @@ def overview() -> dashboards.Dashboard:
                     "up": f"sum(up{{{SELECTED}}})",
                     "ending": f"sum(prefmix_draining{{{SELECTED}}})",
                 },
-                width=12,
             )
         )
     )
