@@ -121,7 +121,7 @@ class PrefmixEndpoints:
         )
         setattr(state, STATE_KEY, mixture)
         request_log.set_up(telemetry.request_log)
-        audit_log.set_up()
+        audit_log.set_up(is_json=telemetry.request_log == "json")
         failed_logins.set_up()
         await statistics.start()
         failed_policies.set_up()

@@ -8,6 +8,7 @@ from http import HTTPStatus
 
 from fastapi import Request
 
+from prefmix.server.api.answer_fields import Usage
 from prefmix.server.api.answer_headers import REQUEST_ID_HEADER
 from prefmix.server.api.resolve import Resolution
 from prefmix.server.telemetry import request_log
@@ -33,6 +34,7 @@ class Account:
         self._first_byte_s: float | None = None
         self._request_id: str | None = None
         self._resolution: Resolution | None = None
+        self._usage: Usage | None = None
         raw_request.state.prefmix_account = self
 
     @staticmethod
@@ -47,6 +49,10 @@ class Account:
     def first_byte(self) -> None:
         """Notes the time of the first byte of a streamed answer."""
         self._first_byte_s = time.perf_counter() - self._began
+
+    def used(self, usage: Usage | None) -> None:
+        """Notes the counts of tokens that an answer itself reports; None reports none."""
+        self._usage = usage or self._usage
 
     def refused(self, status: int, *, reason: str | None = None) -> None:
         """Closes the account of a request that did not reach the engine.
@@ -79,6 +85,8 @@ class Account:
             return
         metadata = getattr(self._raw_request.state, "request_metadata", None)
         usage = getattr(metadata, "final_usage_info", None)
+        given = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+        prompt_tokens, completion_tokens = self._usage or given
         request_log.write(
             request_id=self.request_id(),
             route=self._raw_request.url.path,
@@ -86,8 +94,8 @@ class Account:
             outcome=outcome,
             profile=profile,
             weights_version=None if resolution is None else resolution.version,
-            prompt_tokens=getattr(usage, "prompt_tokens", None),
-            completion_tokens=getattr(usage, "completion_tokens", None),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
             first_byte_s=self._first_byte_s,
             duration_s=time.perf_counter() - self._began,
             ignored_fields=self.ignored_fields,

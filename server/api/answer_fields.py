@@ -1,4 +1,4 @@
-"""Fields that this server adds to the choices of vLLM's answers, whole or streamed."""
+"""Fields of vLLM's answers, whole or streamed: those that are added here, and counts of tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from fastapi.responses import JSONResponse
 
 FieldsOf = Callable[[int], Awaitable[dict[str, Any]]]
 """The fields to add to a choice, by its index."""
+
+RESPONSES_PATH = "/v1/responses"
+"""The route whose counts of tokens vLLM puts into its answers, not into its metadata."""
+
+Usage = tuple[int, int]
+"""Numbers of tokens of a prompt and of its answer."""
+
+_ENDS = (b"event: response.completed\n", b"event: response.incomplete\n")
 
 
 async def add_to_answer(response: Response, fields_of: FieldsOf) -> JSONResponse:
@@ -40,3 +48,21 @@ async def add_to_chunk(chunk: bytes, fields_of: FieldsOf) -> bytes:
         if ended:
             events[place] = "data: " + json.dumps(body, ensure_ascii=False)
     return "\n\n".join(events).encode()
+
+
+def usage_of_answer(body: bytes) -> Usage | None:
+    """The counts in an answer; None if it has none."""
+    return _usage(json.loads(body))
+
+
+def usage_of_event(event: bytes) -> Usage | None:
+    """The counts in an event of a stream; None unless it is the stream's last."""
+    if not event.startswith(_ENDS):
+        return None
+    data = event.partition(b"\ndata: ")[2]
+    return _usage(json.loads(data).get("response"))
+
+
+def _usage(response: Any) -> Usage | None:
+    usage = response.get("usage") if isinstance(response, dict) else None
+    return None if not usage else (usage["input_tokens"], usage["output_tokens"])

@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from starlette._utils import get_route_path
 from starlette.types import Send
 
 from prefmix.mixing.wire import MEASURE_KEY, to_extra_args
 from prefmix.server.api.accounting import CLIENT_GONE, Account
-from prefmix.server.api.answer_fields import add_to_answer, add_to_chunk
+from prefmix.server.api.answer_fields import (
+    RESPONSES_PATH,
+    add_to_answer,
+    add_to_chunk,
+    usage_of_answer,
+    usage_of_event,
+)
 from prefmix.server.api.answer_headers import answer_headers
 from prefmix.server.api.answer_stream import ERROR_EVENT, AnswerStream, policy_failure_event
 from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
@@ -25,6 +32,7 @@ from prefmix.server.api.attribution import Attribution, describe
 from prefmix.server.api.resolve import Resolution
 from prefmix.server.api.state import MixtureState
 from prefmix.server.http.errors import RequestError
+from prefmix.server.telemetry import request_log
 from prefmix.server.traffic.admission_control import Reservation
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestLifetime
 
@@ -91,6 +99,8 @@ class MixtureRequest:
                 response = await add_to_answer(response, self._fields_of)
             else:
                 await self._discard_attribution()
+        elif self._reports_usage() and response.status_code == HTTPStatus.OK:
+            self._account.used(usage_of_answer(bytes(response.body)))
         self._account.close(response.status_code)
         return response
 
@@ -102,6 +112,7 @@ class MixtureRequest:
     async def _send_chunks(self, chunks: AsyncIterable[Any], send: Send) -> None:
         outcome, status = "cancelled", CLIENT_GONE
         is_first, has_failed, is_attributed = True, False, self._attribution.is_wanted
+        reports_usage = self._reports_usage()
         try:
             async for chunk in chunks:
                 data = chunk.encode() if isinstance(chunk, str) else chunk
@@ -109,6 +120,8 @@ class MixtureRequest:
                 if is_first:
                     is_first = False
                     self._account.first_byte()
+                if reports_usage:
+                    self._account.used(usage_of_event(data))
                 if is_attributed:
                     data = await add_to_chunk(data, self._fields_of)
                 await send({"type": "http.response.body", "body": data, "more_body": True})
@@ -123,6 +136,10 @@ class MixtureRequest:
             self._account.close(status, outcome)
             if outcome != "ok":
                 await self._discard_attribution()
+
+    def _reports_usage(self) -> bool:
+        """True if the request log needs the counts of tokens that the answer has in itself."""
+        return request_log.is_on() and get_route_path(self.raw_request.scope) == RESPONSES_PATH
 
     async def _fields_of(self, choice: int) -> dict[str, Any]:
         """The fields that this server adds to a choice."""

@@ -1,35 +1,56 @@
-"""The audit log: one line on stderr for each change of weights and for refused credentials."""
+"""The audit log: one line on stderr for each change of weights and for refused credentials.
+
+Its lines are JSON objects if those of the request log are.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
-from prefmix.server.telemetry.stderr_logger import to_stderr
+from prefmix.server.telemetry.stderr_logger import JsonLines, to_stderr
 from prefmix.weights.store.change import Change
 from prefmix.weights.store.profiles import ProfileSet
 
 _LOGGER = logging.getLogger("prefmix.audit")
 
 
-def set_up() -> None:
+def set_up(*, is_json: bool = False) -> None:
     """Sends the log to stderr, whatever vLLM's log level is."""
-    to_stderr(_LOGGER, logging.Formatter("%(asctime)s prefmix audit: %(message)s"))
+    text = logging.Formatter("%(asctime)s prefmix audit: %(message)s")
+    to_stderr(_LOGGER, JsonLines() if is_json else text)
 
 
 def changed(who: str, what: str, change: Change) -> None:
     """Logs a change that is in force, or one that would have changed nothing."""
     before = "none" if change.before is None else _version(change.before)
-    result = "unchanged" if change.is_noop else "applied"
-    if change.set_aside is not None:
-        result += f", broken file kept as {change.set_aside.name}"
     after = _version(change.after)
-    _LOGGER.info("by=%s did=%s old=%s new=%s %s", who, one_word(what), before, after, result)
+    result = "unchanged" if change.is_noop else "applied"
+    fields = {"by": who, "did": what, "old": before, "new": after, "result": result}
+    if change.set_aside is not None:
+        fields["broken_file"] = change.set_aside.name
+        result += f", broken file kept as {change.set_aside.name}"
+    line = f"by={who} did={one_word(what)} old={before} new={after} {result}"
+    _write(logging.INFO, line, fields)
 
 
 def refused(who: str, what: str, reason: str) -> None:
     """Logs a change that was refused."""
-    _LOGGER.warning("by=%s did=%s refused: %s", who, one_word(what), json.dumps(reason))
+    fields = {"by": who, "did": what, "result": "refused", "reason": reason}
+    line = f"by={who} did={one_word(what)} refused: {json.dumps(reason)}"
+    _write(logging.WARNING, line, fields)
+
+
+def login_failed(surface: str, client: str, num_since_last: int) -> None:
+    """Logs requests without a valid key or token; shows nothing that they sent."""
+    what = "API key" if surface == "key" else "admin token"
+    line = (
+        f"refused {num_since_last} since the last such line for want of a valid {what}, now from "
+        f"{one_word(client)}"  # a proxy may have named it, with the client's own words
+    )
+    fields = {"login_failed": surface, "count": num_since_last, "client": client}
+    _write(logging.WARNING, line, fields)
 
 
 def one_word(text: str) -> str:
@@ -38,15 +59,8 @@ def one_word(text: str) -> str:
     return text if text and is_plain else json.dumps(text)
 
 
-def login_failed(surface: str, client: str, num_since_last: int) -> None:
-    """Logs requests without a valid key or token; shows nothing that they sent."""
-    what = "API key" if surface == "key" else "admin token"
-    _LOGGER.warning(
-        "refused %d since the last such line for want of a valid %s, now from %s",
-        num_since_last,
-        what,
-        one_word(client),  # a proxy may have named it, with the client's own words
-    )
+def _write(level: int, line: str, fields: dict[str, Any]) -> None:
+    _LOGGER.log(level, "%s", line, extra={"fields": fields})
 
 
 def _version(profiles: ProfileSet) -> str:

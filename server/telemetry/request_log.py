@@ -5,27 +5,17 @@ It is off unless asked for.
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from typing import Any, Literal, get_args
 
 from prefmix.server.telemetry.audit_log import one_word
-from prefmix.server.telemetry.stderr_logger import to_stderr
+from prefmix.server.telemetry.stderr_logger import JsonLines, to_stderr
 
 RequestLog = Literal["off", "text", "json"]
 FORMATS: tuple[str, ...] = get_args(RequestLog)
 
 _LOGGER = logging.getLogger("prefmix.requests")
 _LOGGER.propagate = False
-
-
-class _Json(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        stamp = f"{moment}.{int(record.msecs):03d}Z"
-        fields: dict[str, Any] = record.__dict__["fields"]
-        return json.dumps({"time": stamp, "logger": record.name, **fields})
 
 
 class _Text(logging.Formatter):
@@ -39,7 +29,7 @@ class _Text(logging.Formatter):
 
 def set_up(chosen: RequestLog) -> None:
     """Starts the log in the chosen format."""
-    to_stderr(_LOGGER, _Json() if chosen == "json" else _Text())
+    to_stderr(_LOGGER, JsonLines() if chosen == "json" else _Text())
     if chosen == "off":
         _LOGGER.setLevel(logging.CRITICAL + 1)
 

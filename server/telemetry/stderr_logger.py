@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+import time
+from typing import Any
+
+
+class JsonLines(logging.Formatter):
+    """A JSON object a line: time, logger and the record's `fields`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Makes the line."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        stamp = f"{moment}.{int(record.msecs):03d}Z"
+        fields: dict[str, Any] = record.__dict__["fields"]
+        return json.dumps({"time": stamp, "logger": record.name, **fields})
 
 
 def to_stderr(logger: logging.Logger, formatter: logging.Formatter) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from prefmix.server.telemetry import audit_log, request_log
 from prefmix.server.telemetry.audit_log import one_word
+from prefmix.weights.store.change import Change
+from prefmix.weights.store.profiles import ProfileSet
 
 HOSTILE = [
     "x\nprefmix audit: by=admin did=put:evil applied",
@@ -50,6 +52,32 @@ def test_a_refused_change_is_one_line_of_audit(
     said = capfd.readouterr().err.split("now from ", 1)[1]
     assert said == one_word(text) + "\n"
     assert err.split("audit: ", 1)[1].startswith(("by=ops did=put:", 'by=ops did="put:'))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_with_a_request_log_of_json_the_audit_log_is_json(
+    text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = ProfileSet(member_names=("a",), profiles={"x": (1.0,)}, default="x", version=3)
+    after = ProfileSet(member_names=("a",), profiles={"y": (1.0,)}, default="y", version=4)
+    change = Change(before=before, after=after)
+    audit_log.set_up(is_json=True)
+    try:
+        audit_log.changed("ops", text, change)
+        audit_log.refused("ops", "put:x", text)
+        audit_log.login_failed("key", text, 3)
+    finally:
+        audit_log.set_up()
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [line.pop("logger") for line in lines] == ["prefmix.audit"] * 3
+    assert all(line.pop("time").endswith("Z") for line in lines)
+    assert lines[0].pop("old").startswith("3:")
+    assert lines[0].pop("new").startswith("4:")
+    assert lines == [
+        {"by": "ops", "did": text, "result": "applied"},
+        {"by": "ops", "did": "put:x", "result": "refused", "reason": text},
+        {"login_failed": "key", "count": 3, "client": text},
+    ]
 
 
 @pytest.mark.parametrize("chosen", ["text", "json"])
