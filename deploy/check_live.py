@@ -82,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if fired and not missing else 1
 
 
+def _client(port: int) -> httpx.Client:
+    """A client of this machine, whatever proxies the environment names."""
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False)
+
+
 @contextlib.contextmanager
 def _server(folder: Path, token: str) -> Iterator[httpx.Client]:
     port = _free_port()
@@ -93,7 +98,7 @@ def _server(folder: Path, token: str) -> Iterator[httpx.Client]:
     environ = {**os.environ, "PREFMIX_ADMIN_TOKEN": token}
     with (
         _process(command, folder / "server.log", environ),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        _client(port) as client,
     ):
         _wait_for("the server", lambda: client.get("/health").is_success, limit_s=180)
         yield client
@@ -113,7 +118,7 @@ def _prometheus(folder: Path, server: httpx.Client) -> Iterator[httpx.Client]:
     ]
     with (
         _process(command, folder / "prometheus.log", dict(os.environ)),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        _client(port) as client,
     ):
         _wait_for("Prometheus", lambda: client.get("/-/ready").is_success, limit_s=30)
         yield client

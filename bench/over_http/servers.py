@@ -34,6 +34,9 @@ _STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.2
 _LAST_WORDS_CHARS = 2000
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens addresses of this machine, whatever proxies the environment names."""
+
 
 def commands(
     args: argparse.Namespace, model: str, passthrough: Sequence[str]
@@ -115,7 +118,7 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> bool:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=10):
+            with _DIRECT.open(f"{url}/health", timeout=10):
                 return True
         except (urllib.error.URLError, OSError):
             time.sleep(_POLL_S)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefmix.server.cli.weights_target import Precondition, Receipt, read_profiles
+from prefmix.weights.engines.proxies import may_use_proxy
 from prefmix.weights.store.format import document, from_document
 from prefmix.weights.store.profiles import ProfileSet
 
@@ -33,8 +34,11 @@ class ServerTarget:
             raise ServerError(f"--url is {url!r}, expected one such as http://127.0.0.1:8000")
         self.name = url.rstrip("/")
         self._token = token
-        # A redirect would carry the token to wherever it points.
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        # A redirect would carry the token to wherever it points, a proxy would read it.
+        proxies: dict[str, str] | None = None if may_use_proxy(url) else {}
+        self._opener = urllib.request.build_opener(
+            _NoRedirect, urllib.request.ProxyHandler(proxies)
+        )
 
     def read(self) -> ProfileSet:
         """See Target."""
@@ -131,7 +135,9 @@ class ServerTarget:
         try:
             message = str(json.load(error)["error"]["message"])
         except (ValueError, KeyError, TypeError):
-            message = error.reason
+            message = str(error.reason)
+            if 300 <= error.code < 400:
+                message = "it redirects elsewhere, and the token is not sent there; check --url"
         if error.code == 404 and "is not served here" in message:
             message += (
                 "; the admin routes are off unless the server is started with PREFMIX_ADMIN_TOKEN, "

@@ -16,6 +16,7 @@ import httpx
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.weights.engines.local import Response, Tokens
 from prefmix.weights.engines.prompts import Prompt
+from prefmix.weights.engines.proxies import may_use_proxy
 
 CONCURRENCY = 16
 """Requests in flight; each carries several prompts."""
@@ -43,7 +44,14 @@ class RemoteEngine:
         """
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url.rstrip("/").removesuffix("/v1")
-        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        self._client = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout_s,
+            # A redirect would carry the key to wherever it points, a proxy would read it.
+            follow_redirects=False,
+            transport=None if may_use_proxy(self.url) else httpx.HTTPTransport(),
+        )
         self._mixture = self._json("GET", "/v1/mixture")
         self.spec = _spec(self._mixture)
         self._at_once: int = self._mixture.get("answers_at_once", CONCURRENCY * BATCH)

@@ -91,6 +91,7 @@ async function send(path, { method = "GET", body, headers = {}, secret, signal }
   try {
     response = await fetch(new URL(path, BASE), {
       method, signal, headers: sent, body: body && JSON.stringify(body), cache: "no-store", credentials: "omit",
+      redirect: "error", // the key or token must not follow to another place
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;

@@ -56,6 +56,7 @@ class Interleaving:
             self.race,
             self.break_file,
             self.lose_file,
+            self.restore_file,
             self.hang_up_signal,
             self.reload,
             *(self.open_stream,) * 2,
@@ -71,15 +72,21 @@ class Interleaving:
         check(self.demo, self.model)
 
     def kill_and_restart(self) -> None:
-        """Kills the whole server; after a restart the same profiles are in force."""
+        """Kills the whole server; after a restart the same profiles are in force.
+
+        Half of the times an earlier file is put back meanwhile, which then counts as a new version.
+        """
         self.taken["kill and restart"] += 1
         self.demo.kill()
+        restored = self._put_earlier_back() if self.rng.random() < 0.5 else None
         for stream in self.model.streams:
             stream.hang_up()
         self.model.streams.clear()
         self.demo.start()
         self.ready_s.append(self.demo.ready_s)
         self.model.last_reload_successful = True
+        if restored is not None:
+            self.model.put_in_force(replace(restored, version=self.model.in_force.version + 1))
         check(self.demo, self.model)
 
     def end(self) -> None:
@@ -223,6 +230,21 @@ class Interleaving:
         self._unreadable(409)
         self._restored(good)
 
+    def restore_file(self) -> None:
+        """Puts an earlier version's file back: its content is a version above all seen."""
+        before = self.model.in_force
+        restored = self._put_earlier_back()
+        if restored is None:
+            return
+        is_new = restored.sha256 != before.sha256
+        stale = self.demo.admin("PUT", "/default", {"profile": LASTING[0]}, **{"If-Match": '"0"'})
+        assert stale.status == 412, stale
+        assert self.demo.admin("POST", "/weights/reload").status == 200
+        found = wait_in_force(self.demo, before.version + is_new)
+        assert found == replace(restored, version=before.version + is_new)
+        self.model.put_in_force(found)
+        self._wait_reloaded()
+
     def hang_up_signal(self) -> None:
         """Sends SIGHUP for a file that has not changed."""
         self.demo.server.process.send_signal(signal.SIGHUP)
@@ -277,6 +299,19 @@ class Interleaving:
         assert (answer.status, answer.body["changed"]) == (200, False), answer
         self.model.is_file_good = True
         self._wait_reloaded()
+
+    def _put_earlier_back(self) -> ProfileSet | None:
+        """Copies a file of the history over the store. Returns: its content; None without one."""
+        kept = [number for number in self._store.versions() if number < self.model.in_force.version]
+        if not kept:
+            return None
+        number = self.rng.choice(kept)
+        content = self._store.read_version(number)
+        history = self.demo.store.with_name(f"{self.demo.store.name}.history")
+        aside = self.demo.store.with_name("aside")
+        aside.write_bytes((history / f"{number}.json").read_bytes())
+        aside.rename(self.demo.store)
+        return content
 
     def _wait_reloaded(self) -> None:
         """Waits until the watch, too, has seen that the file is good."""
