@@ -1,4 +1,4 @@
-"""Which requests of our own clients may go through a proxy that the environment names.
+"""The requests of our own clients that may go through a proxy which the environment names.
 
 A request carries a key or a token. Over plain http a proxy reads and could keep it; `http_proxy` is
 set for other programs, and this one's user may not know of it. Over https a proxy sees an encrypted
