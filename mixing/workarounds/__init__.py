@@ -14,8 +14,10 @@ def apply_in_process() -> None:
     from vllm.platforms import current_platform
 
     from prefmix.mixing.workarounds.parent_watch import watch_parent
+    from prefmix.mixing.workarounds.run_record import keep_record
 
     watch_parent()
+    keep_record()
     if current_platform.is_cpu():
         from prefmix.mixing.workarounds.cpu_compile_cache import turn_off_aot_compile
         from prefmix.mixing.workarounds.cpu_polling import sleep_while_polling

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefmix.server.config.errors import CommandError
+from prefmix.server.config.run_folder import run_folder
 from prefmix.weights.store.profiles import MAX_PROFILES
 
 LIVE_ATTRIBUTE = "prefmix_live"
@@ -22,7 +19,7 @@ class LiveSettings:
     """Settings for changing weights while serving; they do not change after the start."""
 
     folder: Path
-    """A folder of this server alone, for the sockets by which its API processes talk."""
+    """A folder of this server alone, for the sockets by which its processes talk."""
     store: Path | None = None
     """The weights store's file; None serves the configuration's profiles unchanged."""
     admin_port: int | None = None
@@ -36,26 +33,8 @@ def live_settings(
     weights_store: str | None, admin_port: int | None, max_profiles: int = MAX_PROFILES
 ) -> Iterator[LiveSettings]:
     """Makes the settings, with a temporary folder that exists as long as the block runs."""
-    try:
-        temporary = tempfile.TemporaryDirectory(prefix="prefmix-", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise CommandError(
-            f"cannot make a temporary folder: {error}; make room there, or name another place with "
-            "TMPDIR"
-        ) from None
-    with temporary as folder, _held(folder):
+    with run_folder() as folder:
         store = None if weights_store is None else Path(weights_store).absolute()
         yield LiveSettings(
-            folder=Path(folder), store=store, admin_port=admin_port, max_profiles=max_profiles
+            folder=folder, store=store, admin_port=admin_port, max_profiles=max_profiles
         )
-
-
-@contextmanager
-def _held(folder: str) -> Iterator[None]:
-    """Locks a folder, so that cleaners of temporary files leave it alone."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(handle)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
+from prefmix.mixing.run_folder import VARIABLE as RUN_FOLDER
 from prefmix.server.config.errors import CommandError
 from prefmix.server.traffic.connections import KEEP_ALIVE_S
 
 PLUGIN = "prefmix"
 LOG_LEVEL = "PREFMIX_LOG_LEVEL"
 LOG_LEVELS = ("warning", "info", "debug")
+
+_SOCKET_NAME_CHARS = 37
+"""A slash and the random name of a socket of vLLM."""
+
+_MOST_SOCKET_CHARS = 107
+"""Longest path of a socket on Linux."""
 
 _GENERAL_GROUPS = (
     "vllm.general_plugins",
@@ -63,6 +71,13 @@ def set_no_telemetry(environ: MutableMapping[str, str] = os.environ) -> None:
     """Switches off the usage reports that vLLM and the hub's client send to their makers."""
     environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def set_run_folder(folder: Path, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Puts the sockets of vLLM's processes, and their record of shared memory, into a folder."""
+    environ[RUN_FOLDER] = str(folder)
+    if len(str(folder)) + _SOCKET_NAME_CHARS <= _MOST_SOCKET_CHARS:
+        environ.setdefault("VLLM_RPC_BASE_PATH", str(folder))
 
 
 def set_plugins(environ: MutableMapping[str, str] = os.environ) -> None:

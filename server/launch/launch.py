@@ -7,7 +7,6 @@ then the members themselves. The engine comes last.
 from __future__ import annotations
 
 import os
-import shutil
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.admin import listener
 from prefmix.server.auth.admin_tokens import admin_tokens
 from prefmix.server.auth.api_keys import api_keys
+from prefmix.server.config import run_folder
 from prefmix.server.config.addresses import HOSTS_ATTRIBUTE
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.limits import LIMITS_ATTRIBUTE
@@ -33,6 +33,7 @@ from prefmix.server.launch.environment import (
     set_logging,
     set_no_telemetry,
     set_plugins,
+    set_run_folder,
     set_trusted_proxies,
 )
 from prefmix.server.launch.sighup import SighupReload
@@ -81,6 +82,7 @@ def launch(
         StartupLog(enabled=is_quiet) as log,
         _start_signals(log, live) as signals,
     ):
+        set_run_folder(live.folder)
         try:
             args = _checked_arguments(config, spec, passthrough)
             _leave_settings(args, config, profiles, live)
@@ -102,7 +104,7 @@ def launch(
 def _start_signals(log: StartupLog, live: LiveSettings) -> StartSignals:
     def before_exit() -> None:
         log.close()
-        shutil.rmtree(live.folder, ignore_errors=True)
+        run_folder.remove(live.folder)
 
     return StartSignals(on_signal=log.mute, before_exit=before_exit)
 

@@ -64,6 +64,11 @@ class StartSignals:
         return self._asked_at is not None
 
     @property
+    def seconds_since_asked(self) -> float:
+        """Seconds since the first of the signals; 0 before it."""
+        return 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
+
+    @property
     def is_ready(self) -> bool:
         """True once `ready` has been called."""
         return self._ready.is_set()

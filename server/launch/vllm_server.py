@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import time
 from argparse import Namespace
+from collections.abc import Iterable
+from multiprocessing.process import BaseProcess
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.auth.api_keys import api_keys
@@ -14,6 +18,13 @@ from prefmix.server.launch.start_signals import StartSignals
 from prefmix.server.launch.terminal.banner import open_surfaces, ready_table
 from prefmix.server.launch.terminal.startup_log import StartupLog
 from prefmix.weights.store.profiles import ProfileSet
+
+_REAPED_S = 1.0
+"""Time for a process that was killed to be gone."""
+
+
+class HungProcessError(Exception):
+    """A process of the server that did not end when it was asked to."""
 
 
 def run_vllm(
@@ -32,7 +43,8 @@ def run_vllm(
       profiles: the profiles to start with.
       log: shows everything once the server is ready.
       signals: leaves Ctrl-C and SIGTERM to vLLM once the server is ready.
-    Raises: RuntimeError if the server ends before it answers, or without being asked to.
+    Raises: RuntimeError if the server ends before it answers, or without being asked to;
+      HungProcessError if one of its processes had to be killed.
     """
     # vLLM's console script is not used: its CPU wheel ships one that cannot run.
     from vllm.entrypoints.cli.serve import ServeSubcommand
@@ -41,9 +53,11 @@ def run_vllm(
         host=args.host, port=args.port, tls=bool(args.ssl_certfile), unix_socket=args.uds
     )
     failures: list[ProbeError] = []
+    processes: list[BaseProcess] = []
 
     def ready() -> None:
         log.release()
+        processes.extend(multiprocessing.active_children())
         signals.ready()
         table = ready_table(
             spec,
@@ -80,3 +94,28 @@ def run_vllm(
     if not signals.asked_to_end:
         # vLLM ends as if it had been asked to.
         raise RuntimeError("the engine's process died; its last words are above, if it had any")
+    check_ended(processes, waited_s=signals.seconds_since_asked)
+
+
+def check_ended(processes: Iterable[BaseProcess], *, waited_s: float) -> None:
+    """Checks that processes have ended by themselves, now that vLLM has ended.
+
+    Args:
+      processes: the children of this process that served.
+      waited_s: seconds since they were asked to end.
+    Raises: HungProcessError naming those that vLLM killed, or left running.
+    """
+    deadline = time.monotonic() + _REAPED_S
+    hung: list[str] = []
+    for process in processes:
+        try:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode in (None, -signal.SIGKILL):
+                hung.append(f"{process.name} (process {process.pid})")
+        except ValueError:  # closed, which only a process that has ended can be
+            continue
+    if hung:
+        raise HungProcessError(
+            f"{' and '.join(hung)} did not end within {waited_s:.0f} s of being asked to, and was "
+            "killed; it was stopped, or a step of the engine hangs"
+        )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from prefmix.server.config.limits import LAST_ANSWERS_S
+from prefmix.server.config.limits import ENGINE_END_S, LAST_ANSWERS_S
 from prefmix.server.telemetry.load_metrics import show_draining
 from prefmix.server.traffic.request_lifetime import RequestLifetime, Termination
 
@@ -89,8 +89,12 @@ class Drain:
         shutdown = engine_client.shutdown
 
         def drain_then_shutdown(timeout: float | None = None) -> None:
+            began = time.monotonic()
             if threading.current_thread() is not own_thread and loop.is_running():
                 asyncio.run_coroutine_threadsafe(self.run(), loop).result()
+            if timeout is not None:  # what the drain has taken counts
+                left = max(ENGINE_END_S, timeout - (time.monotonic() - began))
+                timeout = min(timeout, left)
             shutdown(timeout=timeout)
 
         engine_client.shutdown = drain_then_shutdown

@@ -21,6 +21,8 @@ import psutil
 import pytest
 
 from prefmix.mixing import wire
+from prefmix.mixing.run_folder import segments
+from prefmix.server.config.run_folder import remove_leftovers
 from support.server_process import ServerProcess, engine_flags
 from support.tiny_faults import with_nan_token
 
@@ -298,10 +300,16 @@ def test_a_killed_server_leaves_no_engine_behind(folder: Path, tmp_path: Path) -
     try:
         running.wait_ready()
         assert len(running.family()) > 2
+        left = running.run_folder()
+        memory = [Path("/dev/shm") / segment.name for segment in segments(left)]
         running.process.kill()
         running.process.wait(timeout=10)
         began = time.monotonic()
         assert running.survivors(timeout=END_S) == []
         print(f"the others ended {time.monotonic() - began:.1f} s later")
+        assert left.is_dir()
+        remove_leftovers()  # as the next start does
+        assert not left.exists()
+        assert not any(path.exists() for path in memory)
     finally:
         running.kill()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from prefmix.mixing.run_folder import segments
 from support.engines import AdaptedBase
 from support.server_process import ServerProcess, engine_flags, free_port, run_prefmix
 from support.tiny_policies import build_tokenizer, save_policy
@@ -160,6 +161,32 @@ def test_two_api_processes_serve_one_trunk_and_end_together(
                 assert '"finish_reason":"length"' in text, "finished, not cut off"
         assert server.survivors() == []
         assert "Traceback" not in server.stderr
+    finally:
+        server.kill()
+
+
+def test_a_hung_engine_is_killed_and_the_end_is_an_error(
+    policies: list[Path], tmp_path: Path
+) -> None:
+    """The shared memory goes with it, although neither process could remove it."""
+    words = [*policy_flags(*policies[:2]), "--drain-timeout=0", *engine_flags()]
+    server = ServerProcess(tmp_path, words)
+    try:
+        server.wait_ready()
+        folder = server.run_folder()
+        memory = [Path("/dev/shm") / segment.name for segment in segments(folder)]
+        assert memory
+        assert all(path.exists() for path in memory)
+        assert any(path.is_socket() for path in folder.iterdir()), "vLLM's sockets lie elsewhere"
+        (engine,) = [each for each in server.family() if "EngineCore" in each.name()]
+        engine.suspend()
+        assert server.end(signal.SIGTERM) == 1
+        last = server.stderr.strip().splitlines()[-1]
+        assert last.startswith("prefmix: error: the server failed: EngineCore"), server.stderr
+        assert "did not end within" in last
+        assert server.survivors() == []
+        assert not any(path.exists() for path in memory)
+        assert not folder.exists()
     finally:
         server.kill()
 

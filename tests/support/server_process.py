@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import httpx
 import psutil
+
+from prefmix.mixing.run_folder import segments
 
 API_KEY = "test-key"
 START_TIMEOUT_S = 240.0
@@ -133,6 +136,17 @@ class ServerProcess:
         self.family()
         os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(timeout=STOP_TIMEOUT_S)
+
+    def run_folder(self) -> Path:
+        """The folder that this server's processes note their shared memory in."""
+        pids = {process.pid for process in self.family()}
+        for folder in Path(tempfile.gettempdir()).glob("prefmix-*"):
+            try:
+                if any(segment.pid in pids for segment in segments(folder)):
+                    return folder
+            except OSError:
+                continue
+        raise AssertionError("no process of this server has noted its shared memory")
 
     def kill_engine(self) -> None:
         """Kills the engine's process, as a lack of memory would."""

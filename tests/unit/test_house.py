@@ -27,6 +27,7 @@ PURE_MIXING = {
     "prefmix.mixing.name_list",
     "prefmix.mixing",
     "prefmix.mixing.reference",
+    "prefmix.mixing.run_folder",
     "prefmix.mixing.simplex",
     "prefmix.mixing.spec",
     "prefmix.mixing.wire",

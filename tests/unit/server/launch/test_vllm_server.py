@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import multiprocessing
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from prefmix.server.console.routes import CONSOLE_ATTRIBUTE, ConsoleSettings
 from prefmix.server.launch.start_signals import StartSignals
 from prefmix.server.launch.terminal.startup_log import StartupLog
-from prefmix.server.launch.vllm_server import run_vllm
+from prefmix.server.launch.vllm_server import HungProcessError, check_ended, run_vllm
 from prefmix.weights.store.profiles import build_profile_set
 
 SPEC = MixtureSpec(policies=(Policy(name="a", model="/none/a"), Policy(name="b", model="/none/b")))
@@ -115,6 +116,25 @@ def test_an_end_that_nobody_asked_for_is_an_error(
 
     with pytest.raises(RuntimeError, match="the engine's process died"):
         run(command, server.server_port)
+
+
+def test_a_process_that_had_to_be_killed_is_an_error() -> None:
+    """One ends by itself, one ignores the request and is killed, as vLLM does at last."""
+    context = multiprocessing.get_context("fork")
+    ended = context.Process(target=time.sleep, args=(0,), name="APIServer_0")
+    hung = context.Process(target=time.sleep, args=(60,), name="EngineCore_DP0")
+    for process in (ended, hung):
+        process.start()
+    ended.join()
+    check_ended([ended], waited_s=3.0)
+    hung.kill()
+    with pytest.raises(HungProcessError) as caught:
+        check_ended([ended, hung], waited_s=10.4)
+    message = str(caught.value)
+    assert message.startswith(f"EngineCore_DP0 (process {hung.pid}) did not end within 10 s")
+    ended.close()
+    hung.close()
+    check_ended([ended], waited_s=3.0)
 
 
 def test_an_end_that_was_asked_for_is_none(
