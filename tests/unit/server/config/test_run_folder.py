@@ -1,4 +1,4 @@
-"""What a killed run leaves is removed at the next start, and nothing else."""
+"""The leftovers of a killed run are removed at the next start, and nothing else is."""
 
 from __future__ import annotations
 
