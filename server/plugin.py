@@ -123,6 +123,7 @@ class PrefmixEndpoints:
         request_log.set_up(telemetry.request_log)
         audit_log.set_up(is_json=telemetry.request_log == "json")
         failed_logins.set_up()
+        readiness.set_up()
         await statistics.start()
         failed_policies.set_up()
         watched = failed_policies.FailedPolicies(engine_client.generate, spec.member_names)

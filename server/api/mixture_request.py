@@ -69,9 +69,20 @@ class MixtureRequest:
         except RequestError as error:
             self._account.refused(error.status, reason=error.reason)
             raise
-        self.lifetime.on_close(self._reservation.release)
+        background_id = body.background_id
+        self.lifetime.on_close(lambda: self._release(background_id))
         self._account.admitted(self._resolution)
         body.bind(model=self._resolution.model, start_prompt=self.start_prompt)
+
+    def _release(self, background_id: str | None) -> None:
+        """Ends the reservation with the HTTP request, or with the answer if that goes on alone."""
+        if background_id is not None:
+            serving = self.raw_request.app.state.openai_serving_responses
+            task = serving.background_tasks.get(background_id)
+            if task is not None:
+                task.add_done_callback(lambda _: self._reservation.release())
+                return
+        self._reservation.release()
 
     def start_prompt(self, sampling_params: Any) -> None:
         """Adds the weights to the sampling parameters of one prompt, which then enters the engine.

@@ -123,6 +123,11 @@ class PreferenceFields(BaseModel):
         """Number of prompts of this request."""
         return 1
 
+    @property
+    def background_id(self) -> str | None:
+        """The id under which the answer goes on after its HTTP request; None if it does not."""
+        return None
+
     def bind(self, *, model: str, start_prompt: StartPrompt) -> None:
         """Binds the body to an admitted request.
 
@@ -172,6 +177,11 @@ class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
                 param=ATTRIBUTION_FIELD,
             )
         return super().preferences()
+
+    @property
+    def background_id(self) -> str | None:
+        """The response's id if it was asked for in the background."""
+        return self.request_id if self.background else None
 
 
 @bounded

@@ -32,6 +32,10 @@ _WAITING = gauge(
 _MAX_WAITING = gauge(
     "prefmix_max_waiting", "Most answers that may wait; requests for more are refused with 503."
 )
+_REFUSING = gauge(
+    "prefmix_refusing_seconds",
+    "Seconds for which every request was refused and none has ended; 0 if there is room.",
+)
 _DRAINING = gauge("prefmix_draining", "1 while the server is ending and takes no more requests.")
 
 
@@ -41,12 +45,18 @@ def show_max_waiting(max_waiting: int) -> None:
     for reason in REFUSALS:
         _REFUSED.labels(reason)
     show_load(0, 0)
+    show_refusing(0)
 
 
 def show_load(in_flight: int, waiting: int) -> None:
     """Shows how many answers are in flight, and how many of them wait."""
     _IN_FLIGHT.set(in_flight)
     _WAITING.set(waiting)
+
+
+def show_refusing(seconds: float) -> None:
+    """Shows for how long every request was refused while none has ended."""
+    _REFUSING.set(seconds)
 
 
 def count_refused(reason: str) -> None:

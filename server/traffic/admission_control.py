@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
@@ -66,15 +67,23 @@ def default_max_waiting(*, max_running: int, kv_tokens: int | None, max_model_le
 
 
 class Reservation:
-    """One admitted request's answers, counted as pending until the engine counts them itself."""
+    """The room of one admitted request, from its admission to the end of its HTTP request.
 
-    def __init__(self, counts: SharedCounts, num_answers: int) -> None:
+    Its answers count as pending until vLLM counts them, answer by answer. Whatever vLLM counts,
+    none of them counts after `release`.
+    """
+
+    def __init__(
+        self, counts: SharedCounts, num_answers: int, *, on_release: Callable[[], None]
+    ) -> None:
         self._counts = counts
-        self._pending = num_answers
+        self._reserved = self._pending = num_answers
+        self._on_release = on_release
         counts.add_pending(num_answers)
+        counts.add_reserved(num_answers)
 
     def hand_over(self, count: int) -> None:
-        """Ends the reservation of `count` answers, which the engine counts from now on."""
+        """Lets the engine count `count` answers from now on."""
         count = min(count, self._pending)
         self._pending -= count
         self._counts.add_pending(-count)
@@ -82,6 +91,10 @@ class Reservation:
     def release(self) -> None:
         """Ends the reservation of all answers; may be called however the request ended."""
         self.hand_over(self._pending)
+        if self._reserved:
+            self._counts.add_reserved(-self._reserved)
+            self._reserved = 0
+            self._on_release()
 
 
 class AdmissionController:
@@ -101,7 +114,11 @@ class AdmissionController:
         self._max_running = max_running
         self.max_answers = max_running * num_engines + max_waiting
         """Largest number of answers that one request may ask for."""
+        self.on_release: Callable[[], None] = _nothing
+        """Called after a reservation has ended."""
         self._rate = Rate()
+        self._refusing_since: float | None = None
+        self._moves = 0
 
     @property
     def in_flight(self) -> int:
@@ -116,6 +133,7 @@ class AdmissionController:
     def check(self, num_answers: int = 1) -> None:
         """Raises OverloadedError if a request for so many answers cannot be admitted now."""
         if self._excess(num_answers) > self.max_waiting:
+            self._note_refusal()
             waiting = self.num_waiting
             raise OverloadedError(
                 f"this server is busy: requests waiting for it: {waiting}, at most "
@@ -135,7 +153,24 @@ class AdmissionController:
                 "a smaller n"
             )
         self.check(num_answers)
-        return Reservation(self._counts, num_answers)
+        return Reservation(self._counts, num_answers, on_release=lambda: self.on_release())
+
+    @property
+    def refusing_s(self) -> float:
+        """Seconds for which this process has refused all requests and no request has ended.
+
+        0 if there is room, or if any process has admitted or ended a request since.
+        """
+        since = self._refusing_since
+        is_full = self._excess(1) > self.max_waiting
+        if since is None or not is_full or self._moves != self._counts.num_moves:
+            return 0.0
+        return time.monotonic() - since
+
+    def _note_refusal(self) -> None:
+        moves = self._counts.num_moves
+        if self._refusing_since is None or moves != self._moves:
+            self._refusing_since, self._moves = time.monotonic(), moves
 
     def observe(self) -> float:
         """Finished answers per second, recently. Call it regularly while the engine works."""
@@ -168,3 +203,7 @@ class Rate:
             self._seen.popleft()
         then, before = self._seen[0]
         return (total - before) / (now - then) if now > then else 0.0
+
+
+def _nothing() -> None:
+    pass

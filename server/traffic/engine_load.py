@@ -50,6 +50,7 @@ class EngineLoad:
         self._counts = counts
         self._admission = admission
         self._showing: asyncio.TimerHandle | None = None
+        admission.on_release = self._show_soon
 
     def attach(self, engine_client: Any) -> None:
         """Registers this listener with vLLM."""
@@ -57,6 +58,7 @@ class EngineLoad:
         # Without vLLM's statistics (--disable-log-stats) only max_num_seqs is known.
         if engine_client.logger_manager is not None:
             engine_client.logger_manager.stat_loggers.append(self)
+        forget_what_was_not_sent(engine_client)
 
     def set_num_requests(self, count: int) -> None:
         """vLLM calls this whenever a request is added, ends or is dropped."""
@@ -102,3 +104,21 @@ class EngineLoad:
 
     def record_admission_rejection(self, reason: str) -> None:
         """Does nothing; vLLM's own limit is off, so it rejects no request."""
+
+
+def forget_what_was_not_sent(engine_client: Any) -> None:
+    """Makes vLLM forget a request that it could not send to the engine.
+
+    vLLM 0.32 registers a request before it encodes it, and unless it has several samples, leaves it
+    registered if that raises: it would count as unfinished for ever, and a drain would wait for it.
+    """
+    add_request = engine_client.engine_core.add_request_async
+
+    async def add_or_forget(request: Any) -> None:
+        try:
+            await add_request(request)
+        except BaseException:
+            engine_client.output_processor.abort_requests([request.request_id], internal=True)
+            raise
+
+    engine_client.engine_core.add_request_async = add_or_forget

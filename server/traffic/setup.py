@@ -55,7 +55,7 @@ class TrafficSetup:
         unfinished = engine_client.output_processor.get_num_unfinished_requests
         self._drain = Drain(timeout_s=limits.drain_timeout, unfinished=unfinished)
         self._drain.delay_shutdown(engine_client)
-        self.readiness = Readiness(engine_client, self._counts, self._drain)
+        self.readiness = Readiness(engine_client, self._counts, self._drain, self.admission)
 
     def add_middleware(self, app: FastAPI) -> None:
         """Puts the limits around all middleware that the application has so far."""

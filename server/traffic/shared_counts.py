@@ -14,7 +14,7 @@ _WORD = 8
 _SLOT = 8
 """Words per process or engine: a cache line, so that writers do not slow each other down."""
 
-_STARTED, _IN_ENGINE, _PENDING, _FINISHED = range(4)
+_STARTED, _IN_ENGINE, _PENDING, _FINISHED, _RESERVED, _MOVES = range(6)
 _RUNNING, _WAITING = range(2)
 
 
@@ -59,6 +59,11 @@ class SharedCounts:
         """Sets the number of requests that this process has in the engine."""
         self._words[self._own + _IN_ENGINE] = count
 
+    def add_reserved(self, count: int) -> None:
+        """Adds to the answers of this process's requests that have not ended, as HTTP has them."""
+        self._words[self._own + _RESERVED] += count
+        self._words[self._own + _MOVES] += 1
+
     def add_pending(self, count: int) -> None:
         """Adds to this process's requests that are admitted and not yet in the engine."""
         self._words[self._own + _PENDING] += count
@@ -69,8 +74,25 @@ class SharedCounts:
 
     @property
     def in_flight(self) -> int:
-        """Number of requests in the engine or on their way there, over all processes."""
-        return self._sum(_IN_ENGINE) + self._sum(_PENDING)
+        """Number of answers in the engine or on their way there, over all processes.
+
+        vLLM's count falls with each answer of a request that ends, but a request that fails on its
+        way to the engine may stay in it for ever. So no process has more in flight than its HTTP
+        requests have reserved.
+        """
+        processes = range(0, self.num_processes * _SLOT, _SLOT)
+        return sum(
+            min(
+                self._words[at + _RESERVED],
+                self._words[at + _IN_ENGINE] + self._words[at + _PENDING],
+            )
+            for at in processes
+        )
+
+    @property
+    def num_moves(self) -> int:
+        """Number of requests that have been admitted or have ended, over all processes."""
+        return self._sum(_MOVES)
 
     @property
     def num_finished(self) -> int:

@@ -41,6 +41,7 @@ class Body:
     preference_attribution: object = None
     num_prompts: int = 1
     num_samples: int = 1
+    background_id: str | None = None
     extra_args: dict[str, Any] | None = None
     """The client's own entries in vLLM's sampling parameters."""
     start_prompt: Callable[[Any], None] | None = None
@@ -73,7 +74,7 @@ def mixture_state(*, counts: SharedCounts | None = None, statistics: Any = None)
 
 
 def text_request(
-    state: MixtureState, send: Send, *, path: str = "/v1/completions"
+    state: MixtureState, send: Send, *, path: str = "/v1/completions", app: Any = None
 ) -> tuple[MixtureRequest, RequestLifetime]:
     """A request whose client never hangs up."""
 
@@ -82,6 +83,7 @@ def text_request(
         raise AssertionError
 
     scope: dict[str, Any] = {"type": "http", "path": path, "headers": [], "method": "POST"}
+    scope["app"] = app
     lifetime = RequestLifetime(scope, receive, send)
     return MixtureRequest(Request(scope), state), lifetime
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,6 +92,31 @@ def test_a_request_holds_its_room_from_admission_to_its_end() -> None:
     assert counts.in_flight == 0
 
 
+def test_an_answer_in_the_background_holds_its_room_until_it_ends() -> None:
+    counts = SharedCounts(None)
+    tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def main() -> None:
+        state = mixture_state(counts=counts)
+        app = SimpleNamespace(state=SimpleNamespace())
+        app.state.openai_serving_responses = SimpleNamespace(background_tasks=tasks)
+        for name in ("goes on", "has failed"):
+            request, lifetime = text_request(state, _nobody, app=app)
+            admitted(request, background_id=name)
+            if name == "goes on":
+                tasks[name] = asyncio.create_task(asyncio.sleep(0.01))
+            await lifetime.close()
+        assert counts.in_flight == 1
+        await tasks["goes on"]
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert counts.in_flight == 0
+
+
+async def _nobody(message: Message) -> None: ...
+
+
 def test_the_weights_replace_what_a_client_has_put_in_their_place() -> None:
     async def work(request: MixtureRequest, _: RequestLifetime) -> None:
         others = {WEIGHTS_KEY: [9, 9], MEASURE_KEY: "of another request", "own": 1}
@@ -121,6 +147,7 @@ def test_refused_weights_are_counted_by_their_reason(fields: Any, reason: str) -
 def test_a_full_server_refuses_and_counts_no_profile() -> None:
     counts, counted = SharedCounts(None), Counted(NO_PROFILE, "refused")
     counts.add_pending(6)
+    counts.add_reserved(6)
 
     async def work(request: MixtureRequest, _: RequestLifetime) -> None:
         with pytest.raises(OverloadedError):

@@ -14,6 +14,7 @@ from support.text_requests import GOOD, Answer, post, text_app
 pytestmark = pytest.mark.usefixtures("vllm")
 
 STALL_S = 0.25
+TRIES = 5
 GROWN_BYTES = 64 * 2**20
 BODY_BYTES = 4 * 2**20 - 100
 USER = {"role": "user", "content": "Hi."}
@@ -166,10 +167,16 @@ HEAVY = [
 
 @pytest.mark.parametrize(("path", "body"), HEAVY)
 def test_no_body_stalls_the_event_loop_or_fills_memory(app: Any, path: str, body: Any) -> None:
-    answer = post(app, path, body)
-    assert answer.response.status_code in (200, 400)
-    assert answer.stall_s < STALL_S
-    assert answer.grown_bytes < GROWN_BYTES
+    # On a busy machine the event loop's thread may wait for a processor; a stall comes every time.
+    stalls = []
+    for _ in range(TRIES):
+        answer = post(app, path, body)
+        assert answer.response.status_code in (200, 400)
+        assert answer.grown_bytes < GROWN_BYTES
+        stalls.append(answer.stall_s)
+        if answer.stall_s < STALL_S:
+            break
+    assert min(stalls) < STALL_S
 
 
 @pytest.mark.parametrize("path", TEXT_PATHS)

@@ -52,10 +52,37 @@ def test_a_ticket_is_counted_once_however_it_ends() -> None:
     reservation.hand_over(1)
     counts.set_num_requests(1)  # the engine's own count has it now
     assert counts.in_flight == 3
+    counts.set_num_requests(0)  # and it has ended
+    assert counts.in_flight == 2
     reservation.release()
     reservation.release()
     reservation.hand_over(2)
-    assert counts.in_flight == 1
+    assert counts.in_flight == 0
+
+
+def test_what_vllm_never_forgets_takes_no_room_once_its_request_has_ended() -> None:
+    counts = SharedCounts(None)
+    door = admission(counts)
+    for _ in range(3):
+        reservation = door.reserve(4)
+        reservation.hand_over(4)
+        counts.set_num_requests(96)
+        assert counts.in_flight == 4
+        reservation.release()
+        assert (counts.in_flight, door.num_waiting) == (0, 0)
+    assert len(fill(door)) == 6
+    # Nor does it take what another process has.
+    assert door.in_flight == 6
+
+
+def test_the_end_of_a_reservation_is_told_once() -> None:
+    door = admission(SharedCounts(None))
+    told: list[int] = []
+    door.on_release = lambda: told.append(door.in_flight)
+    reservation = door.reserve(2)
+    reservation.release()
+    reservation.release()
+    assert told == [0]
 
 
 def test_several_answers_cost_what_they_are() -> None:
@@ -76,6 +103,7 @@ def test_an_engine_in_which_requests_wait_has_no_more_room() -> None:
     """The engine's KV cache holds two requests, although its settings allow four."""
     counts = SharedCounts(None)
     door = admission(counts)
+    door.reserve(4).hand_over(4)
     counts.set_num_requests(4)
     counts.report(0, running=2, waiting=2)
     assert door.num_waiting == 2
@@ -89,6 +117,7 @@ def test_a_moment_between_two_steps_is_no_lack_of_room() -> None:
     """Three of four requests have just ended; the next step starts those that wait."""
     counts = SharedCounts(None)
     door = admission(counts)
+    door.reserve(6).hand_over(6)
     counts.set_num_requests(6)
     counts.report(0, running=4, waiting=2)
     counts.set_num_requests(3)
@@ -145,6 +174,40 @@ def test_retry_after_follows_the_rate_and_stays_in_bounds(monkeypatch: pytest.Mo
     now += 10
     counts.add_finished(1)
     assert retry_after() <= MAX_RETRY_AFTER_S
+
+
+def test_refusing_everything_is_timed_until_something_moves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("prefmix.server.traffic.admission_control.time.monotonic", lambda: now)
+    doors = [
+        admission(SharedCounts(tmp_path, process=number, num_processes=2)) for number in range(2)
+    ]
+    door, other = doors
+
+    def refused() -> None:
+        with pytest.raises(OverloadedError):
+            door.check()
+
+    held = [door.reserve(3), other.reserve(3)]
+    now += 500
+    assert door.refusing_s == 0, "full, but nobody was refused"
+    refused()
+    now += 100
+    refused()
+    assert (door.refusing_s, other.refusing_s) == (100, 0)
+    held.pop().release()
+    assert door.refusing_s == 0, "the other process has ended one"
+    held.append(other.reserve(3))
+    refused()
+    now += 5
+    assert door.refusing_s == 5
+    held.pop(0).release()
+    with pytest.raises(OverloadedError):
+        door.reserve(5)
+    now += 500
+    assert door.refusing_s == 0, "a smaller request would be admitted"
 
 
 def test_a_rate_forgets_what_is_long_past() -> None:

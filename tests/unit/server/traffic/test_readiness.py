@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
+from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
 from prefmix.server.traffic import readiness
+from prefmix.server.traffic.admission_control import AdmissionController, OverloadedError
 from prefmix.server.traffic.drain import Drain
 from prefmix.server.traffic.readiness import READINESS_KEY, Readiness
 from prefmix.server.traffic.shared_counts import SharedCounts
@@ -31,7 +35,8 @@ def make(folder: Path, engine: Engine, *, num_processes: int = 1) -> tuple[Readi
     counts = SharedCounts(folder, num_processes=num_processes)
     counts.start()
     drain = Drain(timeout_s=1, unfinished=lambda: 0)
-    return Readiness(engine, counts, drain), drain
+    door = AdmissionController(counts, max_running=1, num_engines=1, max_waiting=0)
+    return Readiness(engine, counts, drain, door), drain
 
 
 def ask(found: Readiness) -> tuple[int, object]:
@@ -83,3 +88,40 @@ def test_an_engine_that_does_not_answer_is_noticed(
     answering, hanging = asyncio.run(follow())
     assert answering == []
     assert [phrase.startswith("the engine has not answered for") for phrase in hanging] == [True]
+
+
+def test_a_server_that_only_refuses_is_not_ready_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(readiness, "REFUSING_S", 0.2)
+    monkeypatch.setattr(readiness, "PULSE_S", 0.01)
+    monkeypatch.setattr(logging.getLogger("prefmix.readiness"), "propagate", True)
+    counts = SharedCounts(tmp_path)
+    counts.start()
+    door = AdmissionController(counts, max_running=1, num_engines=1, max_waiting=0)
+    found = Readiness(Engine(), counts, Drain(timeout_s=1, unfinished=lambda: 0), door)
+
+    async def follow() -> None:
+        task = asyncio.create_task(found.follow())
+        held = door.reserve(1)
+        await asyncio.sleep(0.3)
+        assert found.missing() == [], "busy, but nobody was refused"
+        with pytest.raises(OverloadedError):
+            door.check()
+        assert found.missing() == [], "a moment is no reason"
+        await asyncio.sleep(0.5)
+        (phrase,) = found.missing()
+        assert re.fullmatch(
+            r"every request has been refused for \d s and none has ended: 1 answers are in flight",
+            phrase,
+        )
+        assert REGISTRY.get_sample_value("prefmix_refusing_seconds") > 0.2
+        held.release()
+        assert found.missing() == []
+        await asyncio.sleep(0.1)
+        assert REGISTRY.get_sample_value("prefmix_refusing_seconds") == 0
+        task.cancel()
+
+    asyncio.run(follow())
+    said = [record.getMessage() for record in caplog.records]
+    assert [line[:18] for line in said] == ["not ready: every r", "requests are admit"]
