@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from prefmix.mixing import wire
+from prefmix.mixing.engine.request_limits import check_all_requests
 from prefmix.mixing.simplex import check_weights
 from prefmix.mixing.spec import MixtureSpec
 
@@ -49,6 +50,7 @@ def _processor_class(runner: str, weight_space: Any, num_members: int) -> type:
         if weights is not None:
             check_weights(weights, num_members=num_members, weight_space=weight_space)
 
+    check_all_requests()  # vLLM loads this class wherever it makes requests
     base = _v1_base() if runner == "V1" else _v2_base()
     return type(
         f"{runner}_{weight_space}_{num_members}",

@@ -47,6 +47,27 @@ def test_bad_vectors_are_refused_at_admission_and_the_engine_lives(
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"logit_bias": dict.fromkeys(range(1025), 1.0)}, "logit_bias has 1025"),
+        ({"allowed_token_ids": list(range(1025))}, "allowed_token_ids has 1025"),
+        ({"stop_token_ids": list(range(129)), "min_tokens": 1}, "stop_token_ids has 1"),
+        ({"seed": 2**63}, "seed is 9.22e"),
+    ],
+)
+def test_what_the_samplers_buffers_do_not_hold_is_refused_and_the_engine_lives(
+    llm: Any, policies: list[Path], fields: dict[str, Any], message: str
+) -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match=message):
+        llm.generate([{"prompt_token_ids": [5, 6]}], SamplingParams(**fields), use_tqdm=False)
+    job = Job(prompt=(5, 6), weights=(0.2, 0.2, 0.6), max_tokens=3)
+    assert Oracle(policies).worst_error([job], generate(llm, [job])) < TOLERANCE_NATS
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"enable_prompt_embeds": True}, "prompt embeddings"),

@@ -1,0 +1,90 @@
+"""Refuses requests that would raise in the engine's worker, which ends the engine for everyone.
+
+The V2 runner copies a request's sampling parameters into buffers of fixed size and raises if they
+do not fit, or if a number does not fit a buffer's type. vLLM checks some of these sizes in the
+front process, but not all. Here the rest is checked, whichever runner the engine has, after vLLM
+has added the model's own end-of-text tokens and made the bad words into tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+
+MAX_LOGIT_BIAS = 1024
+MAX_ALLOWED_TOKEN_IDS = 1024
+MAX_STOP_TOKEN_IDS = 128
+MAX_INT32 = 2**31 - 1
+
+_PATCHED = "_prefmix_checks_requests"
+_MODULE = "vllm.v1.engine.input_processor"
+
+
+def check_request(params: SamplingParams, prompt_len: int = 0) -> None:
+    """Checks the parameters of one request against the buffers of vLLM's V2 sampler.
+
+    Args:
+      params: as they go to the engine.
+      prompt_len: number of the prompt's tokens.
+    Raises: VLLMValidationError naming the field and the limit; over HTTP a 400.
+    """
+    from vllm import envs
+
+    _refuse_above(MAX_LOGIT_BIAS, len(params.logit_bias or ()), "logit_bias", "tokens")
+    _refuse_above(
+        MAX_ALLOWED_TOKEN_IDS, len(params.allowed_token_ids or ()), "allowed_token_ids", "tokens"
+    )
+    if params.min_tokens > 0:
+        _refuse_above(
+            MAX_STOP_TOKEN_IDS,
+            len(params.all_stop_token_ids),
+            "stop_token_ids",
+            "tokens, with the model's own, beside min_tokens",
+        )
+    words = params.bad_words_token_ids or ()
+    _refuse_above(envs.VLLM_MAX_NUM_BAD_WORDS, len(words), "bad_words", "spellings")
+    num_tokens = sum(map(len, words))
+    _refuse_above(
+        envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS, num_tokens, "bad_words", "tokens in all spellings"
+    )
+    last_at = prompt_len + params.min_tokens
+    _refuse_above(MAX_INT32, last_at, "min_tokens", "tokens with the prompt's")
+    if params.seed is not None and not -(2**63) <= params.seed < 2**63:
+        raise _error("seed", f"seed is {params.seed:.3g}; expected an integer of 64 bits")
+
+
+def _refuse_above(limit: int, found: int, field: str, what: str) -> None:
+    if found > limit:
+        raise _error(field, f"{field} has {found} {what}; the engine takes at most {limit}")
+
+
+def _error(field: str, message: str) -> Exception:
+    from vllm.exceptions import VLLMValidationError
+
+    return VLLMValidationError(message, parameter=field)
+
+
+def check_all_requests() -> None:
+    """Makes vLLM check each request before it is registered. May run repeatedly.
+
+    Requests are made in processes that have loaded vLLM's module for it; elsewhere this does
+    nothing.
+    """
+    module = sys.modules.get(_MODULE)
+    if module is None or getattr(module.InputProcessor, _PATCHED, False):
+        return
+    original = module.InputProcessor.process_inputs
+
+    @functools.wraps(original)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = original(self, *args, **kwargs)
+        if request.sampling_params is not None:
+            check_request(request.sampling_params, len(request.prompt_token_ids or ()))
+        return request
+
+    module.InputProcessor.process_inputs = process_inputs
+    setattr(module.InputProcessor, _PATCHED, True)
