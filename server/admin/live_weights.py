@@ -155,10 +155,13 @@ class LiveWeights:
         self._metrics.reloaded(trigger, changed=not change.is_noop)
         return change
 
-    async def history(self) -> list[ProfileSet]:
-        """All kept versions, the present one last. Raises: StoreError, NoStoreError."""
+    async def history(self) -> Iterator[ProfileSet]:
+        """All kept versions, the present one last, each read when it is asked for.
+
+        Raises: StoreError, NoStoreError.
+        """
         async with self._looks.turn():
-            return await asyncio.to_thread(self.store.history)
+            return await asyncio.to_thread(self.store.each_version)
 
     async def _audited(
         self,

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 
 from prefmix.server.admin.change_queue import RETRY_AFTER_S
@@ -132,14 +132,10 @@ def show_weights(request: Request) -> JSONResponse:
 
 
 @router.get("/weights/history", responses=_ERRORS)
-async def show_history(request: Request) -> JSONResponse:
+async def show_history(request: Request) -> StreamingResponse:
     """All kept versions, the present one last."""
     versions = await _state(request).live.history()
-
-    def answer() -> JSONResponse:
-        return JSONResponse({"versions": [_described(entry) for entry in versions]})
-
-    return await asyncio.to_thread(answer)
+    return StreamingResponse(_one_by_one(versions), media_type="application/json")
 
 
 @router.put("/profiles/{name}", responses=_ERRORS)
@@ -258,6 +254,14 @@ def _answer(change: Change, dry_run: bool) -> ChangeAnswer:
 def _expected(if_match: str) -> str:
     """The version or hash in an If-Match header, without quotes and weak mark."""
     return if_match.strip().removeprefix("W/").strip('"')
+
+
+def _one_by_one(versions: Iterator[ProfileSet]) -> Iterator[bytes]:
+    """The JSON of all versions, of which never more than one is in memory."""
+    yield b'{"versions":['
+    for index, entry in enumerate(versions):
+        yield b"," * (index > 0) + JSONResponse(_described(entry)).body
+    yield b"]}"
 
 
 def _described(profiles: ProfileSet) -> dict[str, Any]:

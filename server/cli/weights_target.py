@@ -126,9 +126,10 @@ class FileTarget:
         other = read_profiles(file)
         edit = edits.replaced if replace else edits.merged
         if precondition.expected is None and not self._store.path.exists():
+            next_version = self._store.next_version()
             first = other if precondition.dry_run else self._store.create(other)
             if precondition.dry_run or first.sha256 == other.sha256:
-                return Receipt(None, 1, first.sha256, is_changed=True)
+                return Receipt(None, next_version, first.sha256, is_changed=True)
         return self._change(lambda current: edit(current, other, source=str(file)), precondition)
 
     def _change(self, edit: Edit, precondition: Precondition) -> Receipt:

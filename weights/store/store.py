@@ -6,7 +6,9 @@ durably. The version before is kept in the history beside it (prefmix.weights.st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -120,17 +122,21 @@ class WeightsStore:
 
         Raises: StoreError if the present one cannot be read.
         """
-        current = self.read()
-        return [entry for entry in self._earlier() if entry.version != current.version] + [current]
+        return list(self.each_version())
 
-    def _earlier(self) -> list[ProfileSet]:
-        found = []
-        for version in self.versions():
-            try:
-                found.append(self.read_version(version))
-            except StoreError:
-                continue  # made for other policies, or pruned meanwhile
-        return found
+    def each_version(self) -> Iterator[ProfileSet]:
+        """The sets of `history`, read one at a time, as each may hold megabytes.
+
+        Raises: StoreError, at once, if the present one or the history's folder cannot be read.
+        """
+        current = self.read()
+        versions = [number for number in self.versions() if number != current.version]
+        return itertools.chain(self._readable(versions), [current])
+
+    def _readable(self, versions: Iterable[int]) -> Iterator[ProfileSet]:
+        for version in versions:
+            with contextlib.suppress(StoreError):  # made for other policies, or pruned meanwhile
+                yield self.read_version(version)
 
     def _look(self, served: Served | None) -> tuple[ProfileSet, bool]:
         """The profiles on the disk, and if they have another number here than in the file."""
@@ -146,6 +152,8 @@ class WeightsStore:
         """The hash of the content that a number was given for; None if it is not known."""
         if served is not None and (known := served.sha256(version)) is not None:
             return known
+        if not self._files.has_version(version):
+            return None
         try:
             return self.read_version(version).sha256
         except StoreError:
@@ -165,22 +173,27 @@ class WeightsStore:
     # --- changing ----------------------------------------------------------------------------
 
     def create(self, initial: ProfileSet) -> ProfileSet:
-        """Writes `initial` as version 1 if there is no file; returns the profiles on the disk.
+        """Writes `initial` if there is no file; returns the profiles on the disk.
 
-        Raises: StoreError.
+        It becomes version 1, or the next if the file of a store with a history is missing.
+
+        Raises: StoreError, ProfileError.
         """
         try:
             return self.take_up()
         except StoreMissingError:
-            pass
+            check_num_profiles(len(initial.profiles), self._max_profiles)
         with self._files.locked():
             try:
                 return self.read()
             except StoreMissingError:
-                check_num_profiles(len(initial.profiles), self._max_profiles)
-                first = replace(initial, version=1)
+                first = replace(initial, version=self.next_version())
                 self._files.write(first, kept="there is still no store")
                 return first
+
+    def next_version(self) -> int:
+        """The number that a new store file would get: above all that were given."""
+        return self._files.newest() + 1
 
     def change(
         self,
@@ -285,7 +298,7 @@ class WeightsStore:
         broken: StoreError,
     ) -> Change:
         """The change that puts a good version in the place of a missing or broken file."""
-        good = {entry.version: entry for entry in self._earlier()}
+        good = {entry.version: entry for entry in self._readable(self.versions())}
         if served is not None:
             good[served.in_force.version] = served.in_force
         if not good:

@@ -24,6 +24,7 @@ from prefmix.server.admin.store_watch import watch
 from prefmix.server.admin.two_phase_commit import ApiProcesses, CommitError, ask_any
 from prefmix.server.launch.sighup import SighupReload
 from prefmix.weights.store.edits import with_profile
+from prefmix.weights.store.errors import StaleVersionError
 from prefmix.weights.store.format import document
 from prefmix.weights.store.profiles import CurrentProfiles, ProfileSet, build_profile_set
 from prefmix.weights.store.store import WeightsStore
@@ -269,6 +270,51 @@ def test_a_replaced_file_is_reloaded(tmp_path: Path) -> None:
             store.path.write_bytes(good)
             store.change(put("x", 9))
             await until(lambda: versions(members) == [5, 5])
+
+    run(work())
+
+
+def test_a_restored_file_is_a_new_version_in_every_process(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with (
+            processes(tmp_path, up=2, of=2) as members,
+            watched(members[0], tmp_path / "w.json"),
+            watched(members[1], tmp_path / "w.json"),
+        ):
+            store = WeightsStore(tmp_path / "w.json", spec=SPEC)
+            for number in (1, 2, 3):
+                await members[number % 2].change(put("x", number), who="me", what="test")
+            await asyncio.sleep(0.1)
+            first = store.read_version(2)
+            shutil.copy(tmp_path / "w.json.history" / "2.json", tmp_path / "w.json")
+            await until(lambda: versions(members) == [5, 5])
+            assert {member.current.sha256 for member in members} == {first.sha256}
+            assert members[0].store.read() == members[1].current
+            change = await members[1].change(put("x", 9), who="me", what="test", expected="5")
+            assert change.after.version == 6
+            assert store.read_version(4).weights("x") == {"a": 0.75, "b": 0.25}
+
+    run(work())
+
+
+def test_a_change_on_a_restored_file_writes_its_new_number(tmp_path: Path) -> None:
+    """Even a change of nothing: the file may not keep a number that is not in force."""
+
+    async def work() -> None:
+        async with processes(tmp_path, up=1, of=1) as (member,):
+            for number in (1, 2, 3):
+                await member.change(put("x", number), who="me", what="test")
+            served = member.current
+            shutil.copy(tmp_path / "w.json.history" / "2.json", tmp_path / "w.json")
+            rehearsed = await member.change(put("x", 1), who="me", what="test", dry_run=True)
+            with pytest.raises(StaleVersionError, match="the store is at version 5"):
+                await member.change(put("x", 7), who="me", what="test", expected="4")
+            assert member.current == served
+            change = await member.change(put("x", 1), who="me", what="test")
+            assert change.is_noop
+            assert change.after.version == rehearsed.after.version == member.current.version == 5
+            assert '"version": 5' in (tmp_path / "w.json").read_text()
+            assert member.store.read_version(4) == served
 
     run(work())
 

@@ -209,3 +209,12 @@ def test_a_spoiled_entry_of_the_history_stops_nothing(
     with pytest.raises(StoreError):
         store.rollback(4)
     assert put(store, 9).version == 7
+
+
+def test_a_store_that_was_lost_begins_above_its_history(store: WeightsStore) -> None:
+    """A server that starts without its file makes a new one; the history keeps its numbers."""
+    store.path.unlink()
+    initial = build_profile_set({"new": {"b": 1}}, SPEC)
+    assert store.create(initial).version == 7
+    assert put(store, 3, expected="7").version == 8
+    assert [entry.version for entry in store.history()] == [1, 2, 3, 4, 5, 7, 8]

@@ -121,6 +121,24 @@ def test_rollback_without_history_says_so(store: WeightsStore) -> None:
         store.rollback()
 
 
+def test_a_history_is_read_one_version_at_a_time(
+    store: WeightsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty versions of megabytes each would be gigabytes at once."""
+    for a in (1, 2, 3):
+        put(store, a)
+    read: list[int] = []
+    real = WeightsStore.read_version
+    monkeypatch.setattr(
+        WeightsStore, "read_version", lambda self, number: read.append(number) or real(self, number)
+    )
+    entries = store.each_version()
+    assert read == []
+    assert next(entries).version == 1
+    assert read == [1]
+    assert [entry.version for entry in entries] == [2, 3, 4]
+
+
 def test_history_is_bounded(tmp_path: Path) -> None:
     store = WeightsStore(tmp_path / "w.json", spec=SPEC, history_limit=3)
     store.create(build_profile_set({}, SPEC))
