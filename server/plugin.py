@@ -118,6 +118,8 @@ class PrefmixEndpoints:
             profiles=CurrentProfiles(profiles),
             statistics=statistics,
             admission=traffic.admission,
+            max_model_len=engine_client.vllm_config.model_config.max_model_len,
+            unread_fields=unread_fields(engine_client.vllm_config),
         )
         setattr(state, STATE_KEY, mixture)
         request_log.set_up(telemetry.request_log)
@@ -204,6 +206,15 @@ def mixture_spec(engine_client: Any) -> MixtureSpec:
             "'prefmix serve', or leave prefmix out of VLLM_PLUGINS"
         )
     return MixtureSpec.from_dict(data)
+
+
+def unread_fields(vllm_config: Any) -> frozenset[str]:
+    """The fields for connectors that this server has not been started with."""
+    connectors = {
+        "kv_transfer_params": vllm_config.kv_transfer_config,
+        "ec_transfer_params": vllm_config.ec_transfer_config,
+    }
+    return frozenset(field for field, config in connectors.items() if config is None)
 
 
 def add_access_middleware(app: FastAPI, keys: list[str], tokens: Tokens) -> None:

@@ -6,7 +6,7 @@ costs far more than its bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from prefmix.server.http.errors import RequestError, short_repr
@@ -41,6 +41,12 @@ _LISTS = ("messages",)
 _UNSEEN = ("preference_weights",)
 """Fields whose integers never reach the engine: they become floats."""
 
+MAX_XARG_ITEMS, MAX_XARG_CHARS = 4096, 2**16
+"""Size of a value in `vllm_xargs`, which every process of the engine gets a copy of."""
+
+TRANSFER_FIELDS = ("kv_transfer_params", "ec_transfer_params")
+"""vLLM's own entries of what `vllm_xargs` becomes; there they would be of a wrong type."""
+
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
 """The integers that MessagePack holds, in which requests travel to the engine."""
 
@@ -65,6 +71,44 @@ def check_limits(body: Mapping[str, Any]) -> None:
             for index, item in enumerate(value):
                 _check_parts(item, path=f"{field}[{index}]", field=field)
     _check_integers(body)
+
+
+def check_engine_fields(body: Mapping[str, Any], unread: Collection[str]) -> None:
+    """Checks what is passed to the engine as it comes.
+
+    Args: unread: fields that nothing in this server's engine reads.
+    Raises: RequestError naming the field.
+    """
+    for field in unread:
+        if body.get(field):
+            raise RequestError(
+                f"{field} is given, but this server runs no connector that reads it; leave it out",
+                param=field,
+            )
+    xargs = body.get("vllm_xargs")
+    for name, value in xargs.items() if isinstance(xargs, dict) else ():
+        if name in TRANSFER_FIELDS:
+            raise RequestError(f"vllm_xargs has {name}, a field of the body", param="vllm_xargs")
+        for kind, limit, what in (
+            (list, MAX_XARG_ITEMS, "items"),
+            (str, MAX_XARG_CHARS, "characters"),
+        ):
+            if isinstance(value, kind) and len(value) > limit:
+                raise RequestError(
+                    f"vllm_xargs.{name:.40} has {len(value)} {what}; this server takes {limit}",
+                    param="vllm_xargs",
+                )
+
+
+def check_token_ids(body: Mapping[str, Any], max_model_len: int) -> None:
+    """Checks the length of `tokens`. Raises: RequestError if no prompt could have so many."""
+    tokens = body.get("tokens")
+    if isinstance(tokens, list) and len(tokens) > max_model_len:
+        raise RequestError(
+            f"tokens has {len(tokens)} items; this server's longest context (max_model_len) has "
+            f"{max_model_len}: send them in several requests",
+            param="tokens",
+        )
 
 
 def _check_parts(item: Any, *, path: str, field: str) -> None:

@@ -12,13 +12,12 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-from vllm.entrypoints.serve.tokenize import api_router as vllm_tokenize
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from prefmix.server.api import vllm_handlers
 from prefmix.server.api.accounting import IGNORED_ATTRIBUTE, Account
 from prefmix.server.api.answer_headers import HEADER_DESCRIPTIONS
-from prefmix.server.api.body_limits import check_limits
+from prefmix.server.api.body_limits import check_engine_fields, check_limits, check_token_ids
 from prefmix.server.api.field_names import check_names
 from prefmix.server.api.mixture_request import MixtureRequest
 from prefmix.server.api.resolve import split_model
@@ -32,7 +31,7 @@ from prefmix.server.api.schemas import (
     PreferenceFields,
 )
 from prefmix.server.api.state import mixture_state
-from prefmix.server.api.vllm_handlers import Handler, or_client_gone, run_handler
+from prefmix.server.api.vllm_handlers import Handler, run_handler, run_tokenizer
 from prefmix.server.http.openai_route import OpenAIRoute
 
 
@@ -55,6 +54,7 @@ class TextRoute(BoundedRoute):
             assert self.body_field is not None
             model: Any = self.body_field.field_info.annotation
             setattr(request.state, IGNORED_ATTRIBUTE, check_names(body, model.model_fields))
+            check_engine_fields(body, mixture_state(request).unread_fields)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wraps OpenAIRoute's handler."""
@@ -69,7 +69,17 @@ class TextRoute(BoundedRoute):
         return handle
 
 
-router = APIRouter(route_class=BoundedRoute, dependencies=[Depends(validate_json_request)])
+class TokenRoute(BoundedRoute):
+    """A route for token ids."""
+
+    def check_body(self, request: Request, body: Any) -> None:
+        """Checks the number of token ids as well. Raises: RequestError."""
+        if isinstance(body, dict):
+            check_token_ids(body, mixture_state(request).max_model_len)
+        super().check_body(request, body)
+
+
+router = APIRouter(route_class=TokenRoute, dependencies=[Depends(validate_json_request)])
 text_router = APIRouter(route_class=TextRoute)
 
 _ANSWER = {"content": {"text/event-stream": {}}, "headers": HEADER_DESCRIPTIONS}
@@ -125,14 +135,14 @@ async def tokenize(
 ) -> Response:
     """Token ids of a prompt or conversation. All policies share one tokenizer."""
     _strip_profile(request, raw_request)
-    return or_client_gone(await vllm_tokenize.tokenize(request, raw_request))
+    return await run_tokenizer(vllm_handlers.tokenize, request, raw_request)
 
 
 @router.post("/detokenize", responses=_PLAIN_RESPONSES)
 async def detokenize(request: BoundedDetokenizeRequest, raw_request: Request) -> Response:
     """Text of token ids."""
     _strip_profile(request, raw_request)
-    return or_client_gone(await vllm_tokenize.detokenize(request, raw_request))
+    return await run_tokenizer(vllm_handlers.detokenize, request, raw_request)
 
 
 def _strip_profile(body: Any, raw_request: Request) -> None:

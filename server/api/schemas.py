@@ -6,6 +6,7 @@ policies and profiles; the OpenAPI page shows the fields' real types and an exam
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 
@@ -26,6 +27,7 @@ from vllm.entrypoints.serve.tokenize.protocol import (
     TokenizeCompletionRequest,
 )
 from vllm.exceptions import VLLMClientError
+from vllm.renderers import TokenizeParams
 from vllm.sampling_params import SamplingParams
 
 from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
@@ -184,13 +186,26 @@ class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
         return self.request_id if self.background else None
 
 
+class _WithinContext:
+    """A prompt to make into tokens that is no longer than a prompt to answer.
+
+    vLLM has no limit here: it would make four MiB of text into tokens, for a minute, while others
+    wait for the tokenizer.
+    """
+
+    def build_tok_params(self, model_config: Any) -> TokenizeParams:
+        """vLLM's settings, with the limit that the routes for text have."""
+        params: TokenizeParams = super().build_tok_params(model_config)  # type: ignore[misc]
+        return dataclasses.replace(params, max_total_tokens=model_config.max_model_len)
+
+
 @bounded
-class BoundedTokenizeCompletionRequest(TokenizeCompletionRequest):
+class BoundedTokenizeCompletionRequest(_WithinContext, TokenizeCompletionRequest):
     """POST /tokenize, of a prompt"""
 
 
 @bounded
-class BoundedTokenizeChatRequest(TokenizeChatRequest):
+class BoundedTokenizeChatRequest(_WithinContext, TokenizeChatRequest):
     """POST /tokenize, of a conversation"""
 
 

@@ -26,6 +26,10 @@ class MixtureState:
     profiles: CurrentProfiles
     statistics: EngineStatistics
     admission: AdmissionController
+    max_model_len: int
+    """Most tokens of a prompt and its answer together."""
+    unread_fields: frozenset[str] = frozenset()
+    """Fields of vLLM's bodies that would travel to the engine although nothing there reads them."""
 
     def resolve(self, preferences: Preferences) -> Resolution:
         """Resolves a request against the profiles in force at this moment."""

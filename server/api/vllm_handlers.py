@@ -14,13 +14,14 @@ from vllm.entrypoints.openai.chat_completion import api_router as vllm_chat
 from vllm.entrypoints.openai.completion import api_router as vllm_completion
 from vllm.entrypoints.openai.responses import api_router as vllm_responses
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.entrypoints.serve.tokenize import api_router as vllm_tokenize
 from vllm.entrypoints.serve.utils.api_utils import decrement_server_load
 
 from prefmix.server.api.accounting import CLIENT_GONE
 from prefmix.server.api.mixture_request import MixtureRequest
 from prefmix.server.api.schemas import PreferenceFields
 from prefmix.server.http.errors import error_response
-from prefmix.server.traffic.request_lifetime import RequestEndedError
+from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestEndedError, RequestLifetime
 
 Handler = Callable[[Any, Request], Awaitable[Response | None]]
 
@@ -34,6 +35,8 @@ def _without_listener(handler: Handler) -> Handler:
 complete = _without_listener(vllm_completion.create_completion)
 complete_chat = _without_listener(vllm_chat.create_chat_completion)
 respond = _without_listener(vllm_responses.create_responses)
+tokenize = _without_listener(vllm_tokenize.tokenize)
+detokenize = _without_listener(vllm_tokenize.detokenize)
 
 
 async def run_handler(
@@ -60,6 +63,15 @@ async def run_handler(
             await request.fail(status)
             raise
         return error_response(refusal.message, status=status, param=refusal.param)
+
+
+async def run_tokenizer(handler: Handler, body: Any, raw_request: Request) -> Response:
+    """Runs `tokenize` or `detokenize`, as long as someone waits for the answer."""
+    lifetime: RequestLifetime = raw_request.scope[SCOPE_KEY]
+    try:
+        return or_client_gone(await lifetime.run(handler(body, raw_request)))
+    except RequestEndedError:
+        return or_client_gone(None)
 
 
 def or_client_gone(response: Response | None) -> Response:

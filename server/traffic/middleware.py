@@ -1,8 +1,8 @@
 """ASGI middleware that limits what comes in: body size and time, overload, drain, deadline.
 
 BodyLimitMiddleware is around every route. TrafficMiddleware is around it and concerns the routes
-that generate text: it refuses their requests before the body is read while too many wait or the
-server is ending, and terminates them at their deadline.
+that generate text or token ids: it refuses their requests before the body is read while too many
+wait or the server is ending, and terminates them at their deadline.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ TIMEOUT_HEADER = "x-prefmix-timeout"
 TEXT_PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses"})
 """Paths whose POST generates text."""
 
+TOKEN_PATHS = frozenset({"/tokenize", "/detokenize"})
+"""Paths whose POST occupies the tokenizer, which requests for text need, too."""
+
+MAX_TOKENIZING = 16
+"""Most requests of TOKEN_PATHS at a time in one API process."""
+
 
 class BodyLimitMiddleware:
     """ASGI middleware: 413 for a body that is too long, 408 for one that takes too long."""
@@ -69,7 +75,7 @@ class BodyLimitMiddleware:
 
 
 class TrafficMiddleware:
-    """ASGI middleware: admission, drain and deadline of requests for text."""
+    """ASGI middleware: admission, drain and deadline of requests for text and token ids."""
 
     def __init__(
         self, app: ASGIApp, *, admission: AdmissionController, drain: Drain, limits: Limits
@@ -79,19 +85,23 @@ class TrafficMiddleware:
         self._admission = admission
         self._drain = drain
         self._timeout_s = limits.request_timeout
+        self._num_tokenizing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or refuses it."""
-        if not _generates_text(scope):
+        path = _path(scope)
+        if path not in TEXT_PATHS and path not in TOKEN_PATHS:
             await self.app(scope, receive, send)
             return
+        is_text = path in TEXT_PATHS
         try:
-            timeout_s = self._check(scope)
+            timeout_s = self._check(scope, is_text=is_text)
         except RequestError as error:
-            await self._refusal(error)(scope, receive, send)
+            await self._refusal(error, is_text=is_text)(scope, receive, send)
             return
         lifetime = RequestLifetime(scope, receive, send)
         self._drain.enter(lifetime)
+        self._num_tokenizing += not is_text
         timer = None
         if timeout_s is not None:
             timer = asyncio.get_running_loop().call_later(
@@ -106,22 +116,30 @@ class TrafficMiddleware:
             if timer is not None:
                 timer.cancel()
             await lifetime.close()
+            self._num_tokenizing -= not is_text
             self._drain.leave(lifetime)
 
-    def _check(self, scope: Scope) -> float | None:
+    def _check(self, scope: Scope, *, is_text: bool) -> float | None:
         """The seconds that the request may take. Raises: RequestError if it is refused."""
         if self._drain.is_on:
             raise OverloadedError(draining.MESSAGE, retry_after_s=draining.RETRY_AFTER_S)
+        if not is_text and self._num_tokenizing >= MAX_TOKENIZING:
+            raise OverloadedError(
+                f"this server is busy: {MAX_TOKENIZING} requests for token ids are under way; try "
+                "again after the seconds in Retry-After",
+                retry_after_s=1,
+            )
         self._admission.check()
         return shortest(self._timeout_s, header(scope, TIMEOUT_HEADER.encode()))
 
-    def _refusal(self, error: RequestError) -> JSONResponse:
+    def _refusal(self, error: RequestError, *, is_text: bool) -> JSONResponse:
         """Counts a refusal and makes its answer; must be cheap, as overload means many of them."""
         response = error.response()
-        if not isinstance(error, OverloadedError):
-            REQUESTS.labels(NO_PROFILE, "rejected").inc()
+        is_overload = isinstance(error, OverloadedError)
+        if is_text:
+            REQUESTS.labels(NO_PROFILE, "refused" if is_overload else "rejected").inc()
+        if not is_overload:
             return response
-        REQUESTS.labels(NO_PROFILE, "refused").inc()
         count_refused("draining" if self._drain.is_on else "overloaded")
         if self._drain.is_on:
             response.headers["Connection"] = "close"
@@ -160,9 +178,7 @@ def deadline(timeout_s: float) -> Termination:
     )
 
 
-def _generates_text(scope: Scope) -> bool:
-    return (
-        scope["type"] == "http"
-        and scope["method"] == "POST"
-        and get_route_path(scope) in TEXT_PATHS
-    )
+def _path(scope: Scope) -> str | None:
+    """The path of a POST; None for anything else."""
+    is_post = scope["type"] == "http" and scope["method"] == "POST"
+    return get_route_path(scope) if is_post else None

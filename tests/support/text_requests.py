@@ -67,6 +67,8 @@ def mixture_state(*, counts: SharedCounts | None = None, statistics: Any = None)
         model_names=("m",),
         profiles=CurrentProfiles(build_profile_set({"even": {"a": 1, "b": 1}}, SPEC, version=3)),
         statistics=statistics,
+        max_model_len=64,
+        unread_fields=frozenset({"kv_transfer_params", "ec_transfer_params"}),
         admission=AdmissionController(
             counts or SharedCounts(None), max_running=4, num_engines=1, max_waiting=2
         ),
@@ -132,7 +134,7 @@ def text_app(patch: Callable[[Any, str, Any], None]) -> Any:
     for name in ("complete", "complete_chat", "respond"):
         patch(vllm_handlers, name, handled)
     for name in ("tokenize", "detokenize"):
-        patch(generate.vllm_tokenize, name, handled)
+        patch(vllm_handlers, name, handled)
     app = FastAPI()
     state = mixture_state()
     setattr(app.state, STATE_KEY, state)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +27,10 @@ TEXT_PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 @pytest.fixture(scope="module")
 def app(vllm: None) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        yield text_app(patch.setattr)
+        app = text_app(patch.setattr)
+        gc.freeze()  # as vLLM's server does, so that no collection visits all of its modules
+        yield app
+        gc.unfreeze()
 
 
 def refused(answer: Answer, param: str | None) -> str:
@@ -200,3 +205,59 @@ def test_a_refused_body_is_counted(app: Any) -> None:
         assert post(app, "/v1/completions", content.encode()).response.status_code == 400
         assert counter._value.get() == refused_at + 1
     assert counter._value.get() == before + 4
+
+
+TRANSFER = {"do_remote_prefill": False, "blocks": [["x" * 38] for _ in range(30_000)]}
+
+
+@pytest.mark.parametrize("path", TEXT_PATHS[:2])
+@pytest.mark.parametrize("field", ["kv_transfer_params", "ec_transfer_params"])
+def test_what_no_connector_reads_is_refused_at_once(app: Any, path: str, field: str) -> None:
+    answer = post(app, path, {**GOOD[path], field: TRANSFER})
+    assert "no connector" in refused(answer, field)
+    assert answer.stall_s < STALL_S
+    assert answer.grown_bytes < GROWN_BYTES
+    for nothing in (None, {}):
+        assert post(app, path, {**GOOD[path], field: nothing}).response.status_code == 200
+
+
+@pytest.mark.parametrize("path", TEXT_PATHS)
+@pytest.mark.parametrize(
+    ("xargs", "parts"),
+    [
+        ({"kv_transfer_params": "x"}, ["kv_transfer_params", "a field of the body"]),
+        ({"ec_transfer_params": ["x"]}, ["ec_transfer_params"]),
+        ({"mine": [1] * 5000}, ["vllm_xargs.mine", "5000 items", "4096"]),
+        ({"mine": "x" * 70_000}, ["vllm_xargs.mine", "70000 characters", "65536"]),
+    ],
+)
+def test_what_the_engine_copies_is_small(app: Any, path: str, xargs: Any, parts: list[str]) -> None:
+    message = refused(post(app, path, {**GOOD[path], "vllm_xargs": xargs}), "vllm_xargs")
+    assert [part for part in parts if part not in message] == []
+
+
+def test_no_more_token_ids_are_decoded_than_a_prompt_can_have(app: Any) -> None:
+    assert post(app, "/detokenize", {"tokens": [5] * 64}).response.status_code == 200
+    answer = post(app, "/detokenize", {"tokens": [5] * 200_000})
+    message = refused(answer, "tokens")
+    assert "200000 items" in message
+    assert "64" in message
+    assert answer.stall_s < STALL_S
+
+
+def test_no_more_text_becomes_tokens_than_a_prompt_can_have() -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    from prefmix.server.api import schemas
+
+    config = SimpleNamespace(max_model_len=64)
+    for made in (
+        schemas.BoundedTokenizeCompletionRequest(prompt="x"),
+        schemas.BoundedTokenizeChatRequest(messages=[USER]),
+    ):
+        params = made.build_tok_params(config)
+        assert params.max_total_tokens == 64
+        tokenizer = SimpleNamespace(max_chars_per_token=8)
+        params.apply_pre_tokenization(tokenizer, {"prompt": "x" * 512})
+        with pytest.raises(VLLMValidationError, match="maximum context length is 64"):
+            params.apply_pre_tokenization(tokenizer, {"prompt": "x" * 513})

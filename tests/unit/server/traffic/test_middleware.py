@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp
 
 from prefmix.server.config.limits import Limits
 from prefmix.server.http.errors import RequestError
+from prefmix.server.telemetry.metrics import NO_PROFILE, REQUESTS
 from prefmix.server.traffic import request_body
 from prefmix.server.traffic.admission_control import AdmissionController
 from prefmix.server.traffic.drain import Drain
@@ -28,7 +30,7 @@ from prefmix.server.traffic.middleware import (
     TrafficMiddleware,
     shortest,
 )
-from prefmix.server.traffic.request_lifetime import SCOPE_KEY
+from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestEndedError
 from prefmix.server.traffic.shared_counts import SharedCounts
 from support.loopback_server import LoopbackServer, serving
 
@@ -51,6 +53,8 @@ class Application:
     def __call__(self) -> ASGIApp:
         routes = [
             Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.tokenize, methods=["POST"]),
             Route("/echo", self.echo, methods=["POST", "GET"]),
         ]
         body_limit = BodyLimitMiddleware(Router(routes), max_body_bytes=MAX_BODY)
@@ -60,6 +64,12 @@ class Application:
 
     async def echo(self, request: Request) -> Response:
         return JSONResponse({"length": len(await request.body())})
+
+    async def tokenize(self, request: Request) -> Response:
+        order = await request.json()
+        with contextlib.suppress(RequestEndedError):
+            await request.scope[SCOPE_KEY].run(asyncio.sleep(order["seconds"]))
+        return JSONResponse({})
 
     async def complete(self, request: Request) -> Response:
         order = await request.json()
@@ -337,3 +347,29 @@ def test_the_engine_ends_after_the_requests(
     server.run_in_loop(shut_down())  # at the very end it does so in the loop, which cannot wait
     assert engine.ended == [7, 1]
     assert not application.drain.is_on
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
+def test_token_ids_are_a_part_of_the_load(
+    application: Application, client: httpx.Client, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask() -> httpx.Response:
+        return client.post(path, json={"seconds": 0.01})
+
+    counted = REQUESTS.labels(NO_PROFILE, "refused")._value.get
+    before = counted()
+    assert ask().status_code == 200
+    assert (
+        client.post(path, json={"seconds": 9}, headers={TIMEOUT_HEADER: "0.1"}).status_code == 504
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("prefmix.server.traffic.middleware.MAX_TOKENIZING", 0)
+        refused = ask()
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    assert ask().status_code == 200, "the one before has left its place"
+    application.counts.add_pending(3)
+    assert ask().status_code == 503, "the server is overloaded"
+    application.counts.add_pending(-3)
+    application.drain.is_on = True
+    assert ask().status_code == 503, "the server is ending"
+    assert counted() == before, "this counts requests for text"
