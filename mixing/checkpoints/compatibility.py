@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,37 +67,44 @@ class _Facts:
     """The properties of one member that are compared."""
 
     def __init__(self, member: Policy, trust_remote_code: bool) -> None:
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import AutoConfig
 
         self.name = member.name
-        options = {"revision": member.revision}
         _check_folder(member)
         try:
             self.config = AutoConfig.from_pretrained(
-                member.model, trust_remote_code=trust_remote_code, **options
+                member.model, trust_remote_code=trust_remote_code, revision=member.revision
             ).get_text_config()
+            self.num_rows = operator.index(self.config.vocab_size)
             self.tokenizer = _tokenizer(member, trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
+            self.vocabulary: dict[str, int] = self.tokenizer.get_vocab()
+            self.highest = max(self.vocabulary.values())
+            self.end_token_ids = self._end_tokens(member)
+        except ImportError:  # of a package that the model needs
+            raise
+        except Exception as error:  # transformers and tokenizers raise any, even Exception itself
             raise CompatibilityError(
                 f"policy {member.name!r}: cannot read the config and tokenizer of {member.model!r} "
                 f"({_first_line(error)}); give a folder or hub id in Hugging Face layout"
             ) from error
+
+    def _end_tokens(self, member: Policy) -> list[int]:
+        from transformers import GenerationConfig
+
         try:
-            generation = GenerationConfig.from_pretrained(member.model, **options)
+            generation = GenerationConfig.from_pretrained(member.model, revision=member.revision)
         except OSError:
             generation = self.config
         end = generation.eos_token_id if generation.eos_token_id is not None else []
-        self.end_token_ids = sorted({end} if isinstance(end, int) else set(end))
-        self.vocabulary: dict[str, int] = self.tokenizer.get_vocab()
+        return sorted({end} if isinstance(end, int) else set(end))
 
     def check_vocabulary_fits(self) -> None:
         """Refuses a tokenizer with more tokens than the model has rows; fewer are padding."""
-        highest = max(self.vocabulary.values())
-        if highest >= self.config.vocab_size:
-            token = next(token for token, index in self.vocabulary.items() if index == highest)
+        if self.highest >= self.num_rows:
+            token = next(token for token, at in self.vocabulary.items() if at == self.highest)
             raise CompatibilityError(
-                f"policy {self.name!r}: its tokenizer has token {token!r} at index {highest}, but "
-                f"the model's vocabulary ends at {self.config.vocab_size - 1}; the tokenizer "
+                f"policy {self.name!r}: its tokenizer has token {token!r} at index {self.highest}, "
+                f"but the model's vocabulary ends at {self.num_rows - 1}; the tokenizer "
                 "belongs to another model"
             )
 

@@ -174,13 +174,16 @@ def _config(folder: Path, wrong: str) -> Any:
             "into the base, if it can be (peft: merge_and_unload), and serve full checkpoints "
             "with --policy"
         )
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise AdapterError(f"{unreadable}{name} is {config[name]!r:.80}, expected an object")
     try:
         helper = PEFTHelper.from_dict(config)
         for pattern in (*helper.rank_pattern, *helper.alpha_pattern):
             re.compile(pattern)
-    except (ValueError, TypeError, KeyError, re.error) as error:
+        problems = helper._validate_features()
+    except (ValueError, TypeError, KeyError, AttributeError, re.error) as error:
         raise AdapterError(f"{unreadable}{error}") from error
-    problems = helper._validate_features()
     if helper.bias != "none":
         problems.append(f"bias is {helper.bias!r}.")
     if problems:

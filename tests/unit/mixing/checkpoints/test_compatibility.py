@@ -139,3 +139,29 @@ def test_code_in_a_models_folder_is_not_run(
     with pytest.raises(CompatibilityError, match="policy 'bad'"):
         check(good, bad)
     assert not ran.exists()
+
+
+def broken_files() -> list[tuple[str, dict[str, Any]]]:
+    broken: dict[str, dict[str, list[Any]]] = {
+        "config.json": {"vocab_size": ["x", None, 2.5], "model_type": [3]},
+        "tokenizer.json": {"added_tokens": [None, ["x"]], "decoder": [3], "model": [{}], "x": [1]},
+        "generation_config.json": {"eos_token_id": [[[]]]},
+    }
+    return [
+        (name, {key: value})
+        for name, changes in broken.items()
+        for key, values in changes.items()
+        for value in values
+    ]
+
+
+@pytest.mark.parametrize(("name", "change"), broken_files())
+def test_whatever_a_library_raises_is_one_sentence(
+    tmp_path: Path, name: str, change: dict[str, Any]
+) -> None:
+    """transformers and tokenizers raise TypeError, AttributeError and even Exception itself."""
+    bad = save(tmp_path / "bad")
+    content = json.loads((bad / name).read_text())
+    (bad / name).write_text(json.dumps({**content, **change}))
+    with pytest.raises(CompatibilityError, match=r"^policy 'bad': [^\n]*$"):
+        check(bad)

@@ -48,6 +48,10 @@ def damaged(folder: Path, source: Path, kind: str) -> Path:
         config = [config]
     elif kind == "pattern":
         config["rank_pattern"] = {"(q_proj": 4}
+    elif kind == "patterns":
+        config["rank_pattern"] = [4]
+    elif kind == "modules":
+        config["modules_to_save"] = 7
     elif kind == "magnitude":
         tensors[f"{some}.lora_magnitude_vector"] = torch.zeros(4)
     elif kind == "half":
@@ -82,6 +86,8 @@ def damaged(folder: Path, source: Path, kind: str) -> Path:
         ("ia3", ["is of type 'IA3'", "peft_type 'LORA'", "merge_and_unload", "--policy"]),
         ("list", ["unreadable adapter_config.json", "no JSON object"]),
         ("pattern", ["unreadable adapter_config.json", "unterminated subpattern"]),
+        ("patterns", ["unreadable adapter_config.json", "rank_pattern is [4], expected an object"]),
+        ("modules", ["unreadable adapter_config.json"]),
         ("magnitude", ["lora_magnitude_vector", "merge_and_unload"]),
         ("half", ["has lora_A of", "not its other factor"]),
         ("rank", ["adapter_config.json says 5"]),
