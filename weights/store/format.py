@@ -36,6 +36,9 @@ FORMAT = 1
 MAX_BYTES = 16 * 2**20
 """Largest store file; thousands of profiles fit."""
 
+MAX_POLICIES = 1000
+"""Most policies of a store: each profile in memory has a number for each of them."""
+
 MAX_VERSION = 10**15
 """Highest version number: every reader of JSON and every metric holds it exactly, and the next."""
 
@@ -176,6 +179,10 @@ def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
 def _spec(policies: object, weight_space: object) -> MixtureSpec:
     if not isinstance(policies, list) or not all(isinstance(name, str) for name in policies):
         raise StoreFormatError(f"policies is {policies!r:.80}, expected a list of names")
+    if len(policies) > MAX_POLICIES:
+        raise StoreFormatError(
+            f"policies has {len(policies)} names, expected {MAX_POLICIES} at most"
+        )
     if weight_space not in WEIGHT_SPACES:
         raise StoreFormatError(
             f"weight_space is {weight_space!r:.80}; allowed: {', '.join(WEIGHT_SPACES)}"

@@ -79,6 +79,15 @@ def test_a_document_is_counted_before_it_is_read(full: LiveWeights, path: str) -
     assert full.current.version == 1
 
 
+def test_a_document_of_many_policies_is_refused_before_it_is_spread(full: LiveWeights) -> None:
+    """256 profiles of 60,000 numbers each would take 100 MiB."""
+    policies = [f"p{number}" for number in range(60_000)]
+    profiles = {f"x{number}": {"weights": {"p0": 1}} for number in range(MAX_PROFILES)}
+    body = document(many(1)) | {"policies": policies, "profiles": profiles, "default_profile": "x0"}
+    status, text = ask(full, "POST", "/weights/apply", body)
+    assert (status, "policies has 60000 names, expected 1000 at most" in text) == (400, True), text
+
+
 def test_a_file_with_too_many_profiles_is_refused_and_changes_nothing(full: LiveWeights) -> None:
     full.store.path.write_text(dump(many(100_000, version=2)))
     began = time.process_time()
@@ -116,7 +125,7 @@ def refusals() -> dict[str, Callable[[ProfileSet], object]]:
             model_names=("m",),
         )
 
-    wrong_members = document(many(1)) | {"policies": [f"p{number}" for number in range(5000)]}
+    wrong_members = document(many(1)) | {"policies": [f"p{number}" for number in range(900)]}
     return {
         "a profile": asked(profile="profile"),
         "a profile of a model": asked(model="m@profile"),
