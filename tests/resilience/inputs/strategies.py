@@ -8,13 +8,19 @@ from typing import Any
 from hypothesis import strategies as st
 
 from prefmix.mixing.spec import NAME_PATTERN, WEIGHT_SPACES, MixtureSpec, Policy
-from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet, build_profile_set
+from prefmix.weights.store.format import MAX_VERSION
+from prefmix.weights.store.profiles import (
+    CUSTOM_PROFILE,
+    NO_PROFILE,
+    ProfileSet,
+    build_profile_set,
+)
 
 MEMBERS = ("positive", "concise", "polite", "reference")
 PROFILES = ("even", "solo", "short-and-kind")
 
 names = st.from_regex(NAME_PATTERN, fullmatch=True)
-profile_names = names.filter(lambda name: name != CUSTOM_PROFILE)
+profile_names = names.filter(lambda name: name not in (CUSTOM_PROFILE, NO_PROFILE))
 
 _AWKWARD = '\ud800\udfff\0\r\n\u2028\x7f{}"\\@,=ab'
 any_text = st.one_of(st.text(max_size=20), st.text(st.sampled_from(_AWKWARD), max_size=20))
@@ -78,7 +84,7 @@ def profile_sets(draw: st.DrawFn, space: str = "simplex") -> ProfileSet:
         {name: draw(valid_ratios(spec.member_names)) for name in chosen},
         spec,
         default=draw(st.sampled_from(chosen)),
-        version=draw(st.integers(1, 2**63)),
+        version=draw(st.integers(1, MAX_VERSION)),
         provenance={name: draw(plain_objects) for name in chosen},
     )
 
