@@ -18,7 +18,7 @@ LOG_LEVELS = ("warning", "info", "debug")
 _SOCKET_NAME_CHARS = 37
 """A slash and the random name of a socket of vLLM."""
 
-_MOST_SOCKET_CHARS = 107
+MOST_SOCKET_CHARS = 107
 """Longest path of a socket on Linux."""
 
 _GENERAL_GROUPS = (
@@ -76,7 +76,7 @@ def set_no_telemetry(environ: MutableMapping[str, str] = os.environ) -> None:
 def set_run_folder(folder: Path, environ: MutableMapping[str, str] = os.environ) -> None:
     """Puts the sockets of vLLM's processes, and their record of shared memory, into a folder."""
     environ[RUN_FOLDER] = str(folder)
-    if len(str(folder)) + _SOCKET_NAME_CHARS <= _MOST_SOCKET_CHARS:
+    if len(str(folder)) + _SOCKET_NAME_CHARS <= MOST_SOCKET_CHARS:
         environ.setdefault("VLLM_RPC_BASE_PATH", str(folder))
 
 

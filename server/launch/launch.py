@@ -43,6 +43,7 @@ from prefmix.server.launch.start_checks import (
     check_checkpoints,
     check_front_end,
     check_port,
+    check_socket,
     check_tls,
 )
 from prefmix.server.launch.start_signals import StartSignals, end_descendants
@@ -125,6 +126,7 @@ def _checked_arguments(
     configure_logging_from_args(args)
     args.api_key = api_keys(args.api_key) or None
     security_checks.check_open_address(args, allowed=config.allow_no_api_key)
+    check_socket(args)
     check_tls(args)
     for warning in security_checks.warnings(args, passthrough):
         say(f"warning: {warning}")

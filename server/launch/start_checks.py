@@ -19,6 +19,7 @@ from prefmix.server.auth import admin_tokens, api_keys
 from prefmix.server.auth.tokens import Tokens, tokens_from
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.serve_config import ServeConfig
+from prefmix.server.launch.environment import MOST_SOCKET_CHARS
 from prefmix.server.launch.in_process import check_files, check_models
 from prefmix.server.launch.security_checks import check_open_address
 
@@ -63,6 +64,26 @@ def check_before_vllm(
         check_files(config, spec)
     except CheckpointFilesError as error:
         raise CommandError(str(error)) from None
+
+
+def check_socket(args: Namespace) -> None:
+    """Checks that vLLM can make its Unix socket, if it is to listen on one.
+
+    Args: args: vLLM's arguments.
+    Raises: CommandError.
+    """
+    if not args.uds:
+        return
+    path = Path(args.uds)
+    if not path.parent.is_dir():
+        raise CommandError(f"vLLM's flag --uds: the folder {path.parent} does not exist; make it")
+    if len(os.fsencode(path)) > MOST_SOCKET_CHARS:
+        raise CommandError(
+            f"vLLM's flag --uds: {path} has more than {MOST_SOCKET_CHARS} bytes, the longest path "
+            "of a socket; choose a shorter one"
+        )
+    if path.exists() and not path.is_socket():
+        raise CommandError(f"vLLM's flag --uds: {path} exists and is no socket; choose another")
 
 
 def check_tls(args: Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from prefmix.server.launch.environment import (
     set_logging,
     set_no_telemetry,
     set_plugins,
+    set_run_folder,
 )
 
 
@@ -90,3 +92,15 @@ def test_nothing_is_reported_to_others_unless_asked_for() -> None:
     unset: dict[str, str] = {}
     set_no_telemetry(unset)
     assert unset["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_a_run_keeps_its_sockets_in_its_folder_if_their_paths_fit(tmp_path: Path) -> None:
+    environ: dict[str, str] = {}
+    set_run_folder(tmp_path, environ)
+    assert environ == {"PREFMIX_RUN_FOLDER": str(tmp_path), "VLLM_RPC_BASE_PATH": str(tmp_path)}
+    environ = {"VLLM_RPC_BASE_PATH": "/elsewhere"}
+    set_run_folder(tmp_path, environ)
+    assert environ["VLLM_RPC_BASE_PATH"] == "/elsewhere"
+    environ = {}
+    set_run_folder(tmp_path / ("x" * 80), environ)
+    assert "VLLM_RPC_BASE_PATH" not in environ

@@ -13,7 +13,12 @@ import pytest
 from prefmix.server.auth.tokens import Token, Tokens
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.serve_config import ServeConfig
-from prefmix.server.launch.start_checks import check_admin_port, check_before_vllm, check_tls
+from prefmix.server.launch.start_checks import (
+    check_admin_port,
+    check_before_vllm,
+    check_socket,
+    check_tls,
+)
 from support.server_process import PREFMIX, free_port
 from support.tiny_policies import save_policy
 
@@ -57,6 +62,19 @@ def test_flags_of_vllm_that_may_give_a_key_or_a_socket_are_left_for_later() -> N
     check({}, host="0.0.0.0", engine={"api_key": "k"})
     for host in ("127.0.0.1", "::1", "localhost"):
         check({}, host=host)
+
+
+def test_the_place_of_a_socket_is_checked(tmp_path: Path) -> None:
+    check_socket(Namespace(uds=None))
+    check_socket(Namespace(uds=str(tmp_path / "x.sock")))
+    (tmp_path / "file").touch()
+    for path, message in [
+        (tmp_path / "absent" / "x.sock", f"the folder {tmp_path / 'absent'} does not exist"),
+        (tmp_path / "file", "exists and is no socket"),
+        (tmp_path / ("x" * 107), "more than 107 bytes"),
+    ]:
+        with pytest.raises(CommandError, match=message):
+            check_socket(Namespace(uds=str(path)))
 
 
 def tls(**files: Path | None) -> None:
