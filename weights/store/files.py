@@ -73,7 +73,8 @@ class StoreFiles:
         except FileNotFoundError:
             raise StoreMissingError(f"the weights store {path} does not exist") from None
         except OSError as error:
-            raise file_error(f"cannot read the weights store {path}", error) from None
+            linked = f"{self._path}, a link to " if os.path.islink(self._path) else ""
+            raise file_error(f"cannot read the weights store {linked}{path}", error) from None
 
     def claimed_version(self) -> int:
         """The version that an unreadable store file claims to be; 0 if it claims none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -75,17 +76,30 @@ def endless(path: Path) -> None:
     path.symlink_to(path)
 
 
-def huge(path: Path) -> None:
+def huge(path: Path, num_bytes: int = 100 * 2**20) -> None:
     with path.open("wb") as file:
-        file.truncate(100 * 2**20)
+        file.truncate(num_bytes)
+
+
+def listener(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "a folder": (Path.mkdir, 503, "put a regular file in its place"),
     "a pipe": (os.mkfifo, 503, "put a regular file in its place"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), 503, "put a regular file in its place"),
+    "a socket": (listener, 503, "put a regular file in its place"),
     "an endless link": (endless, 503, "put a regular file in its place"),
     "nothing": (lambda path: None, 409, "rollback"),
     "100 MB": (huge, 400, "more than 16 MiB, which no set of profiles needs; "),
+    "100 GB": (lambda path: huge(path, 10**11), 400, "more than 16 MiB"),
+    "an endless number": (
+        lambda path: path.write_text('{"version": 1' + "0" * 10**6),
+        400,
+        "rollback",
+    ),
     "half a file": (lambda path: path.write_text('{"format": 1, "ver'), 400, "not JSON"),
     "bytes": (lambda path: path.write_bytes(os.urandom(4096)), 400, ""),
 }
@@ -123,7 +137,7 @@ def test_a_disk_that_fails_is_told_from_a_bad_file(faulty: Faulty) -> None:
     assert faulty.live.current.version == 2
 
 
-@pytest.mark.parametrize("what", ["nothing", "100 MB", "half a file", "bytes"])
+@pytest.mark.parametrize("what", ["nothing", "100 MB", "100 GB", "half a file", "bytes"])
 def test_a_rollback_repairs_the_store_from_what_is_in_force(faulty: Faulty, what: str) -> None:
     faulty.store.path.unlink()
     FAULTS[what][0](faulty.store.path)
