@@ -123,6 +123,10 @@ def sampling(**settings: Any) -> Any:
         ({"load_format": "pt"}, ConfigError, "--load-format is 'pt', which reads files other"),
         ({"hf_overrides": {"prefmix": {}}}, ConfigError, "--hf-overrides sets 'prefmix'"),
         ({"hf_overrides": print}, ConfigError, "hf_overrides is no mapping"),
+        ({"trust_remote_code": True}, ConfigError, "--trust-remote-code runs code from a model's"),
+        ({"logits_processors": ["m:C"]}, ConfigError, "--allow-unsafe-engine-flags"),
+        ({"logits_processors": [object]}, ConfigError, "--logits-processors imports and runs"),
+        ({"worker_cls": object}, ConfigError, "--worker-cls imports and runs"),
     ],
 )
 def test_engine_arguments_are_checked_before_anything_starts(

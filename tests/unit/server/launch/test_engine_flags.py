@@ -14,6 +14,7 @@ import pytest
 
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.serve_config import ServeConfig
+from prefmix.server.launch import in_process
 from prefmix.server.launch.engine_flags import (
     CHECKED_ELSEWHERE,
     SAFE_VALUES,
@@ -200,3 +201,11 @@ def test_objects_of_python_are_checked_by_field() -> None:
     }.items():
         with pytest.raises(CommandError, match="--allow-unsafe-engine-flags"):
             check_flags({name: value}, {})
+
+
+def test_fit_and_eval_take_no_such_flags_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_process, "import_vllm", lambda: None)
+    for engine, words in (({"trust_remote_code": True}, []), ({}, ["--worker-cls", "m.C"])):
+        config = ServeConfig.model_validate({"policies": {"a": "org/a"}, "engine": engine})
+        with pytest.raises(CommandError, match="--allow-unsafe-engine-flags"):
+            in_process.start_engine(config, config.spec(), words)
