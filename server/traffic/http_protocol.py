@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from asyncio import Transport
-from asyncio.events import TimerHandle
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -26,10 +25,14 @@ from prefmix.server.telemetry.load_metrics import count_refused
 from prefmix.server.traffic import connections
 from prefmix.server.traffic.connections import OpenConnections
 from prefmix.server.traffic.request_head import HeadError, HeadLimit
+from prefmix.server.traffic.timers import Timers
 
 PIECE_BYTES = 2**11
 """Bytes that are parsed at once. No request of a pipeline behind them is parsed before all of
 theirs have their turn."""
+
+TURN_BYTES = 2**15
+"""Bytes of one connection that are parsed before others have their turn."""
 
 MAX_REST_BYTES = 2**20
 """Bytes of a body that are parsed, to use the connection again, after its request was answered."""
@@ -57,8 +60,6 @@ class LimitedProtocol(HttpToolsProtocol):
     """One connection."""
 
     flow: _Flow
-    _head_timer: TimerHandle | None = None
-    _stall_timer: TimerHandle | None = None
     _cycles: Sequence[RequestResponseCycle] = ()
     _is_in_message = False
     _is_in_head = False
@@ -71,6 +72,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._open = open_connections
         self._limit = HeadLimit()
+        self._timers = Timers(self.loop)
         self._unparsed = memoryview(b"")
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -85,8 +87,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.remove(self)
-        self._stop_head_timer()
-        self._stop_stall_timer()
+        self._timers.stop("head", "stall")
         self._unset_keepalive_if_required()
         self._disconnect_requests()
         super().connection_lost(exc)
@@ -114,12 +115,14 @@ class LimitedProtocol(HttpToolsProtocol):
         is_between = self.cycle is None or self.cycle.response_complete
         has_ended = was_in_message and not self._is_in_message
         if is_between and not has_ended and not self.transport.is_closing():
-            self._start_head_timer()
+            # Not restarted by every byte: a client that sends one byte at a time must end, too.
+            self._timers.start("head", connections.HEAD_TIMEOUT_S, self.end)
 
     def _parse(self) -> None:
-        """Parses what has come, until requests of a pipeline wait for their turn."""
+        """Parses what has come, for a turn, or until requests of a pipeline wait for theirs."""
         rest = self._unparsed
-        while rest and not self.pipeline and not self._is_deaf:
+        end_of_turn = len(rest) - TURN_BYTES
+        while rest and len(rest) > end_of_turn and not self.pipeline and not self._is_deaf:
             piece, rest = rest[:PIECE_BYTES], rest[PIECE_BYTES:]
             try:
                 self._parse_piece(piece)
@@ -130,11 +133,21 @@ class LimitedProtocol(HttpToolsProtocol):
                 known = cause if isinstance(cause, HeadError) else None
                 self._refuse_head(known or HeadError(_MALFORMED, HTTPStatus.BAD_REQUEST))
         self._unparsed = memoryview(b"") if self._is_deaf else rest
-        if self._is_deaf:
-            return
-        self.flow.has_unparsed = bool(rest)
-        if rest:
+        self.flow.has_unparsed = bool(self._unparsed)
+        if self._unparsed:
             self.flow.pause_reading()
+            if not self.pipeline:
+                self.loop.call_soon(self._parse_on)
+
+    def _parse_on(self) -> None:
+        """Parses what is left, and reads on if nothing is and the body does not wait."""
+        if self._is_deaf or not self._unparsed:
+            return
+        self._parse()
+        cycle = self.cycle
+        is_wanted = cycle is None or cycle.response_complete or len(cycle.body) <= HIGH_WATER_LIMIT
+        if not self._unparsed and is_wanted:
+            self.flow.resume_reading()
 
     def _parse_piece(self, piece: memoryview) -> None:
         self._has_advanced = False
@@ -179,7 +192,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
-        self._stop_head_timer()
+        self._timers.stop("head")
         if self.parser.should_upgrade() and self._has_body():
             # The parser takes the body for something of the other protocol, and skips it.
             raise HeadError(
@@ -201,7 +214,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._has_advanced = True
         super().on_message_complete()
         if self.cycle.response_complete:  # the rest of a refused body has come
-            self._stop_head_timer()
+            self._timers.stop("head")
             self._start_keep_alive()
 
     # Answers
@@ -213,10 +226,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if not self._unanswered():
             self._open.waits(self)
-        if self._unparsed:
-            self._parse()
-            if not self._unparsed:
-                self.flow.resume_reading()
+        self._parse_on()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -224,7 +234,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         if not self.transport.is_closing():
-            self._stop_stall_timer()
+            self._timers.stop("stall")
         super().resume_writing()
 
     def _refuse_head(self, error: HeadError) -> None:
@@ -255,12 +265,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._is_deaf = True
         self._open.remove(self)
         self._unset_keepalive_if_required()
-        self._stop_head_timer()
+        self._timers.stop("head")
         self.flow.has_unparsed = False
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._head_timer = self.loop.call_later(seconds, self.transport.abort)
+        self._timers.start("head", seconds, self.transport.abort)
 
     def _unanswered(self) -> list[RequestResponseCycle]:
         return [cycle for cycle in self._cycles if not cycle.response_complete]
@@ -285,21 +295,4 @@ class LimitedProtocol(HttpToolsProtocol):
         )
 
     def _start_stall_timer(self) -> None:
-        if self._stall_timer is None:
-            seconds = connections.STALL_TIMEOUT_S
-            self._stall_timer = self.loop.call_later(seconds, self.transport.abort)
-
-    def _stop_stall_timer(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-
-    def _start_head_timer(self) -> None:
-        # Not restarted by every byte: a client that sends one byte at a time must end, too.
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(connections.HEAD_TIMEOUT_S, self.end)
-
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._timers.start("stall", connections.STALL_TIMEOUT_S, self.transport.abort)

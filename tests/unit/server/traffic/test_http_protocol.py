@@ -15,6 +15,7 @@ import uvloop
 from starlette.types import Receive, Scope, Send
 
 from prefmix.server.traffic import http_protocol, http_server
+from prefmix.server.traffic.http_protocol import LimitedProtocol
 from prefmix.server.traffic.request_head import MAX_FIELD_BYTES, MAX_FIELDS
 from support.loopback_server import LoopbackServer, serving
 
@@ -266,3 +267,47 @@ def test_servers_that_others_make_have_the_limits(monkeypatch: pytest.MonkeyPatc
     made = config.http_protocol_class
     assert isinstance(made, functools.partial)
     assert made.func is http_protocol.LimitedProtocol
+
+
+def test_a_body_of_tiny_pieces_leaves_others_their_turn(
+    start: Callable[..., LoopbackServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in parsed pieces: no turn has more than a few of a segment's hundred."""
+    turns: list[int] = []
+    parse, parse_piece = LimitedProtocol._parse, LimitedProtocol._parse_piece
+
+    def counted_turn(self: LimitedProtocol) -> None:
+        turns.append(0)
+        parse(self)
+
+    def counted_piece(self: LimitedProtocol, piece: memoryview) -> None:
+        turns[-1] += 1
+        parse_piece(self, piece)
+
+    monkeypatch.setattr(LimitedProtocol, "_parse", counted_turn)
+    monkeypatch.setattr(LimitedProtocol, "_parse_piece", counted_piece)
+    sent = chunked(b"1\r\nx\r\n" * 200_000, b"0\r\n\r\n")
+    assert exchange(start(), sent) == (200, b"200000\n")
+    assert sum(turns) >= len(sent) // http_protocol.PIECE_BYTES
+    assert max(turns) <= http_protocol.TURN_BYTES // http_protocol.PIECE_BYTES
+
+
+def test_a_body_that_nobody_reads_is_not_kept(start: Callable[..., LoopbackServer]) -> None:
+    server = start()
+    with connect(server) as peer:
+        # The first is held, the second's body comes meanwhile.
+        peer.sendall(head(target="/held") + head("content-length: 100000000", method="POST"))
+        peer.settimeout(0.3)
+        num_sent = 0
+        with contextlib.suppress(TimeoutError):
+            while num_sent < 50_000_000:
+                num_sent += peer.send(b"x" * 2**18)
+
+        async def kept() -> int:
+            return sum(
+                len(protocol.cycle.body) + len(protocol._unparsed)
+                for protocol in server.server_state.connections
+                if isinstance(protocol, LimitedProtocol)
+            )
+
+        assert 0 < server.run_in_loop(kept()) < 2**20

@@ -359,17 +359,18 @@ def test_token_ids_are_a_part_of_the_load(
     counted = REQUESTS.labels(NO_PROFILE, "refused")._value.get
     before = counted()
     assert ask().status_code == 200
-    assert (
-        client.post(path, json={"seconds": 9}, headers={TIMEOUT_HEADER: "0.1"}).status_code == 504
-    )
+    late = client.post(path, json={"seconds": 9}, headers={TIMEOUT_HEADER: "0.1"})
+    assert late.status_code == 504
     with monkeypatch.context() as patch:
         patch.setattr("prefmix.server.traffic.middleware.MAX_TOKENIZING", 0)
         refused = ask()
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     assert ask().status_code == 200, "the one before has left its place"
-    application.counts.add_pending(3)
+    held = [application.admission.reserve(1) for _ in range(2)]
     assert ask().status_code == 503, "the server is overloaded"
-    application.counts.add_pending(-3)
+    for reservation in held:
+        reservation.release()
+    assert ask().status_code == 200
     application.drain.is_on = True
     assert ask().status_code == 503, "the server is ending"
     assert counted() == before, "this counts requests for text"
