@@ -20,6 +20,8 @@ from prefmix.server.config.errors import CommandError
 WEAK_CHARS = 16
 """Length below which a token counts as weak: nothing slows down someone who guesses."""
 
+_MAX_CHARS = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -105,12 +107,15 @@ def exposed_file(environ: Mapping[str, str], variable: str) -> str | None:
 
 def _read(path: Path, source: str, default_name: str) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise CommandError(f"cannot read {source}: {reason}") from None
+    if len(text) > _MAX_CHARS:
+        raise CommandError(f"{source} has more than {_MAX_CHARS} characters; it holds no tokens")
     pairs: list[tuple[str, str]] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue

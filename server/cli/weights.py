@@ -28,6 +28,8 @@ from prefmix.weights.store.text_tables import difference_table, history_table, p
 
 TOKEN_VARIABLE = "PREFMIX_ADMIN_TOKEN"
 
+_MAX_TOKEN_CHARS = 4096
+
 EPILOG = f"""\
 Every action works on a store file (--weights-store PATH) or on a running server (--url URL).
 A server needs its admin token, from --token-file FILE, from the environment variable
@@ -156,7 +158,8 @@ def _token(args: argparse.Namespace) -> str:
     token = args.token or os.environ.get(TOKEN_VARIABLE, "")
     if args.token_file is not None:
         try:
-            token = args.token_file.read_text(encoding="utf-8")
+            with args.token_file.open(encoding="utf-8") as file:
+                token = file.read(_MAX_TOKEN_CHARS + 1)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise UsageError(f"cannot read the token file {args.token_file}: {reason}") from None
@@ -165,8 +168,10 @@ def _token(args: argparse.Namespace) -> str:
         raise UsageError(
             f"--url needs the server's admin token: set {TOKEN_VARIABLE} or give --token-file FILE"
         )
-    if not (token.isascii() and token.isprintable()):
-        raise UsageError("the admin token has characters that no HTTP header can carry")
+    if len(token) > _MAX_TOKEN_CHARS or not (token.isascii() and token.isprintable()):
+        raise UsageError(
+            "the admin token has characters, or a length, that no HTTP header can carry"
+        )
     return token
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+_MAX_CHARS = 16 * 2**20
+
 
 class YamlError(ValueError):
     """A file that is missing, unreadable, not YAML or not one mapping. One sentence."""
@@ -48,13 +50,16 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     Raises: YamlError naming the file and, where known, the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARS + 1)
     except FileNotFoundError:
         raise YamlError(f"the configuration file {path} does not exist") from None
     except UnicodeDecodeError:
         raise YamlError(f"{path} is not a text file in UTF-8") from None
     except OSError as error:
         raise YamlError(f"cannot read {path}: {error.strerror}") from None
+    if len(text) > _MAX_CHARS:
+        raise YamlError(f"{path} has more than {_MAX_CHARS} characters; it is no configuration")
     try:
         data = yaml.load(text, Loader=_UniqueKeyLoader)
     except RecursionError:

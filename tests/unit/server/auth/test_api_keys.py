@@ -87,3 +87,8 @@ def test_a_file_that_every_user_may_open_is_warned_of(
         assert "SECRET" not in warning
     assert exposed_file({}, "PREFMIX_API_KEY") is None
     assert exposed_file({"PREFMIX_API_KEY_FILE": "/nowhere"}, "PREFMIX_API_KEY") is None
+
+
+def test_a_file_without_an_end_is_no_file_of_tokens() -> None:
+    with pytest.raises(CommandError, match="more than 1048576 characters"):
+        api_keys(None, {"PREFMIX_API_KEY_FILE": "/dev/zero"})

@@ -179,6 +179,7 @@ def test_refusals_are_one_sentence(
         (["show", "--url", "http://x", "--token-file", "none"], 2, ["none", "No such file"]),
         (["show", "--url", "http://x", "--token", "t", "--token-file", "f"], 2, ["either --token"]),
         (["show", "--url", "http://x", "--token", "tök"], 2, ["HTTP header"]),
+        (["show", "--url", "http://x", "--token-file", "/dev/zero"], 2, ["HTTP header"]),
     ],
 )
 def test_what_to_work_on_must_be_said(

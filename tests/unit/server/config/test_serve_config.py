@@ -256,3 +256,8 @@ def test_policies_from_flags_replace_a_trunk_of_the_file_and_the_other_way_round
 def test_a_trunk_that_cannot_be_is_refused(folder: Path, text: str, words: list[str]) -> None:
     message = refusal(folder, text)
     assert all(word in message for word in words), message
+
+
+def test_a_file_without_an_end_is_no_configuration() -> None:
+    with pytest.raises(ConfigError, match="more than 16777216 characters"):
+        load_config(Path("/dev/zero"), {})
