@@ -186,7 +186,8 @@ class StoreFiles:
 
     def prune(self) -> None:
         """Removes the oldest versions above the limit."""
-        with contextlib.suppress(OSError):  # the change is made: a version too many harms nobody
+        # The change is made: a version too many harms nobody.
+        with contextlib.suppress(OSError, StoreFileError):
             for version in self.versions()[: -self._history_limit]:
                 self.version_file(version).unlink(missing_ok=True)
 

@@ -164,6 +164,19 @@ def test_other_names_in_the_history_are_no_versions(store: WeightsStore, name: s
     assert put(store, 9).version == 7
 
 
+def test_a_history_that_cannot_be_listed_stops_no_change(
+    store: WeightsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change is written by then: an error would leave it out of force."""
+
+    def fail(path: object) -> list[str]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("prefmix.weights.store.files.os.listdir", fail)
+    assert put(store, 9).version == 7
+    assert store.read().version == 7
+
+
 @pytest.mark.parametrize("note", [b"", b"x", b"-3", b"9" * 100, b"\xff\xfe", b"7 8"])
 def test_a_note_of_the_newest_number_that_says_nothing_is_passed_over(
     store: WeightsStore, note: bytes
