@@ -79,6 +79,7 @@ class AdminRoute(OpenAIRoute):
 
     def check_body(self, request: Request, body: Any) -> None:
         """Refuses a body that names a field twice. Raises: RequestError."""
+        super().check_body(request, body)
         refuse_repeated_names(body)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -11,9 +11,6 @@ from typing import Any
 
 from prefmix.server.http.errors import RequestError, short_repr
 
-MAX_FIELDS = 256
-"""Most fields of a body, known or not."""
-
 MAX_ITEMS: Mapping[str, int] = {
     "messages": 4096,
     "input": 2048,
@@ -57,8 +54,6 @@ def check_limits(body: Mapping[str, Any]) -> None:
         value = body.get(field)
         if field in body and not isinstance(value, list):
             raise RequestError(f"{field} is {short_repr(value)}; expected a list", param=field)
-    if len(body) > MAX_FIELDS:
-        raise RequestError(f"the body has {len(body)} fields; this server takes {MAX_FIELDS}")
     for field, limit in MAX_ITEMS.items():
         value = body.get(field)
         if isinstance(value, list | dict) and len(value) > limit:

@@ -40,6 +40,7 @@ class BoundedRoute(OpenAIRoute):
 
     def check_body(self, request: Request, body: Any) -> None:
         """Checks the body's structure and numbers. Raises: RequestError."""
+        super().check_body(request, body)
         if isinstance(body, dict):
             check_limits(body)
 

@@ -15,6 +15,9 @@ from prefmix.server.http.errors import RequestError
 from prefmix.server.http.request_json import read_json
 from prefmix.server.http.validation_errors import validation_response
 
+MAX_FIELDS = 256
+"""Most fields of a body, known or not."""
+
 LARGE_BYTES = 16 * 2**10
 """Longest body that is read and validated in the event loop, which takes some milliseconds."""
 
@@ -28,8 +31,12 @@ class OpenAIRoute(APIRoute):
     def check_body(self, request: Request, body: Any) -> None:
         """Checks a parsed body before it is validated; may run in a thread.
 
-        Raises: RequestError.
+        Raises: RequestError if it has too many fields; each unknown one may be an error.
         """
+        if isinstance(body, dict) and len(body) > MAX_FIELDS:
+            raise RequestError(
+                f"the body has {len(body)} fields; this server takes at most {MAX_FIELDS}"
+            )
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wraps FastAPI's handler."""
