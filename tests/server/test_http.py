@@ -446,6 +446,74 @@ def test_other_bad_fields_are_refused_in_the_same_shape(
         assert error["param"] == param
 
 
+@pytest.mark.parametrize("field", ["top_k", "stream_interval", "seed", "priority"])
+def test_numbers_that_the_engine_cannot_take_leave_no_place_taken(
+    client: httpx.Client, field: str
+) -> None:
+    for value in (2**63, 2**64, -(2**63) - 1):
+        error = refused(complete(client, **{"prompt": ["a"] * 8, field: value}))
+        assert error["param"] == field
+    assert text(complete(client))
+    assert in_flight(client) == 0
+
+
+def test_what_a_samplers_buffers_do_not_hold_is_refused(client: httpx.Client) -> None:
+    for fields, param in (
+        ({"stop_token_ids": list(range(200)), "min_tokens": 1}, "stop_token_ids"),
+        ({"bad_words": ["the quick brown fox jumps over it" * 4] * 30}, "bad_words"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+    ):
+        error = refused(complete(client, prompt=["a"] * 2, **fields))
+        assert error["param"] == param
+        assert "at most" in error["message"]
+    assert text(complete(client))
+    assert in_flight(client) == 0
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_the_largest_integers_harm_nothing(client: httpx.Client, path: str) -> None:
+    """Each integer field of a route with numbers at the edges of what is taken."""
+    page = client.get("/openapi.json").json()
+    content = page["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    name = content["schema"]["$ref"].rsplit("/")[-1]
+    properties = page["components"]["schemas"][name]["properties"]
+    fields = [
+        field
+        for field, schema in properties.items()
+        if "integer" in (schema.get("type"), *(one.get("type") for one in schema.get("anyOf", ())))
+    ]
+    assert {"top_k", "seed"} <= set(fields)
+    for field in fields:
+        for value in (-1, 2**31, 2**63 - 1):
+            response = post(client, path, **{field: value})
+            assert response.status_code in (200, 400), response.text
+    assert text(complete(client))
+    assert in_flight(client) == 0
+
+
+def in_flight(client: httpx.Client) -> float:
+    """The gauge of answers in flight, once it has come to rest."""
+    for _ in range(50):
+        lines = client.get("/metrics").text.splitlines()
+        (line,) = (each for each in lines if each.startswith("prefmix_requests_in_flight "))
+        if float(line.split()[-1]) == 0:
+            break
+        asyncio.run(asyncio.sleep(0.05))
+    return float(line.split()[-1])
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_misspelt_fields_are_refused_and_others_named(client: httpx.Client, path: str) -> None:
+    error = refused(post(client, path, preference_weigths={"one": 1}))
+    assert error["param"] == "preference_weigths"
+    assert "did you mean preference_weights?" in error["message"]
+    error = refused(post(client, path, vllm_xargs={"prefmix_weight": [1, 0, 0]}))
+    assert "vllm_xargs.prefmix_weights?" in error["message"]
+    answer = post(client, path, favourite_colour="blue")
+    assert answer.status_code == 200
+    assert answer.headers["x-prefmix-ignored-fields"] == "favourite_colour"
+
+
 @pytest.mark.parametrize("key", [None, "wrong-key", API_KEY[:-1]])
 def test_without_the_key_nothing_that_runs_a_policy_answers(
     server: ServerProcess, key: str | None

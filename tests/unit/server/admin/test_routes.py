@@ -447,6 +447,24 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_kept(admin: Admin) -> 
 
 
 @pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ('{"weights": {"a": 1, "b": 1, "a": 9}}', "names 'a' more than once"),
+        ('{"weights": {"a": 1}, "weights": {"b": 1}}', "names 'weights' more than once"),
+        (json.dumps({str(number): 1 for number in range(257)}), "257 fields"),
+        ('{"weights": ' * 200, "levels deep"),
+        ('{"weights": {"a": [' + "[]," * 70_000 + "1]}}", "strings, lists and objects"),
+    ],
+)
+def test_a_body_is_read_within_limits_and_names_a_field_once(
+    admin: Admin, content: str, part: str
+) -> None:
+    headers = {"Authorization": "Bearer ops-secret", "Content-Type": "application/json"}
+    response = admin.client.put("/admin/profiles/x", content=content, headers=headers)
+    admin.refused(response, HTTPStatus.BAD_REQUEST, part)
+
+
+@pytest.mark.parametrize(
     "name", ["..%2f..%2fetc%2fpasswd", "%2e%2e", "a%0ab", "a%00b", "a%20b", "%c3%a9", "a" * 65]
 )
 def test_names_are_names_and_no_paths(
