@@ -19,7 +19,7 @@ MAX_DEPTH = 128
 MAX_VALUES = 2**16
 """Most strings, names of fields, lists and objects together."""
 
-MAX_NUMBERS = 2**18
+MAX_NUMBERS = 2**19
 """Most values in all, with numbers such as token ids, which cost far less."""
 
 # An unterminated string is one match to the end. Else each of its quotes would be searched from.
