@@ -28,7 +28,12 @@ _JSON_FILES = (
 
 _OTHER_FILES = ("merges.txt", "tokenizer.model")
 _PLAIN_NUMBERS = ("F64", "F32", "F16", "BF16")
-_ROW_PER_TOKEN = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+_ROW_PER_TOKEN = (
+    ".embed_tokens.weight",
+    ".wte.weight",
+    ".word_embeddings.weight",
+    ".embed_in.weight",
+)
 """Ends of the names of tensors with one row for each token of the vocabulary."""
 
 _COPY_AGAIN = "copy or download it again"
@@ -120,7 +125,7 @@ def _check_rows(
     """Checks that the tokens' embeddings have as many rows as the config says."""
     sizes = _vocabulary_sizes(config)
     for name, (kind, shape) in shapes.items():
-        if not sizes or not name.endswith(_ROW_PER_TOKEN) or kind not in _PLAIN_NUMBERS:
+        if not sizes or not f".{name}".endswith(_ROW_PER_TOKEN) or kind not in _PLAIN_NUMBERS:
             continue
         if len(shape) == 2 and shape[0] not in sizes.values():
             field, size = next(iter(sizes.items()))
