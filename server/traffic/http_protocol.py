@@ -251,6 +251,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if is_alone and not (before and before[0].response_started):
             body = json.dumps(error_body(message, status=status)).encode()
             head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            if status == HTTPStatus.SERVICE_UNAVAILABLE:
+                head += "retry-after: 1\r\n"
             self.transport.write(
                 STATUS_LINE[status] + head.encode() + b"connection: close\r\n\r\n" + body
             )

@@ -24,6 +24,8 @@ from prefmix.server.traffic import drain as draining
 from prefmix.server.traffic.admission_control import AdmissionController, OverloadedError
 from prefmix.server.traffic.drain import Drain
 from prefmix.server.traffic.request_body import (
+    MAX_ARRIVING_BYTES,
+    Arriving,
     BodyTooLargeError,
     BodyTooSlowError,
     ClientGoneError,
@@ -46,12 +48,23 @@ MAX_TOKENIZING = 16
 """Most requests of TOKEN_PATHS at a time in one API process."""
 
 
+_REFUSALS: dict[type[RequestError], str] = {
+    BodyTooLargeError: "body_too_large",
+    BodyTooSlowError: "body_too_slow",
+    OverloadedError: "overloaded",
+}
+
+
 class BodyLimitMiddleware:
-    """ASGI middleware: 413 for a body that is too long, 408 for one that takes too long."""
+    """ASGI middleware: 413 for a body that is too long, 408 for one that takes too long.
+
+    503 for one that comes while too many are on their way.
+    """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
         self.app = app
         self._max_body_bytes = max_body_bytes
+        self._arriving = Arriving(max(MAX_ARRIVING_BYTES, max_body_bytes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads the body and passes the request on, or answers."""
@@ -59,15 +72,16 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            body = await read_body(scope, receive, limit=self._max_body_bytes)
+            body = await read_body(
+                scope, receive, limit=self._max_body_bytes, arriving=self._arriving
+            )
         except ClientGoneError:
             return
-        except (BodyTooLargeError, BodyTooSlowError) as error:
-            is_large = isinstance(error, BodyTooLargeError)
-            count_refused("body_too_large" if is_large else "body_too_slow")
+        except (BodyTooLargeError, BodyTooSlowError, OverloadedError) as error:
+            count_refused(_REFUSALS[type(error)])
             response = error.response()
             # A slow client is still sending; a client that sent too much is answered as usual.
-            if not is_large:
+            if isinstance(error, BodyTooSlowError):
                 response.headers["Connection"] = "close"
             await response(scope, receive, send)
             return

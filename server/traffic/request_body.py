@@ -13,9 +13,13 @@ from starlette.types import Message, Receive, Scope
 
 from prefmix.server.http.errors import RequestError
 from prefmix.server.http.headers import header
+from prefmix.server.traffic.admission_control import OverloadedError
 
 BODY_TIMEOUT_S = 30.0
 """Seconds a client may take to send a body."""
+
+MAX_ARRIVING_BYTES = 256 * 2**20
+"""Most bytes of all bodies on their way to one API process, or of one if that may have more."""
 
 _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
@@ -32,6 +36,31 @@ class BodyTooSlowError(RequestError):
     status = HTTPStatus.REQUEST_TIMEOUT
 
 
+class Arriving:
+    """The bytes of all bodies that are still on their way to this process.
+
+    Clients that hold back the ends of many bodies would otherwise fill the memory.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._num_bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Adds bytes that have come. Raises: OverloadedError if they are too many."""
+        if self._num_bytes + num_bytes > self._limit:
+            raise OverloadedError(
+                "this server is busy: the request bodies on their way to it have more than "
+                f"{self._limit} bytes; try again after the seconds in Retry-After",
+                retry_after_s=1,
+            )
+        self._num_bytes += num_bytes
+
+    def remove(self, num_bytes: int) -> None:
+        """Removes the bytes of a body that is complete or refused."""
+        self._num_bytes -= num_bytes
+
+
 class ClientGoneError(Exception):
     """The client has closed the connection before its request was complete."""
 
@@ -42,7 +71,12 @@ def has_body(scope: Scope) -> bool:
 
 
 async def read_body(
-    scope: Scope, receive: Receive, *, limit: int, timeout_s: float = BODY_TIMEOUT_S
+    scope: Scope,
+    receive: Receive,
+    *,
+    limit: int,
+    arriving: Arriving,
+    timeout_s: float = BODY_TIMEOUT_S,
 ) -> bytes:
     """Reads the body.
 
@@ -50,9 +84,10 @@ async def read_body(
       scope: the request's ASGI scope.
       receive: source of the body's messages.
       limit: largest number of bytes, announced in a header or not.
+      arriving: the bodies of this process, to which this one belongs until it is complete.
       timeout_s: largest number of seconds.
     Raises: BodyTooLargeError before more than `limit` has been kept; BodyTooSlowError;
-      ClientGoneError.
+      OverloadedError; ClientGoneError.
     """
     declared = header(scope, b"content-length") or ""
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
@@ -64,15 +99,19 @@ async def read_body(
                 message = await receive()
                 if message["type"] != "http.request":
                     raise ClientGoneError
-                body += message.get("body", b"")
-                if len(body) > limit:
+                piece = message.get("body", b"")
+                if len(body) + len(piece) > limit:
                     raise _too_large(f"has more than {limit} bytes", limit)
+                arriving.add(len(piece))
+                body += piece
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
         raise BodyTooSlowError(
             f"the request body did not arrive within {timeout_s:g} s; {len(body)} bytes came"
         ) from None
+    finally:
+        arriving.remove(len(body))
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:

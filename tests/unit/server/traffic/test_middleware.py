@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import select
 import socket
 import threading
 import time
@@ -374,3 +375,28 @@ def test_token_ids_are_a_part_of_the_load(
     application.drain.is_on = True
     assert ask().status_code == 503, "the server is ending"
     assert counted() == before, "this counts requests for text"
+
+
+def test_bodies_that_do_not_end_do_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch, application: Application
+) -> None:
+    monkeypatch.setattr("prefmix.server.traffic.middleware.MAX_ARRIVING_BYTES", 4 * MAX_BODY)
+    with serving(application) as server, contextlib.ExitStack() as stack:
+        peers = []
+        for _ in range(5):
+            peer = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            peer.settimeout(20)
+            announced = f"content-length: {MAX_BODY}\r\n\r\n".encode()
+            peer.sendall(b"POST /echo HTTP/1.1\r\nhost: x\r\n" + announced + b" " * (MAX_BODY - 1))
+            peers.append(peer)
+        refused, _, _ = select.select(peers, [], [], 20)
+        assert len(refused) == 1
+        answer = refused[0].recv(1000)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 1" in answer.lower()
+        others = [peer for peer in peers if peer not in refused]
+        for peer in others:
+            peer.sendall(b" ")
+            assert peer.recv(1000).startswith(b"HTTP/1.1 200")
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client:
+            assert client.post("/echo", content=b" " * MAX_BODY).status_code == 200
