@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from deploy.queries import RULES, Query, dashboard_queries, rule_queries
+from prefmix.server.auth.hosts import AllowedHosts
 from support import tools
 
 PROMETHEUS = RULES.parent
@@ -34,6 +35,17 @@ def test_promtool_passes(arguments: tuple[str, ...]) -> None:
         [promtool, *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_server_answers_to_what_prometheus_and_kubernetes_call_it() -> None:
+    """They name a service, or the address of a pod, to a server that listens everywhere."""
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    (targets,) = jobs["prefmix"]["static_configs"]
+    allowed = AllowedHosts([], bound="0.0.0.0")
+    for host in (*targets["targets"], "10.244.3.17:8000", "prefmix.mixing.svc:8000"):
+        assert allowed.allows(host)
+    assert not allowed.allows("prometheus.example.org")
 
 
 @pytest.mark.parametrize("name", ALERTS)
