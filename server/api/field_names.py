@@ -8,6 +8,7 @@ refused; other unknown names pass, as with vLLM, and the answer's headers name t
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
@@ -33,6 +34,10 @@ _XARGS = "vllm_xargs"
 _ONCE = (*OWN_FIELDS, _XARGS, "model")
 """Fields that decide the weights; a body may name each of them once."""
 
+_CUTOFF = 0.85
+"""Likeness of names, between 0 and 1; one edit of our shortest field is 0.93."""
+
+_MAX_INSIDE = 256
 _MAX_NAMES = 8
 _MAX_CHARS = 40
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.@$-]")
@@ -51,7 +56,8 @@ def check_names(body: Mapping[str, Any], known: Container[str]) -> str | None:
         _refuse(name, resembled(name) or _SHORT.get(_snake_case(name)))
         inside = body[name]
         if isinstance(inside, dict) and name != _TAGS:
-            for inner in inside:  # extra_body is an argument of OpenAI's client, not a field
+            # extra_body, for one, is an argument of OpenAI's client and no field.
+            for inner in itertools.islice(inside, _MAX_INSIDE):
                 _refuse(f"{name:.{_MAX_CHARS}}.{inner:.{_MAX_CHARS}}", misspelt(inner))
     xargs = body.get(_XARGS)
     if isinstance(xargs, dict):
@@ -86,38 +92,25 @@ def resembled(name: str, own: Sequence[str] = OWN_FIELDS) -> str | None:
 
 
 def misspelt(name: str, own: Sequence[str] = (*OWN_FIELDS, *OWN_XARGS)) -> str | None:
-    """The one of our fields from which `name` differs by its case or by one edit; None if none."""
-    spelt = _snake_case(name)
-    for field in own:
-        if spelt == field or _one_edit_apart(spelt, field):
-            return field
-    return None
+    """The one of our fields from which `name` differs by its case or by an edit or two; or None."""
+    close = difflib.get_close_matches(_snake_case(name), own, n=1, cutoff=_CUTOFF)
+    return close[0] if close else None
 
 
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]", "_", name[: 2 * _MAX_CHARS]).lower()
 
 
-def _one_edit_apart(left: str, right: str) -> bool:
-    """True if one character more, less or other, or two exchanged, turns one into the other."""
-    if abs(len(left) - len(right)) > 1:
-        return False
-    start = 0
-    while start < min(len(left), len(right)) and left[start] == right[start]:
-        start += 1
-    a, b = left[start:], right[start:]
-    exchanged = a[1:2] + a[:1] == b[:2] and a[2:] == b[2:] and len(a) == len(b)
-    return exchanged or a[1:] == b[1:] or a[1:] == b or a == b[1:]
-
-
 def _refuse_repeated(body: Mapping[str, Any]) -> None:
-    places = {"": body, _XARGS: body.get(_XARGS)}
-    for field in OWN_FIELDS:
-        places[field] = body.get(field)
-    for place, value in places.items():
+    places: list[tuple[str, Any, Sequence[str] | None]] = [
+        ("", body, _ONCE),
+        (_XARGS, body.get(_XARGS), OWN_XARGS),
+        *((field, body.get(field), None) for field in OWN_FIELDS),
+    ]
+    for place, value, once in places:
         if not isinstance(value, RepeatedNames):
             continue
-        repeated = [name for name in value.names if place or name in _ONCE]
+        repeated = [name for name in value.names if once is None or name in once]
         if repeated:
             path = f"{place}.{repeated[0]}" if place else repeated[0]
             raise RequestError(

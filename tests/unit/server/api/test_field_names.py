@@ -22,6 +22,7 @@ KNOWN = {"model", "prompt", "vllm_xargs", "stop", *OWN_FIELDS}
         ({"reference_profile": "x"}, "reference_profile", "preference_profile?"),
         ({"perference_profile": "x"}, "perference_profile", "preference_profile?"),
         ({"preference_attributions": True}, "preference_attributions", "preference_attribution?"),
+        ({"preferance_wieghts": {"a": 1}}, "preferance_wieghts", "preference_weights?"),
         ({"preferences": {"a": 1}}, "preferences", "preference_"),
         ({"prefmix_weights": [1, 0]}, "prefmix_weights", "preference_weights?"),
         ({"profile": "x"}, "profile", "preference_profile?"),
@@ -95,3 +96,12 @@ def test_a_field_that_decides_the_weights_comes_once(body: str, param: str) -> N
 
 def test_other_fields_may_come_twice_as_with_vllm() -> None:
     assert check_names(read_json(b'{"stop": "a", "stop": "b"}'), KNOWN) is None
+    assert check_names(read_json(b'{"vllm_xargs": {"own": 1, "own": 2}}'), KNOWN) is None
+
+
+def test_no_field_of_vllm_or_openai_resembles_ours() -> None:
+    others = (
+        *("presence_penalty", "previous_response_id", "prompt_logprobs", "prediction", "priority"),
+        *("prompt_cache_key", "safety_identifier", "reasoning_effort", "web_search_options", "n"),
+    )
+    assert check_names(dict.fromkeys(others, {"preset": 1, "reference": 1}), KNOWN) is not None
