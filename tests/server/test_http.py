@@ -460,9 +460,10 @@ def test_numbers_that_the_engine_cannot_take_leave_no_place_taken(
 def test_what_a_samplers_buffers_do_not_hold_is_refused(client: httpx.Client) -> None:
     for fields, param in (
         ({"stop_token_ids": list(range(200)), "min_tokens": 1}, "stop_token_ids"),
-        ({"bad_words": ["the quick brown fox jumps over it" * 4] * 30}, "bad_words"),
+        ({"bad_words": [f"{'the quick brown fox' * 10} {number}" for number in range(30)]},
+         "bad_words"),
         ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
-    ):
+    ):  # fmt: skip
         error = refused(complete(client, prompt=["a"] * 2, **fields))
         assert error["param"] == param
         assert "at most" in error["message"]
