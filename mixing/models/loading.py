@@ -12,6 +12,10 @@ from typing import Any
 
 import torch
 from vllm.config import ModelConfig, VllmConfig
+from vllm.model_executor.layers.quantization.base_config import (
+    QuantizationConfig,
+    QuantizeMethodBase,
+)
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 
@@ -90,7 +94,26 @@ def member_vllm_config(vllm_config: VllmConfig, member: Policy, *, index: int) -
     if index:
         config.model_config.model = member.model
         config.model_config.revision = member.revision
+    if config.quant_config is not None:
+        config.quant_config = member_quant_config(config.quant_config, index=index)
     return config
+
+
+def member_quant_config(quant_config: QuantizationConfig, *, index: int) -> QuantizationConfig:
+    """The quantisation, which knows a member's layers by the names of its checkpoint.
+
+    A checkpoint names layers that stay unquantised, or that have a scheme of their own. Under the
+    prefix of a member no such name would match, and the layer would be read as quantised.
+    """
+    own = copy.deepcopy(quant_config)  # a model's class writes its own names into it, too
+    prefix_of_member = f"{member_prefix(index)}."
+    get_quant_method = own.get_quant_method
+
+    def by_own_name(layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        return get_quant_method(layer, prefix=prefix.removeprefix(prefix_of_member))
+
+    own.get_quant_method = by_own_name
+    return own
 
 
 def uniform_sliding_window(hf_config: Any) -> int | None:
