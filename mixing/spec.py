@@ -193,6 +193,9 @@ TRUNK_ARCHITECTURE = "SharedTrunkMixtureForCausalLM"
 CONFIG_KEY = "prefmix"
 """The key of the model config (`--hf-overrides`) that holds `MixtureSpec.to_dict()`."""
 
+OVERRIDDEN_KEYS = frozenset({"architectures", CONFIG_KEY})
+"""The keys of `hf_overrides`, which belong to the composite; all others go to every member."""
+
 
 def hf_overrides(spec: MixtureSpec) -> dict[str, Any]:
     """The value of vLLM's `--hf-overrides` (JSON-ready) that makes a model config a mixture's.

@@ -69,9 +69,13 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
         (
             spec.base is not None
             and current_platform.is_cpu()
-            and vllm_config.kv_transfer_config is not None,
+            and (
+                vllm_config.kv_transfer_config is not None
+                or vllm_config.cache_config.kv_offloading_size is not None
+            ),
             "on a CPU the policies of a shared trunk have one KV cache a layer, which no connector "
-            "knows; drop --kv-transfer-config, or serve full checkpoints with --policy",
+            "knows; drop --kv-transfer-config and --kv-offloading-size, or serve full checkpoints "
+            "with --policy",
         ),
         (
             not vllm_config.use_v2_model_runner and not current_platform.is_cpu(),

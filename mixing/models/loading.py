@@ -19,7 +19,7 @@ from vllm.model_executor.layers.quantization.base_config import (
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 
-from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.spec import OVERRIDDEN_KEYS, MixtureSpec, Policy
 
 _MEMBER_NAME = re.compile(r"members\.p(\d+)\.(.*)", re.DOTALL)
 
@@ -71,10 +71,22 @@ def split_member_name(name: str) -> tuple[int, str]:
 
 
 def member_hf_config(member: Policy, model_config: ModelConfig) -> Any:
-    """The member's own Hugging Face config, read as vLLM reads a model's."""
-    return get_config(
-        member.model, trust_remote_code=model_config.trust_remote_code, revision=member.revision
+    """The member's own Hugging Face config, read and overridden as vLLM does with a model's."""
+    assert isinstance(model_config.hf_overrides, dict), "they hold the mixture"
+    overrides = {
+        key: value for key, value in model_config.hf_overrides.items() if key not in OVERRIDDEN_KEYS
+    }
+    nested = {key: value for key, value in overrides.items() if isinstance(value, dict)}
+    hf_config = get_config(
+        member.model,
+        trust_remote_code=model_config.trust_remote_code,
+        revision=member.revision,
+        config_format=model_config.config_format,
+        hf_overrides_kw={key: value for key, value in overrides.items() if key not in nested},
+        token=model_config.hf_token,
     )
+    model_config._apply_dict_overrides(hf_config, nested)
+    return hf_config
 
 
 def member_vllm_config(vllm_config: VllmConfig, member: Policy, *, index: int) -> VllmConfig:

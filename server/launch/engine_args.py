@@ -180,7 +180,7 @@ def _json_object(text: str) -> Any:
 
 
 def _hf_overrides(given: object, spec: MixtureSpec) -> dict[str, Any]:
-    """The user's overrides of the first policy's config, with those that make the mixture."""
+    """The user's overrides of every member's config, with those that make the mixture."""
     if not isinstance(given, dict):
         raise CommandError("vLLM's flag --hf-overrides: expected a JSON object", exit_code=2)
     ours = hf_overrides(spec)

@@ -91,17 +91,24 @@ def test_options_that_cannot_carry_weights_are_refused_at_start(
         args.create_engine_config()
 
 
+@pytest.mark.parametrize(
+    "connector",
+    [
+        {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+        {"kv_offloading_size": 0.25},
+    ],
+    ids=["connector", "offloading"],
+)
 def test_connectors_are_refused_where_members_share_a_cache(
-    policies: list[Path], adapted: AdaptedBase
+    policies: list[Path], adapted: AdaptedBase, connector: dict[str, Any]
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
-    connector = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
     for spec in (spec_of_folders(policies), adapted.spec()):
         args = EngineArgs(
             model=spec.checkpoints[0].model,
             hf_overrides=hf_overrides(spec),
-            kv_transfer_config=connector,  # type: ignore[arg-type]
+            **connector,
         )
         if spec.base is None:
             args.create_engine_config()

@@ -93,7 +93,8 @@ def _start(served: MixtureSpec | Path, options: dict[str, Any]) -> Any:
         **options,
     }
     if isinstance(served, MixtureSpec):
-        settings |= {"model": served.checkpoints[0].model, "hf_overrides": hf_overrides(served)}
+        settings["model"] = served.checkpoints[0].model
+        settings["hf_overrides"] = {**options.get("hf_overrides", {}), **hf_overrides(served)}
     else:
         settings |= {"model": str(served)}
     from vllm import LLM
