@@ -37,7 +37,7 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     traces, knew_vllm = Traces(), "vllm" in sys.modules
     yield
     imports_vllm = "vllm" in sys.modules and not knew_vllm
-    of_vllm = imports_vllm or request.node.path.parent.name == "engine"
+    of_vllm = imports_vllm or "tests/engine/" in str(request.node.path)
     left = traces.left(of_vllm=of_vllm)
     if "demo" in request.fixturenames:  # a scenario may put another server in its fixture's place
         left = [trace for trace in left if not trace.startswith("the process ")]
@@ -47,7 +47,7 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three policies of one shape."""
-    from support.tiny_policies import save_policy
+    from support.checkpoints.tiny_policies import save_policy
 
     root = tmp_path_factory.mktemp("policies")
     return [
@@ -58,9 +58,9 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="session")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> AdaptedBase:
     """Three adapters: of all linear layers, rsLoRA of two kinds, and ranks and alphas by module."""
+    from support.checkpoints.tiny_adapters import save_adapter, save_merged
+    from support.checkpoints.tiny_policies import save_policy
     from support.engines import AdaptedBase
-    from support.tiny_adapters import save_adapter, save_merged
-    from support.tiny_policies import save_policy
 
     root = tmp_path_factory.mktemp("adapted")
     base = save_policy(root / "base", seed=0, kv_heads=1)

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from prefmix.mixing.checkpoints.lora import AdapterError
 from prefmix.mixing.spec import MixtureSpec, Policy
+from support.checkpoints.tiny_adapters import save_adapter
+from support.checkpoints.tiny_policies import save_policy
 from support.engines import AdaptedBase, EngineFactory
-from support.tiny_adapters import save_adapter
-from support.tiny_policies import save_policy
 
 
 @pytest.mark.parametrize("value", [float("nan"), 3e38])

@@ -120,7 +120,7 @@ def test_connectors_are_refused_where_members_share_a_cache(
 def test_experts_on_data_parallel_ranks_are_refused(tmp_path: Path) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
-    from support.tiny_policies import save_policy
+    from support.checkpoints.tiny_policies import save_policy
 
     folder = save_policy(
         tmp_path / "experts",
@@ -139,7 +139,7 @@ def test_experts_on_data_parallel_ranks_are_refused(tmp_path: Path) -> None:
 def test_common_length_is_the_shortest_members(policies: list[Path], tmp_path: Path) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
-    from support.tiny_policies import save_policy
+    from support.checkpoints.tiny_policies import save_policy
 
     short = save_policy(tmp_path / "short", seed=5, max_position_embeddings=128)
     spec = spec_of_folders([policies[0], short])

@@ -11,8 +11,8 @@ import pytest
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.weights.engines.local import EngineError, LocalEngine
+from support.checkpoints.tiny_faults import with_nan_logit, with_nan_token, with_overflow
 from support.engines import RUNNER, AdaptedBase, EngineFactory, metric, spec_of_folders
-from support.tiny_faults import with_nan_logit, with_nan_token, with_overflow
 
 BAD_TOKEN = 77
 SOUND = [(5, 6, 7), tuple(range(100, 140)), (9,) * 20, (200, 201)]

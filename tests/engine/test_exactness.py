@@ -10,9 +10,9 @@ import pytest
 
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec
+from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.engines import RUNNER, EngineFactory, metric
 from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, served
-from support.tiny_policies import VOCAB_SIZE
 
 PREEMPTED = 0
 """The seed of the jobs that the cache is too small for."""

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefmix.mixing.spec import MixtureSpec, Policy
+from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
 from support.engines import RUNNER, EngineFactory, model_of, spec_of_folders
 from support.exactness import (
     TOLERANCE_NATS,
@@ -21,7 +22,6 @@ from support.exactness import (
     rounding_errors,
     served,
 )
-from support.tiny_policies import VOCAB_SIZE, save_policy
 
 
 def jobs(num_jobs: int, *, num_members: int, seed: int = 0) -> list[Job]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from prefmix.mixing.models.lm_heads import Logits, is_linear
+from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.engines import AdaptedBase, EngineFactory, model_of
 from support.exactness import TOLERANCE_NATS, Oracle, generate, random_jobs
-from support.tiny_policies import VOCAB_SIZE
 
 WIDTH, VOCAB = 2048, 1003
 

@@ -22,9 +22,9 @@ from prefmix.server.http.errors import RequestError
 from prefmix.weights.engines.local import EngineError
 from prefmix.weights.store.format import dump
 from prefmix.weights.store.profiles import build_profile_set
+from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.engines import AdaptedBase, model_of
 from support.exactness import TOLERANCE_NATS, Job, Oracle, random_jobs
-from support.tiny_policies import VOCAB_SIZE
 
 ENGINE: dict[str, Any] = {"dtype": torch.float32, "enforce_eager": True, "max_num_seqs": 48}
 CHAT = [{"role": "user", "content": "the weights"}]

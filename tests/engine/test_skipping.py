@@ -15,9 +15,9 @@ from prefmix.mixing.models.joined_attention import join_caches
 from prefmix.mixing.models.shared_trunk import passes_of
 from prefmix.mixing.models.skipping import is_plain_attention
 from prefmix.mixing.spec import MixtureSpec
+from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.engines import AdaptedBase, EngineFactory, model_of
 from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs
-from support.tiny_policies import VOCAB_SIZE
 
 
 class Passes:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from prefmix.mixing import wire
+from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.engines import AdaptedBase, EngineFactory, model_of, spec_of_folders
 from support.exactness import Job, Oracle, random_jobs, served
-from support.tiny_policies import VOCAB_SIZE
 
 TOLERANCE_NATS = 1e-3
 """The allowed error of KL, entropy and log-probs in float32."""

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from support.checkpoints.tiny_adapters import save_adapter, save_merged
+from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
 from support.engines import RUNNER, AdaptedBase, EngineFactory, model_of
 from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, rounding_errors
-from support.tiny_adapters import save_adapter, save_merged
-from support.tiny_policies import VOCAB_SIZE, save_policy
 
 
 def jobs(num_jobs: int, *, num_members: int, seed: int = 0) -> list[Job]:

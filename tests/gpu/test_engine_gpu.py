@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
+from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
 from support.exactness import generate, random_jobs, rounding_errors
-from support.tiny_policies import VOCAB_SIZE, save_policy
 
 pytestmark = [
     pytest.mark.gpu,

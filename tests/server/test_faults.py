@@ -23,8 +23,8 @@ import pytest
 from prefmix.mixing import wire
 from prefmix.mixing.run_folder import segments
 from prefmix.server.config.run_folder import remove_leftovers
+from support.checkpoints.tiny_faults import with_nan_token
 from support.server_process import ServerProcess, engine_flags
-from support.tiny_faults import with_nan_token
 
 END_S = 60.0
 """The server ends within so many seconds after the death of any of its processes."""

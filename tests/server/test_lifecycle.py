@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from prefmix.mixing.run_folder import segments
+from support.checkpoints.tiny_policies import build_tokenizer, save_policy
 from support.engines import AdaptedBase
 from support.server_process import ServerProcess, engine_flags, free_port, run_prefmix
-from support.tiny_policies import build_tokenizer, save_policy
 
 
 def policy_flags(*folders: Path) -> list[str]:

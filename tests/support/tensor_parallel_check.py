@@ -45,8 +45,8 @@ def errors(spec_dict: dict[str, Any], folders: list[Path]) -> dict[str, float]:
     from vllm import LLM
 
     from prefmix.mixing.spec import MixtureSpec, hf_overrides
+    from support.checkpoints.tiny_policies import VOCAB_SIZE
     from support.exactness import Oracle, generate, random_jobs
-    from support.tiny_policies import VOCAB_SIZE
 
     spec = MixtureSpec.from_dict(spec_dict)
     llm = LLM(

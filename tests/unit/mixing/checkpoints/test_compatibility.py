@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LlamaConfig, Qwen2Config
 
 from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
 from prefmix.mixing.spec import MixtureSpec, Policy
-from support.tiny_policies import VOCAB_SIZE, build_tokenizer
+from support.checkpoints.tiny_policies import VOCAB_SIZE, build_tokenizer
 
 
 def save(folder: Path, *, tokenizer: Any = None, config: Any = None, **generation: Any) -> Path:

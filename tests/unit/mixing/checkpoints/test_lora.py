@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
 from prefmix.mixing.spec import MixtureSpec, Policy
+from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.engines import AdaptedBase
-from support.tiny_policies import VOCAB_SIZE
 
 pytestmark = pytest.mark.usefixtures("vllm")
 

@@ -15,7 +15,7 @@ import pytest
 from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
 from prefmix.mixing.checkpoints.whole_files import check_whole_files
 from prefmix.mixing.spec import MixtureSpec, Policy
-from support.tiny_policies import VOCAB_SIZE, save_policy
+from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 from prefmix.policies.train import TrainError
 from prefmix.policies.train.rewards import FunctionReward, load_function, load_reward
 from prefmix.policies.train.safe_files import check_safe, loading
-from support.tiny_policies import build_tokenizer, save_policy
+from support.checkpoints.tiny_policies import build_tokenizer, save_policy
 
 PROMPTS = ["p", "p", "p"]
 ANSWERS = ["one", "two", "three"]

@@ -9,7 +9,7 @@ import pytest
 from prefmix.policies.train import TrainError
 from prefmix.policies.train.pairs import PAIR_FIELDS, Rows, read_rows
 from prefmix.policies.train.tokens import check_tokenizer, encode, encode_text
-from support.tiny_policies import VOCAB_SIZE, build_tokenizer
+from support.checkpoints.tiny_policies import VOCAB_SIZE, build_tokenizer
 
 
 @pytest.fixture(scope="module")

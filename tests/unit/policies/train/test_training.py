@@ -16,7 +16,7 @@ from prefmix.mixing.checkpoints.compatibility import check_members
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.policies.train import TrainError
 from prefmix.policies.train.settings import METHODS, build
-from support.tiny_policies import save_policy
+from support.checkpoints.tiny_policies import save_policy
 
 pytestmark = [
     pytest.mark.train,

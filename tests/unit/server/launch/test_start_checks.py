@@ -19,8 +19,8 @@ from prefmix.server.launch.start_checks import (
     check_socket,
     check_tls,
 )
+from support.checkpoints.tiny_policies import save_policy
 from support.server_process import PREFMIX, free_port
-from support.tiny_policies import save_policy
 
 
 def test_an_admin_port_needs_a_token_and_to_be_another_port() -> None:

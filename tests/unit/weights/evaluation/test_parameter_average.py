@@ -16,8 +16,8 @@ from prefmix.weights.evaluation.parameter_average import (  # noqa: E402
     with_averages,
     write_average,
 )
-from support.tiny_adapters import save_adapter, save_merged  # noqa: E402
-from support.tiny_policies import save_policy  # noqa: E402
+from support.checkpoints.tiny_adapters import save_adapter, save_merged  # noqa: E402
+from support.checkpoints.tiny_policies import save_policy  # noqa: E402
 
 
 def _checkpoint(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:

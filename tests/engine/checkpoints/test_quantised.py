@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from vllm import SamplingParams
 
+from support.checkpoints.tiny_policies import save_policy
+from support.checkpoints.tiny_quantised import quantise
 from support.engines import EngineFactory, spec_of_folders
 from support.exactness import TOLERANCE_NATS, Job, generate, served
-from support.tiny_policies import save_policy
-from support.tiny_quantised import quantise
 
 UNQUANTISED = ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj")
 """Layers that the checkpoints keep in floating point, named exactly as exporters name them."""

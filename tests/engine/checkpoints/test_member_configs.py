@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from prefmix.mixing.spec import MixtureSpec
+from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.engines import EngineFactory
 from support.exactness import TOLERANCE_NATS, Oracle, generate, random_jobs
-from support.tiny_policies import VOCAB_SIZE
 
 LINEAR = {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}
 YARN = {
