@@ -63,3 +63,26 @@ def test_a_pickled_policy_is_refused_and_not_opened(
     for part in ("policy 'evil'", str(evil), "pytorch_model.bin", "--allow-unsafe-weights"):
         assert part in line
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("command", ["serve", "fit"])
+def test_a_plugin_in_the_configuration_is_refused_and_not_run(
+    policies: list[Path], tmp_path: Path, command: str
+) -> None:
+    plugin, ran = tmp_path / "plugin.py", tmp_path / "ran"
+    plugin.write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
+    config = tmp_path / "serve.yaml"
+    config.write_text(
+        f"policies: {{a: {policies[0]}, b: {policies[1]}}}\n"
+        f"engine: {{tool_parser_plugin: {plugin}}}\n"
+    )
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "hi"}) + "\n")
+    words = {
+        "serve": ["--port", str(free_port())],
+        "fit": ["--prompts", str(prompts), "--output", str(tmp_path / "w.json")],
+    }[command]
+    line = refused(command, str(config), *words, code=2)
+    assert "--tool-parser-plugin imports and runs the code that it names" in line
+    assert "--allow-unsafe-engine-flags" in line
+    assert not ran.exists()
