@@ -196,3 +196,14 @@ def test_a_request_changes_nothing() -> None:
     with client() as http:
         for method in ("POST", "PUT", "DELETE"):
             assert http.request(method, "/console").status_code == 405
+
+
+def test_the_page_follows_no_redirect_with_a_key() -> None:
+    """A browser would carry it along, and some even to another host."""
+    calls = [
+        call
+        for path in FOLDER.rglob("*.js")
+        for call in re.findall(r"\bfetch\((.*?)\}\)", path.read_text(encoding="utf-8"), re.DOTALL)
+    ]
+    assert calls
+    assert [call for call in calls if 'redirect: "error"' not in call] == []
