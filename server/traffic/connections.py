@@ -33,15 +33,15 @@ class Closable(Protocol):
     """A connection that can be ended from outside."""
 
     def end(self) -> None:
-        """Closes the connection, and breaks it off if its client does not read the rest."""
+        """Closes the connection; breaks it off if its client has not read what came before."""
 
 
 class OpenConnections:
     """The connections of one listener, at most `most` of them.
 
-    Beyond that, one that only waits (its last answer is complete, or its first head is not) makes
-    room: the one that has waited longest. So a client that opens many and sends nothing, or its
-    head a byte at a time, keeps nobody else out.
+    Beyond that, one that only waits for its client makes room, the one that has waited longest: its
+    last answer is complete, the head of its first request is not, or its answer is not read. So a
+    client that opens many and sends nothing, a byte at a time, or reads nothing, keeps nobody out.
     """
 
     def __init__(self, most: int) -> None:
@@ -69,7 +69,7 @@ class OpenConnections:
         self._waiting.pop(connection, None)
 
     def waits(self, connection: Closable) -> None:
-        """Notes that a connection waits for its client's next request."""
+        """Notes that a connection waits for its client."""
         if connection in self._open:
             self._waiting[connection] = None
 

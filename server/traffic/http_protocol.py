@@ -98,10 +98,12 @@ class LimitedProtocol(HttpToolsProtocol):
         super().eof_received()
 
     def end(self) -> None:
-        """Closes the connection, and breaks it off if its client does not read the rest."""
+        """Closes the connection; breaks it off if its client has not read what came before."""
         self._disconnect_requests()
-        self.transport.close()
-        self._start_stall_timer()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     # What the client sends
 
@@ -231,10 +233,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._start_stall_timer()
+        self._open.waits(self)
 
     def resume_writing(self) -> None:
         if not self.transport.is_closing():
             self._timers.stop("stall")
+            if self._unanswered():
+                self._open.works(self)
         super().resume_writing()
 
     def _refuse_head(self, error: HeadError) -> None:

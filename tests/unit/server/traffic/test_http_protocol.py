@@ -19,6 +19,7 @@ from prefmix.server.traffic.http_protocol import LimitedProtocol
 from prefmix.server.traffic.request_head import MAX_FIELD_BYTES, MAX_FIELDS
 from support.loopback_server import LoopbackServer, serving
 
+LARGE = 16 * 2**20
 seen: list[Scope] = []
 held = 0
 most_held = 0
@@ -38,7 +39,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
             is_more = message.get("more_body", False)
         if scope["path"] == "/held":
             await receive()
-        content = str(size).encode() + b"\n"
+        content = b"x" * LARGE if scope["path"] == "/large" else str(size).encode() + b"\n"
         headers = [(b"content-length", str(len(content)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
@@ -239,6 +240,28 @@ def test_a_connection_that_only_waits_makes_room(start: Callable[..., LoopbackSe
             assert first.recv(10) == b"", "it has waited longest"
             second.sendall(head())
             assert read_answer(second)[0] == 200
+
+
+def test_so_does_one_whose_client_does_not_read(start: Callable[..., LoopbackServer]) -> None:
+    server = start(max_connections=2)
+
+    async def is_stalled() -> bool:
+        return all(
+            isinstance(protocol, LimitedProtocol) and protocol.flow.write_paused
+            for protocol in server.server_state.connections
+        )
+
+    with connect(server) as first, connect(server) as second:
+        for peer in (first, second):
+            peer.sendall(head(target="/large"))
+        while len(seen) < 2 or not server.run_in_loop(is_stalled()):
+            time.sleep(0.01)
+        assert exchange(server, head())[0] == 200
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while more := first.recv(2**20):
+                received += len(more)
+        assert received < LARGE
 
 
 def test_without_room_a_connection_is_refused(start: Callable[..., LoopbackServer]) -> None:
