@@ -223,11 +223,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if not self._unanswered():
+            self._open.waits(self)
         if self.transport.is_closing():
             self._start_stall_timer()
             return
-        if not self._unanswered():
-            self._open.waits(self)
         self._parse_on()
 
     def pause_writing(self) -> None:
