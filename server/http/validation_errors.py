@@ -39,7 +39,8 @@ def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
     if not isinstance(first, dict):
         return one_line(str(first)), None
     if first.get("type") == "missing":  # perhaps of another kind of body than the one meant
-        first = next((each for each in errors if _index(each) >= 0), first)
+        others = (each for each in errors if _index(each) >= 0 or each.get("type") != "missing")
+        first = next(others, first)
     cause = first.get("ctx", {}).get("error") if isinstance(first.get("ctx"), dict) else None
     if isinstance(cause, Exception):
         # Own checks name their field.

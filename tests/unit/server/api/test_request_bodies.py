@@ -60,6 +60,7 @@ def test_a_good_body_reaches_its_handler(app: Any, path: str) -> None:
         ("/v1/chat/completions", {"messages": 5}, "messages", ["messages is 5", "list"]),
         ("/v1/chat/completions", {}, "messages", ["messages is missing"]),
         ("/tokenize", {"messages": [USER, {}]}, "messages", ["messages[1]"]),
+        ("/tokenize", {"messages": [USER], "tools": 5}, "tools", ["tools is 5"]),
         ("/detokenize", {"tokens": [5, 1.5]}, "tokens", ["tokens[1] is 1.5"]),
         ("/v1/completions", {"prompt": ["a", 5]}, "prompt", ["prompt[1] is 5", "string"]),
         ("/v1/completions", {"prompt": ["a"] * 1025}, "prompt", ["1025", "1024"]),
