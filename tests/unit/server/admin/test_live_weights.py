@@ -297,6 +297,32 @@ def test_a_restored_file_is_a_new_version_in_every_process(tmp_path: Path) -> No
     run(work())
 
 
+def test_two_servers_on_one_store_agree_on_a_restored_file(tmp_path: Path) -> None:
+    """Each sees the file; the first to hold the lock numbers it, the other takes that number."""
+
+    async def work() -> None:
+        source = new_store(tmp_path)
+        for number in (1, 2, 3):
+            source.change(put("x", number))
+        servers = [alone(source, source.path, folder=tmp_path) for _ in range(2)]
+        async with watched(servers[0], source.path), watched(servers[1], source.path):
+            await asyncio.sleep(0.1)
+            for _ in range(3):
+                before = servers[0].current
+                restored = source.read_version(2)
+                shutil.copy(tmp_path / "w.json.history" / "2.json", source.path)
+                await asyncio.gather(*(each.reload(who="me", trigger="admin") for each in servers))
+                wanted = before.version + (restored.sha256 != before.sha256)
+                await until(lambda wanted=wanted: versions(servers) == [wanted] * 2)
+                assert {each.current.sha256 for each in servers} == {restored.sha256}
+                assert source.read() == servers[1].current
+                await servers[1].change(put("y", wanted), who="me", what="test")
+                wanted += 1
+                await until(lambda wanted=wanted: versions(servers) == [wanted] * 2)
+
+    run(work())
+
+
 def test_a_change_on_a_restored_file_writes_its_new_number(tmp_path: Path) -> None:
     """Even a change of nothing: the file may not keep a number that is not in force."""
 
