@@ -38,9 +38,8 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     imports_vllm = "vllm" in sys.modules and not knew_vllm
     of_vllm = imports_vllm or "tests/engine/" in str(request.node.path)
-    left = traces.left(of_vllm=of_vllm)
-    if "demo" in request.fixturenames:  # a scenario may put another server in its fixture's place
-        left = [trace for trace in left if not trace.startswith("the process ")]
+    # A scenario may put another server in the place of its fixture `demo`.
+    left = traces.left(of_vllm=of_vllm, processes="demo" not in request.fixturenames)
     assert not left, f"{request.node.nodeid} leaves behind: {'; '.join(left)}"
 
 

@@ -50,6 +50,9 @@ class StartSignals:
         """Installs our handlers."""
         self._previous = {number: self._install(number, self._handle) for number in _NUMBERS}
         signal.signal = self._remember  # type: ignore[assignment]
+        # With VLLM_WORKER_MULTIPROC_METHOD=fork the engine inherits all of this, and would remove
+        # the server's files at a signal instead of handling it.
+        os.register_at_fork(after_in_child=self._leave_child)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,6 +60,10 @@ class StartSignals:
         signal.signal = self._install
         for number, handler in self._previous.items():
             self._install(number, handler)
+
+    def _leave_child(self) -> None:
+        if signal.signal == self._remember:
+            self.__exit__()
 
     @property
     def asked_to_end(self) -> bool:

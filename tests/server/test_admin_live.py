@@ -20,6 +20,7 @@ import pytest
 
 from prefmix.server.auth.access_levels import LEVELS, Level
 from prefmix.server.telemetry.engine_statistics import INTERVAL_S
+from support.preloaded_server import Preloaded
 from support.server_process import PREFMIX, ServerProcess, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,12 +36,14 @@ NUM_CHANGES = 200
 class Live:
     """A server on the demo policies, with methods for its requests."""
 
-    def __init__(self, folder: Path, *words: str, **environ: str) -> None:
+    def __init__(
+        self, folder: Path, *words: str, preloaded: Preloaded | None = None, **environ: str
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self.store = folder / "weights.json"
         environ = {"PREFMIX_ADMIN_TOKEN": TOKEN, "VLLM_API_KEY": KEY, **environ}
         flags = [str(CONFIG), "--weights-store", str(self.store), *words]
-        self.server = ServerProcess(folder, flags, **environ)
+        self.server = ServerProcess(folder, flags, preloaded=preloaded, **environ)
         self.admin_url = self.server.url
 
     def change(self, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
@@ -69,9 +72,11 @@ class Live:
         return int(self.complete(max_tokens=1).headers["x-prefmix-weights-version"])
 
 
-def served(folder: Path, *words: str, **environ: str) -> Iterator[Live]:
+def served(
+    folder: Path, *words: str, preloaded: Preloaded | None = None, **environ: str
+) -> Iterator[Live]:
     """A server. Its end by one signal is a test, too: code 0 and no process left."""
-    live = Live(folder, *words, **environ)
+    live = Live(folder, *words, preloaded=preloaded, **environ)
     try:
         live.server.wait_ready()
         yield live
@@ -83,9 +88,9 @@ def served(folder: Path, *words: str, **environ: str) -> Iterator[Live]:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory, preloaded: Preloaded) -> Iterator[Live]:
     """One API process."""
-    yield from served(tmp_path_factory.mktemp("live"))
+    yield from served(tmp_path_factory.mktemp("live"), preloaded=preloaded)
 
 
 @pytest.fixture(scope="module")
@@ -391,9 +396,9 @@ def test_a_frozen_process_stops_every_change(pair: Live) -> None:
     assert pair.store.read_bytes() != before
 
 
-def test_without_a_token_there_are_no_admin_routes(tmp_path: Path) -> None:
+def test_without_a_token_there_are_no_admin_routes(tmp_path: Path, preloaded: Preloaded) -> None:
     environ = {"PREFMIX_ADMIN_TOKEN": "", "VLLM_API_KEY": ""}
-    for live in served(tmp_path / "off", "--no-console", **environ):
+    for live in served(tmp_path / "off", "--no-console", preloaded=preloaded, **environ):
         for method, path in (
             ("GET", "/weights"),
             ("PUT", "/profiles/x"),

@@ -26,6 +26,7 @@ from playwright.sync_api import (
 )
 
 from support import tools
+from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,13 +58,19 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[ServerProcess]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, browser: Browser, preloaded: Preloaded
+) -> Iterator[ServerProcess]:
     """One server for every check: API key, admin token, a store and a fit's report."""
     folder = tmp_path_factory.mktemp("console")
     (folder / "report.html").write_text("<!doctype html><title>A fit</title><h1>A fit</h1>")
     words = ["--weights-store", str(folder / "weights.json"), "--fit-report", str(folder)]
     server = ServerProcess(
-        folder, [str(CONFIG), *words], PREFMIX_ADMIN_TOKEN=TOKEN, VLLM_API_KEY=KEY
+        folder,
+        [str(CONFIG), *words],
+        preloaded=preloaded,
+        PREFMIX_ADMIN_TOKEN=TOKEN,
+        VLLM_API_KEY=KEY,
     )
     try:
         yield server.wait_ready()

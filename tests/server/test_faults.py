@@ -24,6 +24,7 @@ from prefmix.mixing import wire
 from prefmix.mixing.run_folder import segments
 from prefmix.server.config.run_folder import remove_leftovers
 from support.checkpoints.tiny_faults import with_nan_token
+from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess, engine_flags
 
 END_S = 60.0
@@ -56,10 +57,12 @@ def words(folder: Path, *flags: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[ServerProcess]:
+def server(folder: Path, preloaded: Preloaded) -> Iterator[ServerProcess]:
     """A server with a KV cache of 640 tokens, fewer than some tests need at once."""
     cache = ("--block-size=32", "--num-gpu-blocks-override=20")
-    running = ServerProcess(folder, ["--max-waiting=16", *words(folder, *cache)])
+    running = ServerProcess(
+        folder, ["--max-waiting=16", *words(folder, *cache)], preloaded=preloaded
+    )
     try:
         yield running.wait_ready()
     finally:

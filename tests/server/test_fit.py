@@ -14,19 +14,20 @@ from prefmix.weights.engines.remote import RemoteEngine
 from prefmix.weights.store.format import parse
 from support.engines import AdaptedBase
 from support.fit.engine_law import PROMPTS, check_engine, mixture
+from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess, run_prefmix
 
 
 @pytest.fixture(scope="module")
 def server(
-    policies: list[Path], tmp_path_factory: pytest.TempPathFactory
+    policies: list[Path], tmp_path_factory: pytest.TempPathFactory, preloaded: Preloaded
 ) -> Iterator[ServerProcess]:
     spec = mixture(policies)
     words = [f"--policy={member.name}={member.model}" for member in spec.policies]
     assert spec.reference is not None
     words.append(f"--reference=reference={spec.reference.model}")
     flags = ["--", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
-    running = ServerProcess(tmp_path_factory.mktemp("fit"), [*words, *flags])
+    running = ServerProcess(tmp_path_factory.mktemp("fit"), [*words, *flags], preloaded=preloaded)
     try:
         yield running.wait_ready()
         assert running.end(signal.SIGTERM) == 0
@@ -42,7 +43,9 @@ def test_a_running_server_samples_and_scores_exactly(
     check_engine(remote, policies)
 
 
-def test_fit_command_writes_a_store_that_serves(server: ServerProcess, tmp_path: Path) -> None:
+def test_fit_command_writes_a_store_that_serves(
+    server: ServerProcess, tmp_path: Path, preloaded: Preloaded
+) -> None:
     """Both samplers against a running server, from the command line."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": prompt.text}) + "\n" for prompt in PROMPTS))
@@ -52,6 +55,7 @@ def test_fit_command_writes_a_store_that_serves(server: ServerProcess, tmp_path:
             *("fit", "--server", server.url, "--prompts", str(prompts), "--sampler", sampler),
             *("--output", str(output), "--cache", str(tmp_path / "cache")),
             *("--responses", "4", "--max-tokens", "5", "--rounds", "2", "--restarts", "2"),
+            preloaded=preloaded,
         )
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
@@ -65,7 +69,7 @@ def test_fit_command_writes_a_store_that_serves(server: ServerProcess, tmp_path:
 REWARDS = [f"--reward={name}=prefmix.policies.demo.judges:{name}" for name in ("concise", "polite")]
 
 
-def evaluation(tmp_path: Path, *words: str) -> dict[str, dict[str, Any]]:
+def evaluation(tmp_path: Path, preloaded: Preloaded, *words: str) -> dict[str, dict[str, Any]]:
     """Runs `prefmix eval`; returns the rows of its numbers by name."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": prompt.text}) + "\n" for prompt in PROMPTS))
@@ -73,6 +77,7 @@ def evaluation(tmp_path: Path, *words: str) -> dict[str, dict[str, Any]]:
     done = run_prefmix(
         *("eval", "--prompts", str(prompts), *REWARDS, "--responses", "6", "--max-tokens", "6"),
         *("--output", str(output), "--cache", str(tmp_path / "cache"), *words),
+        preloaded=preloaded,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -83,8 +88,10 @@ def evaluation(tmp_path: Path, *words: str) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in found["rows"]}
 
 
-def test_eval_command_asks_a_running_server(server: ServerProcess, tmp_path: Path) -> None:
-    rows = evaluation(tmp_path, "--server", server.url, "--grid", "3")
+def test_eval_command_asks_a_running_server(
+    server: ServerProcess, tmp_path: Path, preloaded: Preloaded
+) -> None:
+    rows = evaluation(tmp_path, preloaded, "--server", server.url, "--grid", "3")
     assert list(rows) == [
         *("reference", "one", "two", "uniform = @default"),
         *("0.333 0.667", "0.667 0.333"),
@@ -96,7 +103,7 @@ def test_eval_command_asks_a_running_server(server: ServerProcess, tmp_path: Pat
 
 
 def test_eval_command_averages_adapters_in_its_own_engine(
-    adapted: AdaptedBase, tmp_path: Path
+    adapted: AdaptedBase, tmp_path: Path, preloaded: Preloaded
 ) -> None:
     """An average of one adapter alone equals that adapter, so their KL is 0."""
     words = [f"--adapter={each.name}={each}" for each in adapted.adapters[:2]]
@@ -107,6 +114,7 @@ def test_eval_command_averages_adapters_in_its_own_engine(
     store.write_text(json.dumps(document | {"default_profile": "alone", "profiles": profiles}))
     rows = evaluation(
         tmp_path,
+        preloaded,
         *(f"--base={adapted.base}", *words, f"--reference=reference={adapted.base}"),
         *("--weights-store", str(store), "--average", "alone", "--average", "uniform"),
         *("--", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"),

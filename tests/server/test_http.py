@@ -15,6 +15,7 @@ import openai
 import pytest
 import yaml
 
+from support.preloaded_server import Preloaded
 from support.server_process import API_KEY, ServerProcess, engine_flags
 
 POLICIES = ("one", "two", "three")
@@ -23,7 +24,9 @@ MAX_MODEL_LEN = 256
 
 
 @pytest.fixture(scope="module")
-def server(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def server(
+    policies: list[Path], tmp_path_factory: pytest.TempPathFactory, preloaded: Preloaded
+) -> Iterator[Any]:
     """The server of this module. Its end is a test too: one signal, code 0, nothing left."""
     folder = tmp_path_factory.mktemp("server")
     config = {
@@ -33,7 +36,9 @@ def server(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> It
         "engine": {"api_key": API_KEY},
     }
     (folder / "mixture.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    running = ServerProcess(folder, [str(folder / "mixture.yaml"), *engine_flags()])
+    running = ServerProcess(
+        folder, [str(folder / "mixture.yaml"), *engine_flags()], preloaded=preloaded
+    )
     try:
         yield running.wait_ready()
         code = running.end(signal.SIGTERM)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from prefmix.mixing.run_folder import segments
 from support.checkpoints.tiny_policies import build_tokenizer, save_policy
 from support.engines import AdaptedBase
+from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess, engine_flags, free_port, run_prefmix
 
 
@@ -20,9 +21,9 @@ def policy_flags(*folders: Path) -> list[str]:
     return [word for folder in folders for word in ("--policy", f"{folder.name}={folder}")]
 
 
-def failure(*words: str, **environment: str) -> str:
+def failure(*words: str, preloaded: Preloaded | None = None, **environment: str) -> str:
     """The one line of a start that fails with exit code 1; no value of `environment` shows."""
-    run = run_prefmix("serve", *words, **environment)
+    run = run_prefmix("serve", *words, preloaded=preloaded, **environment)
     assert run.returncode == 1, run.stderr
     assert run.stdout == ""
     assert "Traceback" not in run.stderr
@@ -49,7 +50,9 @@ def test_a_checkpoint_cut_short_ends_the_start_before_the_engine(
     assert f"policy 'damaged': {tensors}: the file is cut short or damaged" in message
 
 
-def test_a_damaged_checkpoint_ends_with_its_cause(policies: list[Path], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_ends_with_its_cause(
+    policies: list[Path], tmp_path: Path, preloaded: Preloaded
+) -> None:
     """The failure happens two processes away from the one that reports it, and no secret shows."""
     damaged = tmp_path / "damaged"
     shutil.copytree(policies[1], damaged)
@@ -62,7 +65,7 @@ def test_a_damaged_checkpoint_ends_with_its_cause(policies: list[Path], tmp_path
         "PREFMIX_API_KEY": "key-7d3a5512c0b94e8a",
         "PREFMIX_ADMIN_TOKEN": "admin-9f2b6c7d8e1a",
     }
-    message = failure(*words, **secrets)
+    message = failure(*words, preloaded=preloaded, **secrets)
     assert "the server did not start: " in message
     assert "policy 'damaged': the tensor" in message, message
     assert name in message
@@ -71,7 +74,7 @@ def test_a_damaged_checkpoint_ends_with_its_cause(policies: list[Path], tmp_path
 
 @pytest.mark.parametrize("kib", [10, 200])
 def test_too_little_memory_for_the_kv_caches_says_what_to_do(
-    policies: list[Path], kib: int
+    policies: list[Path], kib: int, preloaded: Preloaded
 ) -> None:
     """The cache has no block at all, or too few for one text of the maximal length."""
     message = failure(
@@ -79,15 +82,20 @@ def test_too_little_memory_for_the_kv_caches_says_what_to_do(
         *("--port", str(free_port()), "--"),
         *("--dtype", "float32", "--max-model-len", "256"),
         *("--kv-cache-memory-bytes", str(kib << 10)),
+        preloaded=preloaded,
     )
     assert "--kv-cache-memory-bytes N" in message
     assert "gpu_memory_utilization" not in message
 
 
-def test_an_option_that_cannot_be_mixed_is_refused(policies: list[Path]) -> None:
+def test_an_option_that_cannot_be_mixed_is_refused(
+    policies: list[Path], preloaded: Preloaded
+) -> None:
     words = [*policy_flags(*policies[:2]), "--port", str(free_port()), *engine_flags()]
     assert "speculative" in failure(
-        *words, '--speculative-config={"method": "ngram", "num_speculative_tokens": 2}'
+        *words,
+        '--speculative-config={"method": "ngram", "num_speculative_tokens": 2}',
+        preloaded=preloaded,
     )
 
 
@@ -117,7 +125,9 @@ def adapter_flags(adapted: AdaptedBase) -> list[str]:
     return ["--base", str(adapted.base), *adapters, f"--reference=start={adapted.base}"]
 
 
-def test_a_damaged_adapter_is_refused_in_one_line(adapted: AdaptedBase, tmp_path: Path) -> None:
+def test_a_damaged_adapter_is_refused_in_one_line(
+    adapted: AdaptedBase, tmp_path: Path, preloaded: Preloaded
+) -> None:
     broken = shutil.copytree(adapted.adapters[0], tmp_path / "broken")
     (broken / "adapter_model.safetensors").write_bytes(b"{}")
     words = ["--base", str(adapted.base), "--adapter", f"broken={broken}"]
@@ -192,10 +202,11 @@ def test_a_hung_engine_is_killed_and_the_end_is_an_error(
 
 
 def test_a_server_whose_engine_dies_ends_with_an_error(
-    policies: list[Path], tmp_path: Path
+    policies: list[Path], tmp_path: Path, preloaded: Preloaded
 ) -> None:
     """vLLM by itself would end with exit code 0, and no supervisor would restart it."""
-    server = ServerProcess(tmp_path, [*policy_flags(*policies[:2]), *engine_flags()])
+    words = [*policy_flags(*policies[:2]), *engine_flags()]
+    server = ServerProcess(tmp_path, words, preloaded=preloaded)
     try:
         server.wait_ready()
         server.kill_engine()

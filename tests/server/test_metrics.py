@@ -13,6 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess, engine_flags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,13 +28,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(
-    policies: list[Path], store: Path, tmp_path_factory: pytest.TempPathFactory
+    policies: list[Path],
+    store: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    preloaded: Preloaded,
 ) -> Iterator[ServerProcess]:
     """Every step is measured; each request is logged."""
     words = [f"--policy={folder.name}={folder}" for folder in policies]
     words += ["--statistics-every", "1", "--request-log", "json", "--weights-store", str(store)]
     folder = tmp_path_factory.mktemp("server")
-    process = ServerProcess(folder, [*words, *engine_flags()], PREFMIX_ADMIN_TOKEN=TOKEN)
+    process = ServerProcess(
+        folder, [*words, *engine_flags()], preloaded=preloaded, PREFMIX_ADMIN_TOKEN=TOKEN
+    )
     try:
         process.wait_ready()
         yield process

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess, engine_flags
 
 MAX_RUNNING, MAX_WAITING = 4, 2
@@ -22,12 +23,16 @@ LONG = {"prompt": "the quick brown", "max_tokens": 400, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def server(policies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def server(
+    policies: list[Path], tmp_path_factory: pytest.TempPathFactory, preloaded: Preloaded
+) -> Iterator[Any]:
     words = [f"--policy={folder.name}={folder}" for folder in policies]
     words += [f"--max-waiting={MAX_WAITING}", f"--max-body-bytes={MAX_BODY}"]
     flags = engine_flags(**{"max-num-seqs": MAX_RUNNING, "max-model-len": 512})
     flags.append("--enable-server-load-tracking")
-    process = ServerProcess(tmp_path_factory.mktemp("server"), [*words, *flags])
+    process = ServerProcess(
+        tmp_path_factory.mktemp("server"), [*words, *flags], preloaded=preloaded
+    )
     try:
         yield process.wait_ready()
     finally:

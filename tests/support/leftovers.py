@@ -36,12 +36,13 @@ class Traces:
         self._children = _children()
         self._sockets = _sockets()
 
-    def left(self, *, of_vllm: bool = False) -> list[str]:
+    def left(self, *, of_vllm: bool = False, processes: bool = True) -> list[str]:
         """A sentence for each thing that is new or changed.
 
         Args:
           of_vllm: without what vLLM itself keeps in a process that runs an engine: variables,
             folders to import from, the ports of its process groups, its pools of threads.
+          processes: with the processes that still run.
         """
         found = [
             f"the handler of {signal.Signals(number).name} is now {handler}"
@@ -54,7 +55,7 @@ class Traces:
             found += [f"{name} is changed in os.environ" for name in sorted(self._changed())]
             if sys.path != self._path:
                 found.append(f"sys.path has changed: {set(sys.path) ^ set(self._path)}")
-        return found + self._still_there(of_vllm)
+        return found + self._still_there(of_vllm, processes)
 
     def _changed(self) -> set[str]:
         now = dict(os.environ)
@@ -62,18 +63,18 @@ class Traces:
         names = (self._environ.keys() | now.keys()) - own
         return {name for name in names if self._environ.get(name) != now.get(name)}
 
-    def _still_there(self, of_vllm: bool) -> list[str]:
+    def _still_there(self, of_vllm: bool, processes: bool) -> list[str]:
         deadline = time.monotonic() + _GRACE_S
-        while (found := list(self._running(of_vllm))) and time.monotonic() < deadline:
+        while (found := list(self._running(of_vllm, processes))) and time.monotonic() < deadline:
             time.sleep(0.02)
         return found
 
-    def _running(self, of_vllm: bool) -> Iterator[str]:
+    def _running(self, of_vllm: bool, processes: bool) -> Iterator[str]:
         for thread in set(threading.enumerate()) - self._threads:
             if thread.name == _MONITOR or (of_vllm and thread.name.startswith(_POOL)):
                 continue
             yield f"the {'daemon ' * thread.daemon}thread {thread.name!r} runs"
-        for pid in _children() - self._children:
+        for pid in _children() - self._children if processes else ():
             yield f"the process {pid} ({_command(pid)}) runs"
         for port in () if of_vllm else _listening_ports(_sockets() - self._sockets):
             yield f"port {port} is listened on"

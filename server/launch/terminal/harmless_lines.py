@@ -31,7 +31,10 @@ _HARMLESS = (
 )
 _LEAK = re.compile(r" - (leaked (instance|type|function)|\.\.\. skipped remainder)")
 # "/…/site-packages/vllm/file.py:138: FutureWarning: …", followed by an indented source line.
-_LIBRARY_WARNING = re.compile(r"\S*/site-packages/\S+\.py:\d+: \w*Warning: ")
+# The resource tracker says so when it removes the shared memory of an engine that has failed.
+_LIBRARY_WARNING = re.compile(
+    r"\S*/(site-packages/\S+|multiprocessing/resource_tracker)\.py:\d+: \w*Warning: "
+)
 
 
 class HarmlessLineFilter:

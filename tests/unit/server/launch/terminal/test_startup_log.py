@@ -113,6 +113,7 @@ def test_an_interrupt_is_no_cause() -> None:
         "nanobind: leaked 4 instances!",
         ' - leaked type "triton._C.libtriton.ir.location"',
         "/x/site-packages/vllm/a.py:138: FutureWarning: `x` is deprecated",
+        "/x/python3.11/multiprocessing/resource_tracker.py:254: UserWarning: 1 leaked",
     ],
 )
 def test_harmless_is_recognised(line: str) -> None:

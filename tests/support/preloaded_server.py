@@ -1,0 +1,208 @@
+"""A process that has imported vLLM and forks servers, for tests that start many of them.
+
+A server imports vLLM in three processes, which is most of the CPU time of its start. Here one
+import serves all servers: the API process is a fork of this process, the engine a fork of the API
+process and the worker a fork of the engine, as vLLM itself does where its platform leaves it the
+choice. Tests of environment variables, several API processes, signals and kills run the `prefmix`
+command itself, and so does all of tests/resilience.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import setproctitle
+
+_LONGEST_ORDER = 1 << 20
+_SET_CHILD_SUBREAPER = 36
+"""prctl's option by which orphans become children of the calling process."""
+
+
+MODULES = (
+    "prefmix.mixing.engine.plugin",
+    "prefmix.server.plugin",
+    "vllm.entrypoints.cli.serve",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+)
+"""What a server's three processes import."""
+
+READ_LATE = {"PREFMIX_ADMIN_TOKEN", "PREFMIX_API_KEY", "VLLM_API_KEY", "PYTEST_CURRENT_TEST"}
+"""Environment variables in which servers may differ."""
+
+
+class Forked:
+    """A child process that this process did not start itself; the part of Popen that tests use."""
+
+    def __init__(self, pid: int, args: Sequence[str]) -> None:
+        self.pid = pid
+        self.args = args
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Returns the exit code, negative for a signal; None while the process runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the end. Returns: the exit code. Raises: subprocess.TimeoutExpired."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if timeout is not None and deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(list(self.args), timeout)
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to the process, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Sends SIGKILL to the process, unless it has ended."""
+        self.send_signal(signal.SIGKILL)
+
+
+class Preloaded:
+    """The process that has imported vLLM."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = dict(environ)
+        self._orders, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__)), str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+
+    def start(
+        self, words: Sequence[str], *, stdout: Path, stderr: Path, environ: Mapping[str, str]
+    ) -> Forked:
+        """Starts `prefmix` with these words in a session of its own, as soon as vLLM is imported.
+
+        Args:
+          environ: as this process's own but for variables that are read after the imports.
+        """
+        changed = {name for name, _ in self._environ.items() ^ environ.items()}
+        assert changed <= READ_LATE, f"only the command can change {sorted(changed - READ_LATE)}"
+        order = {
+            "words": list(words),
+            "stdout": str(stdout),
+            "stderr": str(stderr),
+            "folder": os.getcwd(),
+            "environ": dict(environ),
+        }
+        _adopt_orphans(True)
+        try:
+            self._orders.send(json.dumps(order).encode())
+            answer = self._orders.recv(64)
+        finally:
+            _adopt_orphans(False)
+        assert answer, "the process that has imported vLLM ended; its stderr says why"
+        return Forked(int(answer), ["prefmix", *words])
+
+    def run(
+        self, words: Sequence[str], *, timeout: float, environ: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `prefmix` with these words to its end."""
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder, "stdout.txt"), Path(folder, "stderr.txt")
+            process = self.start(words, stdout=out, stderr=err, environ=environ)
+            code = process.wait(timeout)
+            return subprocess.CompletedProcess(list(words), code, out.read_text(), err.read_text())
+
+    def close(self) -> None:
+        """Ends the process; servers that it forked run on."""
+        self._orders.close()
+        self._process.wait(timeout=60)
+
+
+def _adopt_orphans(yes: bool) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _import_vllm() -> None:
+    """Imports, in the environment that `prefmix serve` sets, the modules of its three processes."""
+    from prefmix.server.launch import environment
+
+    environment.set_logging()
+    environment.set_keep_alive()
+    environment.set_no_telemetry()
+    environment.set_plugins()
+    install = signal.signal
+
+    def looked_up_late(number: int, handler: Any) -> Any:
+        own = signal.signal is looked_up_late
+        return (install if own else signal.signal)(number, handler)
+
+    # uvloop keeps the function that it finds, and a server puts its own in this place later.
+    signal.signal = looked_up_late
+    for module in MODULES:
+        importlib.import_module(module)
+    signal.signal = install
+    setproctitle.getproctitle()  # finds its memory now; a changed environment hides it
+
+
+def _serve_orders(orders: socket.socket) -> int | None:
+    """Forks a server for each order. Returns: None at the end, in a fork the server's exit code."""
+    while message := orders.recv(_LONGEST_ORDER):
+        pids, between = os.pipe()
+        if (child := os.fork()) == 0:
+            # The server is the grandchild: as an orphan it becomes a child of the tests' process.
+            if pid := os.fork():
+                os.write(between, str(pid).encode())
+                os._exit(0)
+            for fd in (pids, between, orders.detach()):
+                os.close(fd)
+            return _run_prefmix(**json.loads(message))
+        os.waitpid(child, 0)
+        orders.send(os.read(pids, 64))
+        os.close(pids)
+        os.close(between)
+    return None
+
+
+def _run_prefmix(
+    words: list[str], stdout: str, stderr: str, folder: str, environ: dict[str, str]
+) -> int:
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environ)
+    for path, fd in ((stdout, 1), (stderr, 2)):
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(opened, fd)
+        os.close(opened)
+    os.chdir(folder)
+    sys.argv = ["prefmix", *words]
+    fork = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment,return-value]
+    from prefmix.server.cli.main import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _import_vllm()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(_serve_orders(socket.socket(fileno=int(sys.argv[1]))))
