@@ -39,7 +39,7 @@ MODULES = (
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_worker",
 )
-"""What a server's three processes import."""
+"""The modules that a server's three processes import."""
 
 READ_LATE = {"PREFMIX_ADMIN_TOKEN", "PREFMIX_API_KEY", "VLLM_API_KEY", "PYTEST_CURRENT_TEST"}
 """Environment variables in which servers may differ."""
