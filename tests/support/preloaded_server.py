@@ -136,6 +136,12 @@ class Preloaded:
         self._process.wait(timeout=60)
 
 
+def fork_always() -> None:
+    """Makes vLLM fork the processes that it starts from this one, whatever its platform says."""
+    fork = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment,return-value]
+
+
 def _adopt_orphans(yes: bool) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
@@ -194,8 +200,7 @@ def _run_prefmix(
         os.close(opened)
     os.chdir(folder)
     sys.argv = ["prefmix", *words]
-    fork = multiprocessing.get_context("fork")
-    multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment,return-value]
+    fork_always()
     from prefmix.server.cli.main import main
 
     return main()

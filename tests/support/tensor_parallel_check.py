@@ -1,7 +1,7 @@
 """Serves mixtures on two CPU ranks, one after the other, and prints the worst errors of each.
 
 Full checkpoints are served twice: each with its own LM head, and with one product over all heads,
-which is a GPU's way. One process for all mixtures: its three imports of vLLM are most of the time.
+which is a GPU's way. One process for all mixtures, and the ranks are forks of it: one import.
 
 python tests/support/tensor_parallel_check.py '[{"spec": ..., "folders": [...]}, ...]'
 
@@ -36,6 +36,9 @@ def main() -> None:
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     tests = Path(__file__).resolve().parents[1]
     sys.path[:0] = [str(tests), str(tests.parent)]
+    from support.preloaded_server import fork_always
+
+    fork_always()
     for mixture in json.loads(sys.argv[1]):
         print(json.dumps(errors(mixture["spec"], list(map(Path, mixture["folders"])))), flush=True)
 
