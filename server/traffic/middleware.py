@@ -137,13 +137,14 @@ class TrafficMiddleware:
         """The seconds that the request may take. Raises: RequestError if it is refused."""
         if self._drain.is_on:
             raise OverloadedError(draining.MESSAGE, retry_after_s=draining.RETRY_AFTER_S)
-        if not is_text and self._num_tokenizing >= MAX_TOKENIZING:
+        if is_text:
+            self._admission.check()
+        elif self._num_tokenizing >= MAX_TOKENIZING:
             raise OverloadedError(
                 f"this server is busy: {MAX_TOKENIZING} requests for token ids are under way; try "
                 "again after the seconds in Retry-After",
                 retry_after_s=1,
             )
-        self._admission.check()
         return shortest(self._timeout_s, header(scope, TIMEOUT_HEADER.encode()))
 
     def _refusal(self, error: RequestError, *, is_text: bool) -> JSONResponse:

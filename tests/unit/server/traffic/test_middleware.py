@@ -351,7 +351,7 @@ def test_the_engine_ends_after_the_requests(
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
-def test_token_ids_are_a_part_of_the_load(
+def test_requests_for_token_ids_have_a_limit_of_their_own(
     application: Application, client: httpx.Client, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ask() -> httpx.Response:
@@ -368,7 +368,7 @@ def test_token_ids_are_a_part_of_the_load(
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     assert ask().status_code == 200, "the one before has left its place"
     held = [application.admission.reserve(1) for _ in range(2)]
-    assert ask().status_code == 503, "the server is overloaded"
+    assert ask().status_code == 200, "a full engine is no reason"
     for reservation in held:
         reservation.release()
     assert ask().status_code == 200
