@@ -23,3 +23,4 @@ def vllm() -> None:
         warnings.simplefilter("ignore")
         importlib.import_module("vllm.entrypoints.openai.api_server")
         importlib.import_module("vllm.plugins").load_general_plugins()
+        importlib.import_module("vllm.v1.worker.gpu.sample.states")
