@@ -12,6 +12,8 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
+from prefmix.mixing.engine.grammar_limits import check_grammar
+
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
@@ -81,6 +83,9 @@ def check_all_requests() -> None:
 
     @functools.wraps(original)
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for given in (*args, *kwargs.values()):
+            if getattr(given, "structured_outputs", None) is not None:
+                check_grammar(given)
         request = original(self, *args, **kwargs)
         if request.sampling_params is not None:
             check_request(request.sampling_params, len(request.prompt_token_ids or ()))

@@ -29,6 +29,7 @@ from prefmix.mixing import wire
 from prefmix.mixing.batch.broken_rows import names_of
 from prefmix.mixing.batch.engine_settings import SCHEDULER_PATH, spec_of
 from prefmix.mixing.batch.request_weights import weights_of_request
+from prefmix.mixing.engine.grammar_limits import lower_priority
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.workarounds.zero_kv_blocks import zero_new_blocks
 
@@ -54,6 +55,7 @@ class MixtureScheduler(Scheduler):
         zero_new_blocks()
         super().__init__(vllm_config=vllm_config, **kwargs)
         self.mixture = spec_of(vllm_config)
+        lower_priority(self.structured_output_manager)
 
     def add_request(self, request: Request) -> None:
         salt = salt_for(self.mixture, self._weights_of(request), request.cache_salt)

@@ -26,8 +26,8 @@ ALONE = r"two_tensor_parallel_ranks"
 """Two ranks keep two cores busy, even while they wait for one another: last, beside nothing."""
 
 VLLM = (
-    r"/test_(lora|engine_args|engine_flags|stream_errors|request_bodies|request_limits"
-    r"|prompt_parameters)\.py"
+    r"/test_(lora|engine_args|engine_flags|stream_errors|request_bodies"
+    r"|request_limits|grammar_limits)\.py"
 )
 """Unit tests that import vLLM: together, so that one process does."""
 

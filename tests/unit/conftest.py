@@ -22,5 +22,5 @@ def vllm() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("vllm.entrypoints.openai.api_server")
+        importlib.import_module("vllm.v1.worker.gpu.sample.states")  # sets variables as well
         importlib.import_module("vllm.plugins").load_general_plugins()
-        importlib.import_module("vllm.v1.worker.gpu.sample.states")

@@ -1,0 +1,134 @@
+"""Limits on structured outputs: the size of a constraint, the priority of its compilation.
+
+A regular expression of 100 KB takes the engine minutes and gigabytes to compile, and one of 1 MB
+stops the process that only checks it. So constraints have a size. Within it, compilation may still
+take seconds of every core that is idle, and no library can end it; so its threads get what the
+engine's steps leave.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+
+MAX_REGEX_CHARS = 2**11
+"""Longest regular expression, and most characters of all patterns in a schema together."""
+
+MAX_GRAMMAR_CHARS = 2**13
+MAX_SCHEMA_CHARS = 2**17
+MAX_CHOICE_CHARS = 2**16
+MAX_PROPERTIES = 2**11
+"""Most properties of all objects in a schema."""
+
+MAX_REPETITIONS = 10_000
+"""Largest number of repetitions: some compilers keep room for each item of a list."""
+
+_LOWEST_PRIORITY = 19
+_REPEATED = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
+_COUNTS = frozenset(
+    f"{end}{what}" for end in ("min", "max") for what in ("Items", "Properties", "Contains")
+)
+_PATTERNS = ("pattern", "regex", "patternProperties")
+
+
+def check_grammar(params: SamplingParams) -> None:
+    """Checks the constraint of one request, before vLLM looks at it.
+
+    Raises: VLLMValidationError naming field and limit; over HTTP a 400.
+    """
+    found = params.structured_outputs
+    if found is None:
+        return
+    _refuse_above(MAX_REGEX_CHARS, found.regex, "regex")
+    _refuse_above(MAX_GRAMMAR_CHARS, found.grammar, "grammar")
+    for field, text in (("regex", found.regex), ("grammar", found.grammar)):
+        _check_repetitions(text or "", field)
+    if found.choice:
+        _refuse_above(MAX_CHOICE_CHARS, "".join(map(str, found.choice)), "choice")
+    for field, value in (("json", found.json), ("structural_tag", found.structural_tag)):
+        if isinstance(value, str):
+            _refuse_above(MAX_SCHEMA_CHARS, value, field)
+            try:
+                value = json.loads(value)
+            except ValueError:
+                continue  # vLLM says so
+        _check_schema(value, field)
+
+
+def lower_priority(manager: Any) -> None:
+    """Gives the threads that compile constraints the lowest priority.
+
+    Args: manager: vLLM's StructuredOutputManager, before its first request.
+    """
+    executor = getattr(manager, "executor", None)
+    if executor is not None:  # there is none without a tokenizer
+        # A thread's priority is that of the threads it starts, such as the compiler's own.
+        manager.executor = ThreadPoolExecutor(executor._max_workers, initializer=_step_back)
+        executor.shutdown()
+
+
+def _step_back() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+
+
+def _check_schema(schema: Any, field: str) -> None:
+    num_chars = num_pattern_chars = num_grammar_chars = num_properties = 0
+    pending = [("", schema)]
+    while pending:
+        under, value = pending.pop()
+        if isinstance(value, dict):
+            if under == "properties":
+                num_properties += len(value)
+            num_chars += sum(len(str(name)) + 4 for name in value)
+            if under == "patternProperties":
+                num_pattern_chars += sum(map(len, value))
+                for name in value:
+                    _check_repetitions(name, field)
+            pending += value.items()
+        elif isinstance(value, list):
+            pending += [("", each) for each in value]
+            num_chars += len(value)
+        elif isinstance(value, str):
+            num_chars += len(value) + 2
+            if under in _PATTERNS:
+                num_pattern_chars += len(value)
+                _check_repetitions(value, field)
+            if under == "grammar":
+                num_grammar_chars += len(value)
+                _check_repetitions(value, field)
+        elif isinstance(value, int | float) and under in _COUNTS and value == value:
+            _refuse_number(MAX_REPETITIONS, value, field, "repetitions")
+        _refuse_number(MAX_SCHEMA_CHARS, num_chars, field, "characters")
+        _refuse_number(MAX_REGEX_CHARS, num_pattern_chars, field, "characters of patterns")
+        _refuse_number(MAX_GRAMMAR_CHARS, num_grammar_chars, field, "characters of grammars")
+        _refuse_number(MAX_PROPERTIES, num_properties, field, "properties")
+
+
+def _check_repetitions(text: str, field: str) -> None:
+    for match in _REPEATED.finditer(text[:MAX_GRAMMAR_CHARS]):
+        for number in match.groups():
+            digits = (number or "").lstrip("0")
+            found = int(digits[:9] or 0)  # more digits are more than enough
+            _refuse_number(MAX_REPETITIONS, found, field, "repetitions")
+
+
+def _refuse_above(limit: int, text: str | None, field: str) -> None:
+    _refuse_number(limit, len(text or ""), field, "characters")
+
+
+def _refuse_number(limit: int, found: float, field: str, what: str) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    if found > limit:
+        raise VLLMValidationError(
+            f"the structured output's {field} has more than {limit} {what}, the most that this "
+            "server compiles",
+            parameter="structured_outputs",
+        )

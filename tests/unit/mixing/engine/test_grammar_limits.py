@@ -1,0 +1,130 @@
+"""Constraints are refused by their size before vLLM compiles them, and compile behind the steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prefmix.mixing.engine import grammar_limits, request_limits
+from prefmix.mixing.engine.grammar_limits import check_grammar, lower_priority
+from prefmix.mixing.engine.request_limits import check_all_requests
+
+pytestmark = pytest.mark.usefixtures("vllm")
+
+WORDS = [f"w{at}" for at in range(60_000)]
+LONG = "a?" * 1025
+
+
+def params(**constraint: Any) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return SamplingParams(structured_outputs=StructuredOutputsParams(**constraint))
+
+
+def properties(count: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {word: {} for word in WORDS[:count]}}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "says"),
+    [
+        ({"regex": LONG}, "regex has more than 2048 characters"),
+        ({"grammar": 'root ::= "a"' + ' "a"?' * 2000}, "grammar has more than 8192"),
+        ({"choice": WORDS}, "choice has more than"),
+        ({"json": {"enum": WORDS}}, "json has more than 131072 characters"),
+        ({"json": json.dumps({"enum": WORDS})}, "json has more than 131072 characters"),
+        ({"json": properties(2049)}, "2048 properties"),
+        ({"json": {"items": [properties(2000), properties(2000)]}}, "2048 properties"),
+        ({"json": {"properties": {"a": {"pattern": LONG}}}}, "2048 characters of patterns"),
+        ({"json": {"patternProperties": {LONG: {}}}}, "2048 characters of patterns"),
+        ({"json": {"pattern": LONG[:1500], "not": {"pattern": LONG[:1500]}}}, "of patterns"),
+        ({"json": {"type": "array", "minItems": 10**9}}, "10000 repetitions"),
+        ({"json": {"items": {"type": "array", "maxItems": 1e30}}}, "10000 repetitions"),
+        ({"json": {"type": "string", "pattern": "a{3,20000}"}}, "10000 repetitions"),
+        ({"json": {"patternProperties": {"a{20000}": {}}}}, "10000 repetitions"),
+        ({"regex": "(a{ 2, " + "9" * 400 + "})+"}, "regex has more than 10000 repetitions"),
+        ({"grammar": 'root ::= "a"{,10001}'}, "grammar has more than 10000 repetitions"),
+        ({"structural_tag": json.dumps({"format": {"regex": LONG}})}, "of patterns"),
+        ({"structural_tag": json.dumps({"format": {"grammar": LONG * 5}})}, "of grammars"),
+    ],
+)
+def test_a_constraint_that_is_too_large_is_refused(constraint: dict[str, Any], says: str) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError) as refused:
+        check_grammar(params(**constraint))
+    assert says in str(refused.value)
+    assert refused.value.parameter == "structured_outputs"
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"regex": LONG[:2048]},
+        {"grammar": 'root ::= "a"'},
+        {"regex": "(a{3,10000}|b{00000000007}|c{,}|[{}]{99999x})"},
+        {"json": {"properties": {"minItems": {"type": "array", "minItems": 10_000}}}},
+        {"choice": WORDS[:8000]},
+        {"json": properties(2048)},
+        {"json": "not JSON, which vLLM says itself"},
+        {"json": {"enum": WORDS[:10_000]}},
+        {"json": {"properties": {"pattern": {"type": "string", "pattern": "a+"}}}},
+        {"json": {"type": "string", "minLength": 2, "maxLength": 65535}},
+        {"json_object": True},
+    ],
+)
+def test_others_are_vllms_to_check(constraint: dict[str, Any]) -> None:
+    check_grammar(params(**constraint))
+
+
+def test_the_check_comes_before_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own check compiles the constraint, in the event loop."""
+    order: list[str] = []
+
+    class InputProcessor:
+        def process_inputs(self, request_id: str, prompt: str, params: Any) -> Any:
+            order.append("vllm")
+            return SimpleNamespace(sampling_params=None, prompt_token_ids=[])
+
+    module = ModuleType("requests are made here")
+    module.InputProcessor = InputProcessor  # type: ignore[attr-defined]
+    monkeypatch.setattr(request_limits, "_MODULE", module.__name__)
+    monkeypatch.setattr(request_limits, "check_grammar", lambda _: order.append("size"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    check_all_requests()
+    InputProcessor().process_inputs("r", "Hi.", params(regex="a"))
+    assert order == ["size", "vllm"]
+    InputProcessor().process_inputs(request_id="r", prompt="Hi.", params=params(regex="a"))
+    assert order == ["size", "vllm"] * 2
+
+
+def test_compilation_gets_what_the_steps_leave() -> None:
+    manager = SimpleNamespace(executor=ThreadPoolExecutor(3))
+    lower_priority(manager)
+    assert manager.executor._max_workers == 3
+
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def of_a_thread_of_its_own() -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(priority()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    mine = priority()
+    with manager.executor as executor:
+        assert executor.submit(priority).result() == grammar_limits._LOWEST_PRIORITY
+        assert executor.submit(of_a_thread_of_its_own).result() == grammar_limits._LOWEST_PRIORITY
+    assert priority() == mine
+    lower_priority(SimpleNamespace())  # an engine without a tokenizer
