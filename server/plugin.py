@@ -39,7 +39,11 @@ from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
 from prefmix.server.console import routes as console_routes
 from prefmix.server.http.errors import http_exception
-from prefmix.server.http.openapi import attach_docs_page, describe_refusals
+from prefmix.server.http.openapi import (
+    attach_description,
+    attach_docs_page,
+    describe_refusals,
+)
 from prefmix.server.telemetry import (
     audit_log,
     event_loop_metrics,
@@ -135,6 +139,7 @@ class PrefmixEndpoints:
         # Again, as vLLM has added routes of its own since attach_router.
         keep_allowed_routes(self._app)
         check_own_routes(self._app)
+        attach_description(self._app)
         attach_docs_page(self._app)
         console_routes.attach(self._app, getattr(args, console_routes.CONSOLE_ATTRIBUTE, None))
         keys = api_keys(args.api_key)
