@@ -10,7 +10,7 @@ import pytest
 from resilience.harness import tally
 from resilience.harness.demo_server import DemoServer
 from resilience.harness.scale import IS_FULL, scaled
-from resilience.scenarios import fuzz, interleaving, kills, mixed_run, soak
+from resilience.scenarios import fuzz, hostile_client, interleaving, kills, mixed_run, soak
 from resilience.scenarios.openapi_fuzz import run_schemathesis
 
 
@@ -55,6 +55,13 @@ def test_hostile_bytes_do_no_harm(demo: DemoServer) -> None:
     """The server answers without 5xx or traceback, and afterwards gives the right answer."""
     text, figures = fuzz.run(demo, num_inputs=scaled(short=600, full=4000))
     tally.hostile("raw HTTP and fields", figures["inputs"])
+    tally.REPORTS.append(text)
+
+
+def test_a_hostile_client_stops_stalls_grows_and_fools_nothing(demo: DemoServer) -> None:
+    """Each request has a budget; the server is as before after every batch."""
+    text, figures = hostile_client.run(demo, share=scaled(short=2, full=100) / 100)
+    tally.hostile("hostile client", figures["inputs"])
     tally.REPORTS.append(text)
 
 

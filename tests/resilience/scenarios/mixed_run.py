@@ -1,6 +1,6 @@
 """Requests of every shape, with clients that hang up, while the weights change; then the accounts.
 
-    python -m resilience.scenarios.mixed_run [--requests 10000] [--changes 500] [--record]
+    python -m resilience.scenarios.mixed_run [--requests 10000] [--changes 500] [--api-servers 2]
 
 Every request ends in one way, every answer reports weights that were in force when it was admitted,
 and what /metrics counted is what the clients saw. Prints a table, then one line of JSON.
@@ -166,8 +166,9 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--changes", type=int, default=500)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--api-servers", type=int, default=1, help="API processes; default 1")
     args = parser.parse_args()
-    with running() as demo:
+    with running("--", f"--api-server-count={args.api_servers}") as demo:
         text, figures = run(
             demo,
             num_requests=args.requests,
