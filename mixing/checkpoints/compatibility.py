@@ -17,6 +17,18 @@ from typing import Any
 from prefmix.mixing.checkpoints.lora import AdapterError, read_adapter
 from prefmix.mixing.spec import MixtureSpec, Policy
 
+GENERATION_DEFAULTS = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "max_new_tokens",
+)
+"""Source: vllm.config.ModelConfig.get_diff_sampling_param (vLLM 0.32)."""
+
 
 class CompatibilityError(ValueError):
     """Models that cannot share one mixture, or a model that cannot be read."""
@@ -48,19 +60,74 @@ def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> tupl
                 f"({first.name}: {ours}; {facts.name}: {theirs}). A mixture adds up logits token "
                 "by token; use models that were trained from one base with one tokenizer"
             )
-        if facts.tokenizer.chat_template != first.tokenizer.chat_template:
-            warnings.append(
-                f"policies {first.name!r} and {facts.name!r} have different chat templates; "
-                f"that of {first.name!r} is used for all, choose another with --chat-template FILE"
-            )
-        if facts.end_token_ids != first.end_token_ids:
-            warnings.append(
-                f"policies {first.name!r} and {facts.name!r} end a text with different tokens "
-                f"({first.end_token_ids} and {facts.end_token_ids}); "
-                f"those of {first.name!r} are used, "
-                "add others with stop_token_ids in the request"
-            )
+        warnings.extend(_choices(first, facts))
+    for adapter in spec.adapters:
+        warnings.extend(_own_files(adapter, first))
     return tuple(warnings)
+
+
+def _choices(first: _Facts, other: _Facts) -> Iterator[str]:
+    """A warning for each setting in which two members differ and the first one's is used."""
+    both = f"policies {first.name!r} and {other.name!r}"
+    if other.tokenizer.chat_template != first.tokenizer.chat_template:
+        yield (
+            f"{both} have different chat templates; "
+            f"that of {first.name!r} is used for all, choose another with --chat-template FILE"
+        )
+    if other.end_token_ids != first.end_token_ids:
+        yield (
+            f"{both} end a text with different tokens "
+            f"({first.end_token_ids} and {other.end_token_ids}); "
+            f"those of {first.name!r} are used, "
+            "add others with stop_token_ids in the request"
+        )
+    for what, ours, theirs in (
+        ("special tokens", first.special_tokens, other.special_tokens),
+        ("defaults of generation", first.generation_defaults, other.generation_defaults),
+    ):
+        names = sorted(
+            name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+        )
+        if names:
+            pairs = [
+                f"{name} {_shown(ours.get(name))} and {_shown(theirs.get(name))}" for name in names
+            ]
+            yield (
+                f"{both} have different {what} ({', '.join(pairs)}); those of {first.name!r} are "
+                "used"
+            )
+
+
+def _own_files(adapter: Policy, base: _Facts) -> Iterator[str]:
+    """A warning for each file beside an adapter that differs from the base's, which is used."""
+    folder = read_adapter(adapter).folder
+    if not (folder / "tokenizer.json").is_file():
+        return
+    try:
+        own = _tokenizer(Policy(name=adapter.name, model=str(folder)), trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise any, even Exception itself
+        yield (
+            f"policy {adapter.name!r}: the tokenizer beside the adapter cannot be read "
+            f"({_first_line(error)}); the base's is used"
+        )
+        return
+    if own.chat_template is not None and own.chat_template != base.tokenizer.chat_template:
+        yield (
+            f"policy {adapter.name!r} was saved with another chat template than the base's, which "
+            "is used; choose another with --chat-template FILE"
+        )
+    if (vocabulary := own.get_vocab()) != base.vocabulary:
+        by_index, by_index_base = _inverted(vocabulary), _inverted(base.vocabulary)
+        index = next(
+            at
+            for at in sorted(by_index.keys() | by_index_base.keys())
+            if by_index.get(at) != by_index_base.get(at)
+        )
+        yield (
+            f"policy {adapter.name!r} was saved with another tokenizer than the base's, which is "
+            f"used (at index {index}: {_shown(by_index.get(index))}; base: "
+            f"{_shown(by_index_base.get(index))})"
+        )
 
 
 class _Facts:
@@ -79,7 +146,7 @@ class _Facts:
             self.tokenizer = _tokenizer(member, trust_remote_code)
             self.vocabulary: dict[str, int] = self.tokenizer.get_vocab()
             self.highest = max(self.vocabulary.values())
-            self.end_token_ids = self._end_tokens(member)
+            self._read_generation_config(member)
         except ImportError:  # of a package that the model needs
             raise
         except Exception as error:  # transformers and tokenizers raise any, even Exception itself
@@ -88,15 +155,19 @@ class _Facts:
                 f"({_first_line(error)}); give a folder or hub id in Hugging Face layout"
             ) from error
 
-    def _end_tokens(self, member: Policy) -> list[int]:
+    def _read_generation_config(self, member: Policy) -> None:
         from transformers import GenerationConfig
 
         try:
             generation = GenerationConfig.from_pretrained(member.model, revision=member.revision)
+            given = generation.to_diff_dict()
         except OSError:
-            generation = self.config
+            generation, given = self.config, {}
         end = generation.eos_token_id if generation.eos_token_id is not None else []
-        return sorted({end} if isinstance(end, int) else set(end))
+        self.end_token_ids = sorted({end} if isinstance(end, int) else set(end))
+        self.generation_defaults = {
+            name: given[name] for name in GENERATION_DEFAULTS if given.get(name) is not None
+        }
 
     def check_vocabulary_fits(self) -> None:
         """Refuses a tokenizer with more tokens than the model has rows; fewer are padding."""
@@ -155,9 +226,6 @@ def _differences(first: _Facts, other: _Facts) -> Iterator[tuple[str, str, str]]
             token, token_other = by_index.get(index), by_index_other.get(index)
             if token != token_other:
                 yield f"vocabularies, at index {index},", _shown(token), _shown(token_other)
-    for name, special in first.special_tokens.items():
-        if special != other.special_tokens[name]:
-            yield f"special tokens ({name})", _shown(special), _shown(other.special_tokens[name])
     rules, rules_other = first.rules, other.rules
     for section in sorted(rules.keys() | rules_other.keys()):
         rule, rule_other = rules.get(section), rules_other.get(section)

@@ -12,7 +12,8 @@ from transformers import GenerationConfig, LlamaConfig, Qwen2Config
 
 from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
 from prefmix.mixing.spec import MixtureSpec, Policy
-from support.checkpoints.tiny_policies import VOCAB_SIZE, build_tokenizer
+from support.checkpoints.tiny_adapters import save_adapter
+from support.checkpoints.tiny_policies import VOCAB_SIZE, build_tokenizer, save_policy
 
 
 def save(folder: Path, *, tokenizer: Any = None, config: Any = None, **generation: Any) -> Path:
@@ -56,7 +57,6 @@ def with_other_splitting() -> Any:
     ("make", "difference"),
     [
         (with_other_vocabulary, r"vocabularies, at index 310, differ \(one: '.*'; two: none\)"),
-        (with_other_end_token, r"special tokens \(eos_token\) differ \(one: '</s>'; two: '<s>'\)"),
         (with_other_splitting, "tokenizers' pre_tokenizer rules differ"),
     ],
 )
@@ -73,6 +73,40 @@ def test_a_renamed_padding_token_is_no_difference(tmp_path: Path) -> None:
     tokenizer = build_tokenizer()
     tokenizer.pad_token = "</s>"
     assert check(save(tmp_path / "one"), save(tmp_path / "two", tokenizer=tokenizer)) == ()
+
+
+def test_another_name_for_the_end_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    """A base and its chat model: one vocabulary, another token in the role of the end."""
+    one, two = save(tmp_path / "one"), save(tmp_path / "two", tokenizer=with_other_end_token())
+    (warning,) = check(one, two)
+    assert "different special tokens (eos_token '</s>' and '<s>')" in warning
+    assert "those of 'one' are used" in warning
+
+
+def test_different_defaults_of_generation_warn(tmp_path: Path) -> None:
+    one = save(tmp_path / "one", temperature=0.6, do_sample=True)
+    two = save(tmp_path / "two", temperature=0.6, top_p=0.5, do_sample=True)
+    (warning,) = check(one, two)
+    assert "different defaults of generation (top_p none and 0.5); those of 'one'" in warning
+    assert check(one, save(tmp_path / "three", temperature=0.6, do_sample=True)) == ()
+
+
+def test_files_beside_an_adapter_that_differ_from_the_bases_are_told(tmp_path: Path) -> None:
+    base = save_policy(tmp_path / "base", seed=0)
+    adapter = save_adapter(tmp_path / "plain", base, seed=1)
+    spec = MixtureSpec(policies=(Policy(name="plain", model=str(adapter)),), base=str(base))
+    assert check_members(spec) == ()
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(adapter)
+    check_members.cache_clear()
+    assert check_members(spec) == ()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(adapter)
+    check_members.cache_clear()
+    template, vocabulary = check_members(spec)
+    assert "'plain' was saved with another chat template" in template
+    assert f"at index {VOCAB_SIZE}: '<think>'; base: none" in vocabulary
 
 
 def test_different_chat_templates_warn_and_say_whose_is_used(tmp_path: Path) -> None:
