@@ -20,6 +20,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from prefmix.mixing.spec import MixtureSpec, hf_overrides
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.serve_config import ServeConfig
+from prefmix.server.launch.cpu_dtype import choose_dtype
 from prefmix.server.launch.engine_flags import check_flags
 from prefmix.server.launch.safe_flags import SAFE_FIELDS
 from prefmix.server.launch.security_checks import check_cross_origin, safe_load_format
@@ -114,6 +115,7 @@ def build_arguments(
     args.shutdown_timeout = config.limits().shutdown_timeout
     args.config = None
     args.hf_overrides = _hf_overrides(args.hf_overrides, spec)
+    choose_dtype(args, spec)
     try:
         validate_parsed_serve_args(args)
     except (TypeError, ValueError) as error:

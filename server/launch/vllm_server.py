@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.auth.api_keys import api_keys
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE
+from prefmix.server.launch.cpu_dtype import REASON_ATTRIBUTE
 from prefmix.server.launch.ready_probe import Address, ProbeError, ReadyProbe
 from prefmix.server.launch.start_signals import StartSignals
 from prefmix.server.launch.terminal.banner import open_surfaces, ready_table
@@ -65,6 +66,7 @@ def run_vllm(
             url=address.url,
             model_name=args.served_model_name[0],
             surfaces=open_surfaces(args),
+            dtype=getattr(args, REASON_ATTRIBUTE, None),
         )
         print(table, flush=True)
 

@@ -17,7 +17,13 @@ from prefmix.weights.store.profiles import ProfileSet
 
 
 def ready_table(
-    spec: MixtureSpec, profiles: ProfileSet, *, url: str, model_name: str, surfaces: Sequence[str]
+    spec: MixtureSpec,
+    profiles: ProfileSet,
+    *,
+    url: str,
+    model_name: str,
+    surfaces: Sequence[str],
+    dtype: str | None = None,
 ) -> str:
     """The server's policies, profiles and address as aligned text.
 
@@ -27,6 +33,7 @@ def ready_table(
       url: the server's base URL.
       model_name: the name that clients put in `model`.
       surfaces: one phrase for each surface that is open.
+      dtype: the number format and why, None if it is the checkpoints'.
     """
     weights = dict(zip(spec.member_names, profiles.profiles[profiles.default], strict=True))
     rows = [("policy", "parameters", "weight", "model")]
@@ -40,6 +47,8 @@ def ready_table(
         ("url", url),
         ("open", ", ".join(surfaces)),
     ]
+    if dtype is not None:
+        facts.append(("dtype", dtype))
     if spec.base is not None:
         base = spec.checkpoints[0]
         size = human_count(_parameters(base))
