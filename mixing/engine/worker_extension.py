@@ -40,6 +40,11 @@ class MixtureWorker:
         report_broken_rows(runner, uses_v2=self.vllm_config.use_v2_model_runner)
         step.checks_rows = True
 
+    def prefmix_forget_step(self) -> None:
+        """Forgets a step that ended before its tokens were drawn; either runner would refuse the
+        next one."""
+        self.model_runner.execute_model_state = None
+
     def prefmix_take_sample(self) -> dict[str, Any] | None:
         """See MixtureStatisticsCollector.take_sample."""
         statistics = self.model_runner.model.step.statistics

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.mixing.checkpoints.compatibility import CompatibilityError
     from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
     from prefmix.mixing.spec import SpecError, check_name
-    from prefmix.weights.engines.local import EngineError
+    from prefmix.weights.engines.errors import EngineError
     from prefmix.weights.engines.prompts import PromptsError
     from prefmix.weights.engines.remote import RemoteError
     from prefmix.weights.fit.score_table import ScoreTableError

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from prefmix.prompt_parameters import PromptParameters
 from prefmix.server.api.attribution import FIELD, Attribution, describe
 from prefmix.server.http.errors import RequestError
-from prefmix.weights.engines.local import nothing_left_behind, raise_if_failed
+from prefmix.weights.engines.local import raise_if_failed
+from prefmix.weights.engines.whole_steps import nothing_left_behind
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput

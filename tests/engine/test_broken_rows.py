@@ -10,7 +10,8 @@ import pytest
 
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.weights.engines.local import EngineError, LocalEngine
+from prefmix.weights.engines.errors import EngineError
+from prefmix.weights.engines.local import LocalEngine
 from support.checkpoints.tiny_faults import with_nan_logit, with_nan_token, with_overflow
 from support.engines import RUNNER, AdaptedBase, EngineFactory, metric, spec_of_folders
 

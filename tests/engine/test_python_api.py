@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import itertools
+import signal
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,11 +21,11 @@ from prefmix import Mixture
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.server.config.errors import ConfigError
 from prefmix.server.http.errors import RequestError
-from prefmix.weights.engines.local import EngineError
+from prefmix.weights.engines.errors import EngineError
 from prefmix.weights.store.format import dump
 from prefmix.weights.store.profiles import build_profile_set
 from support.checkpoints.tiny_policies import VOCAB_SIZE
-from support.engines import AdaptedBase, model_of
+from support.engines import AdaptedBase, model_of, worker_of
 from support.exactness import TOLERANCE_NATS, Job, Oracle, random_jobs
 
 ENGINE: dict[str, Any] = {"dtype": torch.float32, "enforce_eager": True, "max_num_seqs": 48}
@@ -327,6 +329,47 @@ def test_a_call_that_is_interrupted_leaves_nothing_behind(served: Served) -> Non
     with pytest.raises(KeyboardInterrupt):
         served.mix.generate(["a", "b"], sampling(max_tokens=3), use_tqdm=interrupted)
     assert len(served.mix.generate("the", sampling(max_tokens=3))) == 1
+
+
+@pytest.mark.parametrize("method", ["execute_model", "sample_tokens"])
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_step_that_ends_early_spoils_no_later_answer(
+    served: Served, method: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM has the prompt's blocks in its prefix cache before their step has computed them."""
+    mix, runner = served.mix, worker_of(served.mix.llm).model_runner
+    jobs = [
+        replace(job, prompt=tuple(map(int, fresh_prompt(job.seed))), max_tokens=4)
+        for job in jobs_of(served)[0][:2]
+    ]
+    names = mix.spec.member_names
+    weights = [dict(zip(names, job.weights, strict=True)) for job in jobs]
+    prompts = [list(job.prompt) for job in jobs]
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        if error is MemoryError:
+            raise MemoryError
+        signal.raise_signal(signal.SIGINT)
+        return step(*args, **kwargs)
+
+    step = getattr(runner, method)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, method, fails)
+        with pytest.raises(error):
+            mix.generate(prompts, sampling(max_tokens=4), weights=weights)
+    for _ in range(2):
+        params = [sampling(max_tokens=4, seed=job.seed) for job in jobs]
+        outputs = mix.generate(prompts, params, weights=weights)
+        assert served.oracle().worst_error(jobs, outputs) < TOLERANCE_NATS
+    assert not mix.llm.llm_engine.has_unfinished_requests()
+
+
+def fresh_prompt(seed: int) -> Any:
+    """A prompt that no other test uses, longer than a block of the KV cache."""
+    return np.random.default_rng([next(_prompts), seed]).integers(2, VOCAB_SIZE, size=200)
+
+
+_prompts = itertools.count()
 
 
 def test_a_policy_without_numbers_is_named(served: Served) -> None:

@@ -135,8 +135,12 @@ def _modules_left_out_of_collection() -> Iterator[None]:
 
 def model_of(llm: Any) -> Any:
     """The model inside an engine of this process."""
-    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    return worker.model_runner.model
+    return worker_of(llm).model_runner.model
+
+
+def worker_of(llm: Any) -> Any:
+    """vLLM's worker inside an engine of this process."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
 
 
 def metric(llm: Any, name: str) -> float:

@@ -10,20 +10,17 @@ Shapes: M members of the mixture (policies, then the reference if there is one).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec, hf_overrides
+from prefmix.weights.engines.errors import EngineError
 from prefmix.weights.engines.prompts import Prompt
+from prefmix.weights.engines.whole_steps import nothing_left_behind
 
 Tokens = tuple[int, ...]
-
-
-class EngineError(ValueError):
-    """An engine that could not answer, because a policy computed NaN or infinity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,20 +204,6 @@ class LocalEngine:
             outputs = self.llm.generate(tokens, params, use_tqdm=False)
         raise_if_failed(outputs)
         return outputs
-
-
-@contextmanager
-def nothing_left_behind(llm: Any) -> Iterator[None]:
-    """Takes the requests back that a call leaves in the engine if it raises, such as by Ctrl-C.
-
-    The next call would otherwise return these answers as its own (vLLM 0.32).
-    """
-    try:
-        yield
-    except BaseException:
-        engine = llm.llm_engine
-        engine.abort_request(list(engine.output_processor.request_states), internal=True)
-        raise
 
 
 def raise_if_failed(outputs: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ from prefmix.prompt_run import MAX_ATTRIBUTED, run_prompts
 from prefmix.server.api.attribution import Attribution, describe
 from prefmix.server.api.resolve import Resolution
 from prefmix.server.http.errors import RequestError
-from prefmix.weights.engines.local import EngineError
+from prefmix.weights.engines.errors import EngineError
 
 RESOLUTION = Resolution(
     weights=(0.25, 0.75), profile="kind", version=1, model="prefmix", member_names=("a", "b")
@@ -33,6 +33,8 @@ class FakeLLM:
         self.llm_engine = SimpleNamespace(
             output_processor=SimpleNamespace(request_states={"7-x": object()}),
             abort_request=lambda ids, internal: self.aborted.extend(ids),
+            step=None,
+            add_request=None,
         )
 
     def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
