@@ -23,6 +23,7 @@ from prefmix.server.telemetry.metrics import NO_PROFILE, REQUESTS
 from prefmix.server.traffic import drain as draining
 from prefmix.server.traffic.admission_control import AdmissionController, OverloadedError
 from prefmix.server.traffic.drain import Drain
+from prefmix.server.traffic.freed_memory import FreedMemory
 from prefmix.server.traffic.request_body import (
     MAX_ARRIVING_BYTES,
     Arriving,
@@ -64,6 +65,7 @@ class BodyLimitMiddleware:
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
         self.app = app
         self._max_body_bytes = max_body_bytes
+        self._freed = FreedMemory()
         self._arriving = Arriving(max(MAX_ARRIVING_BYTES, max_body_bytes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,7 +87,10 @@ class BodyLimitMiddleware:
                 response.headers["Connection"] = "close"
             await response(scope, receive, send)
             return
-        await self.app(scope, replayed(body, receive), send)
+        try:
+            await self.app(scope, replayed(body, receive), send)
+        finally:
+            self._freed.note(len(body))
 
 
 class TrafficMiddleware:
