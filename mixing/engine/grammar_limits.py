@@ -8,6 +8,7 @@ engine's steps leave.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -60,6 +61,8 @@ def check_grammar(params: SamplingParams) -> None:
             except ValueError:
                 continue  # vLLM says so
         _check_schema(value, field)
+        if field == "json" and isinstance(value, dict):
+            _refuse_outlines(value)
 
 
 def lower_priority(manager: Any) -> None:
@@ -109,6 +112,31 @@ def _check_schema(schema: Any, field: str) -> None:
         _refuse_number(MAX_REGEX_CHARS, num_pattern_chars, field, "characters of patterns")
         _refuse_number(MAX_GRAMMAR_CHARS, num_grammar_chars, field, "characters of grammars")
         _refuse_number(MAX_PROPERTIES, num_properties, field, "properties")
+
+
+def _refuse_outlines(schema: dict[str, Any]) -> None:
+    """Refuses what vLLM 0.32 leaves to Outlines, because its other compilers do not take it.
+
+    Outlines writes a schema out as one regular expression, which doubles with every level, and then
+    as a table of all its states: a schema of 100 bytes takes gigabytes.
+    """
+    import xgrammar
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.structured_output.backend_guidance import has_guidance_unsupported_json_features
+    from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
+
+    if not has_guidance_unsupported_json_features(schema):
+        return
+    if not has_xgrammar_unsupported_json_features(schema):
+        with contextlib.suppress(RuntimeError, ValueError, TypeError):
+            xgrammar.Grammar.from_json_schema(schema)
+            return
+    raise VLLMValidationError(
+        "the structured output's json has patternProperties in a schema that needs another "
+        "compiler: leave them out, or what stands beside them (properties, propertyNames, "
+        "multipleOf, uniqueItems, contains)",
+        parameter="structured_outputs",
+    )
 
 
 def _check_repetitions(text: str, field: str) -> None:

@@ -91,6 +91,11 @@ def _grammars() -> Iterator[Hostile]:
     """Constraints that are far larger once they are compiled."""
     words = [f"w{at}" for at in range(60_000)]
     wide = {"type": "object", "properties": {word: {"type": "string"} for word in words[:15_000]}}
+    beside: dict[str, Any] = {"type": "string", "maxLength": 10**6}
+    for _ in range(30):
+        beside = {"type": "array", "items": beside, "maxItems": 50}
+    names = {"^a": beside}
+    beside = {"type": "object", "properties": {"a": {}}, "patternProperties": names}
     for name, constraint in (
         ("a regex of 1 MiB", {"regex": "a" * _MIB}),
         ("50,000 optional letters", {"regex": "a?" * 50_000}),
@@ -103,6 +108,7 @@ def _grammars() -> Iterator[Hostile]:
         ("a choice of 1 MiB", {"choice": ["a" * _MIB]}),
         ("an enum of 60,000", {"json": {"enum": words}}),
         ("15,000 properties", {"json": wide}),
+        ("a schema for another compiler", {"json": beside}),
         ("a pattern of 100 KB", {"json": {"type": "string", "pattern": "a?" * 50_000}}),
         ("minLength 10**9", {"json": {"type": "string", "minLength": 10**9}}),
         ("minItems 10**9", {"json": {"type": "array", "minItems": 10**9}}),
