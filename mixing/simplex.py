@@ -32,7 +32,7 @@ def _number(value: object, *, name: str) -> float:
     # bool is an int to Python but not a number to a person.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise WeightsError(
-            f"the weight of {name} is {value!r}, expected a number", reason="not_a_number"
+            f"the weight of {name} is {value!r:.80}, expected a number", reason="not_a_number"
         )
     try:
         number = float(value)

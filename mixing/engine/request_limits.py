@@ -55,8 +55,13 @@ def check_request(params: SamplingParams, prompt_len: int = 0) -> None:
     )
     last_at = prompt_len + params.min_tokens
     _refuse_above(MAX_INT32, last_at, "min_tokens", "tokens with the prompt's")
-    if params.seed is not None and not -(2**63) <= params.seed < 2**63:
-        raise _error("seed", f"seed is {params.seed:.3g}; expected an integer of 64 bits")
+    seed = params.seed
+    if seed is None:
+        return
+    if type(seed) is not int:  # torch takes no other integers, such as numpy's
+        raise _error("seed", f"seed is {seed!r:.40}; expected an int of 64 bits")
+    if not -(2**63) <= seed < 2**63:
+        raise _error("seed", f"seed is {seed:.3g}; expected an integer of 64 bits")
 
 
 def _refuse_above(limit: int, found: int, field: str, what: str) -> None:

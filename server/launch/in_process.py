@@ -104,7 +104,13 @@ def start_on(arguments: Namespace, objects: Mapping[str, Any] | None = None) -> 
 
     engine = {**vars(EngineArgs.from_cli_args(arguments)), **(objects or {})}
     with _bounded_kv_cache(arguments), held_back_stderr():
-        return LocalEngine(LLM(**engine, chat_template=arguments.chat_template))
+        return LocalEngine(
+            LLM(**engine, chat_template=arguments.chat_template),
+            chat_options={
+                "chat_template_content_format": arguments.chat_template_content_format,
+                "chat_template_kwargs": arguments.default_chat_template_kwargs or {},
+            },
+        )
 
 
 @contextmanager

@@ -7,11 +7,10 @@ models and reads vLLM's arguments, so refusals are those of `prefmix serve`, in 
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, overload
 
 from prefmix.mixture_keywords import check_keywords, describe
 from prefmix.process_engine import ProcessEngine
@@ -98,7 +97,6 @@ class Mixture:
         described = describe(given)
         import_vllm(described.spec)
         self._spec, self._profiles = described.spec, described.profiles
-        self._lock = threading.Lock()
         self._engine = ProcessEngine(described, engine, owner=self)
 
     @property
@@ -150,6 +148,13 @@ class Mixture:
         if not self._engine.is_open:
             parts.append("closed")
         return f"Mixture({', '.join(parts)})"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuses copies and pickles: only this object keeps its engine running."""
+        raise TypeError(
+            "a Mixture holds a running engine and can be neither copied nor pickled; pass on the "
+            "arguments it is made from, and make it where it is used"
+        )
 
     def generate(
         self,
@@ -246,13 +251,12 @@ class Mixture:
         Returns: per pair {policy: natural logarithm}, the reference included.
         Raises: RequestError; EngineError if a policy computes NaN or infinity; vLLM's own errors.
         """
-        with self._lock:
-            engine = self._engine.local
+        with self._engine.turn() as engine:
             pairs = token_pairs(
                 prompts,
                 completions,
                 tokenizer=engine.llm.get_tokenizer(),
-                chat_template=engine.llm.chat_template,
+                chat_tokens=engine.chat_tokens,
             )
             names = self._spec.member_names
             columns = [
@@ -266,8 +270,7 @@ class Mixture:
 
     def close(self) -> None:
         """Ends the engine and frees its memory. May be called again."""
-        with self._lock:
-            self._engine.close()
+        self._engine.close()
 
     def __enter__(self) -> Self:
         """Closes the mixture at the end of the block."""
@@ -302,8 +305,8 @@ class Mixture:
           options: the method's other arguments.
         """
         attribution = Attribution(wish)
-        with self._lock:
-            llm = self._engine.local.llm
+        with self._engine.turn() as engine:
+            llm = engine.llm
             parameters = prompt_parameters(
                 num_prompts,
                 default=llm.get_default_sampling_params,

@@ -6,10 +6,12 @@ So a second mixture beside an open one is refused.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefmix.mixture_keywords import Described, engine_arguments
@@ -40,8 +42,9 @@ class ProcessEngine:
           keyword, RuntimeError for a second engine.
         """
         global _open
+        self._lock = threading.RLock()
+        self._is_busy = False
         arguments, objects = engine_arguments(described, keywords)
-        self._arguments = arguments
         for warning in check_models(
             described.config, described.spec, trust_remote_code=arguments.trust_remote_code
         ):
@@ -67,19 +70,39 @@ class ProcessEngine:
             raise ValueError("this Mixture is closed; make another one")
         return self._local
 
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[LocalEngine]:
+        """The engine for one call; calls of other threads wait.
+
+        Raises: ValueError once closed; RuntimeError inside another call of this thread, which is
+          how a progress bar or a signal's handler can come here.
+        """
+        with self._lock:
+            if self._is_busy:
+                raise RuntimeError(
+                    "this Mixture is in the middle of a call; it can be neither used nor closed "
+                    "from inside that, such as by a progress bar or a signal's handler: raise "
+                    "an exception there, and go on where the call has ended"
+                )
+            self._is_busy = True
+            try:
+                yield self.local
+            finally:
+                self._is_busy = False
+
     def chat_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A chat's options on top of the configuration's options of the chat template."""
-        defaults = self._arguments.default_chat_template_kwargs or {}
-        return {
-            "chat_template_content_format": self._arguments.chat_template_content_format,
-            **given,
-            "chat_template_kwargs": {**defaults, **(given.get("chat_template_kwargs") or {})},
-        }
+        defaults = self.local.chat_options
+        own = given.get("chat_template_kwargs") or {}
+        kwargs = {**defaults["chat_template_kwargs"], **own}
+        return {**defaults, **given, "chat_template_kwargs": kwargs}
 
     def close(self) -> None:
         """Ends the engine and frees its memory. May be called again."""
-        self._local = None
-        self._end()
+        if self.is_open:
+            with self.turn():
+                self._local = None
+                self._end()
 
 
 def _start(arguments: Namespace, objects: Mapping[str, Any]) -> LocalEngine:
@@ -87,6 +110,7 @@ def _start(arguments: Namespace, objects: Mapping[str, Any]) -> LocalEngine:
 
     from prefmix.server.launch.terminal.failure_message import describe
 
+    shown_by = sys.excepthook
     try:
         return start_on(arguments, objects)
     except BaseException as error:
@@ -94,6 +118,8 @@ def _start(arguments: Namespace, objects: Mapping[str, Any]) -> LocalEngine:
         if isinstance(error, ValidationError):  # pydantic's dump of vLLM's checks
             raise ConfigError(describe(error)) from error
         raise
+    finally:
+        sys.excepthook = shown_by  # torch puts "[rank0]: " before each line of a traceback
 
 
 def _end(engine: LocalEngine) -> None:

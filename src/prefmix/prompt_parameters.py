@@ -77,6 +77,11 @@ def prompt_parameters(
     for index, (given, each, name) in enumerate(zip(given_N, weights_N, profile_N, strict=True)):
         # vLLM makes a deep copy before it changes anything but plain fields.
         params = copy.copy(own[id(given)])
+        if not isinstance(params.extra_args, Mapping | None):
+            raise RequestError(
+                f"extra_args is {short_repr(params.extra_args)}; expected a dictionary",
+                param="sampling_params",
+            )
         preferences = Preferences(
             weights=_plain_numbers(each), profile=name, extra_args=params.extra_args
         )
@@ -112,8 +117,8 @@ def _each(value: Any, num_prompts: int, *, name: str) -> Sequence[Any]:
             "them, or a list with one for each",
             param=name,
         )
-    entries: Sequence[Any] = value
-    return entries
+    # Read once: a sequence may make its entries anew at every look.
+    return list(value)
 
 
 def _own_copy(given: object, default: Callable[[], SamplingParams]) -> SamplingParams:

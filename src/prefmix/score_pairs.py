@@ -7,7 +7,7 @@ completion a string, token ids, one of vLLM's completions or, after a conversati
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prefmix.server.http.errors import RequestError, short_repr
@@ -16,7 +16,7 @@ Tokens = tuple[int, ...]
 
 
 def token_pairs(
-    prompts: Any, completions: Any, *, tokenizer: Any, chat_template: str | None
+    prompts: Any, completions: Any, *, tokenizer: Any, chat_tokens: Callable[..., Tokens]
 ) -> list[tuple[Tokens, Tokens]]:
     """(prompt, completion) tokens of each pair.
 
@@ -24,19 +24,21 @@ def token_pairs(
       prompts: one or several; a single prompt is used for every completion.
       completions: one or several.
       tokenizer: the mixture's, of transformers.
-      chat_template: for conversations; None is the tokenizer's own.
+      chat_tokens: a conversation's tokens (LocalEngine.chat_tokens).
     Raises: RequestError naming the pair.
     """
-    many_completions = [completions] if _is_completion(completions) else list(completions)
+    many_completions = _listed(completions, _is_completion(completions), name="completions")
     is_one = _is_prompt(prompts)
-    many_prompts = [prompts] * len(many_completions) if is_one else list(prompts)
+    many_prompts = _listed(prompts, is_one, name="prompts") * (
+        len(many_completions) if is_one else 1
+    )
     if len(many_prompts) != len(many_completions):
         raise RequestError(
             f"completions has {len(many_completions)} entries, for {len(many_prompts)} prompts; "
             "give one for each prompt",
             param="completions",
         )
-    encoder = _Encoder(tokenizer, chat_template)
+    encoder = _Encoder(tokenizer, chat_tokens)
     return [
         encoder.pair(prompt, completion, index=index)
         for index, (prompt, completion) in enumerate(
@@ -45,10 +47,18 @@ def token_pairs(
     ]
 
 
+def _listed(values: Any, is_one: bool, *, name: str) -> list[Any]:
+    if is_one:
+        return [values]
+    if isinstance(values, Iterable):
+        return list(values)
+    raise RequestError(f"{name} is {short_repr(values)}; expected one or a list", param=name)
+
+
 class _Encoder:
-    def __init__(self, tokenizer: Any, chat_template: str | None) -> None:
+    def __init__(self, tokenizer: Any, chat_tokens: Callable[..., Tokens]) -> None:
         self._tokenizer = tokenizer
-        self._chat_template = chat_template
+        self._chat = chat_tokens
 
     def pair(self, prompt: Any, completion: Any, *, index: int) -> tuple[Tokens, Tokens]:
         text, before = self._prompt(prompt, index)
@@ -115,16 +125,6 @@ class _Encoder:
         ends = [place for place, token in enumerate(after) if token == self._tokenizer.eos_token_id]
         return after[: ends[-1] + 1] if ends else after
 
-    def _chat(self, messages: Sequence[Any], *, add_generation_prompt: bool) -> Tokens:
-        return tuple(
-            self._tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=self._chat_template,
-                add_generation_prompt=add_generation_prompt,
-                return_dict=False,
-            )
-        )
-
 
 def _is_tokens(value: object) -> bool:
     return isinstance(value, (list, tuple)) and all(
@@ -151,4 +151,4 @@ def _is_completion(value: object) -> bool:
 
 
 def _is_one_row(value: object) -> bool:
-    return bool(value) and _is_tokens(value)
+    return _is_tokens(value) and bool(value)

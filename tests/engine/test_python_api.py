@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import itertools
+import pickle
 import signal
 import weakref
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.server.config.errors import ConfigError
 from prefmix.server.http.errors import RequestError
 from prefmix.weights.engines.errors import EngineError
+from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.store.format import dump
 from prefmix.weights.store.profiles import build_profile_set
 from support.checkpoints.tiny_policies import VOCAB_SIZE
@@ -30,6 +32,8 @@ from support.exactness import TOLERANCE_NATS, Job, Oracle, random_jobs
 
 ENGINE: dict[str, Any] = {"dtype": torch.float32, "enforce_eager": True, "max_num_seqs": 48}
 CHAT = [{"role": "user", "content": "the weights"}]
+TEMPLATE = "{% if loud %}the {% endif %}{% for each in messages %}{{ each.content }}>{% endfor %}"
+"""A chat template that an option changes, which the configuration sets."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ def full_checkpoints(folder: Path, policies: list[Path]) -> Served:
         f"policies: {{one: {one}, two: {two}}}\n"
         f"reference: {{three: {three}}}\n"
         "profiles: {lost: {one: 1}}\n"
-        "engine: {max-model-len: 64, dtype: bfloat16}\n"
+        "engine:\n"
+        "  max-model-len: 64\n"
+        "  dtype: bfloat16\n"
+        "  default-chat-template-kwargs: {loud: true}\n"
     )
     spec = MixtureSpec(
         policies=(Policy(name="one", model=str(one)), Policy(name="two", model=str(two))),
@@ -61,7 +68,9 @@ def full_checkpoints(folder: Path, policies: list[Path]) -> Served:
     profiles = {"kind": {"one": 1, "two": 3}, "own": {"two": 1}}
     store = folder / "weights.json"
     store.write_text(dump(build_profile_set(profiles, spec, version=4)))
-    mix = Mixture(config=config, weights_store=store, max_model_len=256, **ENGINE)
+    mix = Mixture(
+        config=config, weights_store=store, max_model_len=256, chat_template=TEMPLATE, **ENGINE
+    )
     assert mix.spec == spec
     return Served(mix=mix, folders=policies)
 
@@ -230,6 +239,10 @@ def test_text_and_messages_are_scored_as_they_are_served(served: Served) -> None
     ids = list(output.prompt_token_ids)
     assert mix.score([CHAT], [list(output.outputs[0].token_ids)]) == [as_chat]
     assert mix.score(ids, output.outputs[0]) == [as_chat]
+    parts = [{"role": "user", "content": [{"type": "text", "text": CHAT[0]["content"]}]}]
+    assert mix.score(parts, output.outputs[0]) == [as_chat]
+    prompt = Prompt(id="1", messages=tuple(parts))
+    assert mix.engine.tokenize([prompt]) == [tuple(ids)]
     text = mix.generate("the weights", params)[0]
     spelt = mix.llm.get_tokenizer().encode("the weights are")[len(text.prompt_token_ids) :]
     assert mix.score("the weights", " are") == mix.score(list(text.prompt_token_ids), [spelt])
@@ -276,6 +289,7 @@ def test_what_the_server_refuses_is_refused_in_its_words(served: Served) -> None
         ({"sampling_params": 7}, "sampling_params is 7"),
         ({"sampling_params": {"max_token": 7}}, "sampling_params: .*max_token"),
         ({"attribution": 2}, "preference_attribution is 2"),
+        ({"sampling_params": sampling(extra_args=[1])}, "extra_args is \\[1\\]; expected a dict"),
     ]
     for given, message in refusals:
         with pytest.raises(RequestError, match=message):
@@ -329,6 +343,25 @@ def test_a_call_that_is_interrupted_leaves_nothing_behind(served: Served) -> Non
     with pytest.raises(KeyboardInterrupt):
         served.mix.generate(["a", "b"], sampling(max_tokens=3), use_tqdm=interrupted)
     assert len(served.mix.generate("the", sampling(max_tokens=3))) == 1
+
+
+def test_a_call_inside_a_call_is_refused(served: Served) -> None:
+    """It would wait for itself for ever; closing would take the engine from under the call."""
+    mix = served.mix
+    for use in (lambda: mix.generate("the"), lambda: mix.score("a", "b"), mix.close):
+
+        def bar(*_: Any, use: Any = use, **__: Any) -> Any:
+            return use()
+
+        with pytest.raises(RuntimeError, match="this Mixture is in the middle of a call"):
+            mix.generate("the", sampling(max_tokens=2), use_tqdm=bar)
+    assert len(mix.generate("the", sampling(max_tokens=2))) == 1
+
+
+def test_an_open_mixture_is_not_copied(served: Served) -> None:
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="can be neither copied nor pickled"):
+            duplicate(served.mix)
 
 
 @pytest.mark.parametrize("method", ["execute_model", "sample_tokens"])

@@ -19,6 +19,7 @@ with open("ran", "a") as file:
     file.write("once ")
 signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 handlers = [signal.getsignal(number) for number in signals]
+hook = sys.excepthook
 sys.stderr = shown = io.StringIO()  # as a notebook's, which is no file descriptor
 root, documented = sys.argv[1:]
 os.chdir(root)
@@ -32,6 +33,7 @@ async def in_a_running_loop():
 asyncio.run(in_a_running_loop())
 sys.stderr = sys.__stderr__
 assert [signal.getsignal(number) for number in signals] == handlers
+assert sys.excepthook is hook
 assert shown.getvalue() == "", shown.getvalue()
 names = ("VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE", "VLLM_LOGGING_LEVEL")
 print(json.dumps({name: os.environ[name] for name in names}))

@@ -10,7 +10,7 @@ Shapes: M members of the mixture (policies, then the reference if there is one).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,11 +79,13 @@ def set_environment() -> None:
 class LocalEngine:
     """vLLM in this process."""
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, *, chat_options: Mapping[str, Any] | None = None) -> None:
         """Args:
         llm: a `vllm.LLM` that runs the mixture.
+        chat_options: arguments of its `chat` that conversations are written with.
         """
         self.llm = llm
+        self.chat_options = dict(chat_options or {})
         llm.collective_rpc("prefmix_check_rows")
 
     @classmethod
@@ -108,22 +110,25 @@ class LocalEngine:
 
     def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
         """Prompt tokens, chat template applied."""
-        tokenizer = self.llm.get_tokenizer()
+        encode = self.llm.get_tokenizer().encode
+        return [
+            self.chat_tokens(prompt.messages or ())
+            if prompt.text is None
+            else tuple(encode(prompt.text))
+            for prompt in prompts
+        ]
 
-        def one(prompt: Prompt) -> Tokens:
-            if prompt.text is not None:
-                return tuple(tokenizer.encode(prompt.text))
-            assert prompt.messages is not None
-            return tuple(
-                tokenizer.apply_chat_template(
-                    list(prompt.messages),
-                    chat_template=self.llm.chat_template,
-                    add_generation_prompt=True,
-                    return_dict=False,
-                )
-            )
+    def chat_tokens(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> Tokens:
+        """The tokens of a conversation, as vLLM's `chat` and the server write it.
 
-        return [one(prompt) for prompt in prompts]
+        transformers' own method would leave the parts of a message's content as they are.
+        """
+        (written,) = self.llm._preprocess_chat(
+            [list(messages)], add_generation_prompt=add_generation_prompt, **self.chat_options
+        )
+        return tuple(written["prompt_token_ids"])
 
     def sample(
         self,

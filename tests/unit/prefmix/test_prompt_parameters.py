@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -48,6 +50,29 @@ def test_once_for_all_or_once_for_each() -> None:
     assert [each.resolution.profile for each in mixed] == ["custom", "sly", "even"]
     assert [each.weights for each in mixed[:2]] == [{"a": 1, "b": 0}, {"a": 0, "b": 1}]
     assert parameters(0) == []
+
+
+class Column(Sequence[Any]):
+    """A column of a table, which makes its values anew at every look."""
+
+    def __init__(self, *values: Any) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return copy.deepcopy(self._values[index])
+
+
+def test_columns_are_lists() -> None:
+    found = parameters(
+        3,
+        sampling_params=Column(*({"max_tokens": number} for number in (1, 2, 3))),
+        weights=Column({"a": 1}, {"b": 1}, None),
+    )
+    assert [each.sampling_params.max_tokens for each in found] == [1, 2, 3]
+    assert carried(found) == [[1, 0], [0, 1], [0.5, 0.5]]
 
 
 def test_sampling_parameters_are_copied_and_filled() -> None:

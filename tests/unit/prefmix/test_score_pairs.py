@@ -7,6 +7,7 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prefmix.score_pairs import token_pairs
@@ -27,14 +28,8 @@ class LetterTokenizer:
         return [BOS, *tokens] if add_special_tokens else tokens
 
     def apply_chat_template(
-        self,
-        messages: Sequence[Any],
-        *,
-        chat_template: str | None,
-        add_generation_prompt: bool,
-        return_dict: bool,
+        self, messages: Sequence[Any], chat_template: str | None, add_generation_prompt: bool
     ) -> list[int]:
-        assert not return_dict
         turns = [
             [*self.encode(message["content"], add_special_tokens=False), EOS, ord("\n")]
             for message in messages
@@ -48,7 +43,12 @@ class LetterTokenizer:
 
 
 def pairs(prompts: Any, completions: Any, template: str | None = None) -> list[Any]:
-    return token_pairs(prompts, completions, tokenizer=LetterTokenizer(), chat_template=template)
+    tokenizer = LetterTokenizer()
+
+    def chat_tokens(messages: Sequence[Any], *, add_generation_prompt: bool) -> tuple[int, ...]:
+        return tuple(tokenizer.apply_chat_template(messages, template, add_generation_prompt))
+
+    return token_pairs(prompts, completions, tokenizer=tokenizer, chat_tokens=chat_tokens)
 
 
 def letters(text: str) -> tuple[int, ...]:
@@ -99,6 +99,10 @@ def test_a_message_ends_with_the_end_of_its_turn() -> None:
         (["x"], [4.5], "completion 0 is 4.5; expected a string"),
         (["x"], [{"role": "assistant", "content": "y"}], "completion 0 is .*; expected"),
         ([[]], ["x"], "prompt 0 has no tokens"),
+        ("x", None, "completions is None; expected one or a list"),
+        (5, "x", "prompts is 5; expected one or a list"),
+        ("x", SimpleNamespace(outputs=[]), "completions is namespace.*; expected one or a list"),
+        (np.array([5, 6]), ["x", "y"], "prompt 0 is .*5.*; expected a string, token ids"),
     ],
 )
 def test_what_is_neither_is_named(prompts: Any, completions: Any, message: str) -> None:
