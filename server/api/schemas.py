@@ -55,6 +55,25 @@ _ATTRIBUTION_SCHEMA = {
 _PROFILE_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Preference Profile"}
 
 
+@dataclasses.dataclass(frozen=True)
+class _CutBeforeTokens(TokenizeParams):
+    """vLLM's settings, which also cut the text of a prompt that is to be truncated.
+
+    Without `truncation_side` vLLM would make four MiB of text into tokens, for seconds, while all
+    others wait for the tokenizer, and then keep a few.
+    """
+
+    def apply_pre_tokenization(self, tokenizer: Any, prompt: Any) -> Any:
+        """Leaves the text from which the kept tokens come; then vLLM's own checks."""
+        if None not in (tokenizer, self.truncate_prompt_tokens, self.max_total_tokens):
+            assert self.max_total_tokens is not None
+            most = max(self.max_total_tokens * tokenizer.max_chars_per_token, 1)
+            side = self.truncation_side or tokenizer.truncation_side
+            text = prompt["prompt"]
+            prompt["prompt"] = text[-most:] if side == "left" else text[:most]
+        return super().apply_pre_tokenization(tokenizer, prompt)
+
+
 class PreferenceFields(BaseModel):
     """The fields that this server adds to a body. An admitted request is bound to its body."""
 
@@ -139,6 +158,12 @@ class PreferenceFields(BaseModel):
         """
         self.model = model
         self._start_prompt = start_prompt
+
+    def build_tok_params(self, model_config: Any) -> TokenizeParams:
+        """vLLM's settings for making the prompt into tokens, with a limit for truncated ones."""
+        params: TokenizeParams = super().build_tok_params(model_config)  # type: ignore[misc]
+        values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+        return _CutBeforeTokens(**values)
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         """vLLM's sampling parameters, with the request's weights. vLLM calls this once a prompt."""

@@ -262,3 +262,23 @@ def test_no_more_text_becomes_tokens_than_a_prompt_can_have() -> None:
         params.apply_pre_tokenization(tokenizer, {"prompt": "x" * 512})
         with pytest.raises(VLLMValidationError, match="maximum context length is 64"):
             params.apply_pre_tokenization(tokenizer, {"prompt": "x" * 513})
+
+
+@pytest.mark.filterwarnings("ignore:max_tokens is deprecated")
+@pytest.mark.parametrize(("side", "kept"), [("left", "bbb"), ("right", "aaa")])
+def test_a_prompt_that_is_truncated_is_cut_before_it_becomes_tokens(side: str, kept: str) -> None:
+    from prefmix.server.api import schemas
+
+    config = SimpleNamespace(max_model_len=64)
+    tokenizer = SimpleNamespace(max_chars_per_token=8, truncation_side=side)
+    text = "a" * 1000 + "b" * 1000
+    for made in (
+        schemas.MixtureCompletionRequest(prompt=text, truncate_prompt_tokens=3),
+        schemas.MixtureChatCompletionRequest(messages=[USER], truncate_prompt_tokens=-1),
+        schemas.MixtureResponsesRequest(input="x", truncation="auto"),
+    ):
+        params = made.build_tok_params(config)
+        cut = params.apply_pre_tokenization(tokenizer, {"prompt": text})["prompt"]
+        assert len(cut) == 64 * 8
+        assert cut.startswith(kept)
+        assert params.apply_pre_tokenization(tokenizer, {"prompt": "aab"})["prompt"] == "aab"
