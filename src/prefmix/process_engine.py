@@ -7,6 +7,7 @@ So a second mixture beside an open one is refused.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import warnings
@@ -44,6 +45,7 @@ class ProcessEngine:
         global _open
         self._lock = threading.RLock()
         self._is_busy = False
+        self._pid = os.getpid()
         arguments, objects = engine_arguments(described, keywords)
         for warning in check_models(
             described.config, described.spec, trust_remote_code=arguments.trust_remote_code
@@ -56,7 +58,7 @@ class ProcessEngine:
                     "close that one first, by its close() or with a `with` block"
                 )
             self._local: LocalEngine | None = _start(arguments, objects)
-            self._end = _open = weakref.finalize(owner, _end, self._local)
+            self._end = _open = weakref.finalize(owner, _end, self._local, self._pid)
 
     @property
     def is_open(self) -> bool:
@@ -75,8 +77,14 @@ class ProcessEngine:
         """The engine for one call; calls of other threads wait.
 
         Raises: ValueError once closed; RuntimeError inside another call of this thread, which is
-          how a progress bar or a signal's handler can come here.
+          how a progress bar or a signal's handler can come here, or in a fork of the process.
         """
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"this Mixture's engine runs in process {self._pid}, and this is a fork of it, "
+                "which has none of its threads; make a Mixture in a process of its own, started "
+                'by multiprocessing\'s "spawn"'
+            )
         with self._lock:
             if self._is_busy:
                 raise RuntimeError(
@@ -99,7 +107,7 @@ class ProcessEngine:
 
     def close(self) -> None:
         """Ends the engine and frees its memory. May be called again."""
-        if self.is_open:
+        if self.is_open and os.getpid() == self._pid:
             with self.turn():
                 self._local = None
                 self._end()
@@ -122,7 +130,9 @@ def _start(arguments: Namespace, objects: Mapping[str, Any]) -> LocalEngine:
         sys.excepthook = shown_by  # torch puts "[rank0]: " before each line of a traceback
 
 
-def _end(engine: LocalEngine) -> None:
+def _end(engine: LocalEngine, pid: int) -> None:
+    if os.getpid() != pid:  # a fork has nothing to free, and would wait for threads
+        return
     engine.llm.llm_engine.engine_core.shutdown()
     _clean_up()
 

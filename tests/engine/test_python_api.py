@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
 import itertools
+import os
 import pickle
+import select
 import signal
 import weakref
 from collections.abc import Iterator
@@ -355,6 +358,32 @@ def test_a_call_inside_a_call_is_refused(served: Served) -> None:
 
         with pytest.raises(RuntimeError, match="this Mixture is in the middle of a call"):
             mix.generate("the", sampling(max_tokens=2), use_tqdm=bar)
+    assert len(mix.generate("the", sampling(max_tokens=2))) == 1
+
+
+def test_a_fork_has_no_engine(served: Served) -> None:
+    """A call there would wait for threads that only the first process has, and so would its end."""
+    mix = served.mix
+    reading, writing = os.pipe()
+    if not (pid := os.fork()):
+        with contextlib.suppress(BaseException):
+            try:
+                mix.close()
+                mix.generate("the", sampling(max_tokens=2))
+            except RuntimeError as error:
+                os.write(writing, str(error).encode())
+            mix._engine._end()
+            os.write(writing, b", ended")
+        os._exit(0)
+    os.close(writing)
+    ready, _, _ = select.select([reading], [], [], 20)
+    if not ready:
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with open(reading, "rb") as said:
+        answer = said.read().decode()
+    assert answer.startswith(f"this Mixture's engine runs in process {os.getpid()}, and this is a")
+    assert answer.endswith(", ended")
     assert len(mix.generate("the", sampling(max_tokens=2))) == 1
 
 
