@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+ENVIRON_AT_START = dict(os.environ)
+"""The environment before any test; tests/conftest.py imports this module first."""
+
 _GRACE_S = 5.0
 """Threads and processes that are about to end are given this long; most need none of it."""
 

@@ -17,6 +17,7 @@ import httpx
 import psutil
 
 from prefmix.mixing.run_folder import segments
+from support.leftovers import ENVIRON_AT_START
 from support.preloaded_server import Forked, Preloaded
 
 API_KEY = "test-key"
@@ -34,9 +35,15 @@ def free_port() -> int:
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
-    """The environment without this process's own settings of vLLM."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
-    kept |= {key: os.environ[key] for key in ("VLLM_CACHE_ROOT",) if key in os.environ}
+    """The environment that the tests were started with, without settings of vLLM.
+
+    Engines of the same process change the environment, and servers must not inherit that.
+    """
+    kept = {
+        key: value
+        for key, value in ENVIRON_AT_START.items()
+        if not key.startswith("VLLM_") or key == "VLLM_CACHE_ROOT"
+    }
     return {**kept, **extra}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from vllm import SamplingParams
 
 from support.checkpoints.tiny_policies import save_policy
 from support.checkpoints.tiny_quantised import quantise
@@ -28,6 +27,8 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_layers_left_unquantised_by_name_stay_so_in_each_member(
     engine: EngineFactory, quantised: list[Path]
 ) -> None:
+    from vllm import SamplingParams
+
     prompts = [(2, 3, 5 + index) for index in range(4)]
     llm = engine(spec_of_folders(quantised), dtype="bfloat16")
     for index, folder in enumerate(quantised):
