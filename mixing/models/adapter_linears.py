@@ -7,7 +7,7 @@ sum of ranks, of inputs and outputs the number of rows of the stack (at most n T
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,14 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from prefmix.mixing.checkpoints.lora import Adapter, AdapterError, Factors
 from prefmix.mixing.kernels.operators import operator
 from prefmix.mixing.models.joined_adapters import JoinedFactors, join_factors
+from prefmix.mixing.models.row_placement import (
+    PlacementError,
+    Rows,
+    RowSamples,
+    place_rows,
+    row_hashes,
+    sampled_inputs,
+)
 from prefmix.mixing.models.stack import Stack
 
 
@@ -64,6 +72,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
         self.bytes_per_adapter = (math.prod(shape_a[1:]) + math.prod(shape_b[1:])) * dtype.itemsize
         self.loaded_ranks = [0] * len(adapters)
         self.adapters = adapters
+        self.rows = {part: _rows_by_order(layer, place) for part, place in parts.items()}
         self.joined: JoinedFactors | None = None
 
     def create_weights(self, layer: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -97,6 +106,41 @@ class AdapterLinearMethod(QuantizeMethodBase):
         adapted = torch.baddbmm(own_KTO, low_KTR, b).view(rows, out.shape[-1])
         return adapted if rows == out.shape[0] else torch.cat([adapted, out[rows:]])
 
+    @property
+    def sampled_inputs(self) -> torch.Tensor:
+        """int64 [S], the inputs of this rank by which `place` tells rows apart."""
+        share = _input_size(self.layer)
+        is_split = isinstance(self.layer, RowParallelLinear)
+        return sampled_inputs(share, start=self.layer.tp_rank * share if is_split else 0)
+
+    def place(self, samples: RowSamples) -> None:
+        """Finds the rows of each part in the layer, whose weight has been loaded.
+
+        Layers whose quantised form has no matrix of the checkpoint's shape keep to the order that
+        the checkpoint has.
+        Raises: AdapterError if a row cannot be followed.
+        """
+        weight = getattr(self.layer, "weight", None)
+        outputs = sum(self.layer.output_partition_sizes)
+        share = _input_size(self.layer)
+        if weight is None or weight.shape != (outputs, share):
+            assert not isinstance(self.inner, UnquantizedLinearMethod), "its weight is [out, in]"
+            return
+        loaded_P = row_hashes(weight[:, sampled_inputs(share).to(weight.device)])
+        try:
+            self.rows = place_rows(
+                loaded_P,
+                {part: samples.rows_of(part, loaded_P, weight.dtype) for part in self.parts},
+                self.rows,
+                has_all=self.layer.tp_size == 1,
+            )
+        except PlacementError as error:
+            raise AdapterError(
+                f"the base's layers {', '.join(self.parts)} cannot take adapters here: {error}; "
+                "merge the adapters into the base (peft: merge_and_unload) and serve full "
+                "checkpoints with --policy"
+            ) from None
+
     def load(self, index: int, read: Callable[[str], Factors]) -> None:
         """Copies this rank's share of one adapter's factors into the layer.
 
@@ -121,10 +165,9 @@ class AdapterLinearMethod(QuantizeMethodBase):
                 share = _input_size(self.layer)
                 a_RI = a_RI.narrow(1, self.layer.tp_rank * share, share)
             self.layer.adapters_a.data[index, :, start : start + rank].copy_(a_RI.T)
-            for target, source, size in _output_shares(self.layer, place):
-                self.layer.adapters_b.data[
-                    index, start : start + rank, target : target + size
-                ].copy_(b_RO[:, source : source + size])
+            rows = self.rows[part]
+            own_RP = self.layer.adapters_b.data[index, start : start + rank]
+            own_RP.index_copy_(1, rows.here, b_RO[:, rows.there])
 
 
 def _add_updates(
@@ -175,6 +218,15 @@ def adapt_linears(
     return methods
 
 
+def row_samples(methods: Iterable[AdapterLinearMethod]) -> RowSamples:
+    """The samples of a base's checkpoint that all layers' `place` takes."""
+    pairs = [(part, method) for method in methods for part in method.parts]
+    return RowSamples(
+        {part: method.sampled_inputs for part, method in pairs},
+        {part: int(method.layer.input_size) for part, method in pairs},
+    )
+
+
 def _layer_of(base: Any, part: str) -> tuple[str, int | None]:
     """The base's layer that holds a checkpoint's layer, and its place among several in that layer.
 
@@ -194,17 +246,18 @@ def _input_size(layer: LinearBase) -> int:
     return int(getattr(layer, "input_size_per_partition", layer.input_size))
 
 
-def _output_shares(layer: LinearBase, place: int | None) -> list[tuple[int, int, int]]:
-    """The outputs that this rank holds: (start here, start in the checkpoint, how many)."""
+def _rows_by_order(layer: LinearBase, place: int | None) -> Rows:
+    """The outputs that this rank holds if they are in the checkpoint's order."""
     sizes: list[int] = layer.output_partition_sizes
-    shares, here, there = [], 0, 0
+    heres, theres, here, there = [], [], 0, 0
     for index, size in enumerate(sizes):
         rank, ranks = _shard(layer, index)
         if place in (None, index):
-            shares.append((here, there + rank * size, size))
+            heres.append(torch.arange(here, here + size))
+            theres.append(torch.arange(size) + there + rank * size)
         here += size
         there += size * ranks if place is None else 0
-    return shares
+    return Rows(here=torch.cat(heres), there=torch.cat(theres))
 
 
 def _shard(layer: LinearBase, index: int) -> tuple[int, int]:

@@ -38,7 +38,7 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.model_loader.utils import initialize_model
 
 from prefmix.mixing.checkpoints.lora import read_adapter
-from prefmix.mixing.models.adapter_linears import adapt_linears
+from prefmix.mixing.models.adapter_linears import adapt_linears, row_samples
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.joined_attention import JoinedAttention
 from prefmix.mixing.models.lm_heads import is_linear
@@ -201,7 +201,10 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
           weights: (name, tensor) pairs of the base checkpoint.
         Returns: the names of the parameters that were set.
         """
-        loaded = load_member(self.trunk.base, self.spec.checkpoints[0], weights)
+        samples = row_samples(self.adapted.values())
+        loaded = load_member(self.trunk.base, self.spec.checkpoints[0], samples.watch(weights))
+        for method in self.adapted.values():
+            method.place(samples)
         for index, adapter in enumerate(self.adapters):
             with adapter.opened() as read:
                 for method in self.adapted.values():

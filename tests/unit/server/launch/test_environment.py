@@ -96,8 +96,8 @@ def test_nothing_is_reported_to_others_unless_asked_for() -> None:
 
 def test_a_run_keeps_its_sockets_in_its_folder_if_their_paths_fit(tmp_path: Path) -> None:
     environ: dict[str, str] = {}
-    set_run_folder(tmp_path, environ)
-    assert environ == {"PREFMIX_RUN_FOLDER": str(tmp_path), "VLLM_RPC_BASE_PATH": str(tmp_path)}
+    set_run_folder(Path("/run/x"), environ)
+    assert environ == {"PREFMIX_RUN_FOLDER": "/run/x", "VLLM_RPC_BASE_PATH": "/run/x"}
     environ = {"VLLM_RPC_BASE_PATH": "/elsewhere"}
     set_run_folder(tmp_path, environ)
     assert environ["VLLM_RPC_BASE_PATH"] == "/elsewhere"
