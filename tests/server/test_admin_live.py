@@ -342,6 +342,8 @@ def test_metrics_of_two_processes_are_one_account(pair: Live) -> None:
     assert grown(tokens) == grown('prefmix_policy_tokens_total{policy="polite"}') == 48
     assert grown('prefmix_requests_total{outcome="ok",profile="balanced"}') == 12
     version = pair.version()
+    # A process may learn just after its client that an answer has gone out.
+    wait(lambda: scrape()["prefmix_requests_in_flight"] == 0)
     for _ in range(8):
         seen = scrape()
         assert seen["prefmix_weights_version"] == version

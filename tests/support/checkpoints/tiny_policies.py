@@ -47,6 +47,8 @@ def save_policy(
         "tie_word_embeddings": False,
         **overrides,
     }
+    if isinstance(getattr(CONFIG_MAPPING[model_type], "head_dim", None), property):
+        del settings["head_dim"]  # the class computes it
     config = CONFIG_MAPPING[model_type](**settings)
     # Norm gains near 1 for every seed would make the policies too alike.
     return save_model(
