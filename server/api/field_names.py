@@ -51,7 +51,8 @@ def check_names(body: Mapping[str, Any], known: Container[str]) -> str | None:
     Returns: the other fields, as text for a header or a log; None if there are none.
     Raises: RequestError for a name that is meant to be ours, or for one of ours given twice.
     """
-    unknown = [name for name in body if name not in known]
+    # A field that is null asks for nothing: some clients send all that they know.
+    unknown = [name for name in body if name not in known and body[name] is not None]
     for name in unknown:
         _refuse(name, resembled(name) or _SHORT.get(_snake_case(name)))
         inside = body[name]

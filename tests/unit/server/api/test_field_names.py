@@ -67,6 +67,10 @@ def test_right_names_pass(body: dict[str, object]) -> None:
     assert check_names(body, KNOWN) is None
 
 
+def test_a_field_that_is_null_asks_for_nothing() -> None:
+    assert check_names({"model": "m", "profile": None, "weights": None}, KNOWN) is None
+
+
 def test_other_names_pass_and_are_listed_safely() -> None:
     assert check_names({"store": True, "metadata": {"preference_weight": "x"}}, KNOWN) == (
         "store, metadata"
