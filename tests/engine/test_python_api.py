@@ -415,10 +415,12 @@ def test_a_step_that_ends_early_spoils_no_later_answer(
         return step(*args, **kwargs)
 
     step = getattr(runner, method)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of the tests does
     with monkeypatch.context() as patch:
         patch.setattr(runner, method, fails)
         with pytest.raises(error):
             mix.generate(prompts, sampling(max_tokens=4), weights=weights)
+    signal.signal(signal.SIGINT, ignored)
     for _ in range(2):
         params = [sampling(max_tokens=4, seed=job.seed) for job in jobs]
         outputs = mix.generate(prompts, params, weights=weights)
