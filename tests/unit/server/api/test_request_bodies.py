@@ -55,6 +55,12 @@ def test_a_good_body_reaches_its_handler(app: Any, path: str) -> None:
     [
         ("/v1/responses", {"input": [{}]}, "input", ["input[0]"]),
         ("/v1/responses", {"input": [USER, CALL, {}]}, "input", ["input[2]"]),
+        (
+            "/v1/responses",
+            {"input": "a", "previous_response_id": "x" * 257},
+            "previous_response_id",
+            ["at most 256"],
+        ),
         ("/v1/chat/completions", {"messages": [{}]}, "messages", ["messages[0]", "missing"]),
         ("/v1/chat/completions", {"messages": [USER, 5]}, "messages", ["messages[1] is 5"]),
         ("/v1/chat/completions", {"messages": 5}, "messages", ["messages is 5", "list"]),
