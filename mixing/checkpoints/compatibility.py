@@ -116,17 +116,10 @@ def _own_files(adapter: Policy, base: _Facts) -> Iterator[str]:
             f"policy {adapter.name!r} was saved with another chat template than the base's, which "
             "is used; choose another with --chat-template FILE"
         )
-    if (vocabulary := own.get_vocab()) != base.vocabulary:
-        by_index, by_index_base = _inverted(vocabulary), _inverted(base.vocabulary)
-        index = next(
-            at
-            for at in sorted(by_index.keys() | by_index_base.keys())
-            if by_index.get(at) != by_index_base.get(at)
-        )
+    for index, ours, bases in _first_difference(own.get_vocab(), base.vocabulary):
         yield (
             f"policy {adapter.name!r} was saved with another tokenizer than the base's, which is "
-            f"used (at index {index}: {_shown(by_index.get(index))}; base: "
-            f"{_shown(by_index_base.get(index))})"
+            f"used (at index {index}: {ours}; base: {bases})"
         )
 
 
@@ -219,18 +212,27 @@ def _tokenizer(member: Policy, trust_remote_code: bool) -> Any:
 
 def _differences(first: _Facts, other: _Facts) -> Iterator[tuple[str, str, str]]:
     """Yields (what differs, the first's, the other's), the most telling difference first."""
-    ours, theirs = first.vocabulary, other.vocabulary
-    if ours != theirs:
-        by_index, by_index_other = _inverted(ours), _inverted(theirs)
-        for index in sorted(by_index.keys() | by_index_other.keys()):
-            token, token_other = by_index.get(index), by_index_other.get(index)
-            if token != token_other:
-                yield f"vocabularies, at index {index},", _shown(token), _shown(token_other)
+    for index, ours, theirs in _first_difference(first.vocabulary, other.vocabulary):
+        yield f"vocabularies, at index {index},", ours, theirs
     rules, rules_other = first.rules, other.rules
     for section in sorted(rules.keys() | rules_other.keys()):
         rule, rule_other = rules.get(section), rules_other.get(section)
         if rule != rule_other:
             yield f"tokenizers' {section} rules", f"{rule:.80}", f"{rule_other:.80}"
+
+
+def _first_difference(
+    ours: dict[str, int], theirs: dict[str, int]
+) -> Iterator[tuple[int, str, str]]:
+    """Yields (index, our token, their token) where two vocabularies first differ, if they do."""
+    if ours == theirs:
+        return
+    by_index, by_index_other = _inverted(ours), _inverted(theirs)
+    for index in sorted(by_index.keys() | by_index_other.keys()):
+        token, token_other = by_index.get(index), by_index_other.get(index)
+        if token != token_other:
+            yield index, _shown(token), _shown(token_other)
+            return
 
 
 def _inverted(vocabulary: dict[str, int]) -> dict[int, str]:

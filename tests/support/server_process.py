@@ -79,7 +79,7 @@ class ServerProcess:
         Args:
           folder: where its stdout and stderr are written.
           words: what follows `prefmix serve`.
-          preloaded: forks the server, in a tenth of the CPU time; the command is run without.
+          preloaded: forks the server, in an eighth of the CPU time; the command is run without.
           extra: environment variables.
         """
         self.port = free_port()
