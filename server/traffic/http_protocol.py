@@ -42,6 +42,8 @@ _MALFORMED = (
     "announces"
 )
 
+_FRAMING = (b"content-length", b"transfer-encoding")
+
 LINGER_S = 2.0
 """Seconds for a refused client to read the refusal while it still sends."""
 
@@ -66,6 +68,8 @@ class LimitedProtocol(HttpToolsProtocol):
     _is_deaf = False
     """True once nothing more of what the client sends is parsed."""
     _has_advanced = False
+    _is_replaying = False
+    """True while a new parser is told the framing of a body whose head another one has parsed."""
     _num_rest_bytes = 0
 
     def __init__(self, *args: Any, open_connections: OpenConnections, **kwargs: Any) -> None:
@@ -153,12 +157,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _parse_piece(self, piece: memoryview) -> None:
         self._has_advanced = False
-        try:
-            self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade:
-            # No other protocol is spoken here: the request is answered as if it asked for none.
-            self.cycle.keep_alive = False
-            self._is_deaf = True
+        rest = piece
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                break
+            except httptools.HttpParserUpgrade as end_of_head:
+                rest = rest[end_of_head.args[0] :]
+                self._ignore_upgrade()
         if self._has_advanced:
             self._limit.content()
         elif self._is_in_message:
@@ -171,37 +177,52 @@ class LimitedProtocol(HttpToolsProtocol):
     def _should_upgrade(self) -> bool:
         return False
 
-    def _has_body(self) -> bool:
-        names = (b"content-length", b"transfer-encoding")
-        return any(name in names and value != b"0" for name, value in self.headers)
+    def _ignore_upgrade(self) -> None:
+        """Goes on in HTTP/1.1 after a head that asked for another protocol.
+
+        A server may ignore the field Upgrade (RFC 9110, section 7.8), and no other protocol is
+        spoken here. But the parser takes the body for something of the other protocol, and ends. So
+        a new one gets the same framing without the Upgrade, and judges it by the same rules.
+        """
+        framing = [name + b": " + value for name, value in self.headers if name in _FRAMING]
+        line = f"{self.scope['method']} / HTTP/{self.scope['http_version']}".encode()
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._is_replaying = True
+        self.parser.feed_data(b"\r\n".join([line, *framing, b"", b""]))
 
     # The parser's callbacks
 
     def on_message_begin(self) -> None:
+        if self._is_replaying:
+            return
         self._is_in_message = self._is_in_head = True
         self._limit = HeadLimit()
         self._num_rest_bytes = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
+        if self._is_replaying:
+            return
         self._limit.target(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_replaying:
+            return
         self._limit.field(name, value)
         if self._is_in_head:  # else a trailer, which must not pass for a field that was checked
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._is_replaying:
+            self._is_replaying = False
+            return
+        if self.parser.get_method() == b"CONNECT":
+            message = "CONNECT asks for a tunnel; this server is no proxy"
+            raise HeadError(message, HTTPStatus.BAD_REQUEST)
         self._is_in_head = False
         self._timers.stop("head")
-        if self.parser.should_upgrade() and self._has_body():
-            # The parser takes the body for something of the other protocol, and skips it.
-            raise HeadError(
-                "the request asks for another protocol (Upgrade, or CONNECT) and has a body; this "
-                "server speaks HTTP/1.1 only: leave Upgrade out",
-                HTTPStatus.BAD_REQUEST,
-            )
         super().on_headers_complete()
         self._open.works(self)
         if self.cycle is not None and self.cycle not in self._cycles:
@@ -212,6 +233,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # only its head is complete
         self._is_in_message = False
         self._has_advanced = True
         super().on_message_complete()
@@ -250,7 +273,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         """Answers a request that was not read to its end, and ends the connection."""
         before = self._unanswered()
-        is_alone = not before or (before == [self.cycle] and self._is_in_message)
+        is_alone = not before or (before == [self.cycle] and self._is_in_body())
         self._disconnect_requests()
         # An answer of ours would be taken for that of an earlier request, or for a part of it.
         if is_alone and not (before and before[0].response_started):
@@ -278,6 +301,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._timers.start("head", seconds, self.transport.abort)
+
+    def _is_in_body(self) -> bool:
+        return self._is_in_message and not self._is_in_head  # else `cycle` is an earlier request's
 
     def _unanswered(self) -> list[RequestResponseCycle]:
         return [cycle for cycle in self._cycles if not cycle.response_complete]

@@ -173,17 +173,94 @@ def test_a_body_of_tiny_pieces_is_taken(start: Callable[..., LoopbackServer]) ->
     assert exchange(start(), chunked(b"1\r\nx\r\n" * 50_000, b"0\r\n\r\n")) == (200, b"50000\n")
 
 
-def test_another_protocol_is_not_spoken(start: Callable[..., LoopbackServer]) -> None:
-    upgrade = ("upgrade: websocket", "connection: upgrade", "sec-websocket-key: AAAA")
+UPGRADES = {
+    "websocket": (
+        *("upgrade: websocket", "connection: upgrade", "sec-websocket-key: AAAA"),
+        "sec-websocket-version: 13",
+    ),
+    "h2c": ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABk"),
+    "and close": ("connection: close, upgrade", "upgrade: h2c"),
+}
+INNER = head(target="/smuggled")
+BODIES = {
+    "none": ((), b"", 0),
+    "empty": (("content-length: 0",), b"", 0),
+    "of a length": ((f"content-length: {len(INNER)}",), INNER, len(INNER)),
+    "in chunks": (
+        ("transfer-encoding: chunked",),
+        b"%x\r\n" % len(INNER) + INNER + b"\r\n1\r\nx\r\n0\r\nx-trailer: 1\r\n\r\n",
+        len(INNER) + 1,
+    ),
+}
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("body", BODIES)
+def test_a_wish_for_another_protocol_is_ignored(
+    start: Callable[..., LoopbackServer], upgrade: str, body: str
+) -> None:
+    """Java's client sends one with every first request, RFC 9110 (7.8) allows to ignore it."""
     server = start()
-    assert exchange(server, head(*upgrade, "sec-websocket-version: 13")) == (200, b"0\n")
-    assert [scope["type"] for scope in seen] == ["http"]
-    # The parser would take such a body for the next request.
-    body = head(target="/smuggled")
-    sent = head("upgrade: h2c", "connection: upgrade", f"content-length: {len(body)}") + body
-    assert exchange(server, sent)[0] == 400
-    assert exchange(server, sent[: -len(body)], body)[0] == 400
-    assert len(seen) == 1
+    framing, sent, size = BODIES[body]
+    first = head(*UPGRADES[upgrade], *framing, method="POST", target="/first")
+    answer = (200, b"%d\n" % size)
+    for cut in (0, 1, len(first) - 1, len(first), len(first) + len(sent) // 2):
+        whole = first + sent
+        assert exchange(server, whole[:cut], whole[cut:]) == answer
+    assert [scope["path"] for scope in seen] == ["/first"] * 5, "a body is no request"
+    assert {scope["type"] for scope in seen} == {"http"}
+    if "close" in upgrade:
+        return
+    with connect(server) as peer:  # the connection goes on, in a pipeline too
+        for _ in range(3):
+            peer.sendall(first + sent)
+            assert read_answer(peer) == answer
+        peer.sendall((first + sent) * 2 + head(target="/last"))
+        received = b""
+        while received.count(b"HTTP/1.1 200") < 3:
+            more = peer.recv(2**16)
+            assert more
+            received += more
+    assert [scope["path"] for scope in seen] == ["/first"] * 10 + ["/last"]
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        ("content-length: 3", "transfer-encoding: chunked"),
+        ("transfer-encoding: chunked", "content-length: 3"),
+        ("content-length: 3", "content-length: 4"),
+        ("transfer-encoding: chunked, identity",),
+        ("transfer-encoding: xchunked",),
+        ("content-length: +3",),
+        ("content-length: 3, 3",),
+    ],
+)
+def test_an_ignored_wish_opens_no_other_framing(
+    start: Callable[..., LoopbackServer], framing: tuple[str, ...]
+) -> None:
+    """What is refused without the wish is refused with it."""
+    server = start()
+    for more in ((), UPGRADES["h2c"]):
+        sent = head(*more, *framing, method="POST") + b"0\r\n\r\n" + INNER
+        assert exchange(server, sent)[0] == 400
+    assert "/smuggled" not in [scope["path"] for scope in seen]
+
+
+def test_no_tunnel_is_offered(start: Callable[..., LoopbackServer]) -> None:
+    sent = b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: x\r\n"
+    server = start()
+    for more in (b"\r\n", b"content-length: %d\r\n\r\n" % len(INNER)):
+        assert exchange(server, sent + more + INNER)[0] == 400
+    assert seen == []
+
+
+def test_a_refused_head_is_not_the_answer_to_an_earlier_request(
+    start: Callable[..., LoopbackServer],
+) -> None:
+    with connect(start()) as peer:
+        peer.sendall(head(target="/held") + head("x-long: " + "a" * MAX_FIELD_BYTES))
+        assert peer.recv(100) == b""
 
 
 def test_a_long_pipeline_is_not_taken_in_at_once(start: Callable[..., LoopbackServer]) -> None:
