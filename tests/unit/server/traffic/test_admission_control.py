@@ -93,6 +93,19 @@ def test_several_answers_cost_what_they_are() -> None:
     door.reserve(2)
 
 
+def test_a_refused_list_hears_what_it_asked_for_and_how_much_room_there_is() -> None:
+    door = admission(SharedCounts(None))
+    door.reserve(4)
+    with pytest.raises(OverloadedError, match=r"for 3 answers .* room for 2; .* ask for fewer"):
+        door.reserve(3)
+    door.reserve(2)
+    with pytest.raises(OverloadedError, match=r"for 2 answers .* room for 0; .*waiting for it: 2"):
+        door.reserve(2)
+    with pytest.raises(OverloadedError) as refused:
+        door.reserve(1)
+    assert "answers" not in str(refused.value)
+
+
 def test_what_could_never_be_let_in_is_the_clients_error() -> None:
     with pytest.raises(RequestError, match=r"asks for 7 answers.*at most 6") as caught:
         admission(SharedCounts(None)).reserve(7)
