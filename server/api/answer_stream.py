@@ -49,13 +49,13 @@ class AnswerStream(StreamingResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def policy_failure_event() -> bytes | None:
-    """The last event of a Responses API stream in which a policy has failed; None if none has.
+def failure_event() -> bytes | None:
+    """The last event of a Responses API stream that failed in the engine; None if none has.
 
     vLLM 0.32 raises while it reports an error there, so the stream would break off without a word.
     """
-    message = failure.get()
-    if message is None:
+    found = failure.get()
+    if found is None:
         return None
-    body = {"type": "error", "code": "server_error", "message": message, "param": None}
+    body = {"type": "error", "code": found.code, "message": found.message, "param": None}
     return f"event: error\ndata: {json.dumps(body, ensure_ascii=False)}\n\n".encode()

@@ -26,7 +26,7 @@ from prefmix.server.api.answer_fields import (
     usage_of_event,
 )
 from prefmix.server.api.answer_headers import answer_headers
-from prefmix.server.api.answer_stream import ERROR_EVENT, AnswerStream, policy_failure_event
+from prefmix.server.api.answer_stream import ERROR_EVENT, AnswerStream, failure_event
 from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
 from prefmix.server.api.attribution import Attribution, describe
 from prefmix.server.api.resolve import Resolution
@@ -139,7 +139,7 @@ class MixtureRequest:
             outcome, status = ("error" if has_failed else "ok"), HTTPStatus.OK
         except Exception:
             outcome, status = "error", HTTPStatus.INTERNAL_SERVER_ERROR
-            event = policy_failure_event()
+            event = failure_event()
             if event is None:
                 raise
             await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -1,9 +1,12 @@
-"""Requests that the engine ended because a policy computed NaN or infinity.
+"""Requests that the engine ended with an error: a policy has failed, or a structured output has.
 
-The engine names the policies in the stop reason (prefmix.mixing.engine.scheduler). This module
-turns it into an error for the client, a metric, and a log line, at most one a minute for each
-policy. What a client writes as a stop string is never taken for the engine's word: that comes with
-a finish reason of its own, and names members of the mixture only.
+A policy that computed NaN or infinity is named in the stop reason (prefmix.mixing.engine.scheduler)
+and becomes an error 500, a metric, and a log line, at most one a minute for each policy. What a
+client writes as a stop string is never taken for the engine's word: that comes with a finish reason
+of its own, and names members of the mixture only.
+
+A structured output that allows no token is the client's error. It may refer to itself alone, or ask
+for text that the policies have no tokens for, and shows only when its turn comes.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from prefmix.mixing import wire
@@ -22,8 +26,20 @@ from prefmix.server.telemetry.stderr_logger import to_stderr
 LOG_INTERVAL_S = 60.0
 """Shortest interval between two log lines about one policy."""
 
-failure: ContextVar[str | None] = ContextVar("failure", default=None)
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The end of a request that failed in the engine."""
+
+    message: str
+    code: str
+    """What the Responses API calls it."""
+
+
+failure: ContextVar[Failure | None] = ContextVar("failure", default=None)
 """The failure of the request that this task answers; None if it has not failed."""
+
+_CONSTRAINTS = ("json", "regex", "choice", "grammar", "structural_tag", "json_object")
 
 _LOGGER = logging.getLogger("prefmix.faults")
 
@@ -57,18 +73,24 @@ class FailedPolicies:
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Yields the engine's outputs.
 
-        Raises: vLLM's GenerationError, an HTTP 500, which names the policy.
+        Raises: vLLM's GenerationError, an HTTP 500, which names the policy; VLLMValidationError, an
+          HTTP 400, which names the structured output.
         """
-        from vllm.exceptions import GenerationError
+        from vllm.exceptions import GenerationError, VLLMValidationError
 
+        constraint = _constraint((*args, *kwargs.values()))  # before vLLM turns it into another
         async with contextlib.aclosing(self._generate(*args, **kwargs)) as outputs:
             async for output in outputs:
                 for answer in output.outputs:
                     failed = wire.failed_policies(answer.finish_reason, answer.stop_reason)
                     if failed and self._member_names.issuperset(failed):
                         self._note(failed)
-                        failure.set(describe(failed))
+                        failure.set(Failure(describe(failed), "server_error"))
                         raise GenerationError(describe(failed))
+                    if constraint is not None and _ended_without_reason(answer):
+                        message = describe_constraint(constraint, len(answer.token_ids))
+                        failure.set(Failure(message, "invalid_prompt"))
+                        raise VLLMValidationError(message, parameter="structured_outputs")
                 yield output
 
     def _note(self, policies: Sequence[str]) -> None:
@@ -92,3 +114,33 @@ def describe(policies: Sequence[str]) -> str:
         f"{who} computed NaN or infinity where the next token's logits should be, so none could be "
         "drawn; give it weight 0 or change the text, and check its checkpoint"
     )
+
+
+def describe_constraint(field: str, num_tokens: int) -> str:
+    """Says in one sentence that a structured output cannot be satisfied.
+
+    Args:
+      field: of `structured_outputs`.
+      num_tokens: tokens that were drawn before.
+    """
+    place = f"after {num_tokens} tokens" if num_tokens else "at its beginning"
+    return (
+        f"the structured output's {field} allows no token of this model {place}, so no text "
+        "satisfies it: look for rules that only refer to themselves, and for characters that the "
+        "tokenizer does not have"
+    )
+
+
+def _ended_without_reason(answer: Any) -> bool:
+    """True if the engine could not go on and blames nobody, as when a grammar refuses a token."""
+    return bool(answer.finish_reason == wire.FAILED_REASON and answer.stop_reason is None)
+
+
+def _constraint(given: Iterable[Any]) -> str | None:
+    """The kind of structured output that sampling parameters among `given` ask for; or None."""
+    for each in given:
+        found = getattr(each, "structured_outputs", None)
+        for field in _CONSTRAINTS if found is not None else ():
+            if getattr(found, field, None) is not None:
+                return field
+    return None

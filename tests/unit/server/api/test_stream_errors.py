@@ -55,15 +55,26 @@ def test_an_error_event_makes_the_outcome(last: str, outcome: str) -> None:
     assert requests(outcome) == before + 1
 
 
-def test_a_failure_that_the_handler_stumbles_over_becomes_an_event() -> None:
-    async def generate() -> AsyncIterator[Any]:
-        answer = SimpleNamespace(finish_reason="error", stop_reason=wire.to_stop_reason(["x"]))
+@pytest.mark.parametrize(
+    ("reason", "code", "says"),
+    [
+        (wire.to_stop_reason(["x"]), "server_error", "policy 'x' computed NaN"),
+        (None, "invalid_prompt", "the structured output's regex allows no token"),
+    ],
+)
+def test_a_failure_that_the_handler_stumbles_over_becomes_an_event(
+    reason: str | None, code: str, says: str
+) -> None:
+    params = SimpleNamespace(structured_outputs=SimpleNamespace(regex="a"))
+
+    async def generate(_: Any) -> AsyncIterator[Any]:
+        answer = SimpleNamespace(finish_reason="error", stop_reason=reason, token_ids=[])
         yield SimpleNamespace(outputs=[answer])
 
     async def body() -> AsyncIterator[str]:
         yield "event: response.created\n\n"
         try:
-            async for _ in FailedPolicies(generate, ("x", "y")).generate():
+            async for _ in FailedPolicies(generate, ("x", "y")).generate(params):
                 pass
         except Exception:
             raise ValueError("what it makes of the error is no event of its own") from None
@@ -72,7 +83,8 @@ def test_a_failure_that_the_handler_stumbles_over_becomes_an_event() -> None:
     *_, event = asyncio.run(read(body()))
     assert event.startswith("event: error\ndata: ")
     data = json.loads(event.splitlines()[1].removeprefix("data: "))
-    assert data["message"].startswith("policy 'x' computed NaN")
+    assert data["code"] == code
+    assert data["message"].startswith(says)
     assert requests("error") == before + 1
 
 

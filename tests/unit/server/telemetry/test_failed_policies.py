@@ -102,6 +102,51 @@ def test_no_client_can_forge_a_failure_or_make_a_series(
     assert caplog.messages == []
 
 
+CONSTRAINED = ["json", "regex", "choice", "grammar", "structural_tag", "json_object"]
+
+
+@pytest.mark.parametrize("field", CONSTRAINED)
+@pytest.mark.parametrize(("num_tokens", "place"), [(0, "at its beginning"), (3, "after 3 tokens")])
+def test_a_structured_output_that_allows_no_token_is_the_clients_error(
+    field: str, num_tokens: int, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """vLLM ends such a request without a reason, for which it would answer 500."""
+    params = SimpleNamespace(structured_outputs=SimpleNamespace(**{field: {}, "backend": "x"}))
+
+    async def generate(prompt: str, sampling_params: Any, *, request_id: str) -> AsyncIterator[Any]:
+        sampling_params.structured_outputs = SimpleNamespace(grammar="x")  # as vLLM does
+        yield output()
+        ended = output("error")
+        ended.outputs[0].token_ids = [5] * num_tokens
+        yield ended
+
+    failed = FailedPolicies(generate, MEMBERS)
+    for call in (
+        lambda: failed.generate("hello", params, request_id="r"),
+        lambda: failed.generate("hello", sampling_params=params, request_id="r"),
+    ):
+        params.structured_outputs = SimpleNamespace(**{field: {}})
+        with pytest.raises(Exception, match=f"output's {field} allows no token .* {place}") as it:
+            asyncio.run(collect(call()))
+        assert it.type.__name__ == "VLLMValidationError"
+        assert getattr(it.value, "parameter", None) == "structured_outputs"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("ended", "constraint"),
+    [(output("error"), None), (output("stop"), "a"), (output("error", "else"), "a")],
+)
+def test_other_ends_are_not_the_constraints(ended: SimpleNamespace, constraint: str | None) -> None:
+    found = None if constraint is None else SimpleNamespace(regex=constraint)
+    params = SimpleNamespace(structured_outputs=found)
+
+    async def generate(*_: Any) -> AsyncIterator[Any]:
+        yield ended
+
+    assert asyncio.run(collect(FailedPolicies(generate, MEMBERS).generate("a", params))) == [ended]
+
+
 def test_several_suspects_are_all_named() -> None:
     async def generate() -> AsyncIterator[Any]:
         yield failed_output("left", "right")
