@@ -135,9 +135,17 @@ class AdmissionController:
         if self._excess(num_answers) > self.max_waiting:
             self._note_refusal()
             waiting = self.num_waiting
+            asked, remedy = "", ""
+            if num_answers > 1:
+                room = max(0, self.max_waiting - self._excess(0))
+                asked = (
+                    f"the request asks for {num_answers} answers (n for each prompt), and there is "
+                    f"room for {room}; "
+                )
+                remedy = ", or ask for fewer at once"
             raise OverloadedError(
-                f"this server is busy: requests waiting for it: {waiting}, at most "
-                f"{self.max_waiting} may; try again after the seconds in Retry-After",
+                f"this server is busy: {asked}requests waiting for it: {waiting}, at most "
+                f"{self.max_waiting} may; try again after the seconds in Retry-After{remedy}",
                 retry_after_s=self._retry_after(waiting + num_answers),
             )
 
