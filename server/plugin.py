@@ -24,7 +24,7 @@ from prefmix.server.admin import routes as admin_routes
 from prefmix.server.admin.listener import HOST, admin_app, listen, serve_admin
 from prefmix.server.admin.live_weights import LiveWeights
 from prefmix.server.admin.store_watch import watch
-from prefmix.server.api import generate, models
+from prefmix.server.api import generate, models, vllm_handlers
 from prefmix.server.api.state import STATE_KEY, MixtureState
 from prefmix.server.auth import failed_logins
 from prefmix.server.auth.access_levels import LEVELS, check_levels, path_of
@@ -65,6 +65,7 @@ OWN_ROUTES = (
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/responses"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model}"),
     ("GET", "/v1/mixture"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
@@ -87,6 +88,7 @@ class PrefmixEndpoints:
         app.title = "prefmix"
         app.version = importlib.metadata.version("prefmix")
         describe_refusals(app)
+        vllm_handlers.bound_messages()
         keep_allowed_routes(app)
         app.include_router(generate.router)
         app.include_router(models.router)

@@ -44,6 +44,21 @@ MAX_XARG_ITEMS, MAX_XARG_CHARS = 4096, 2**16
 TRANSFER_FIELDS = ("kv_transfer_params", "ec_transfer_params")
 """vLLM's own entries of what `vllm_xargs` becomes; there they would be of a wrong type."""
 
+IDS = ("request_id", "session_id")
+"""Ids of a client's own, which travel to the engine with each answer."""
+
+MAX_ID_CHARS = 512
+
+TEMPLATE_ARGUMENTS = frozenset(
+    {
+        *("chat_template", "conversation", "messages", "model_config", "self", "tokenizer"),
+        *("tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length"),
+        *("return_assistant_tokens_mask", "return_dict", "return_tensors"),
+    }
+)
+"""Arguments of what calls a chat template. As `chat_template_kwargs` they would come twice, or be
+orders to the tokenizer."""
+
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
 """The integers that MessagePack holds, in which requests travel to the engine."""
 
@@ -65,6 +80,14 @@ def check_limits(body: Mapping[str, Any]) -> None:
         if isinstance(value, list):
             for index, item in enumerate(value):
                 _check_parts(item, path=f"{field}[{index}]", field=field)
+    for field in IDS:
+        value = body.get(field)
+        if isinstance(value, str) and len(value) > MAX_ID_CHARS:
+            raise RequestError(
+                f"{field} has {len(value)} characters; this server takes at most {MAX_ID_CHARS}",
+                param=field,
+            )
+    _check_template_kwargs(body.get("chat_template_kwargs"))
     _check_integers(body)
 
 
@@ -121,6 +144,16 @@ def _check_parts(item: Any, *, path: str, field: str) -> None:
             pending.extend(value)
         elif isinstance(value, dict):
             pending.extend(value.values())
+
+
+def _check_template_kwargs(given: Any) -> None:
+    wrong = sorted(TEMPLATE_ARGUMENTS & given.keys()) if isinstance(given, dict) else []
+    if wrong:
+        raise RequestError(
+            f"chat_template_kwargs has {' and '.join(wrong)}; only variables of the chat template "
+            "belong there, and messages are a field of the body",
+            param="chat_template_kwargs",
+        )
 
 
 def _check_integers(body: Mapping[str, Any]) -> None:

@@ -92,6 +92,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     HTTPStatus.NOT_FOUND.value: _ERROR,
     HTTPStatus.REQUEST_TIMEOUT.value: _ERROR,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE.value: _ERROR,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE.value: _ERROR,
     HTTPStatus.INTERNAL_SERVER_ERROR.value: _ERROR,
     HTTPStatus.SERVICE_UNAVAILABLE.value: _ERROR,
     HTTPStatus.GATEWAY_TIMEOUT.value: _ERROR,

@@ -1,4 +1,4 @@
-"""The routes that describe what is served: `GET /v1/models` and `GET /v1/mixture`."""
+"""The routes that describe what is served: `GET /v1/models`, one of them, and `GET /v1/mixture`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
 from prefmix.mixing.spec import Policy
+from prefmix.server.api.resolve import split_model
 from prefmix.server.api.state import MixtureState, mixture_state
 from prefmix.server.http.openai_route import OpenAIRoute
 
@@ -21,6 +22,18 @@ async def list_models(raw_request: Request) -> JSONResponse:
     serving: OpenAIServingModels = raw_request.app.state.openai_serving_models
     listing = await serving.show_available_models()
     return JSONResponse(with_profiles(listing.model_dump(), mixture_state(raw_request)))
+
+
+@router.get("/v1/models/{model:path}")
+async def show_model(model: str, raw_request: Request) -> JSONResponse:
+    """One entry of that list, by its id."""
+    if not model:
+        return await list_models(raw_request)
+    serving: OpenAIServingModels = raw_request.app.state.openai_serving_models
+    state = mixture_state(raw_request)
+    split_model(model, state.profiles.current, model_names=state.model_names)
+    listing = with_profiles((await serving.show_available_models()).model_dump(), state)
+    return JSONResponse(next(card for card in listing["data"] if card["id"] == model))
 
 
 @router.get("/v1/mixture")

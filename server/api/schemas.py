@@ -195,9 +195,6 @@ class MixtureChatCompletionRequest(PreferenceFields, ChatCompletionRequest):
 class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
     """POST /v1/responses"""
 
-    # vLLM repeats an id that it does not know in its answer, whatever its length.
-    previous_response_id: str | None = Field(default=None, max_length=256)
-
     def preferences(self) -> Preferences:
         """The fields that choose the weights. Raises: RequestError, for attribution as well."""
         if self.preference_attribution:

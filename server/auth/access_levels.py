@@ -32,6 +32,7 @@ LEVELS: Mapping[str, Level] = {
     "/v1/responses/{response_id}": Level.KEY,
     "/v1/responses/{response_id}/cancel": Level.KEY,
     "/v1/models": Level.KEY,
+    "/v1/models/{model:path}": Level.KEY,
     "/v1/mixture": Level.KEY,
     "/tokenize": Level.KEY,
     "/detokenize": Level.KEY,

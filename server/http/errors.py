@@ -1,7 +1,8 @@
 """Error responses in OpenAI's shape: {"error": {message, type, param, code}}.
 
-  RequestError            a request that cannot be served; 400 unless it says otherwise
-  └── UnknownModelError   404, the model does not exist
+  RequestError                a request that cannot be served; 400 unless it says otherwise
+  ├── UnknownModelError       404, the model does not exist
+  └── EncodedBodyError        415, the body is compressed
 
 `type` and `code` have vLLM's values (BadRequestError, NotFoundError; code is the HTTP status), so
 that clients see the same vocabulary whichever layer refused.
@@ -25,6 +26,7 @@ _TYPES = {
     HTTPStatus.CONFLICT: "ConflictError",
     HTTPStatus.PRECONDITION_FAILED: "PreconditionFailedError",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "RequestTooLargeError",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "UnsupportedMediaTypeError",
     HTTPStatus.INTERNAL_SERVER_ERROR: "InternalServerError",
     HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableError",
     HTTPStatus.GATEWAY_TIMEOUT: "GatewayTimeoutError",
@@ -32,7 +34,11 @@ _TYPES = {
 }
 
 _MAX_VALUE_CHARS = 80
-_MAX_MESSAGE_CHARS = 2000
+
+MAX_MESSAGE_CHARS = 2000
+"""Longest text of an error response."""
+
+_NOTE_CHARS = 40
 
 
 class RequestError(ValueError):
@@ -63,13 +69,23 @@ class UnknownModelError(RequestError):
     status = HTTPStatus.NOT_FOUND
 
 
+class EncodedBodyError(RequestError):
+    """The body has a Content-Encoding, such as gzip."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+    def response(self) -> JSONResponse:
+        """The response to send, with the encoding that is taken (RFC 9110, section 12.5.3)."""
+        response = super().response()
+        response.headers["Accept-Encoding"] = "identity"
+        return response
+
+
 def error_body(message: str, *, status: HTTPStatus, param: str | None = None) -> dict[str, Any]:
     """The JSON body of an error response."""
     kind = _TYPES.get(status, status.phrase)
-    param = None if param is None else _in_utf8(param)
-    message = _in_utf8(message)
-    if len(message) > _MAX_MESSAGE_CHARS:  # vLLM repeats whole lists of numbers
-        message = message[:_MAX_MESSAGE_CHARS] + "..."
+    param = None if param is None else sendable(param)
+    message = sendable(message)
     return {"error": {"message": message, "type": kind, "param": param, "code": status.value}}
 
 
@@ -101,7 +117,14 @@ def short_repr(value: object) -> str:
     return text if len(text) <= _MAX_VALUE_CHARS else text[:_MAX_VALUE_CHARS] + "..."
 
 
-def _in_utf8(text: str) -> str:
+def sendable(text: str) -> str:
+    """`text` as an error response may hold it: its beginning, in UTF-8.
+
+    A text of more than MAX_MESSAGE_CHARS ends with the number of characters left out.
+    """
+    left_out = len(text) - (MAX_MESSAGE_CHARS - _NOTE_CHARS)
+    if left_out > _NOTE_CHARS:
+        text = f"{text[:-left_out]}... ({left_out} characters left out)"
     # JSON can name half a surrogate pair, which UTF-8 cannot encode.
     return text.encode(errors="backslashreplace").decode()
 

@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from prefmix.server.http.errors import RequestError
+from prefmix.server.http.errors import EncodedBodyError, RequestError, short_repr
 from prefmix.server.http.request_json import read_json
 from prefmix.server.http.validation_errors import validation_response
 
@@ -55,6 +55,12 @@ class OpenAIRoute(APIRoute):
 
     async def _read(self, request: Request) -> None:
         """Reads and checks the body, where FastAPI will find it."""
+        encoding = request.headers.get("content-encoding", "")
+        if encoding.strip().lower() not in ("", "identity"):
+            raise EncodedBodyError(
+                f"the request body has the Content-Encoding {short_repr(encoding)}; this server "
+                "takes bodies as they are (identity): send it uncompressed, without this header"
+            )
         body = await request.body()
         if not body or self.body_field is None or not _is_json(request):
             return

@@ -24,10 +24,7 @@ ADMIN = "admin-9f2b6c7d8e1a4053"
 SECRETS = (*KEYS.values(), ADMIN)
 ROOT_PATH = "/api"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
-PATHS = {
-    path.replace("{name}", "x").replace("{response_id}", "resp_1"): level
-    for path, level in LEVELS.items()
-}
+PATHS = {re.sub(r"\{[^}]*\}", "x", path): level for path, level in LEVELS.items()}
 
 
 class Server:

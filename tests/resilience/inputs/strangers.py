@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 
 from prefmix.server.auth.access_levels import LEVELS, Level
@@ -11,9 +12,7 @@ from resilience.inputs.hostile_requests import Hostile, request
 
 _KIB, _MIB = 2**10, 2**20
 _CLOSED = tuple(
-    path.format(name="x", response_id="x")
-    for path, level in LEVELS.items()
-    if level is not Level.OPEN
+    re.sub(r"\{[^}]*\}", "x", path) for path, level in LEVELS.items() if level is not Level.OPEN
 )
 _OPEN = tuple(path for path, level in LEVELS.items() if level is Level.OPEN and "{" not in path)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND")

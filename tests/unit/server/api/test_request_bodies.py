@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import inspect
 import json
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
+from prefmix.server.api.body_limits import TEMPLATE_ARGUMENTS
+from prefmix.server.http.errors import MAX_MESSAGE_CHARS
 from prefmix.server.telemetry.metrics import NO_PROFILE, REQUESTS
 from support.text_requests import GOOD, Answer, post, text_app
 
@@ -55,12 +61,6 @@ def test_a_good_body_reaches_its_handler(app: Any, path: str) -> None:
     [
         ("/v1/responses", {"input": [{}]}, "input", ["input[0]"]),
         ("/v1/responses", {"input": [USER, CALL, {}]}, "input", ["input[2]"]),
-        (
-            "/v1/responses",
-            {"input": "a", "previous_response_id": "x" * 257},
-            "previous_response_id",
-            ["at most 256"],
-        ),
         ("/v1/chat/completions", {"messages": [{}]}, "messages", ["messages[0]", "missing"]),
         ("/v1/chat/completions", {"messages": [USER, 5]}, "messages", ["messages[1] is 5"]),
         ("/v1/chat/completions", {"messages": 5}, "messages", ["messages is 5", "list"]),
@@ -250,6 +250,84 @@ def test_no_more_token_ids_are_decoded_than_a_prompt_can_have(app: Any) -> None:
     assert "200000 items" in message
     assert "64" in message
     assert answer.stall_s < STALL_S
+
+
+@pytest.mark.parametrize("path", TEXT_PATHS)
+@pytest.mark.parametrize("field", ["request_id", "session_id"])
+def test_ids_that_go_to_the_engine_are_short(app: Any, path: str, field: str) -> None:
+    assert post(app, path, {**GOOD[path], field: "x" * 512}).response.status_code == 200
+    message = refused(post(app, path, {**GOOD[path], field: "x" * 2 * 10**6}), field)
+    assert message == f"{field} has 2000000 characters; this server takes at most 512"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_arguments_of_the_templates_caller_are_no_variables(app: Any, path: str) -> None:
+    """Else one could order a padding of a billion tokens."""
+    from vllm.renderers import hf
+
+    called = [hf.safe_apply_chat_template, PreTrainedTokenizerBase.apply_chat_template]
+    names = {name for each in called for name in inspect.signature(each).parameters}
+    fields = {"tools", "documents", "add_generation_prompt", "continue_final_message", "kwargs"}
+    assert names - fields <= TEMPLATE_ARGUMENTS
+    body = {"messages": [USER]}
+    for name in sorted(TEMPLATE_ARGUMENTS):
+        answer = post(app, path, {**body, "chat_template_kwargs": {name: []}})
+        message = refused(answer, "chat_template_kwargs")
+        assert message.startswith(f"chat_template_kwargs has {name};")
+    for given in ({"enable_thinking": True}, {"tools": []}, None):
+        answer = post(app, path, {**body, "chat_template_kwargs": given})
+        assert answer.response.status_code == 200
+
+
+def repeated_by_vllm(text: str) -> list[str]:
+    """The messages of errors that vLLM itself makes of a client's text."""
+    from fastapi import HTTPException
+    from jinja2 import TemplateError
+    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+    from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+    from vllm.entrypoints.serve.exception_handling.handlers.http import http_exception_handler
+
+    args = SimpleNamespace(log_error_stack=False)
+    request: Any = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(args=args)))
+    handled = asyncio.run(http_exception_handler(request, HTTPException(404, text)))
+    of_a_stream = GenerateBaseServing.create_streaming_error_response
+    serving: Any = SimpleNamespace(create_error_response=create_error_response)
+    bodies = [
+        create_error_response(TemplateError(text)).model_dump(),
+        create_error_response(text).model_dump(),
+        json.loads(bytes(handled.body)),
+        json.loads(of_a_stream(serving, ValueError(text))),
+    ]
+    return [body["error"]["message"] for body in bodies]
+
+
+UNITS = ["x", "/a", "/", "/a.", "/-", "/tmp/a ", "/abcdefgh/a-b", "/a/a/a/a/a/a/a ", ' File "a']
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_vllm_repeats_is_cut(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before vLLM looks for paths in it, which would keep the event loop for hours."""
+    from prefmix.server.api import vllm_handlers
+
+    vllm_handlers.bound_messages(monkeypatch.setattr)
+    repeated_by_vllm("x")  # all is imported
+    began = time.process_time()
+    messages = repeated_by_vllm(unit * 100_000)
+    assert time.process_time() - began < len(messages) * STALL_S / 5
+    for message in messages:
+        assert len(message) <= MAX_MESSAGE_CHARS
+        assert "characters left out)" in message
+        assert "/tmp" not in message
+
+
+def test_half_a_surrogate_pair_in_a_message_of_vllms_can_be_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prefmix.server.api import vllm_handlers
+
+    vllm_handlers.bound_messages(monkeypatch.setattr)
+    for message in repeated_by_vllm("resp_\ud800"):
+        assert message.encode().decode() == "resp_\\ud800"
 
 
 def test_no_more_text_becomes_tokens_than_a_prompt_can_have() -> None:

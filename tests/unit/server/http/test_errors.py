@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -13,9 +14,11 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel, Field, model_validator
 
 from prefmix.server.http.errors import (
+    MAX_MESSAGE_CHARS,
     RequestError,
     UnknownModelError,
     error_body,
+    sendable,
     short_repr,
 )
 from prefmix.server.http.openai_route import OpenAIRoute
@@ -143,6 +146,34 @@ def test_values_are_cut_to_a_readable_length(value: object) -> None:
     assert len(short_repr(value)) < 100
 
 
-def test_a_message_is_cut_to_a_readable_length() -> None:
-    body = error_body("x" * 10**6, status=HTTPStatus.BAD_REQUEST)
-    assert len(body["error"]["message"]) < 2100
+def test_a_message_is_cut_and_says_how_much_is_left_out() -> None:
+    text = "".join(map(chr, range(65, 91))) * 100_000
+    sent = error_body(text, status=HTTPStatus.BAD_REQUEST, param=text)["error"]
+    begin, _, rest = sent["message"].partition("... (")
+    assert text.startswith(begin)
+    assert rest == f"{len(text) - len(begin)} characters left out)"
+    assert MAX_MESSAGE_CHARS - 100 < len(sent["message"]) <= MAX_MESSAGE_CHARS
+    assert sent["param"] == sent["message"]
+    assert sendable(sent["message"]) == sent["message"], "cut once, however often it is passed on"
+    for length in range(MAX_MESSAGE_CHARS - 100, MAX_MESSAGE_CHARS + 100):
+        assert len(sendable("x" * length)) <= MAX_MESSAGE_CHARS
+    assert sendable("x" * 1900) == "x" * 1900
+    assert sendable("a\ud800b") == "a\\ud800b"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip", "x" * 5000])
+def test_a_compressed_body_is_refused_by_its_header(client: TestClient, encoding: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    answer = client.post("/echo", content=gzip.compress(b'{"prompt": "hi"}'), headers=headers)
+    error = refused(answer)
+    assert (error["code"], error["type"]) == (415, "UnsupportedMediaTypeError")
+    assert "identity" in error["message"]
+    assert encoding[:60] in error["message"]
+    assert len(error["message"]) < 400
+    assert answer.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+def test_a_body_as_it_is_may_say_so(client: TestClient, encoding: str) -> None:
+    headers = {"Content-Encoding": encoding}
+    assert client.post("/echo", json={"prompt": "hi"}, headers=headers).status_code == 200
