@@ -9,6 +9,7 @@ has added the model's own end-of-text tokens and made the bad words into tokens.
 from __future__ import annotations
 
 import functools
+import numbers
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ MAX_LOGIT_BIAS = 1024
 MAX_ALLOWED_TOKEN_IDS = 1024
 MAX_STOP_TOKEN_IDS = 128
 MAX_INT32 = 2**31 - 1
+
+_INTEGERS = ("logprobs", "prompt_logprobs", "max_tokens", "min_tokens", "top_k")
+_LISTS_OF_INTEGERS = ("stop_token_ids", "allowed_token_ids", "logprob_token_ids")
 
 _PATCHED = "_prefmix_checks_requests"
 _MODULE = "vllm.v1.engine.input_processor"
@@ -55,6 +59,7 @@ def check_request(params: SamplingParams, prompt_len: int = 0) -> None:
     )
     last_at = prompt_len + params.min_tokens
     _refuse_above(MAX_INT32, last_at, "min_tokens", "tokens with the prompt's")
+    _check_types(params)
     seed = params.seed
     if seed is None:
         return
@@ -62,6 +67,22 @@ def check_request(params: SamplingParams, prompt_len: int = 0) -> None:
         raise _error("seed", f"seed is {seed!r:.40}; expected an int of 64 bits")
     if not -(2**63) <= seed < 2**63:
         raise _error("seed", f"seed is {seed:.3g}; expected an integer of 64 bits")
+
+
+def _check_types(params: SamplingParams) -> None:
+    """Checks what vLLM would only find out in a step. HTTP has checked its bodies' types before."""
+    for field in _INTEGERS:
+        value = getattr(params, field, None)
+        if value is not None and not isinstance(value, numbers.Integral):
+            raise _error(field, f"{field} is {value!r:.40}; expected an integer")
+    for field in _LISTS_OF_INTEGERS:
+        for value in getattr(params, field, None) or ():
+            if not isinstance(value, numbers.Integral):
+                raise _error(field, f"{field} has {value!r:.40}; expected integers")
+    for token, bias in (params.logit_bias or {}).items():
+        if not isinstance(token, numbers.Integral) or not isinstance(bias, numbers.Real):
+            message = f"logit_bias has {token!r:.40}: {bias!r:.40}; expected an integer: a number"
+            raise _error("logit_bias", message)
 
 
 def _refuse_above(limit: int, found: int, field: str, what: str) -> None:
@@ -84,6 +105,7 @@ def check_all_requests() -> None:
     module = sys.modules.get(_MODULE)
     if module is None or getattr(module.InputProcessor, _PATCHED, False):
         return
+    _check_before_compiling()
     original = module.InputProcessor.process_inputs
 
     @functools.wraps(original)
@@ -98,3 +120,24 @@ def check_all_requests() -> None:
 
     module.InputProcessor.process_inputs = process_inputs
     setattr(module.InputProcessor, _PATCHED, True)
+
+
+def _check_before_compiling() -> None:
+    """Makes vLLM check the size of a constraint wherever it compiles one to see whether it is good.
+
+    It does so before a request is made as well: of structural tags while a body is validated, and
+    of what comes beside tools.
+    """
+    from vllm.v1.structured_output import backend_xgrammar
+
+    original = backend_xgrammar.validate_xgrammar_grammar
+    if getattr(original, _PATCHED, False):
+        return
+
+    @functools.wraps(original)
+    def validate(sampling_params: SamplingParams) -> None:
+        check_grammar(sampling_params)
+        original(sampling_params)
+
+    setattr(validate, _PATCHED, True)
+    backend_xgrammar.validate_xgrammar_grammar = validate

@@ -114,7 +114,9 @@ class PreferenceFields(BaseModel):
             raise ValueError(f"a field of the body is of a wrong type: {error}") from None
         except VLLMClientError as error:  # no ValueError, so pydantic would let it pass
             param = getattr(error, "parameter", None)
-            raise RequestError(str(error.args[0]), param=param) from None
+            cause = error.__cause__  # vLLM only says that a structural tag is invalid
+            reason = cause if isinstance(cause, VLLMClientError) else error
+            raise RequestError(str(reason.args[0]), param=param) from None
 
     def preferences(self) -> Preferences:
         """The fields that choose this request's weights.

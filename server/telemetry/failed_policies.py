@@ -33,7 +33,7 @@ class Failure:
 
     message: str
     code: str
-    """What the Responses API calls it."""
+    """Its name in the Responses API."""
 
 
 failure: ContextVar[Failure | None] = ContextVar("failure", default=None)

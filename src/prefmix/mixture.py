@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, overl
 
 from prefmix.mixture_keywords import check_keywords, describe
 from prefmix.process_engine import ProcessEngine
-from prefmix.prompt_parameters import prompt_parameters
+from prefmix.prompt_parameters import listed_conversations, listed_prompts, prompt_parameters
 from prefmix.prompt_run import run_prompts
 from prefmix.score_pairs import token_pairs
 from prefmix.server.api.attribution import Attribution
@@ -187,7 +187,7 @@ class Mixture:
         """
         from vllm.renderers.inputs.preprocess import prompt_to_seq
 
-        prompts = _listed(prompts)
+        prompts = listed_prompts(prompts)
         return self._run(
             "generate",
             prompts,
@@ -217,7 +217,7 @@ class Mixture:
         """
         from vllm.renderers.inputs.preprocess import conversation_to_seq
 
-        messages = _listed(messages)
+        messages = listed_conversations(messages)
         return self._run(
             "chat",
             messages,
@@ -319,8 +319,3 @@ class Mixture:
                 return []
             call = functools.partial(getattr(llm, method), prompts, **options)
             return run_prompts(llm, call, parameters, attribution)
-
-
-def _listed(prompts: Any) -> Any:
-    """The prompts; an iterator becomes a list."""
-    return prompts if isinstance(prompts, (str, bytes, Mapping, Sequence)) else list(prompts)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefmix.mixing.wire import MEASURE_KEY, to_extra_args
 from prefmix.server.api.resolve import Preferences, Resolution, resolve
@@ -101,6 +101,57 @@ def prompt_parameters(
             PromptParameters(resolution=resolution, sampling_params=params, measured_as=key)
         )
     return found
+
+
+def listed_prompts(prompts: Any) -> Any:
+    """The prompts of a call, as vLLM takes them; an iterator becomes a list.
+
+    Raises: RequestError if they are of no kind that vLLM takes.
+    """
+    found = _listed(prompts)
+    if isinstance(found, (str, bytes, Mapping)):
+        return found
+    for index, each in enumerate(found or ()):
+        if not isinstance(each, (str, bytes, Mapping, Sequence, numbers.Integral)):
+            _refuse_prompts(f"prompts[{index}]", each)
+    if found is None:
+        _refuse_prompts("prompts", prompts)
+    return found
+
+
+def listed_conversations(messages: Any) -> Any:
+    """The conversation or conversations of a call; an iterator becomes a list.
+
+    Raises: RequestError if it is anything else.
+    """
+    found = _listed(messages)
+    is_list = found is not None and not isinstance(found, (str, bytes, Mapping))
+    wrong = None if is_list else ("messages", messages)
+    for index, each in enumerate(found if is_list else ()):
+        if not isinstance(each, Mapping) and not _is_list(each):
+            wrong = wrong or (f"messages[{index}]", each)
+    if wrong is not None:
+        raise RequestError(
+            f"{wrong[0]} is {short_repr(wrong[1])}; expected a conversation, which is a list of "
+            '{"role": ..., "content": ...}, or a list of conversations',
+            param="messages",
+        )
+    return found
+
+
+def _listed(given: Any) -> Any:
+    """The value, an iterator as a list; None if it is neither text nor a collection."""
+    if isinstance(given, (str, bytes, Mapping, Sequence)):
+        return given
+    return list(given) if isinstance(given, Iterable) else None
+
+
+def _refuse_prompts(name: str, given: object) -> NoReturn:
+    raise RequestError(
+        f"{name} is {short_repr(given)}; expected a string, token ids, one of vLLM's dictionaries "
+        "of a prompt, or a list of these",
+        param="prompts",
+    )
 
 
 def _is_list(value: object) -> bool:

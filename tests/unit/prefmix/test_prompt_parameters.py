@@ -12,7 +12,12 @@ import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.wire import MEASURE_KEY, WEIGHTS_KEY
-from prefmix.prompt_parameters import PromptParameters, prompt_parameters
+from prefmix.prompt_parameters import (
+    PromptParameters,
+    listed_conversations,
+    listed_prompts,
+    prompt_parameters,
+)
 from prefmix.server.api.attribution import Attribution
 from prefmix.server.api.resolve import Preferences, resolve
 from prefmix.server.http.errors import RequestError
@@ -147,3 +152,35 @@ def test_weights_in_the_sampling_parameters_are_one_way_too_many() -> None:
 def test_what_fits_no_prompt_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         parameters(2, **given)
+
+
+@pytest.mark.parametrize(
+    ("listed", "given", "message"),
+    [
+        (listed_prompts, None, "prompts is None; expected a string, token ids"),
+        (listed_prompts, 5, "prompts is 5"),
+        (listed_prompts, ["a", None], r"prompts\[1\] is None"),
+        (listed_prompts, [1, 2.5], r"prompts\[1\] is 2.5"),
+        (listed_conversations, "hi", "messages is 'hi'; expected a conversation"),
+        (listed_conversations, None, "messages is None"),
+        (listed_conversations, {"role": "user", "content": "a"}, "messages is {'role'"),
+        (listed_conversations, ["hi"], r"messages\[0\] is 'hi'"),
+        (listed_conversations, [5], r"messages\[0\] is 5"),
+    ],
+)
+def test_what_is_no_prompt_and_no_conversation_is_named(
+    listed: Any, given: Any, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message) as refused:
+        listed(given)
+    assert len(str(refused.value)) < 300
+
+
+def test_iterators_become_lists() -> None:
+    turn = {"role": "user", "content": "a"}
+    assert listed_prompts(iter(["a", "b"])) == ["a", "b"]
+    assert listed_conversations(iter([turn])) == [turn]
+    for given in ("a", ["a"], [1, 2], [[1], [2]], {"prompt": "a"}, [{"prompt": "a"}], [], b"a"):
+        assert listed_prompts(given) is given
+    for given in ([turn], [[turn], [turn]], []):
+        assert listed_conversations(given) is given

@@ -114,6 +114,88 @@ def test_the_check_comes_before_vllms_own(monkeypatch: pytest.MonkeyPatch) -> No
     assert order == ["size", "vllm"] * 2
 
 
+@pytest.fixture
+def checks_before(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """vLLM's check by compiling, with ours before it. Returns: the constraints that came to it."""
+    from vllm.v1.structured_output import backend_xgrammar
+
+    compiled: list[str] = []
+    monkeypatch.setattr(
+        backend_xgrammar,
+        "validate_xgrammar_grammar",
+        lambda params: compiled.append(str(params.structured_outputs)),
+    )
+    request_limits._check_before_compiling()
+    request_limits._check_before_compiling()
+    return compiled
+
+
+def test_a_structural_tag_is_checked_before_a_body_is_validated_with_it(
+    checks_before: list[str],
+) -> None:
+    """One of 1 MB would take the process 4 s and 450 MiB."""
+    from vllm.entrypoints.generate.base.protocol import validate_structured_outputs_structural_tag
+    from vllm.exceptions import VLLMValidationError
+
+    def validate(pattern: str) -> None:
+        tag = {"type": "structural_tag", "format": {"type": "regex", "pattern": pattern}}
+        validate_structured_outputs_structural_tag({"structural_tag": json.dumps(tag)})
+
+    validate("a?" * 9)
+    assert len(checks_before) == 1
+    with pytest.raises(VLLMValidationError) as refused:
+        validate("a?" * 500_000)
+    assert "more than 131072 characters" in str(refused.value.__cause__)
+    assert len(checks_before) == 1
+
+
+NAMED = {"type": "function", "function": {"name": "a"}}
+
+
+@pytest.mark.parametrize("tool_choice", ["required", NAMED, "auto"])
+@pytest.mark.parametrize("tool_parser", ["hermes", "llama3_json", "pythonic"])
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        (properties(2049), "2048 properties"),
+        ({"type": "object", "properties": {"a": {"pattern": LONG}}}, "of patterns"),
+        ({"type": "object", "properties": {"a": {"type": "array", "minItems": 10**9}}}, "repet"),
+    ],
+)
+def test_what_vllm_makes_of_tools_has_the_limits(
+    checks_before: list[str], tool_choice: Any, tool_parser: str, parameters: Any, says: str
+) -> None:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.exceptions import VLLMValidationError
+    from vllm.parser import ParserManager
+
+    tool = {"type": "function", "function": {"name": "a", "parameters": parameters, "strict": True}}
+    request = ChatCompletionRequest(
+        messages=[{"role": "user", "content": "a"}], tools=[tool], tool_choice=tool_choice
+    )
+    made = ParserManager.get_parser(tool_parser_name=tool_parser, enable_auto_tools=True)
+    tokenizer = SimpleNamespace(get_vocab=lambda: {"<|python_tag|>": 5})
+    adjusted = made(tokenizer, request.tools).adjust_request(request)
+    sent = adjusted.to_sampling_params(9, {})
+    assert checks_before == []
+    if sent.structured_outputs is None:
+        assert tool_choice == "auto", "the tools constrain nothing"
+        return
+    with pytest.raises(VLLMValidationError, match=says):
+        check_grammar(sent)
+
+
+def test_a_constraint_beside_tools_is_checked_before_it_is_compiled(
+    checks_before: list[str],
+) -> None:
+    from vllm.parser.abstract_parser import _xgrammar_supports
+
+    assert _xgrammar_supports(params(regex="a").structured_outputs)
+    assert len(checks_before) == 1
+    assert not _xgrammar_supports(params(regex=LONG).structured_outputs)
+    assert len(checks_before) == 1
+
+
 def test_compilation_gets_what_the_steps_leave() -> None:
     manager = SimpleNamespace(executor=ThreadPoolExecutor(3))
     lower_priority(manager)

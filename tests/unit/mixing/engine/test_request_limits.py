@@ -100,6 +100,37 @@ def test_the_models_own_ends_of_text_count_as_well() -> None:
     assert is_refused(made) == "stop_token_ids"
 
 
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("logprobs", 1.5),
+        ("prompt_logprobs", 2.0),
+        ("max_tokens", 4.5),
+        ("min_tokens", 0.5),
+        ("allowed_token_ids", [5, 1.5]),
+        ("allowed_token_ids", ["5"]),
+        ("logprob_token_ids", [1.5]),
+        ("logit_bias", {1.5: 1.0}),
+        ("logit_bias", {5: "1"}),
+    ],
+)
+def test_what_would_raise_in_a_step_is_refused(field: str, wrong: Any) -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    made = SamplingParams(**{"max_tokens": 9, field: wrong})
+    with pytest.raises(VLLMValidationError, match=f"{field} .*expected (an )?integer") as refused:
+        check_request(made)
+    assert refused.value.parameter == field
+
+
+def test_numbers_of_other_libraries_count() -> None:
+    made = params(
+        logprobs=np.int64(2), allowed_token_ids=[np.int32(5)], logit_bias={5: np.float32(1)}
+    )
+    assert is_refused(made) is None
+
+
 def test_every_made_request_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class InputProcessor:
         def process_inputs(self, made: Any) -> Any:

@@ -239,7 +239,7 @@ def test_a_wish_for_another_protocol_is_ignored(
 def test_an_ignored_wish_opens_no_other_framing(
     start: Callable[..., LoopbackServer], framing: tuple[str, ...]
 ) -> None:
-    """What is refused without the wish is refused with it."""
+    """A framing that is refused without the wish is refused with it."""
     server = start()
     for more in ((), UPGRADES["h2c"]):
         sent = head(*more, *framing, method="POST") + b"0\r\n\r\n" + INNER
