@@ -49,6 +49,7 @@ from prefmix.server.telemetry import (
     event_loop_metrics,
     failed_policies,
     request_log,
+    vllm_log,
 )
 from prefmix.server.telemetry.engine_statistics import EngineStatistics
 from prefmix.server.telemetry.metrics import MixtureMetrics
@@ -131,6 +132,7 @@ class PrefmixEndpoints:
         request_log.set_up(telemetry.request_log)
         audit_log.set_up(is_json=telemetry.request_log == "json")
         failed_logins.set_up()
+        vllm_log.set_up()
         readiness.set_up()
         await statistics.start()
         failed_policies.set_up()

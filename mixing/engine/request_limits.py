@@ -106,6 +106,7 @@ def check_all_requests() -> None:
     if module is None or getattr(module.InputProcessor, _PATCHED, False):
         return
     _check_before_compiling()
+    _name_the_constraint()
     original = module.InputProcessor.process_inputs
 
     @functools.wraps(original)
@@ -141,3 +142,24 @@ def _check_before_compiling() -> None:
 
     setattr(validate, _PATCHED, True)
     backend_xgrammar.validate_xgrammar_grammar = validate
+
+
+def _name_the_constraint() -> None:
+    """Makes vLLM name the field if it refuses a constraint."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import SamplingParams
+
+    original = SamplingParams._validate_structured_outputs
+    if getattr(original, _PATCHED, False):
+        return
+
+    @functools.wraps(original)
+    def validate(self: SamplingParams, *args: Any, **kwargs: Any) -> None:
+        try:
+            original(self, *args, **kwargs)
+        except VLLMValidationError as error:
+            error.parameter = error.parameter or "structured_outputs"
+            raise
+
+    setattr(validate, _PATCHED, True)
+    SamplingParams._validate_structured_outputs = validate

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterable, Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from prefmix.server.http.errors import sendable
 from prefmix.server.telemetry.failed_policies import failure
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestEndedError, RequestLifetime
 
@@ -49,13 +51,19 @@ class AnswerStream(StreamingResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def failure_event() -> bytes | None:
-    """The last event of a Responses API stream that failed in the engine; None if none has.
+def failure_event(error: Exception) -> bytes | None:
+    """The last event of a Responses API stream that raised `error`; None for a mistake of ours.
 
-    vLLM 0.32 raises while it reports an error there, so the stream would break off without a word.
+    vLLM 0.32 has no such event, or raises while it makes one, so that the stream would break off
+    without a word: if a policy has failed, and if the engine refuses the request.
     """
-    found = failure.get()
-    if found is None:
-        return None
-    body = {"type": "error", "code": found.code, "message": found.message, "param": None}
+    from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+
+    message, code = failure.get(), "server_error"
+    if message is None:
+        refusal = create_error_response(error).error
+        if refusal.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return None
+        message, code = sendable(refusal.message), "invalid_prompt"
+    body = {"type": "error", "code": code, "message": message, "param": None}
     return f"event: error\ndata: {json.dumps(body, ensure_ascii=False)}\n\n".encode()

@@ -137,9 +137,9 @@ class MixtureRequest:
                     data = await add_to_chunk(data, self._fields_of)
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             outcome, status = ("error" if has_failed else "ok"), HTTPStatus.OK
-        except Exception:
+        except Exception as error:
             outcome, status = "error", HTTPStatus.INTERNAL_SERVER_ERROR
-            event = failure_event()
+            event = failure_event(error)
             if event is None:
                 raise
             await send({"type": "http.response.body", "body": event, "more_body": True})

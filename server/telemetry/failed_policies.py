@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from prefmix.mixing import wire
@@ -26,17 +25,7 @@ from prefmix.server.telemetry.stderr_logger import to_stderr
 LOG_INTERVAL_S = 60.0
 """Shortest interval between two log lines about one policy."""
 
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """The end of a request that failed in the engine."""
-
-    message: str
-    code: str
-    """Its name in the Responses API."""
-
-
-failure: ContextVar[Failure | None] = ContextVar("failure", default=None)
+failure: ContextVar[str | None] = ContextVar("failure", default=None)
 """The failure of the request that this task answers; None if it has not failed."""
 
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "structural_tag", "json_object")
@@ -85,11 +74,10 @@ class FailedPolicies:
                     failed = wire.failed_policies(answer.finish_reason, answer.stop_reason)
                     if failed and self._member_names.issuperset(failed):
                         self._note(failed)
-                        failure.set(Failure(describe(failed), "server_error"))
+                        failure.set(describe(failed))
                         raise GenerationError(describe(failed))
                     if constraint is not None and _ended_without_reason(answer):
-                        message = describe_constraint(constraint, len(answer.token_ids))
-                        failure.set(Failure(message, "invalid_prompt"))
+                        message = describe_constraint(constraint)
                         raise VLLMValidationError(message, parameter="structured_outputs")
                 yield output
 
@@ -116,18 +104,12 @@ def describe(policies: Sequence[str]) -> str:
     )
 
 
-def describe_constraint(field: str, num_tokens: int) -> str:
-    """Says in one sentence that a structured output cannot be satisfied.
-
-    Args:
-      field: of `structured_outputs`.
-      num_tokens: tokens that were drawn before.
-    """
-    place = f"after {num_tokens} tokens" if num_tokens else "at its beginning"
+def describe_constraint(field: str) -> str:
+    """Says in one sentence that a structured output cannot go on. Args: field: its kind."""
     return (
-        f"the structured output's {field} allows no token of this model {place}, so no text "
-        "satisfies it: look for rules that only refer to themselves, and for characters that the "
-        "tokenizer does not have"
+        f"the structured output's {field} came to a place where it allows no token of this model: "
+        "look for rules that only refer to themselves, and for characters that the tokenizer does "
+        "not have"
     )
 
 

@@ -55,6 +55,11 @@ def _texts() -> Iterator[Hostile]:
         given = chat(chat_template_kwargs={name: value})
         yield with_key(f"chat_template_kwargs {name[:20]}", CHAT, given)
         yield with_key(f"chat_template_kwargs {name[:20]}", "/tokenize", given)
+    for name, text in (("letters", "x" * 300_000), ("a path", "/a" * 150_000)):
+        said = [{"role": text, "content": "a"}]  # vLLM and the chat template repeat it
+        yield with_key(f"a role of {name}", CHAT, chat(messages=said))
+        yield with_key(f"a role of {name}", "/tokenize", {"messages": said})
+        yield refused(f"an id of {name}", RESPONSES, {"input": "Hi.", "previous_response_id": text})
     for line in (
         "x-request-id: " + "a" * 8000,
         "x-request-id: a\tb",
@@ -117,6 +122,16 @@ def _grammars() -> Iterator[Hostile]:
         ("a structural tag of 1 MiB", {"structural_tag": json.dumps({"structures": words * 2})}),
     ):
         yield with_key(name, COMPLETIONS, completion(structured_outputs=constraint, max_tokens=4))
+    yield from _impossible()
+    tag = json.dumps(
+        {"type": "structural_tag", "format": {"type": "regex", "pattern": "a?" * _MIB}}
+    )
+    yield refused(
+        "a structural tag with a regex of 2 MiB",
+        COMPLETIONS,
+        completion(structured_outputs={"structural_tag": tag}),
+        "characters",
+    )
     for name, schema in (("an enum of 60,000", {"enum": words}), ("15,000 properties", wide)):
         described = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
         yield with_key(f"response_format with {name}", CHAT, chat(response_format=described))
@@ -124,6 +139,34 @@ def _grammars() -> Iterator[Hostile]:
         yield with_key(f"text.format with {name}", RESPONSES, {"input": "Hi.", "text": text})
         function = {"type": "function", "function": {"name": "a", "parameters": schema}}
         yield with_key(f"a tool with {name}", CHAT, chat(tools=[function], tool_choice="required"))
+
+
+def _impossible() -> Iterator[Hostile]:
+    """Constraints that no text satisfies, which show only in the engine."""
+    circle: dict[str, Any] = {"$ref": "#"}
+    inner = {"type": "grammar", "grammar": "root ::= root root"}
+    for name, constraint in (
+        ("a left recursion", {"grammar": "root ::= root root"}),
+        ("a circle of rules", {"grammar": "root ::= a\na ::= root"}),
+        ("a schema that refers to itself", {"json": circle}),
+        ("an empty set of characters", {"regex": r"[^\s\S]"}),
+        ("a dead end", {"regex": r"a[^\s\S]"}),
+        (
+            "a left recursion in a tag",
+            {"structural_tag": json.dumps({"type": "structural_tag", "format": inner})},
+        ),
+    ):
+        fields = {"structured_outputs": constraint, "max_tokens": 4}
+        yield refused(name, COMPLETIONS, completion(**fields), "structured output")
+        yield refused(name, CHAT, chat(**fields), "structured output")
+        yield refused(name, RESPONSES, {"input": "Hi.", **fields}, "structured output")
+        for path, body in (
+            (COMPLETIONS, completion()),
+            (CHAT, chat()),
+            (RESPONSES, {"input": "a"}),
+        ):
+            streamed = {**body, **fields, "stream": True}
+            yield with_key(f"{name}, streamed", path, streamed, says="structured output")
 
 
 def _admin() -> Iterator[Hostile]:

@@ -149,6 +149,20 @@ def test_a_structural_tag_is_checked_before_a_body_is_validated_with_it(
     assert len(checks_before) == 1
 
 
+def test_what_vllm_refuses_itself_names_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    def refuse(self: Any, _: object) -> None:
+        raise VLLMValidationError("Unimplemented keys")
+
+    monkeypatch.setattr(SamplingParams, "_validate_structured_outputs", refuse)
+    request_limits._name_the_constraint()
+    with pytest.raises(VLLMValidationError, match="Unimplemented keys") as refused:
+        SamplingParams()._validate_structured_outputs(None)
+    assert refused.value.parameter == "structured_outputs"
+
+
 NAMED = {"type": "function", "function": {"name": "a"}}
 
 

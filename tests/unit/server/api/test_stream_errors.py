@@ -13,6 +13,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Message
 
 from prefmix.mixing import wire
+from prefmix.server.http.errors import MAX_MESSAGE_CHARS
 from prefmix.server.telemetry.failed_policies import FailedPolicies
 from prefmix.server.telemetry.metrics import REQUESTS
 from support.text_requests import Body, mixture_state, text_request
@@ -59,7 +60,7 @@ def test_an_error_event_makes_the_outcome(last: str, outcome: str) -> None:
     ("reason", "code", "says"),
     [
         (wire.to_stop_reason(["x"]), "server_error", "policy 'x' computed NaN"),
-        (None, "invalid_prompt", "the structured output's regex allows no token"),
+        (None, "invalid_prompt", "the structured output's regex came to a place"),
     ],
 )
 def test_a_failure_that_the_handler_stumbles_over_becomes_an_event(
@@ -68,7 +69,7 @@ def test_a_failure_that_the_handler_stumbles_over_becomes_an_event(
     params = SimpleNamespace(structured_outputs=SimpleNamespace(regex="a"))
 
     async def generate(_: Any) -> AsyncIterator[Any]:
-        answer = SimpleNamespace(finish_reason="error", stop_reason=reason, token_ids=[])
+        answer = SimpleNamespace(finish_reason="error", stop_reason=reason)
         yield SimpleNamespace(outputs=[answer])
 
     async def body() -> AsyncIterator[str]:
@@ -76,8 +77,10 @@ def test_a_failure_that_the_handler_stumbles_over_becomes_an_event(
         try:
             async for _ in FailedPolicies(generate, ("x", "y")).generate(params):
                 pass
-        except Exception:
-            raise ValueError("what it makes of the error is no event of its own") from None
+        except Exception as error:
+            if reason is None:
+                raise
+            raise ValueError("what it makes of the error is no event of its own") from error
 
     before = requests("error")
     *_, event = asyncio.run(read(body()))
@@ -86,6 +89,22 @@ def test_a_failure_that_the_handler_stumbles_over_becomes_an_event(
     assert data["code"] == code
     assert data["message"].startswith(says)
     assert requests("error") == before + 1
+
+
+def test_a_refusal_under_way_becomes_an_event() -> None:
+    """vLLM takes the first look at some parameters after it has begun its answer."""
+
+    async def body() -> AsyncIterator[str]:
+        yield "event: response.created\n\n"
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError("Unimplemented keys: " + "x" * 10**6)
+
+    *_, event = asyncio.run(read(body()))
+    data = json.loads(event.splitlines()[1].removeprefix("data: "))
+    assert (data["type"], data["code"]) == ("error", "invalid_prompt")
+    assert data["message"].startswith("Unimplemented keys: x")
+    assert len(data["message"]) <= MAX_MESSAGE_CHARS
 
 
 def test_any_other_exception_goes_on() -> None:

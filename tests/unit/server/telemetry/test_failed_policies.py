@@ -106,9 +106,8 @@ CONSTRAINED = ["json", "regex", "choice", "grammar", "structural_tag", "json_obj
 
 
 @pytest.mark.parametrize("field", CONSTRAINED)
-@pytest.mark.parametrize(("num_tokens", "place"), [(0, "at its beginning"), (3, "after 3 tokens")])
 def test_a_structured_output_that_allows_no_token_is_the_clients_error(
-    field: str, num_tokens: int, place: str, caplog: pytest.LogCaptureFixture
+    field: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """vLLM ends such a request without a reason, for which it would answer 500."""
     params = SimpleNamespace(structured_outputs=SimpleNamespace(**{field: {}, "backend": "x"}))
@@ -116,9 +115,7 @@ def test_a_structured_output_that_allows_no_token_is_the_clients_error(
     async def generate(prompt: str, sampling_params: Any, *, request_id: str) -> AsyncIterator[Any]:
         sampling_params.structured_outputs = SimpleNamespace(grammar="x")  # as vLLM does
         yield output()
-        ended = output("error")
-        ended.outputs[0].token_ids = [5] * num_tokens
-        yield ended
+        yield output("error")
 
     failed = FailedPolicies(generate, MEMBERS)
     for call in (
@@ -126,7 +123,7 @@ def test_a_structured_output_that_allows_no_token_is_the_clients_error(
         lambda: failed.generate("hello", sampling_params=params, request_id="r"),
     ):
         params.structured_outputs = SimpleNamespace(**{field: {}})
-        with pytest.raises(Exception, match=f"output's {field} allows no token .* {place}") as it:
+        with pytest.raises(Exception, match=f"output's {field} .* allows no token") as it:
             asyncio.run(collect(call()))
         assert it.type.__name__ == "VLLMValidationError"
         assert getattr(it.value, "parameter", None) == "structured_outputs"
