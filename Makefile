@@ -16,7 +16,7 @@ PORT ?= 8000
 PARALLEL := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
     --dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 test-resilience lint audit demo-policies setup-train test-train eval-training lock clean
+.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 test-resilience test-traffic test-architectures lint audit demo-policies setup-train test-train eval-training lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -58,11 +58,17 @@ test-resilience: ready ## load, faults, hostile input, kills and an hour of soak
 	@PREFMIX_RESILIENCE=$${PREFMIX_RESILIENCE:-full} $(BIN)/python -m pytest -m resilience \
 	    --timeout 0 --disable-warnings tests/resilience
 
+test-traffic: ready ## random requests to models with attention windows, 1,400 of them (about a minute)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engine --disable-warnings tests/architectures
+
+test-architectures: ready ## try every architecture in both layouts, write docs/architectures.md (half an hour)
+	@PYTHONPATH=tests $(BIN)/python -m architectures $(ARCHITECTURES)
+
 setup-train: ready ## add what `prefmix train` needs (TRL, PEFT) to .venv
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/train.txt
 
-test-train: setup-train ## tests that train tiny models for a few steps
-	@$(BIN)/python -m pytest -m train tests/unit/policies
+test-train: setup-train ## tests that train tiny models for a few steps, and of adapters that PEFT writes
+	@$(BIN)/python -m pytest -m train tests/unit/policies tests/unit/mixing/checkpoints
 
 eval-training: setup-train ## compare the ways to train, on the demo's reference (about half an hour)
 	@$(BIN)/python -m examples.training_comparison

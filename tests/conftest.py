@@ -37,7 +37,8 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     traces, knew_vllm = Traces(), "vllm" in sys.modules
     yield
     imports_vllm = "vllm" in sys.modules and not knew_vllm
-    of_vllm = imports_vllm or "tests/engine/" in str(request.node.path)
+    path = str(request.node.path)
+    of_vllm = imports_vllm or "tests/engine/" in path or "tests/architectures/" in path
     # A scenario may put another server in the place of its fixture `demo`.
     left = traces.left(of_vllm=of_vllm, processes="demo" not in request.fixturenames)
     assert not left, f"{request.node.nodeid} leaves behind: {'; '.join(left)}"

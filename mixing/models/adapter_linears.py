@@ -7,18 +7,22 @@ sum of ranks, of inputs and outputs the number of rows of the stack (at most n T
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from vllm.model_executor.layers.fused_moe.router.gate_linear import GateLinear
 from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
     LinearBase,
     QKVParallelLinear,
+    ReplicatedLinear,
     RowParallelLinear,
     UnquantizedLinearMethod,
 )
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.platforms import current_platform
 
 from prefmix.mixing.checkpoints.lora import Adapter, AdapterError, Factors
 from prefmix.mixing.kernels.operators import operator
@@ -32,6 +36,17 @@ from prefmix.mixing.models.row_placement import (
     sampled_inputs,
 )
 from prefmix.mixing.models.stack import Stack
+
+_FORWARDS_BY_METHOD = {
+    each.forward for each in (ReplicatedLinear, ColumnParallelLinear, RowParallelLinear)
+}
+"""The functions that call a layer's `quant_method`, in which an adapter lives."""
+
+_USUAL_FUSIONS = {
+    "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+    "gate_up_proj": ["gate_proj", "up_proj"],
+}
+"""The layers of models that fuse them while loading without declaring it, such as GPT-J."""
 
 
 class AdapterLinearMethod(QuantizeMethodBase):
@@ -192,18 +207,24 @@ def adapt_linears(
     Returns: the methods by the layer's name in the base.
     Raises: AdapterError if an adapter changes something that is no linear layer of the base.
     """
-    linears = {
-        name: module for name, module in base.named_modules() if isinstance(module, LinearBase)
-    }
+    # A router has two names in models whose experts hold it, too.
+    modules = base.named_modules(remove_duplicate=False)
+    linears = {name: module for name, module in modules if isinstance(module, LinearBase)}
     parts_of: dict[str, dict[str, int | None]] = {}
     for adapter in adapters:
         for part in adapter.ranks:
-            layer, place = _layer_of(base, part)
+            layer, place = _layer_of(base, part, linears)
             if layer not in linears:
                 raise AdapterError(
                     f"policy {adapter.name!r}: its adapter changes {part!r}, which is no linear "
                     f"layer of the base ({type(base).__name__}); it was trained on another model, "
                     "or on layers that cannot share a trunk"
+                )
+            if has_own_product(linears[layer]):
+                raise AdapterError(
+                    f"policy {adapter.name!r}: its adapter changes {part!r}, which vLLM multiplies "
+                    "by a kernel of its own that knows no adapters; merge it into the base (peft: "
+                    "merge_and_unload) and serve full checkpoints with --policy"
                 )
             parts_of.setdefault(layer, {})[part] = place
     methods = {}
@@ -227,7 +248,14 @@ def row_samples(methods: Iterable[AdapterLinearMethod]) -> RowSamples:
     )
 
 
-def _layer_of(base: Any, part: str) -> tuple[str, int | None]:
+def has_own_product(layer: LinearBase) -> bool:
+    """True for a layer that may compute past its method, such as experts' routers on a GPU."""
+    if isinstance(layer, GateLinear) and current_platform.is_cpu():
+        return False
+    return type(layer).forward not in _FORWARDS_BY_METHOD
+
+
+def _layer_of(base: Any, part: str, layers: Container[str]) -> tuple[str, int | None]:
     """The base's layer that holds a checkpoint's layer, and its place among several in that layer.
 
     Source: the attributes hf_to_vllm_mapper and packed_modules_mapping of vLLM's model classes.
@@ -235,8 +263,9 @@ def _layer_of(base: Any, part: str) -> tuple[str, int | None]:
     mapper = getattr(base, "hf_to_vllm_mapper", None)
     name = part if mapper is None else mapper.get_rename_mapper().map_name(part) or part
     stem, _, last = name.rpartition(".")
-    for packed, pieces in getattr(base, "packed_modules_mapping", {}).items():
-        if last in pieces and len(pieces) > 1:
+    declared = getattr(base, "packed_modules_mapping", {})
+    for packed, pieces in {**_USUAL_FUSIONS, **declared}.items():
+        if last in pieces and len(pieces) > 1 and f"{stem}.{packed}" in layers:
             return f"{stem}.{packed}", pieces.index(last)
     return name, None
 

@@ -19,7 +19,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.deduplicate import deduplicate_layers
-from prefmix.mixing.models.lm_heads import PlainHead, plain_heads
+from prefmix.mixing.models.lm_heads import PlainHead, hidden_width, plain_heads
 from prefmix.mixing.models.loading import (
     load_member,
     member_prefix,
@@ -50,7 +50,10 @@ class LogLinearMixtureForCausalLM(MixtureModel):
                 for index, config in enumerate(configs)
             }
         )
-        self.hidden_sizes = [config.model_config.get_hidden_size() for config in configs]
+        self.hidden_sizes = [
+            hidden_width(member, config)
+            for member, config in zip(self._members, configs, strict=True)
+        ]
         # Of all members, not only of those that run: a row must not depend on its neighbours.
         self.common_vocab_size = min(config.model_config.get_vocab_size() for config in configs)
         self._parameter_bytes: list[int] | None = None  # set after loading, before repacking

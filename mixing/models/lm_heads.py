@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import (
@@ -38,6 +39,18 @@ class PlainHead:
     scale: float
     gather: Logits
     """Joins all ranks' [N, V_r] side by side; the identity on a single rank."""
+
+
+def hidden_width(model: Any, vllm_config: VllmConfig) -> int:
+    """Width of the hidden states that a model gives to its LM head.
+
+    Models that project them on the way, as OPT with 350M parameters does, have another hidden size
+    in their config.
+    """
+    head = getattr(model, "lm_head", None)
+    if isinstance(head, VocabParallelEmbedding):
+        return int(head.embedding_dim)
+    return int(vllm_config.model_config.get_hidden_size())
 
 
 def is_linear(

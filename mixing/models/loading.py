@@ -101,7 +101,12 @@ def member_vllm_config(vllm_config: VllmConfig, member: Policy, *, index: int) -
     config.cache_config.sliding_window = uniform_sliding_window(hf_config)
     config = config.with_hf_config(hf_config)
     # Sizes are read from the text config, which with_hf_config leaves as the first member's.
-    config.model_config.hf_text_config = get_hf_text_config(config.model_config.hf_config)
+    text_config = get_hf_text_config(config.model_config.hf_config)
+    config.model_config.hf_text_config = text_config
+    # As vLLM reads a model's own: a window of no tokens is none, and no other member's is.
+    if getattr(text_config, "sliding_window", None) == 0:
+        text_config.sliding_window = None
+    config.model_config.disable_sliding_window = False
     config.model_config.model_arch_config = config.model_config.get_model_arch_config()
     if index:
         config.model_config.model = member.model

@@ -41,7 +41,7 @@ from prefmix.mixing.checkpoints.lora import read_adapter
 from prefmix.mixing.models.adapter_linears import adapt_linears, row_samples
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.joined_attention import JoinedAttention
-from prefmix.mixing.models.lm_heads import is_linear
+from prefmix.mixing.models.lm_heads import hidden_width, is_linear
 from prefmix.mixing.models.loading import load_member, member_vllm_config
 from prefmix.mixing.models.memory_sizes import parameter_bytes
 from prefmix.mixing.models.stack import Stack
@@ -82,7 +82,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             self.trunk.do_not_compile = True
         for module in compilable:
             module.do_not_compile = True  # part of the trunk's graph, or not compiled at all
-        self.hidden_sizes = [config.model_config.get_hidden_size()] * self.spec.num_members
+        self.hidden_sizes = [hidden_width(base, config)] * self.spec.num_members
         self._parameter_bytes: list[int] | None = None  # set after loading, before repacking
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:

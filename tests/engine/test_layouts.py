@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefmix.mixing.spec import MixtureSpec, Policy
-from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
+from support.checkpoints.tiny_policies import PROJECTED, VOCAB_SIZE, save_policy
 from support.engines import RUNNER, EngineFactory, model_of, spec_of_folders
 from support.exactness import (
     TOLERANCE_NATS,
@@ -50,6 +50,29 @@ def test_policies_of_different_architecture_and_size_are_exact(
     ]
     llm = own_engine(spec_of_folders(folders), max_num_batched_tokens=64)
     batch = jobs(24, num_members=5)
+    assert any(len(job.prompt) > 64 for job in batch), "no prompt is longer than the window"
+    assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+
+
+def test_policies_that_vllm_reads_in_its_own_way_are_exact(
+    own_engine: EngineFactory, tmp_path: Path
+) -> None:
+    """Hidden states that are projected before the head; a window of 0, which is none at all."""
+    folders = [
+        save_policy(
+            tmp_path / "experts",
+            seed=0,
+            model_type="qwen2_moe",
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=64,
+            shared_expert_intermediate_size=64,
+        ),
+        save_policy(tmp_path / "opt", seed=1, **PROJECTED),
+        save_policy(tmp_path / "window", seed=2, model_type="mistral", sliding_window=32),
+    ]
+    llm = own_engine(spec_of_folders(folders))
+    batch = jobs(12, num_members=3)
     assert any(len(job.prompt) > 64 for job in batch), "no prompt is longer than the window"
     assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from support.checkpoints.tiny_adapters import save_adapter, save_merged
-from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
+from support.checkpoints.tiny_policies import PROJECTED, VOCAB_SIZE, save_policy
 from support.engines import RUNNER, AdaptedBase, EngineFactory, model_of, spec_of_folders
 from support.exactness import (
     TOLERANCE_NATS,
@@ -75,6 +75,7 @@ def undecorated(monkeypatch: pytest.MonkeyPatch) -> None:
             "kv_heads": 1,
         },
         {"model_type": "olmo2"},
+        {"model_type": "stablelm"},
         {
             "model_type": "qwen3_moe",
             "targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -82,6 +83,7 @@ def undecorated(monkeypatch: pytest.MonkeyPatch) -> None:
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 64,
         },
+        {**PROJECTED, "targets": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "project_out")},
         {"model_type": "gpt_neox", "targets": FUSED},
         {
             "model_type": "falcon",
@@ -117,7 +119,8 @@ def test_any_architecture_of_plain_attention_is_exact(
     own_engine: EngineFactory, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """The architectures have biases, head norms, windows, tied embeddings, soft-caps, projections
-    fused in the file, transformers' own code, experts, or rows that vLLM permutes or uses twice."""
+    fused in the file or before the head, transformers' own code, undeclared fusions of vLLM,
+    experts, or rows that vLLM permutes or uses twice."""
     served = served_base(tmp_path, **options)
     llm = own_engine(served.spec(), max_num_batched_tokens=64)
     batch = jobs(10, num_members=2)

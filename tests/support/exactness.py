@@ -30,7 +30,7 @@ class Job:
     prompt: tuple[int, ...]
     weights: tuple[float, ...]
     max_tokens: int = 12
-    seed: int = 0
+    seed: int | None = 0
 
 
 def random_jobs(

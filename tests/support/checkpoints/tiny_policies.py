@@ -10,9 +10,19 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from prefmix.bench.contestants.random_models import build_tokenizer, save_model
 
-__all__ = ["VOCAB_SIZE", "build_tokenizer", "save_policy"]
+__all__ = ["PROJECTED", "VOCAB_SIZE", "build_tokenizer", "save_policy"]
 
 VOCAB_SIZE = 320
+
+PROJECTED: dict[str, Any] = {
+    "model_type": "opt",
+    "word_embed_proj_dim": 32,
+    "do_layer_norm_before": False,
+    "ffn_dim": 128,
+    "init_std": 0.08,
+    "tie_word_embeddings": True,
+}
+"""OPT with 350M parameters, but small: its head takes narrower rows than its layers."""
 
 
 def save_policy(

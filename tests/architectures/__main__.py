@@ -1,0 +1,71 @@
+"""Tries every architecture and writes docs/architectures.md.
+
+Results are kept as they come, so that a run that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from architectures.page import PAGE, RESULTS, read_results, render
+
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def main() -> None:
+    """Tries what the flags name, then writes the page."""
+    parser = argparse.ArgumentParser(prog="python -m architectures", description=__doc__)
+    parser.add_argument("names", nargs="*", help="beginnings of names; none: all that are missing")
+    parser.add_argument("--logs", type=Path, help="keep the steps' logs in this folder")
+    parser.add_argument("--page-only", action="store_true", help="write the page from the results")
+    args = parser.parse_args()
+    if not args.page_only:
+        _try_all(args.names, args.logs)
+    PAGE.write_text(render(read_results()), encoding="utf-8")
+    print(f"written: {PAGE}")
+
+
+def _try_all(names: list[str], logs: Path | None) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    import vllm.entrypoints.llm
+    import vllm.v1.engine.core
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+
+    from architectures.candidates import candidates
+    from architectures.trial import trial
+
+    known = {line["architecture"]: line for line in read_results()}
+    every = candidates()
+    wanted = [
+        each
+        for each in every
+        if (each.name.startswith(tuple(names)) if names else each.name not in known)
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        for candidate in wanted:
+            folder = Path(logs or scratch) / candidate.name.replace(" ", "_")
+            folder.mkdir(parents=True, exist_ok=True)
+            known[candidate.name] = line = trial(candidate, folder)
+            print(json.dumps(line), flush=True)
+            ordered = [known[each.name] for each in every if each.name in known]
+            new = RESULTS.with_suffix(".new")
+            new.write_text("".join(json.dumps(each) + "\n" for each in ordered))
+            new.replace(RESULTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
