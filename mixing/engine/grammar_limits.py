@@ -31,11 +31,16 @@ MAX_PROPERTIES = 2**11
 MAX_REPETITIONS = 10_000
 """Largest number of repetitions: some compilers keep room for each item of a list."""
 
+MAX_ALL_REPETITIONS = 100_000
+"""Largest sum of the numbers of items and properties that a schema names."""
+
 _LOWEST_PRIORITY = 19
 _REPEATED = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
 _COUNTS = frozenset(
     f"{end}{what}" for end in ("min", "max") for what in ("Items", "Properties", "Contains")
 )
+_EMBEDDED_SCHEMA = "%json"
+_DECODER = json.JSONDecoder()
 _PATTERNS = ("pattern", "regex", "patternProperties")
 
 
@@ -49,8 +54,8 @@ def check_grammar(params: SamplingParams) -> None:
         return
     _refuse_above(MAX_REGEX_CHARS, found.regex, "regex")
     _refuse_above(MAX_GRAMMAR_CHARS, found.grammar, "grammar")
-    for field, text in (("regex", found.regex), ("grammar", found.grammar)):
-        _check_repetitions(text or "", field)
+    _check_repetitions(found.regex or "", "regex")
+    _check_text(found.grammar or "", "grammar")
     if found.choice:
         _refuse_above(MAX_CHOICE_CHARS, "".join(map(str, found.choice)), "choice")
     for field, value in (("json", found.json), ("structural_tag", found.structural_tag)):
@@ -81,7 +86,9 @@ def _step_back() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
 
 
-def _check_schema(schema: Any, field: str) -> None:
+def _check_schema(schema: Any, field: str) -> int:
+    """Checks a schema or a structural tag. Returns: the sum of its repetitions."""
+    num_repetitions = 0
     num_chars = num_pattern_chars = num_grammar_chars = num_properties = 0
     pending = [("", schema)]
     while pending:
@@ -105,13 +112,16 @@ def _check_schema(schema: Any, field: str) -> None:
                 _check_repetitions(value, field)
             if under == "grammar":
                 num_grammar_chars += len(value)
-                _check_repetitions(value, field)
+                num_repetitions += _check_text(value[:MAX_GRAMMAR_CHARS], field)
         elif isinstance(value, int | float) and under in _COUNTS and value == value:
             _refuse_number(MAX_REPETITIONS, value, field, "repetitions")
+            num_repetitions += int(value) if value > 0 else 0
+        _refuse_number(MAX_ALL_REPETITIONS, num_repetitions, field, "repetitions in all")
         _refuse_number(MAX_SCHEMA_CHARS, num_chars, field, "characters")
         _refuse_number(MAX_REGEX_CHARS, num_pattern_chars, field, "characters of patterns")
         _refuse_number(MAX_GRAMMAR_CHARS, num_grammar_chars, field, "characters of grammars")
         _refuse_number(MAX_PROPERTIES, num_properties, field, "properties")
+    return num_repetitions
 
 
 def _refuse_outlines(schema: dict[str, Any]) -> None:
@@ -137,6 +147,26 @@ def _refuse_outlines(schema: dict[str, Any]) -> None:
         "multipleOf, uniqueItems, contains)",
         parameter="structured_outputs",
     )
+
+
+def _check_text(grammar: str, field: str) -> int:
+    """Checks a grammar, and the schemas that Lark's dialect of llguidance has inside (`%json`).
+
+    There 10^7 items take gigabytes, and what fails to get them ends the process that only checks.
+
+    Returns: the sum of their repetitions.
+    """
+    num_repetitions = 0
+    _check_repetitions(grammar, field)
+    at = grammar.find("{") if _EMBEDDED_SCHEMA in grammar else -1
+    while at >= 0:
+        end = at + 1
+        with contextlib.suppress(ValueError, RecursionError):  # no schema
+            schema, end = _DECODER.raw_decode(grammar, at)
+            num_repetitions += _check_schema(schema, field)
+        _refuse_number(MAX_ALL_REPETITIONS, num_repetitions, field, "repetitions in all")
+        at = grammar.find("{", end)
+    return num_repetitions
 
 
 def _check_repetitions(text: str, field: str) -> None:

@@ -1,18 +1,22 @@
 """vLLM's log of what clients send: warnings are cut, and a client's error has no traceback.
 
 Both could fill a disk: the log repeats at any length what a chat template refuses, and vLLM writes
-a traceback for every stream that it refuses after its beginning.
+a traceback for every stream that it refuses after its beginning. Nor may a client's text order a
+terminal about.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 
 from prefmix.server.http.errors import sendable
 
 _ROUTES = "vllm.entrypoints.openai."
 """Loggers of the routes. Those of the error handlers write a traceback if `--log-error-stack` asks
 for it."""
+
+_CONTROLS = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]")
 
 
 class ClientErrors(logging.Filter):
@@ -26,7 +30,9 @@ class ClientErrors(logging.Filter):
         if isinstance(error, VLLMClientError) and record.name.startswith(_ROUTES):
             return False
         if record.levelno >= logging.WARNING:
-            record.msg, record.args = sendable(record.getMessage()), None
+            text = sendable(record.getMessage())
+            record.msg = _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
+            record.args = None
         return True
 
 

@@ -168,7 +168,7 @@ def test_changes_under_load(live: Live) -> None:
 
 
 def test_changes_of_two_processes_under_load(pair: Live) -> None:
-    change_under_load(pair, num_changes=NUM_CHANGES // 5)
+    change_under_load(pair, num_changes=NUM_CHANGES // 10)
 
 
 def change_under_load(live: Live, *, num_changes: int) -> None:

@@ -52,6 +52,12 @@ def properties(count: int) -> dict[str, Any]:
         ({"json": {"patternProperties": {"a{20000}": {}}}}, "10000 repetitions"),
         ({"regex": "(a{ 2, " + "9" * 400 + "})+"}, "regex has more than 10000 repetitions"),
         ({"grammar": 'root ::= "a"{,10001}'}, "grammar has more than 10000 repetitions"),
+        ({"json": {"anyOf": [{"maxItems": 10_000}] * 11}}, "100000 repetitions in all"),
+        ({"grammar": 's: %json {"minItems": 9999}' * 11}, "100000 repetitions in all"),
+        ({"grammar": 'start: %json {"type":"array","maxItems":10000000}'}, "10000 repetitions"),
+        ({"grammar": 'start: %json\n{"items":{"min\\u0049tems":10001}}'}, "10000 repetitions"),
+        ({"grammar": 'start: %json {} a\na: %json {"maxItems": 10001}'}, "10000 repetitions"),
+        ({"grammar": 'start: %json {{{ {"maxItems": 10001}'}, "10000 repetitions"),
         (
             {"json": {"type": "object", "properties": {}, "patternProperties": {"a": {}}}},
             "patternP",
@@ -59,6 +65,10 @@ def properties(count: int) -> dict[str, Any]:
         ({"json": {"patternProperties": {"a": {}}, "minimum": "x", "type": "integer"}}, "patternP"),
         ({"structural_tag": json.dumps({"format": {"regex": LONG}})}, "of patterns"),
         ({"structural_tag": json.dumps({"format": {"grammar": LONG * 5}})}, "of grammars"),
+        (
+            {"structural_tag": json.dumps({"format": {"grammar": 's: %json {"minItems": 20000}'}})},
+            "10000 repetitions",
+        ),
     ],
 )
 def test_a_constraint_that_is_too_large_is_refused(constraint: dict[str, Any], says: str) -> None:
@@ -76,10 +86,13 @@ def test_a_constraint_that_is_too_large_is_refused(constraint: dict[str, Any], s
     [
         {"regex": LONG[:2048]},
         {"grammar": 'root ::= "a"'},
+        {"grammar": 'start: %json {"type":"array","maxItems":10000} | "{" /%json/ "}"'},
+        {"grammar": "start: %json " + '{"a":' * 1600},
         {"regex": "(a{3,10000}|b{00000000007}|c{,}|[{}]{99999x})"},
         {"json": {"properties": {"minItems": {"type": "array", "minItems": 10_000}}}},
         {"choice": WORDS[:8000]},
         {"json": properties(2048)},
+        {"json": {"anyOf": [{"maxItems": 10_000}] * 10}},
         {"json": "not JSON, which vLLM says itself"},
         {"json": {"enum": WORDS[:10_000]}},
         {"json": {"properties": {"pattern": {"type": "string", "pattern": "a+"}}}},

@@ -42,6 +42,8 @@ def test_a_warning_is_cut(lines: list[str]) -> None:
     assert len(lines[0]) <= MAX_MESSAGE_CHARS
     assert lines[0].startswith("refused: xxx")
     assert lines[1] == "5% of half \\ud800"
+    logging.getLogger("vllm.renderers.hf").warning("%s", "a\x1b[2J\rb\x9b1m\n\té\u65e5")
+    assert lines[2] == "a\\x1b[2J\\rb\\x9b1m\n\té\u65e5"
 
 
 def test_requests_are_logged_in_full_for_who_asks_for_it(lines: list[str]) -> None:
