@@ -42,7 +42,7 @@ from prefmix.weights.engines.content_hash import content_hashes as content_hashe
 from prefmix.weights.engines.prompts import hash_of_prompts
 from prefmix.weights.evaluation.verdict import verdict
 from prefmix.weights.fit.job import FitJob
-from prefmix.weights.fit.output import write_store
+from prefmix.weights.fit.output import write_profile
 from prefmix.weights.fit.result import FitResult
 from prefmix.weights.fit.settings import FitSettings, Sampler
 from prefmix.weights.fit.summary import summary
@@ -127,7 +127,9 @@ def _fit_both() -> dict[Sampler, FitResult]:
             "settings": asdict(settings),
         }
         path = _store_of(sampler)
-        about = write_store(path, fits[sampler], spec.member_names, profile=PROFILE, about=about)
+        _, about = write_profile(
+            path, fits[sampler], spec.member_names, profile=PROFILE, about=about, force=True
+        )
         title = f"Demo policies, {sampler} sampler"
         write_report(fits[sampler], _report_of(sampler), title=title, provenance=about)
     return fits

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prefmix.weights.engines.local import Engine
     from prefmix.weights.fit.result import FitResult
     from prefmix.weights.fit.settings import FitSettings
+    from prefmix.weights.store.change import Change
 
 EPILOG = """\
 The prompts file has one JSON object on each line: {"prompt": "..."} or {"messages": [...]}.
@@ -56,18 +57,26 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.weights.engines.errors import EngineError
     from prefmix.weights.engines.prompts import PromptsError
     from prefmix.weights.engines.remote import RemoteError
+    from prefmix.weights.fit.output import check_output
     from prefmix.weights.fit.score_table import ScoreTableError
     from prefmix.weights.fit.settings import FitError
+    from prefmix.weights.store.errors import StoreError
+    from prefmix.weights.store.profiles import ProfileError
 
     try:
         check_name(args.profile, what="profile")
         settings = settings_from_flags(args)
+        if not args.force:
+            check_output(args.output, None)
         result, spec, provenance = _fit(args, settings, passthrough)
+        _publish(args, result, spec, {**provenance, "settings": _plain(settings)})
     except (ConfigError, SpecError, CompatibilityError, CheckpointFilesError) as error:
         raise CommandError(str(error), exit_code=2) from None
-    except (EngineError, FitError, PromptsError, RemoteError, ScoreTableError) as error:
+    except (
+        *(EngineError, FitError, PromptsError, RemoteError, ScoreTableError),
+        *(StoreError, ProfileError),
+    ) as error:
         raise CommandError(str(error)) from None
-    _publish(args, result, spec, {**provenance, "settings": _plain(settings)})
     return 0
 
 
@@ -78,6 +87,7 @@ def _fit(
     from prefmix.weights.engines.prompts import hash_of_prompts, read_prompts
     from prefmix.weights.fit import score_table
     from prefmix.weights.fit.job import FitJob
+    from prefmix.weights.fit.output import check_output
     from prefmix.weights.fit.table_fit import fit_table
 
     has_policies = args.config is not None or args.policy or args.base
@@ -89,6 +99,8 @@ def _fit(
         return found, spec, {"scores": _file_hash(args.scores)}
     prompts = read_prompts(args.prompts)
     engine, spec, content_hashes = _engine(args, config, spec, passthrough)
+    if not args.force:
+        check_output(args.output, spec.member_names)
     job = FitJob(
         spec=spec,
         prompts=prompts,
@@ -139,16 +151,40 @@ def _publish(
     spec: MixtureSpec | None,
     provenance: dict[str, Any],
 ) -> None:
-    from prefmix.weights.fit.output import write_store
+    from prefmix.weights.fit.output import write_profile
     from prefmix.weights.fit.summary import summary
     from prefmix.weights.report.fit_report import write_report
 
     print(summary(result))
     names = result.names if spec is None else spec.member_names
-    provenance = write_store(args.output, result, names, profile=args.profile, about=provenance)
-    folder = args.report or args.output.with_name(args.output.stem + "-report")
+    change, provenance = write_profile(
+        args.output,
+        result,
+        names,
+        profile=args.profile,
+        about=provenance,
+        make_default=args.default,
+        force=args.force,
+    )
+    folder = args.report or args.output.with_name(f"{args.output.stem}-{args.profile}-report")
     page = write_report(result, folder, title=f"Fit of {args.profile}", provenance=provenance)
-    print(f"\nweights  {args.output}\nreport   {page}")
+    print(f"\nweights  {args.output}, {_told(change, args.profile)}\nreport   {page}")
+    if change.after.default != args.profile:
+        print(
+            f"\nThe default is still {change.after.default!r}. The new weights are for requests with "
+            f"preference_profile {args.profile!r},\nor model NAME@{args.profile}. For all others: "
+            f"prefmix weights default {args.profile} --weights-store {args.output}"
+        )
+
+
+def _told(change: Change, profile: str) -> str:
+    version = f"version {change.after.version}"
+    if change.before is None:
+        return f"{version}, profile {profile!r} is the default"
+    if change.is_noop:
+        return f"{version}, which has these weights already"
+    verb = "replaced" if profile in change.before.profiles else "added"
+    return f"version {change.before.version} -> {change.after.version}, profile {profile!r} {verb}"
 
 
 def _plain(settings: FitSettings) -> dict[str, Any]:

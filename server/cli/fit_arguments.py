@@ -26,13 +26,29 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
         help="draw and score with this running prefmix server, whose key is in PREFMIX_API_KEY or "
         "PREFMIX_API_KEY_FILE",
     )
-    add("--output", type=Path, required=True, metavar="FILE", help="store file to write")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="store file that the profile is written to; other profiles in it stay",
+    )
     add("--profile", default="fitted", help="name of the fitted profile; default fitted")
+    add(
+        "--default",
+        action="store_true",
+        help="make the profile the default of the store; that of a new store it is anyway",
+    )
+    add(
+        "--force",
+        action="store_true",
+        help="replace --output by a new store, whatever the file holds",
+    )
     add(
         "--report",
         type=Path,
         metavar="FOLDER",
-        help="folder for the HTML report; default: beside --output",
+        help="folder for the HTML report; default: beside --output, STORE-PROFILE-report",
     )
     add(
         "--cache",

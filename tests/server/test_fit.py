@@ -46,23 +46,26 @@ def test_a_running_server_samples_and_scores_exactly(
 def test_fit_command_writes_a_store_that_serves(
     server: ServerProcess, tmp_path: Path, preloaded: Preloaded
 ) -> None:
-    """Both samplers against a running server, from the command line."""
+    """Both samplers against a running server, from the command line, into one store."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": prompt.text}) + "\n" for prompt in PROMPTS))
-    for sampler in ("mixture", "reference"):
-        output = tmp_path / f"{sampler}.json"
+    output = tmp_path / "weights.json"
+    for number, sampler in enumerate(("mixture", "reference"), 1):
         done = run_prefmix(
             *("fit", "--server", server.url, "--prompts", str(prompts), "--sampler", sampler),
             *("--output", str(output), "--cache", str(tmp_path / "cache")),
+            *("--profile", sampler, "--report", str(tmp_path / f"{sampler}-report")),
             *("--responses", "4", "--max-tokens", "5", "--rounds", "2", "--restarts", "2"),
             preloaded=preloaded,
         )
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
         profiles = parse(output.read_text(), source="output")
-        assert profiles.default == "fitted"
-        assert sum(profiles.profiles["fitted"]) == pytest.approx(1)
-        assert profiles.provenance["fitted"]["policies"].keys() == {"one", "two", "reference"}
+        assert (profiles.version, profiles.default) == (number, "mixture")
+        assert len(profiles.profiles) == number
+        assert sum(profiles.profiles[sampler]) == pytest.approx(1)
+        assert profiles.provenance[sampler]["policies"].keys() == {"one", "two", "reference"}
+        assert f"version {number}" in done.stdout
         assert (tmp_path / f"{sampler}-report" / "report.html").exists()
 
 

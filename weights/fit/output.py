@@ -1,4 +1,4 @@
-"""The result of a fit as a file of the weights store, with its provenance."""
+"""The result of a fit as a profile of a weights store, with its provenance."""
 
 from __future__ import annotations
 
@@ -8,30 +8,67 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.weights.fit.result import FitResult
+from prefmix.weights.store.change import Change
 from prefmix.weights.store.durable_file import replace_file
-from prefmix.weights.store.format import dump
-from prefmix.weights.store.profiles import build_profile_set
+from prefmix.weights.store.edits import merged, with_default
+from prefmix.weights.store.errors import StoreFormatError, StoreMissingError
+from prefmix.weights.store.format import dump, for_mixture, spec_of_members
+from prefmix.weights.store.profiles import ProfileSet, build_profile_set
+from prefmix.weights.store.store import WeightsStore
 
 
-def write_store(
+def check_output(path: Path, member_names: Sequence[str] | None) -> None:
+    """Checks, before anything is fitted, that the profile can be written to a file.
+
+    Args:
+      path: the store file; a missing one is made.
+      member_names: the members of the mixture, in any order; None if they are not known yet.
+    Raises: StoreError if the file is no store, is a store for other policies, or cannot be read.
+    """
+    store = WeightsStore(path)
+    try:
+        present = store.read()
+        if member_names is not None:
+            spec = spec_of_members(member_names, present.weight_space)
+            for_mixture(present, spec, source=str(path))
+    except StoreMissingError:
+        if not path.absolute().parent.is_dir():
+            raise StoreMissingError(
+                f"--output: the folder {path.parent} does not exist; make it first"
+            ) from None
+    except StoreFormatError as error:
+        raise StoreFormatError(
+            f"--output: {error}; nothing was changed: name another file, or add --force to replace "
+            "this one"
+        ) from None
+
+
+def write_profile(
     path: Path,
     result: FitResult,
     member_names: Sequence[str],
     *,
     profile: str,
     about: dict[str, Any],
-) -> dict[str, Any]:
-    """Writes a store file with one profile, which is the default.
+    make_default: bool = False,
+    force: bool = False,
+) -> tuple[Change, dict[str, Any]]:
+    """Writes the fitted weights to a store as one profile.
+
+    In a store that exists the profile is added or replaced, as a new version; the other profiles
+    stay. A missing store is made with the profile as its default.
 
     Args:
-      path: the file; replaced if it exists.
+      path: the store file.
       result: the fit.
       member_names: members of the mixture, in weight order; members that were not fitted get 0.
       profile: name of the profile.
       about: hashes of the fit's inputs, and its settings.
-    Returns: the provenance that was written.
+      make_default: make the profile the default of a store that exists, too.
+      force: replace the file, whatever it holds, by a new store.
+    Returns: (the change, the provenance that was written).
+    Raises: StoreError as `check_output`, or if the file cannot be written; it is then unchanged.
     """
     provenance = {
         **about,
@@ -43,9 +80,21 @@ def write_store(
             name: importlib.metadata.version(name) for name in ("prefmix", "numpy", "torch")
         },
     }
-    spec = MixtureSpec(policies=tuple(Policy(name=name, model=name) for name in member_names))
-    profiles = build_profile_set(
-        {profile: result.weights}, spec, default=profile, provenance={profile: provenance}
+    fitted = build_profile_set(
+        {profile: result.weights},
+        spec_of_members(member_names, "simplex"),
+        default=profile,
+        provenance={profile: provenance},
     )
-    replace_file(path, dump(profiles).encode())
-    return provenance
+    if force:
+        replace_file(path, dump(fitted).encode())
+        return Change(None, fitted), provenance
+
+    def edit(present: ProfileSet) -> ProfileSet:
+        after = merged(present, fitted, source="the fitted profile")
+        return with_default(after, profile) if make_default else after
+
+    store = WeightsStore(path)
+    if not path.exists() and store.create(fitted).sha256 == fitted.sha256:
+        return Change(None, store.read()), provenance
+    return store.change(edit), provenance
