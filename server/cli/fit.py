@@ -171,7 +171,7 @@ def _publish(
     print(f"\nweights  {args.output}, {_told(change, args.profile)}\nreport   {page}")
     if change.after.default != args.profile:
         print(
-            f"\nThe default is still {change.after.default!r}. The new weights are for requests with "
+            f"\nThe default is still {change.after.default!r}. New weights are for requests with "
             f"preference_profile {args.profile!r},\nor model NAME@{args.profile}. For all others: "
             f"prefmix weights default {args.profile} --weights-store {args.output}"
         )
