@@ -51,7 +51,7 @@ class AnswerStream(StreamingResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def failure_event(error: Exception) -> bytes | None:
+def failure_event(error: BaseException) -> bytes | None:
     """The last event of a Responses API stream that raised `error`; None for a mistake of ours.
 
     vLLM 0.32 has no such event, or raises while it makes one, so that the stream would break off

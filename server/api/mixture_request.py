@@ -7,6 +7,7 @@ ends, its account is closed once.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -80,9 +81,25 @@ class MixtureRequest:
             serving = self.raw_request.app.state.openai_serving_responses
             task = serving.background_tasks.get(background_id)
             if task is not None:
-                task.add_done_callback(lambda _: self._reservation.release())
+                task.add_done_callback(lambda ended: self._end_background(background_id, ended))
                 return
         self._reservation.release()
+
+    def _end_background(self, response_id: str, task: asyncio.Task[Any]) -> None:
+        """Ends the reservation of an answer without HTTP request; says if it has failed.
+
+        vLLM 0.32 leaves such an answer `queued` for ever if its task has raised.
+        """
+        self._reservation.release()
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        stored = self.raw_request.app.state.openai_serving_responses.response_store.get(response_id)
+        if stored is not None and stored.status not in ("completed", "cancelled"):
+            stored.status = "failed"
+        if failure_event(error) is None:  # a mistake of ours
+            context = {"message": "an answer in the background failed", "exception": error}
+            task.get_loop().call_exception_handler(context)
 
     def start_prompt(self, sampling_params: Any) -> None:
         """Adds the weights to the sampling parameters of one prompt, which then enters the engine.

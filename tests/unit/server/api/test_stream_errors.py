@@ -1,4 +1,4 @@
-"""A stream that fails under way counts as an error, and its reader is told."""
+"""A stream, or an answer in the background, that fails under way: its reader is told."""
 
 from __future__ import annotations
 
@@ -114,3 +114,35 @@ def test_any_other_exception_goes_on() -> None:
 
     with pytest.raises(RuntimeError, match="a mistake"):
         asyncio.run(read(body()))
+
+
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_an_answer_in_the_background_that_raises_has_failed(is_ours: bool) -> None:
+    """vLLM would call it queued for ever; a mistake of ours is reported besides."""
+    from vllm.exceptions import VLLMValidationError
+
+    error = RuntimeError("ours") if is_ours else VLLMValidationError("the client's")
+    reported: list[Any] = []
+
+    async def fail() -> None:
+        raise error
+
+    async def nobody(_: Message) -> None:
+        raise AssertionError
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, found: reported.append(found))
+        stored = SimpleNamespace(status="queued")
+        serving = SimpleNamespace(
+            background_tasks={"r": asyncio.create_task(fail())}, response_store={"r": stored}
+        )
+        app = SimpleNamespace(state=SimpleNamespace(openai_serving_responses=serving))
+        request, lifetime = text_request(mixture_state(), nobody, app=app)
+        request.admit(Body(background_id="r"))  # type: ignore[arg-type]
+        await lifetime.close()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert stored.status == "failed"
+
+    asyncio.run(main())
+    assert [found["exception"] for found in reported] == ([error] if is_ours else [])
