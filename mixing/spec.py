@@ -1,4 +1,5 @@
-"""Specification of a mixture: the policies, the optional reference and the weight space.
+"""Specification of a mixture: the policies, the optional reference, the weight space, and how far
+the members' vocabularies may differ.
 
 This module needs neither vLLM nor torch. The spec is written into the engine's model config
 (`to_dict`) and read back in every engine process (`from_dict`), so all of them agree on names and
@@ -7,13 +8,17 @@ order.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 WeightSpace = Literal["simplex", "affine"]
 WEIGHT_SPACES: tuple[str, ...] = get_args(WeightSpace)
+
+VocabularyRule = Literal["same", "prefix", "common"]
+VOCABULARY_RULES: tuple[str, ...] = get_args(VocabularyRule)
 
 # Names travel in JSON keys, metric labels, headers and `MODEL@PROFILE`: no blank, "@", "=" or ",".
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -43,6 +48,8 @@ class Policy:
     """A local folder or a hub id, in Hugging Face layout; in PEFT's for an adapter of a base."""
     revision: str | None = None
     """Hub revision; None is the default branch. Has no meaning for a folder."""
+    hf_overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Entries of the model's config.json that are to count instead of the file's, JSON-ready."""
 
     def __post_init__(self) -> None:
         check_name(self.name, what="policy")
@@ -51,6 +58,26 @@ class Policy:
                 f"policy {self.name!r} has no model: got {self.model!r}, "
                 "give a local folder or a hub id"
             )
+        _check_overrides(self.name, self.hf_overrides)
+
+
+def _check_overrides(name: str, overrides: object) -> None:
+    wrong = f"policy {name!r}: hf_overrides "
+    if not isinstance(overrides, Mapping) or not _is_json(dict(overrides)):
+        raise SpecError(
+            f"{wrong}is {overrides!r:.80}; expected keys of config.json with JSON values"
+        )
+    taken = OVERRIDDEN_KEYS & overrides.keys()
+    if taken:
+        raise SpecError(f"{wrong}sets {min(taken)!r}, which prefmix sets itself; leave it out")
+
+
+def _is_json(value: object) -> bool:
+    """True if JSON gives back the value that it is given."""
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +100,13 @@ class MixtureSpec:
     reference, if any, is that model itself."""
     base_revision: str | None = None
     """Hub revision of `base`."""
+    vocabulary: VocabularyRule = "prefix"
+    """The rule on vocabularies that differ. Tokens that are not the same to all members
+    are never drawn. same: not at all. prefix: some members may have added tokens behind the others'
+    last one. common: added tokens may differ anywhere."""
+    defaults_from: str | None = None
+    """The member whose files give tokenizer, chat template, end tokens and defaults of generation;
+    None: the first policy, or the base."""
 
     def __post_init__(self) -> None:
         if not self.policies:
@@ -83,11 +117,20 @@ class MixtureSpec:
             raise SpecError(
                 f"weight_space is {self.weight_space!r}; allowed: {', '.join(WEIGHT_SPACES)}"
             )
+        if self.vocabulary not in VOCABULARY_RULES:
+            raise SpecError(
+                f"vocabulary is {self.vocabulary!r}; allowed: {', '.join(VOCABULARY_RULES)}"
+            )
         seen: set[str] = set()
         for name in self.member_names:
             if name in seen:
                 raise SpecError(f"two policies are named {name!r}; give each its own name")
             seen.add(name)
+        if self.defaults_from is not None and self.defaults_from not in seen:
+            raise SpecError(
+                f"defaults_from is {self.defaults_from!r:.80}, which is no policy here; allowed: "
+                f"{', '.join(self.member_names)}"
+            )
         if self.base is None:
             if self.base_revision is not None:
                 raise SpecError("base_revision is given without a base; name the base model")
@@ -99,6 +142,13 @@ class MixtureSpec:
                 f"reference {self.reference.name!r} is {self.reference.model!r}, but with a base "
                 f"the reference is the base itself: give {self.base!r}, or no reference"
             )
+        for member in self.members if self.base is not None else ():
+            if member.hf_overrides:
+                raise SpecError(
+                    f"policy {member.name!r} has hf_overrides, but runs in the layers of the base, "
+                    "which have one config; give overrides of the base as vLLM's --hf-overrides, "
+                    "or hf_overrides: under engine:"
+                )
 
     @property
     def checkpoints(self) -> tuple[Policy, ...]:
@@ -111,6 +161,13 @@ class MixtureSpec:
     def adapters(self) -> tuple[Policy, ...]:
         """The policies that are adapters of the base, in weight order; none without a base."""
         return () if self.base is None else self.policies
+
+    @property
+    def defaults(self) -> Policy:
+        """The model whose files give tokenizer, chat template, end tokens and the defaults of
+        generation; of an adapter's missing files the base's count."""
+        named = {each.name: each for each in (*self.checkpoints, *self.adapters)}
+        return named.get(self.defaults_from or "", self.checkpoints[0])
 
     @property
     def members(self) -> tuple[Policy, ...]:
@@ -142,7 +199,14 @@ class MixtureSpec:
         """JSON-ready form; `from_dict` is its inverse."""
 
         def policy_dict(policy: Policy) -> dict[str, Any]:
-            return {"name": policy.name, "model": policy.model, "revision": policy.revision}
+            entry: dict[str, Any] = {
+                "name": policy.name,
+                "model": policy.model,
+                "revision": policy.revision,
+            }
+            if policy.hf_overrides:
+                entry["hf_overrides"] = dict(policy.hf_overrides)
+            return entry
 
         return {
             "policies": [policy_dict(policy) for policy in self.policies],
@@ -150,6 +214,8 @@ class MixtureSpec:
             "weight_space": self.weight_space,
             "base": self.base,
             "base_revision": self.base_revision,
+            "vocabulary": self.vocabulary,
+            "defaults_from": self.defaults_from,
         }
 
     @classmethod
@@ -165,9 +231,11 @@ class MixtureSpec:
                 "name",
                 "model",
                 "revision",
+                "hf_overrides",
             }:
                 raise SpecError(
-                    f"a policy is {item!r}; expected an object with name, model and maybe revision"
+                    f"a policy is {item!r}; expected an object with name, model and maybe revision "
+                    "and hf_overrides"
                 )
             return Policy(**item)
 
@@ -181,6 +249,8 @@ class MixtureSpec:
             weight_space=data.get("weight_space", "simplex"),
             base=data.get("base"),
             base_revision=data.get("base_revision"),
+            vocabulary=data.get("vocabulary", "prefix"),
+            defaults_from=data.get("defaults_from"),
         )
 
 
@@ -194,7 +264,7 @@ CONFIG_KEY = "prefmix"
 """The key of the model config (`--hf-overrides`) that holds `MixtureSpec.to_dict()`."""
 
 OVERRIDDEN_KEYS = frozenset({"architectures", CONFIG_KEY})
-"""The keys of `hf_overrides`, which belong to the composite; all others go to every member."""
+"""The keys of vLLM's `--hf-overrides` that make the composite; no user may set them."""
 
 
 def hf_overrides(spec: MixtureSpec) -> dict[str, Any]:
@@ -203,4 +273,19 @@ def hf_overrides(spec: MixtureSpec) -> dict[str, Any]:
     Use it together with `--model <spec.checkpoints[0].model>`.
     """
     architecture = ARCHITECTURE if spec.base is None else TRUNK_ARCHITECTURE
-    return {"architectures": [architecture], CONFIG_KEY: spec.to_dict()}
+    first = spec.checkpoints[0].hf_overrides
+    return {**first, "architectures": [architecture], CONFIG_KEY: spec.to_dict()}
+
+
+def with_overrides(spec: MixtureSpec, overrides: Mapping[str, Any]) -> MixtureSpec:
+    """The mixture of full checkpoints with overrides for every member, over which each one's own
+    prevail."""
+
+    def overridden(policy: Policy) -> Policy:
+        return replace(policy, hf_overrides={**overrides, **policy.hf_overrides})
+
+    return replace(
+        spec,
+        policies=tuple(map(overridden, spec.policies)),
+        reference=None if spec.reference is None else overridden(spec.reference),
+    )

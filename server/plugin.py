@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec
+from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.server.admin import routes as admin_routes
 from prefmix.server.admin.listener import HOST, admin_app, listen, serve_admin
 from prefmix.server.admin.live_weights import LiveWeights
@@ -126,6 +127,7 @@ class PrefmixEndpoints:
             statistics=statistics,
             admission=traffic.admission,
             max_model_len=engine_client.vllm_config.model_config.max_model_len,
+            vocabulary=CommonVocabulary.of_config(engine_client.vllm_config.model_config.hf_config),
             unread_fields=unread_fields(engine_client.vllm_config),
         )
         setattr(state, STATE_KEY, mixture)

@@ -5,29 +5,32 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models import ModelRegistry
 
 from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
 from prefmix.mixing.models.loading import member_vllm_config
 from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.vocabulary import CommonVocabulary
 
 logger = init_logger(f"vllm.{__name__}")
 
 
 def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
-    """Checks the members against the engine, and sets the maximal length that all of them allow.
+    """Checks the members against the engine, and sets the maximal length that all of them allow
+    and the vocabulary that all of them have.
 
     Raises: CompatibilityError for models that vLLM runs in another way than plain text models.
     """
     model_config = vllm_config.model_config
-    warnings = check_members(spec, trust_remote_code=model_config.trust_remote_code)
-    for warning in warnings:
+    checked = check_members(spec, trust_remote_code=model_config.trust_remote_code)
+    for warning in checked.warnings:
         logger.warning_once("%s", warning)
     wanted = model_config.original_max_model_len
     first = spec.checkpoints[0]
     own_quantization = _quantization(model_config.hf_config)
+    vocabulary = checked.vocabulary
     for index, member in enumerate(spec.checkpoints):
         config = member_vllm_config(vllm_config, member, index=index).model_config
         _check_plain_text_model(member, config)
@@ -47,6 +50,18 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
             None if wanted is None else model_config.max_model_len
         )
         model_config.max_model_len = min(model_config.max_model_len, limit)
+        vocabulary = vocabulary.up_to(config.get_vocab_size())
+    set_vocabulary(model_config, vocabulary)
+
+
+def set_vocabulary(model_config: ModelConfig, vocabulary: CommonVocabulary) -> None:
+    """Gives the engine the members' common vocabulary, and logits as wide as the shortest one.
+
+    vLLM then refuses ids beyond it wherever it compares them with the model's vocabulary.
+    """
+    vocabulary.write_into(model_config.hf_config)
+    model_config.hf_text_config.vocab_size = vocabulary.num_rows
+    model_config.model_arch_config = model_config.get_model_arch_config()
 
 
 def _quantization(hf_config: Any) -> str:

@@ -27,6 +27,7 @@ from prefmix.mixing.batch.step import Step, StepWeights
 from prefmix.mixing.batch.weights_v1 import RowWeights, table_of_engine
 from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
 from prefmix.mixing.models.skipping import takes_any_rows, tokens_of
+from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.mixing.workarounds import apply_in_worker
 
 
@@ -45,10 +46,15 @@ class MixtureModel(nn.Module, ABC):
         self.spec = spec_of(vllm_config)
         model_config = vllm_config.model_config
         self.vocab_size: int = model_config.get_vocab_size()
+        """The shortest of the members' (prefmix.mixing.engine.member_checks)."""
         self.dtype: torch.dtype = model_config.dtype
         self.device: torch.device = vllm_config.device_config.device
         self.is_single = self.spec.num_members == 1
         self.step = Step(num_members=self.spec.num_members, can_skip=can_skip(vllm_config))
+        vocabulary = CommonVocabulary.of_config(model_config.hf_config)
+        differing = [] if vocabulary is None else sorted(vocabulary.differing)
+        self.never_drawn = torch.tensor(differing, dtype=torch.int64, device=self.device)
+        """Ids that are not the same token to all members, int64."""
         self.takes_any_rows = takes_any_rows(self.device)
         """True if a pass may hold any number of rows of each member."""
         if not vllm_config.use_v2_model_runner:
@@ -156,11 +162,18 @@ class MixtureModel(nn.Module, ABC):
         step = self.step
         step.keep_hidden(hidden, weights_NM)
         with step.timed("mix"):
-            mixed_NV = (
+            mixed_NV = self.without_never_drawn(
                 self._single_logits(hidden) if self.is_single else self.mix(hidden, weights_NM)
             )
             step.check_rows(mixed_NV, hidden, weights_NM)
         return mixed_NV
+
+    def without_never_drawn(self, logits_NV: torch.Tensor | None) -> torch.Tensor | None:
+        """Bans the tokens that are not the same to all members, in place."""
+        if logits_NV is None or not len(self.never_drawn):
+            return logits_NV
+        # After the mixing: a negative weight would turn a member's ban into +inf.
+        return logits_NV.index_fill_(1, self.never_drawn, -torch.inf)
 
     def _single_logits(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor | None:
         self.step.logits = self.member_logits(hidden)

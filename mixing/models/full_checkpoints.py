@@ -54,8 +54,6 @@ class LogLinearMixtureForCausalLM(MixtureModel):
             hidden_width(member, config)
             for member, config in zip(self._members, configs, strict=True)
         ]
-        # Of all members, not only of those that run: a row must not depend on its neighbours.
-        self.common_vocab_size = min(config.model_config.get_vocab_size() for config in configs)
         self._parameter_bytes: list[int] | None = None  # set after loading, before repacking
         self._attention = MemberAttention(vllm_config)
         self.secondary_weights = secondary_sources(self.spec)
@@ -132,9 +130,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         )
         if mixed is None:
             return None
-        mixed = mixed[:, : self.common_vocab_size]
-        missing = self.vocab_size - mixed.shape[1]
-        return nn.functional.pad(mixed, (0, missing), value=-torch.inf) if missing else mixed
+        return mixed[:, : self.vocab_size]
 
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         return self._logits_of(hidden, self.step.active)
@@ -146,7 +142,10 @@ class LogLinearMixtureForCausalLM(MixtureModel):
             member.compute_logits(hidden_ND.contiguous()) if wanted else None
             for member, hidden_ND, wanted in zip(self._members, hidden, which, strict=True)
         ]
-        return [None if each is None else each[:, : self.common_vocab_size] for each in logits]
+        return [
+            None if each is None else self.without_never_drawn(each[:, : self.vocab_size])
+            for each in logits
+        ]
 
     def parameter_bytes(self) -> list[int]:
         return self._parameter_bytes or parameter_bytes(self._members)

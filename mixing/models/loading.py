@@ -19,7 +19,7 @@ from vllm.model_executor.layers.quantization.base_config import (
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 
-from prefmix.mixing.spec import OVERRIDDEN_KEYS, MixtureSpec, Policy
+from prefmix.mixing.spec import CONFIG_KEY, OVERRIDDEN_KEYS, MixtureSpec, Policy
 
 _MEMBER_NAME = re.compile(r"members\.p(\d+)\.(.*)", re.DOTALL)
 
@@ -72,10 +72,12 @@ def split_member_name(name: str) -> tuple[int, str]:
 
 def member_hf_config(member: Policy, model_config: ModelConfig) -> Any:
     """The member's own Hugging Face config, read and overridden as vLLM does with a model's."""
-    assert isinstance(model_config.hf_overrides, dict), "they hold the mixture"
-    overrides = {
-        key: value for key, value in model_config.hf_overrides.items() if key not in OVERRIDDEN_KEYS
-    }
+    given = model_config.hf_overrides
+    assert isinstance(given, dict), "they hold the mixture"
+    # The engine's own config is the first member's, with the overrides of that one alone.
+    first = MixtureSpec.from_dict(given[CONFIG_KEY]).checkpoints[0].hf_overrides
+    shared = {key: given[key] for key in given.keys() - OVERRIDDEN_KEYS - first.keys()}
+    overrides = {**shared, **member.hf_overrides}
     nested = {key: value for key, value in overrides.items() if isinstance(value, dict)}
     hf_config = get_config(
         member.model,

@@ -178,7 +178,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
     ) -> list[torch.Tensor | None]:
         """The wanted members' logits, by one pass of their rows through the shared LM head."""
         rows = torch.cat([each for each, wanted in zip(hidden, which, strict=True) if wanted])
-        stacked = self.trunk.base.compute_logits(rows)
+        stacked = self.without_never_drawn(self.trunk.base.compute_logits(rows))
         if stacked is None:
             return [None] * len(hidden)
         parts = iter(torch.split(stacked, hidden[0].shape[0]))

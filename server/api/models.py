@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
 from prefmix.mixing.spec import Policy
+from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.server.api.resolve import split_model
 from prefmix.server.api.state import MixtureState, mixture_state
 from prefmix.server.http.openai_route import OpenAIRoute
@@ -66,12 +67,20 @@ def describe(state: MixtureState) -> dict[str, Any]:
         "policies": [_policy(policy) for policy in spec.policies],
         "base": spec.base,
         "reference": None if spec.reference is None else _policy(spec.reference),
+        "vocabulary": _vocabulary(state.vocabulary),
+        "defaults_from": spec.defaults_from,
         "default_profile": profiles.default,
         "version": profiles.version,
         "sha256": profiles.sha256,
         "answers_at_once": state.admission.max_answers,
         "profiles": {name: {"weights": profiles.weights(name)} for name in profiles.profiles},
     }
+
+
+def _vocabulary(vocabulary: CommonVocabulary | None) -> dict[str, int] | None:
+    if vocabulary is None:
+        return None
+    return {"size": vocabulary.size, "never_drawn": vocabulary.num_never_drawn}
 
 
 def _policy(policy: Policy) -> dict[str, Any]:

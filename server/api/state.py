@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.server.api.resolve import Preferences, Resolution, resolve
 from prefmix.server.telemetry.engine_statistics import EngineStatistics
 from prefmix.server.traffic.admission_control import AdmissionController
@@ -28,6 +29,8 @@ class MixtureState:
     admission: AdmissionController
     max_model_len: int
     """Most tokens of a prompt and its answer together."""
+    vocabulary: CommonVocabulary | None = None
+    """The token ids that are drawn; None if the engine does not tell."""
     unread_fields: frozenset[str] = frozenset()
     """Fields of vLLM's bodies that would travel to the engine although nothing there reads them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from prefmix.server.auth.api_keys import client_key
@@ -24,9 +25,13 @@ def remote_engine(url: str) -> tuple[RemoteEngine, dict[str, str]]:
     return remote, {member.name: f"{url} {member.model}" for member in remote.spec.members}
 
 
-def checked_content_hashes(config: ServeConfig, spec: MixtureSpec) -> dict[str, str]:
+def checked_content_hashes(
+    config: ServeConfig, spec: MixtureSpec, *, quiet: bool = False
+) -> dict[str, str]:
     """Checks that the members can be loaded safely and mixed; returns their content hashes.
 
+    Args:
+      quiet: leaves out the warnings, which otherwise go to stderr.
     Raises: CompatibilityError, CheckpointFilesError.
     """
     from prefmix.server.launch.in_process import check_models, import_vllm
@@ -34,5 +39,9 @@ def checked_content_hashes(config: ServeConfig, spec: MixtureSpec) -> dict[str, 
 
     if spec.base is not None:  # adapters are read by vLLM
         import_vllm(spec)
-    check_models(config, spec)
+    checked = check_models(config, spec)
+    if not quiet:
+        for warning in (*checked.warnings, checked.vocabulary_note):
+            if warning is not None:
+                print(f"warning: {warning}", file=sys.stderr)
     return content_hashes(spec)

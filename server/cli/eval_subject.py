@@ -124,7 +124,7 @@ def _local_subject(
         spec=spec,
         own=own,
         engine=lambda: start_engine(config, spec, passthrough),
-        content_hashes=checked_content_hashes(config, spec),
+        content_hashes=checked_content_hashes(config, spec, quiet=True),  # already shown
         profiles=profiles,
         averages=averages,
         cache=args.cache,

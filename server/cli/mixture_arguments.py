@@ -6,14 +6,30 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from prefmix.mixing.spec import VOCABULARY_RULES
+
 
 def add_mixture_flags(parser: argparse._ActionsContainer) -> None:
-    """Adds the flags of `add_policy_flags`, --reference and --allow-unsafe-engine-flags."""
+    """Adds the flags of `add_policy_flags`, --reference, --vocabulary, --defaults-from and
+    --allow-unsafe-engine-flags."""
     add_policy_flags(parser)
     parser.add_argument(
         "--reference",
         metavar="NAME=MODEL",
         help="the policy from which the others were aligned; with --base, the base itself",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        choices=VOCABULARY_RULES,
+        help="same: all policies have the same tokens; prefix: some may have added tokens behind "
+        "the others' last one (default); common: added tokens may differ anywhere. Tokens that "
+        "differ are never drawn",
+    )
+    parser.add_argument(
+        "--defaults-from",
+        metavar="NAME",
+        help="the policy whose files give tokenizer, chat template, end tokens and defaults of "
+        "generation; default: the first policy, or the base",
     )
     parser.add_argument(
         "--allow-unsafe-engine-flags",
@@ -63,7 +79,8 @@ def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
         overrides["adapters"] = policies_from_flags("--adapter", args.adapter)
     if getattr(args, "reference", None) is not None:
         overrides["reference"] = policies_from_flags("--reference", [args.reference])
-    for field in ("allow_unsafe_weights", "allow_unsafe_engine_flags"):
+    flags = ("vocabulary", "defaults_from", "allow_unsafe_weights", "allow_unsafe_engine_flags")
+    for field in flags:
         if getattr(args, field, None) is not None:
             overrides[field] = getattr(args, field)
     return overrides

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
-from prefmix.mixing.spec import MixtureSpec, Policy, SpecError, WeightSpace
+from prefmix.mixing.spec import MixtureSpec, Policy, SpecError, VocabularyRule, WeightSpace
 from prefmix.server.config.addresses import HostName, ProxyAddress
 from prefmix.server.config.errors import ConfigError
 from prefmix.server.config.limits import (
@@ -48,6 +48,8 @@ class PolicyEntry(BaseModel):
     """A local folder or a hub id."""
     revision: str | None = None
     """Hub revision (branch, tag or commit)."""
+    hf_overrides: dict[str, Any] = Field(default_factory=dict)
+    """Entries of a full checkpoint's config.json that are to count instead of the file's."""
 
 
 PolicyTable = dict[str, Annotated[PolicyEntry, BeforeValidator(model_entry)]]
@@ -70,6 +72,12 @@ class ServeConfig(BaseModel):
     """Name -> model of the reference policy; exactly one."""
     weight_space: WeightSpace = "simplex"
     """simplex: weights are non-negative ratios. affine: weights are any numbers that sum to 1."""
+    vocabulary: VocabularyRule = "prefix"
+    """The rule on vocabularies that differ. same refuses them, prefix allows added tokens behind
+    the last common one, common allows added tokens anywhere; those that differ are never drawn."""
+    defaults_from: str | None = None
+    """The policy whose files give tokenizer, chat template, end tokens and defaults of generation;
+    None: the first policy, or the base."""
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Profile name -> {policy: number}."""
     default_profile: str | None = None
@@ -129,6 +137,11 @@ class ServeConfig(BaseModel):
         table = self.policies
         if self.base is not None or self.adapters:
             table = self._adapters_of_base()
+        if self.base is not None and self.base.hf_overrides:
+            raise ConfigError(
+                "base has hf_overrides; give overrides of the base as vLLM's --hf-overrides, or "
+                "hf_overrides: under engine:"
+            )
         try:
             return MixtureSpec(
                 policies=tuple(_policy(name, entry) for name, entry in table.items()),
@@ -136,6 +149,8 @@ class ServeConfig(BaseModel):
                 weight_space=self.weight_space,
                 base=None if self.base is None else self.base.model,
                 base_revision=None if self.base is None else self.base.revision,
+                vocabulary=self.vocabulary,
+                defaults_from=self.defaults_from,
             )
         except SpecError as error:
             raise ConfigError(str(error)) from None
@@ -224,7 +239,9 @@ def _file_values(path: Path, *, replaced: Mapping[str, Any]) -> dict[str, Any]:
 
 def _policy(name: str, entry: PolicyEntry) -> Policy:
     try:
-        return Policy(name=name, model=entry.model, revision=entry.revision)
+        return Policy(
+            name=name, model=entry.model, revision=entry.revision, hf_overrides=entry.hf_overrides
+        )
     except SpecError as error:
         raise ConfigError(str(error)) from None
 

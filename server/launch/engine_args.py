@@ -17,7 +17,16 @@ from vllm.engine.arg_utils import _expand_json_human_readable_numbers
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from prefmix.mixing.spec import MixtureSpec, hf_overrides
+from prefmix.mixing.checkpoints.compatibility import CompatibilityError
+from prefmix.mixing.checkpoints.lora import AdapterError
+from prefmix.mixing.checkpoints.text_files import default_files
+from prefmix.mixing.spec import (
+    OVERRIDDEN_KEYS,
+    MixtureSpec,
+    SpecError,
+    hf_overrides,
+    with_overrides,
+)
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.launch.cpu_dtype import choose_dtype
@@ -115,6 +124,7 @@ def build_arguments(
     args.shutdown_timeout = config.limits().shutdown_timeout
     args.config = None
     args.hf_overrides = _hf_overrides(args.hf_overrides, spec)
+    _take_defaults(args, spec)
     choose_dtype(args, spec)
     try:
         validate_parsed_serve_args(args)
@@ -185,15 +195,43 @@ def _hf_overrides(given: object, spec: MixtureSpec) -> dict[str, Any]:
     """The user's overrides of every member's config, with those that make the mixture."""
     if not isinstance(given, dict):
         raise CommandError("vLLM's flag --hf-overrides: expected a JSON object", exit_code=2)
-    ours = hf_overrides(spec)
-    taken = ours.keys() & given.keys()
+    taken = OVERRIDDEN_KEYS & given.keys()
     if taken:
         raise CommandError(
             f"vLLM's flag --hf-overrides sets {min(taken)!r}, which prefmix sets itself; "
             "leave that key out",
             exit_code=2,
         )
-    return {**given, **ours}
+    if spec.base is not None:
+        return {**given, **hf_overrides(spec)}
+    try:
+        return hf_overrides(with_overrides(spec, given))
+    except SpecError as error:
+        raise CommandError(f"vLLM's flag --hf-overrides: {error}", exit_code=2) from None
+
+
+def _take_defaults(args: Namespace, spec: MixtureSpec) -> None:
+    """Sets the arguments by which vLLM reads tokenizer and generation config of `defaults_from`."""
+    if spec.defaults_from is None:
+        return
+    given = {
+        "tokenizer": args.tokenizer,
+        "tokenizer_revision": args.tokenizer_revision,
+        "generation_config": None if args.generation_config == "auto" else args.generation_config,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise CommandError(
+                f"vLLM's flag {_flag(name)} and defaults_from are both given, which name the same "
+                "files; leave one of them out",
+                exit_code=2,
+            )
+    try:
+        files = default_files(spec)
+    except (AdapterError, CompatibilityError) as error:
+        raise CommandError(str(error), exit_code=2) from None
+    for name, folder in files.items():
+        setattr(args, name, folder)
 
 
 def _flag(name: str) -> str:

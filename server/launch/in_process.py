@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefmix.mixing.checkpoints.compatibility import CheckedMembers
     from prefmix.mixing.spec import MixtureSpec
     from prefmix.server.config.serve_config import ServeConfig
     from prefmix.weights.engines.local import LocalEngine
@@ -60,10 +61,9 @@ def check_files(config: ServeConfig, spec: MixtureSpec) -> None:
 
 def check_models(
     config: ServeConfig, spec: MixtureSpec, *, trust_remote_code: bool = False
-) -> tuple[str, ...]:
+) -> CheckedMembers:
     """Checks that the members can be loaded safely and mixed.
 
-    Returns: warnings worth showing, one sentence each.
     Raises: CompatibilityError, CheckpointFilesError.
     """
     from prefmix.mixing.checkpoints.compatibility import check_members

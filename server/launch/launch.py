@@ -135,8 +135,11 @@ def _checked_arguments(
     if current_platform.is_cpu():
         for line in set_cpu_defaults(os.environ, kv_cache_bytes=args.kv_cache_memory_bytes):
             say(line)
-    for warning in check_checkpoints(config, spec, trust_remote_code=args.trust_remote_code):
+    checked = check_checkpoints(config, spec, trust_remote_code=args.trust_remote_code)
+    for warning in checked.warnings:
         say(f"warning: {warning}")
+    if checked.vocabulary_note is not None:
+        say(checked.vocabulary_note)
     return args
 
 

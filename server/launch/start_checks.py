@@ -12,6 +12,7 @@ import ssl
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
 from prefmix.mixing.spec import MixtureSpec
@@ -22,6 +23,9 @@ from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.launch.environment import MOST_SOCKET_CHARS
 from prefmix.server.launch.in_process import check_files, check_models
 from prefmix.server.launch.security_checks import check_open_address
+
+if TYPE_CHECKING:
+    from prefmix.mixing.checkpoints.compatibility import CheckedMembers
 
 
 def check_port(host: str, port: int, *, flag: str = "--port") -> None:
@@ -172,8 +176,8 @@ def check_front_end() -> None:
 
 def check_checkpoints(
     config: ServeConfig, spec: MixtureSpec, *, trust_remote_code: bool
-) -> tuple[str, ...]:
-    """Checks that the members' files can be loaded safely and mixed; returns warnings.
+) -> CheckedMembers:
+    """Checks that the members' files can be loaded safely and mixed.
 
     Raises: CommandError.
     """

@@ -23,7 +23,7 @@ from prefmix.server.launch.in_process import import_vllm
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
 
-    from prefmix.mixing.spec import MixtureSpec, WeightSpace
+    from prefmix.mixing.spec import MixtureSpec, VocabularyRule, WeightSpace
     from prefmix.weights.engines.local import LocalEngine
 
     Sampling: TypeAlias = SamplingParams | Mapping[str, Any]
@@ -50,6 +50,8 @@ class Mixture:
         adapters: Mapping[str, Model] | None = None,
         reference: Mapping[str, Model] | None = None,
         weight_space: WeightSpace | None = None,
+        vocabulary: VocabularyRule | None = None,
+        defaults_from: str | None = None,
         profiles: Mapping[str, Weights] | None = None,
         default_profile: str | None = None,
         weights_store: str | PathLike[str] | None = None,
@@ -62,11 +64,16 @@ class Mixture:
 
         Args:
           policies: name to full checkpoint, in weight order: a folder, a hub id, or
-            {"model": ..., "revision": ...}.
+            {"model": ..., "revision": ..., "hf_overrides": {...}}.
           base: one model that all policies are LoRA adapters of.
           adapters: name to adapter (PEFT format) of `base`, in weight order.
           reference: name and model of the policy that the others were aligned from.
           weight_space: "simplex", the default, or "affine".
+          vocabulary: how far vocabularies may differ; tokens that differ are never drawn. "same":
+            not at all. "prefix", the default: by added tokens behind the last common one.
+            "common": by added tokens anywhere.
+          defaults_from: the policy whose files give tokenizer, chat template, end tokens and
+            defaults of generation; by default the first policy's, or the base's.
           profiles: name to {policy: number}.
           default_profile: the profile of prompts that name nothing.
           weights_store: a file of profiles, as `prefmix fit` writes it; read once.
@@ -84,6 +91,8 @@ class Mixture:
             "adapters": adapters,
             "reference": reference,
             "weight_space": weight_space,
+            "vocabulary": vocabulary,
+            "defaults_from": defaults_from,
             "profiles": profiles,
             "default_profile": default_profile,
             "weights_store": weights_store,

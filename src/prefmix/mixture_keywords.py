@@ -29,6 +29,7 @@ MODEL_TABLES = ("policies", "adapters", "reference")
 
 KEYWORDS = (
     *("config", "policies", "base", "adapters", "reference", "weight_space"),
+    *("vocabulary", "defaults_from"),
     *("profiles", "default_profile", "weights_store"),
     *("allow_unsafe_weights", "allow_unsafe_engine_flags"),
 )

@@ -47,10 +47,12 @@ class ProcessEngine:
         self._is_busy = False
         self._pid = os.getpid()
         arguments, objects = engine_arguments(described, keywords)
-        for warning in check_models(
+        checked = check_models(
             described.config, described.spec, trust_remote_code=arguments.trust_remote_code
-        ):
-            warnings.warn(warning, stacklevel=4)
+        )
+        for warning in (*checked.warnings, checked.vocabulary_note):
+            if warning is not None:
+                warnings.warn(warning, stacklevel=4)
         with _starting:
             if _open is not None and _open.alive:
                 raise RuntimeError(

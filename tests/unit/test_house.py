@@ -30,6 +30,7 @@ PURE_MIXING = {
     "prefmix.mixing.run_folder",
     "prefmix.mixing.simplex",
     "prefmix.mixing.spec",
+    "prefmix.mixing.vocabulary",
     "prefmix.mixing.wire",
 }
 """The modules of `mixing` that need no engine."""
@@ -38,6 +39,7 @@ OPEN_MIXING = PURE_MIXING | {
     "prefmix.mixing.checkpoints.compatibility",
     "prefmix.mixing.checkpoints.lora",
     "prefmix.mixing.checkpoints.safe_files",
+    "prefmix.mixing.checkpoints.text_files",
     "prefmix.mixing.checkpoints.whole_files",
 }
 """All that the other rooms may import of `mixing`."""

@@ -100,11 +100,14 @@ class LocalEngine:
         os.environ.setdefault(CPU_KV_CACHE, CPU_KV_CACHE_GIB)
         from vllm import LLM
 
+        from prefmix.mixing.checkpoints.text_files import default_files
+
         first = spec.checkpoints[0]
         mixture = {
             "model": first.model,
             "revision": first.revision,
             "hf_overrides": hf_overrides(spec),
+            **default_files(spec),
         }
         return cls(LLM(**{**options, **mixture}))
 

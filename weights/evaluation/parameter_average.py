@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 
@@ -43,6 +43,7 @@ def with_averages(
     adapters = {policy.name for policy in spec.adapters}
     added = []
     for name, shares in averages.items():
+        overrides = _overrides(members, shares)
         if spec.base is not None:
             # The reference is the base itself: its update is 0.
             ours = {members[key]: share for key, share in shares.items() if key in adapters}
@@ -51,8 +52,20 @@ def with_averages(
             path = write_average(
                 folder / name, {fetched_folder(members[key]): s for key, s in shares.items()}
             )
-        added.append(Policy(name=name, model=str(path)))
+        added.append(Policy(name=name, model=str(path), hf_overrides=overrides))
     return replace(spec, policies=(*spec.policies, *added))
+
+
+def _overrides(members: Mapping[str, Policy], shares: Mapping[str, float]) -> Mapping[str, Any]:
+    """The overrides of the config that all averaged members have."""
+    first, *others = (members[name] for name in shares)
+    for other in others:
+        if other.hf_overrides != first.hf_overrides:
+            raise ParameterAverageError(
+                f"policies {first.name!r} and {other.name!r} have different hf_overrides, so their "
+                "parameters have no average"
+            )
+    return first.hf_overrides
 
 
 def write_average(folder: Path, shares: Mapping[Path, float]) -> Path:

@@ -26,7 +26,7 @@ def save(folder: Path, *, tokenizer: Any = None, config: Any = None, **generatio
 
 def check(*folders: Path) -> tuple[str, ...]:
     policies = tuple(Policy(name=folder.name, model=str(folder)) for folder in folders)
-    return check_members(MixtureSpec(policies=policies))
+    return check_members(MixtureSpec(policies=policies)).warnings
 
 
 def test_same_tokenizer_passes_across_architectures_and_padding(tmp_path: Path) -> None:
@@ -95,18 +95,18 @@ def test_files_beside_an_adapter_that_differ_from_the_bases_are_told(tmp_path: P
     base = save_policy(tmp_path / "base", seed=0)
     adapter = save_adapter(tmp_path / "plain", base, seed=1)
     spec = MixtureSpec(policies=(Policy(name="plain", model=str(adapter)),), base=str(base))
-    assert check_members(spec) == ()
+    assert check_members(spec).warnings == ()
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(adapter)
     check_members.cache_clear()
-    assert check_members(spec) == ()
+    assert check_members(spec).warnings == ()
     tokenizer.chat_template = "{{ messages[0].content }}"
     tokenizer.add_tokens(["<think>"])
     tokenizer.save_pretrained(adapter)
     check_members.cache_clear()
-    template, vocabulary = check_members(spec)
-    assert "'plain' was saved with another chat template" in template
-    assert f"at index {VOCAB_SIZE}: '<think>'; base: none" in vocabulary
+    template, vocabulary = check_members(spec).warnings
+    assert "'base' and 'plain' have different chat templates; that of 'base' is used" in template
+    assert f"at index {VOCAB_SIZE}: none and '<think>'); that of 'base' is used" in vocabulary
 
 
 def test_different_chat_templates_warn_and_say_whose_is_used(tmp_path: Path) -> None:

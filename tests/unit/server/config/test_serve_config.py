@@ -56,9 +56,11 @@ def test_every_key_is_read(folder: Path) -> None:
             name: my/mixture
             policies:
               a: one
-              b: {model: org/model, revision: v2}
+              b: {model: org/model, revision: v2, hf_overrides: {rope_theta: 5}}
             reference: {base: ../{folder}/two}
             weight_space: affine
+            vocabulary: common
+            defaults_from: base
             profiles: {bold: {a: 1.5, b: -0.5}, plain: {a: 1}}
             default_profile: plain
             host: 0.0.0.0
@@ -72,6 +74,12 @@ def test_every_key_is_read(folder: Path) -> None:
     assert spec.member_names == ("a", "b", "base")
     assert spec.policies[0].model == str(folder / "one"), "an existing folder, relative to the file"
     assert (spec.policies[1].model, spec.policies[1].revision) == ("org/model", "v2")
+    assert spec.policies[1].hf_overrides == {"rope_theta": 5}
+    assert (spec.vocabulary, spec.defaults_from, spec.defaults) == (
+        "common",
+        "base",
+        spec.reference,
+    )
     assert spec.reference is not None
     assert spec.reference.model == str(folder / "two")
     profiles = config.profile_set(spec)
@@ -171,6 +179,23 @@ def test_flags_alone_are_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -
             "policies: {a: org/a}\nweight_space: cone",
             ["weight_space", "'cone'", "simplex", "affine"],
         ),
+        (
+            "policies: {a: org/a}\nvocabulary: any",
+            ["vocabulary", "'any'", "'same', 'prefix' or 'common'"],
+        ),
+        ("policies: {a: org/a}\ndefaults_from: b", ["defaults_from is 'b'", "allowed: a"]),
+        (
+            "policies: {a: {model: org/a, hf_overrides: [1]}}",
+            ["policies.a.hf_overrides", "[1]", "mapping"],
+        ),
+        (
+            "policies: {a: {model: org/a, hf_overrides: {day: 2026-11-21}}}",
+            ["'a'", "hf_overrides", "JSON"],
+        ),
+        (
+            "policies: {a: {model: org/a, hf_overrides: {architectures: [X]}}}",
+            ["'a'", "'architectures'", "prefmix sets itself"],
+        ),
         ("policies: {a: org/a}\nname: a@b", ["name", "'a@b'", "separates the profile"]),
         ("policies: {a: org/a}\nengine: [x]", ["engine", "mapping"]),
         ("policies: {a: org/a}\nprofiles: {x: {b: 1}}", ["profile 'x'", "'b'", "a"]),
@@ -248,6 +273,14 @@ def test_policies_from_flags_replace_a_trunk_of_the_file_and_the_other_way_round
         (
             "{base: ./one, adapters: {a: ./two}, reference: {r: ./two}}",
             ["with a base the reference is the base itself", "one"],
+        ),
+        (
+            "{base: ./one, adapters: {a: {model: ./two, hf_overrides: {rope_theta: 5}}}}",
+            ["'a' has hf_overrides", "--hf-overrides", "under engine:"],
+        ),
+        (
+            "{base: {model: ./one, hf_overrides: {rope_theta: 5}}, adapters: {a: ./two}}",
+            ["base has hf_overrides", "--hf-overrides"],
         ),
         ("{base: ./none, adapters: {a: ./two}}", [": base: ", "does not exist"]),
         ("{base: ./one, adapters: {a: ./none}}", [": a: ", "does not exist"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +78,29 @@ def test_other_overrides_of_the_config_are_merged() -> None:
     assert build("--hf-overrides.rope_theta", "5").hf_overrides["rope_theta"] == 5
 
 
+def test_overrides_of_one_policy_are_its_own() -> None:
+    policies = {"a": {"model": "org/a", "hf_overrides": {"x": 1}}, "b": "org/b"}
+    args = build("--hf-overrides", '{"x": 2, "y": 3}', policies=policies)
+    assert (args.hf_overrides["x"], args.hf_overrides["y"]) == (1, 3)
+    spec = MixtureSpec.from_dict(args.hf_overrides[CONFIG_KEY])
+    assert [policy.hf_overrides for policy in spec.policies] == [{"x": 1, "y": 3}, {"x": 2, "y": 3}]
+
+
+def test_tokenizer_and_defaults_of_generation_come_from_the_named_policy(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    policies = {"a": "org/a", "b": folder}
+    args = build(policies=policies)
+    assert (args.tokenizer, args.generation_config) == (None, "auto")
+    args = build(policies=policies, defaults_from="a")
+    assert (args.tokenizer, args.generation_config) == (None, "auto")
+    args = build(policies=policies, defaults_from="b")
+    assert (args.tokenizer, args.generation_config) == (folder, folder)
+    assert args.model == "org/a"
+    for words in (["--tokenizer", "x"], ["--tokenizer-revision", "x"], ["--generation-config=x"]):
+        message = refusal(*words, policies=policies, defaults_from="b")
+        assert f"{words[0].partition('=')[0]} and defaults_from are both given" in message
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -97,6 +121,7 @@ def test_other_overrides_of_the_config_are_merged() -> None:
         (["--data-parallel-multi-port-external-lb"], ["--data-parallel-multi-port-external-lb"]),
         (["--hf-overrides", '{"architectures": ["X"]}'], ["--hf-overrides", "'architectures'"]),
         (["--hf-overrides", '{"prefmix": {}}'], ["--hf-overrides", "'prefmix'"]),
+        (["--hf-overrides", '{"x": NaN}'], ["--hf-overrides", "JSON values"]),
         (["--hf-overrides.prefmix", "1"], ["--hf-overrides", "'prefmix'"]),
         (["--max-modl-len", "5"], ["--max-modl-len", "did you mean --max-model-len"]),
         (["--max-model-len", "many"], ["--max-model-len", "many"]),

@@ -46,6 +46,18 @@ def test_average_is_that_of_the_tensors_as_they_are_stored(tmp_path: Path) -> No
     assert torch.equal(load_file(alone / PARAMETERS)["a"].double(), stored[1])
 
 
+def test_overrides_of_the_config_are_those_of_all_averaged(tmp_path: Path) -> None:
+    def policy(name: str, number: int) -> Policy:
+        folder = _checkpoint(tmp_path / name, {"a": torch.ones(2)})
+        return Policy(name=name, model=str(folder), hf_overrides={"rope_theta": number})
+
+    spec = MixtureSpec(policies=(policy("a", 5), policy("b", 5), policy("c", 6)))
+    found = with_averages(spec, {"average": {"a": 0.5, "b": 0.5}}, tmp_path / "averages")
+    assert found.policies[-1].hf_overrides == {"rope_theta": 5}
+    with pytest.raises(ParameterAverageError, match="'a' and 'c' have different hf_overrides"):
+        with_averages(spec, {"other": {"a": 0.5, "c": 0.5}}, tmp_path / "averages")
+
+
 def test_shards_are_read_together(tmp_path: Path) -> None:
     whole = _checkpoint(tmp_path / "whole", {"a": torch.ones(2), "b": torch.zeros(3)})
     shards = tmp_path / "shards"

@@ -1,0 +1,208 @@
+"""Reads the files of a model that are about text: tokenizer, chat template, end tokens, defaults of
+generation.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from prefmix.mixing.checkpoints.lora import read_adapter
+from prefmix.mixing.checkpoints.vocabularies import CompatibilityError, MemberTokens
+from prefmix.mixing.spec import MixtureSpec, Policy
+
+GENERATION_DEFAULTS = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "max_new_tokens",
+)
+"""Source: vllm.config.ModelConfig.get_diff_sampling_param (vLLM 0.32)."""
+
+_TOKENIZER = "tokenizer.json"
+_GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True, eq=False)
+class TextFiles:
+    """The files of one member that decide how text becomes tokens, and where an answer ends."""
+
+    tokens: MemberTokens
+    generation: Any
+    """transformers' GenerationConfig, or the model's config where there is none."""
+    given_defaults: Mapping[str, Any]
+    """The entries of the generation config that are not transformers' defaults."""
+
+    @property
+    def name(self) -> str:
+        """The member's name."""
+        return self.tokens.name
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, of transformers."""
+        return self.tokens.tokenizer
+
+    @cached_property
+    def end_token_ids(self) -> list[int]:
+        """The tokens that end an answer by the generation config."""
+        end = self.generation.eos_token_id if self.generation.eos_token_id is not None else []
+        return sorted({end} if isinstance(end, int) else set(end))
+
+    @property
+    def generation_defaults(self) -> dict[str, object]:
+        """The parameters of sampling that a request need not give."""
+        given = self.given_defaults
+        return {name: given[name] for name in GENERATION_DEFAULTS if given.get(name) is not None}
+
+    @property
+    def special_tokens(self) -> dict[str, object]:
+        """The roles of tokens. Padding is left out: serving never pads, and fine-tunes often rename
+        it."""
+        names = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
+        return {name: getattr(self.tokenizer, name, None) for name in names}
+
+    @property
+    def surroundings(self) -> str:
+        """The rule that puts special tokens around a text, as JSON."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return "" if backend is None else json.dumps(json.loads(backend.to_str())["post_processor"])
+
+
+def read_checkpoint(member: Policy, trust_remote_code: bool) -> TextFiles:
+    """Reads a full checkpoint's. Raises: CompatibilityError."""
+    from transformers import AutoConfig
+
+    _check_folder(member)
+    try:
+        config = AutoConfig.from_pretrained(
+            member.model, trust_remote_code=trust_remote_code, revision=member.revision
+        ).get_text_config()
+        num_rows = operator.index(member.hf_overrides.get("vocab_size", config.vocab_size))
+        tokens = MemberTokens(member.name, _tokenizer(member, trust_remote_code), num_rows)
+        assert tokens.highest >= 0
+        generation, given = _generation(member.model, member.revision) or (config, {})
+        files = TextFiles(tokens, generation, given)
+        assert files.end_token_ids is not None
+    except ImportError:  # of a package that the model needs
+        raise
+    except Exception as error:  # transformers and tokenizers raise any, even Exception itself
+        raise CompatibilityError(
+            f"policy {member.name!r}: cannot read the config and tokenizer of {member.model!r} "
+            f"({first_line(error)}); give a folder or hub id in Hugging Face layout"
+        ) from error
+    return files
+
+
+def read_adapters_own(adapter: Policy, base: TextFiles) -> TextFiles | None:
+    """Reads the files beside an adapter; of those that are missing, the base's count.
+
+    Returns: None if there is no tokenizer beside the adapter.
+    Raises: CompatibilityError if a file cannot be read.
+    """
+    folder = read_adapter(adapter).folder
+    if not (folder / _TOKENIZER).is_file():
+        return None
+    try:
+        tokenizer = _tokenizer(Policy(name=adapter.name, model=str(folder)), False)
+        tokens = MemberTokens(adapter.name, tokenizer, base.tokens.num_rows)
+        assert tokens.highest >= 0
+        own = _generation(str(folder), None) if (folder / _GENERATION).is_file() else None
+        files = TextFiles(tokens, *(own or (base.generation, base.given_defaults)))
+        assert files.end_token_ids is not None
+    except Exception as error:  # transformers and tokenizers raise any, even Exception itself
+        raise CompatibilityError(first_line(error)) from error
+    return files
+
+
+def default_files(spec: MixtureSpec) -> dict[str, str]:
+    """vLLM's arguments that name the files of `spec.defaults`.
+
+    Returns: `tokenizer` and `generation_config` as folders; nothing if the model that vLLM is
+      started with has them.
+    Raises: CompatibilityError, AdapterError for files that are missing.
+    """
+    source = spec.defaults
+    if source == spec.checkpoints[0]:
+        return {}
+    if source not in spec.adapters:
+        folder = str(_fetched(source))
+        return {"tokenizer": folder, "generation_config": folder}
+    own = read_adapter(source).folder
+    if not (own / _TOKENIZER).is_file():
+        raise CompatibilityError(
+            f"defaults_from is {source.name!r}, but beside that adapter there is no {_TOKENIZER}; "
+            "save its tokenizer there, or leave defaults_from out"
+        )
+    has_generation = (own / _GENERATION).is_file()
+    return {"tokenizer": str(own)} | ({"generation_config": str(own)} if has_generation else {})
+
+
+def _fetched(source: Policy) -> Path:
+    """The folder of a checkpoint's small files; of a hub id they are fetched."""
+    path = Path(source.model).expanduser()
+    if path.is_dir():
+        return path
+    _check_folder(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.jinja", "*.model", "*.txt"]
+        return Path(
+            snapshot_download(source.model, revision=source.revision, allow_patterns=patterns)
+        )
+    except (OSError, ValueError) as error:
+        raise CompatibilityError(
+            f"policy {source.name!r}: cannot fetch the tokenizer of {source.model!r} "
+            f"({first_line(error)}); give a folder, or a hub id that can be reached"
+        ) from error
+
+
+def _generation(model: str, revision: str | None) -> tuple[Any, dict[str, Any]] | None:
+    """The generation config and what in it is not transformers' default; None without one."""
+    from transformers import GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(model, revision=revision)
+    except OSError:
+        return None
+    return generation, generation.to_diff_dict()
+
+
+def _tokenizer(member: Policy, trust_remote_code: bool) -> Any:
+    """Reads the tokenizer from its files.
+
+    AutoTokenizer is only the second choice: it adapts a tokenizer to the model's architecture, so
+    the same tokenizer.json would look different in a Llama and in a Qwen folder.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(member.model, revision=member.revision)
+    except (OSError, ValueError):
+        return AutoTokenizer.from_pretrained(
+            member.model, revision=member.revision, trust_remote_code=trust_remote_code
+        )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _check_folder(member: Policy) -> None:
+    path = Path(member.model).expanduser()
+    if path.is_absolute() and not path.is_dir():
+        raise CompatibilityError(
+            f"policy {member.name!r}: there is no folder {member.model!r}; "
+            "give a folder with config.json and safetensors, or a hub id"
+        )
