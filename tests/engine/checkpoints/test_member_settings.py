@@ -53,9 +53,7 @@ def check_defaults(mix: Mixture) -> None:
     assert list(output.outputs[0].token_ids) == [END]
 
 
-def test_one_policys_config_and_another_ones_defaults(
-    policies: list[Path], tmp_path: Path
-) -> None:
+def test_one_policys_config_and_another_ones_defaults(policies: list[Path], tmp_path: Path) -> None:
     one, two = policies[:2]
     own = Path(shutil.copytree(policies[2], tmp_path / "own"))
     save_own_files(own)

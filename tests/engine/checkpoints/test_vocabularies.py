@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -116,6 +117,33 @@ def test_a_mixed_batch_is_exact(
     outputs = generate(llm, batch, prompt_logprobs=0)
     assert oracle.worst_error(batch, outputs) < TOLERANCE_NATS
     assert PAD not in {token for output in outputs for token in output.outputs[0].token_ids}
+
+
+def test_statistics_are_over_common_tokens(
+    llm: Any, oracle: Oracle, unlike: tuple[MixtureSpec, list[Path]]
+) -> None:
+    """Also outside the simplex, where a banned token times a negative weight is no number."""
+    from vllm import SamplingParams
+
+    llm.collective_rpc("prefmix_start_statistics", args=(0,))
+    num_members = unlike[0].num_members
+    weights = np.array(all_weights(num_members)[-1])
+    extra_args = {**wire.to_extra_args(weights.tolist()), wire.MEASURE_KEY: "key"}
+    params = SamplingParams(max_tokens=5, seed=1, ignore_eos=True, extra_args=extra_args)
+    [output] = llm.generate([{"prompt_token_ids": [5, 6]}], params, use_tqdm=False)
+    [taken] = llm.collective_rpc("prefmix_take_request", args=("key",))
+    [figures] = [np.array(rows) for rows in taken.values()]
+    tokens = output.outputs[0].token_ids
+    for row, token in enumerate(tokens):
+        before = (5, 6, *tokens[:row])
+        members_MV = [oracle.logprobs(before, one_hot)[-1] for one_hot in np.eye(num_members)]
+        mixed_V = oracle.logprobs(before, weights)[-1]
+        is_common_V = torch.isfinite(mixed_V)
+        for member in np.flatnonzero(weights):
+            own_V = members_MV[member]
+            kl = (mixed_V.exp() * (mixed_V - own_V))[is_common_V].sum()
+            served = figures[row, 3 + member], figures[row, 3 + num_members + member]
+            assert served == pytest.approx((kl.item(), own_V[token].item()), abs=1e-3)
 
 
 def test_end_tokens_without_a_row_do_no_harm(
