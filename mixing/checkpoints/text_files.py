@@ -4,7 +4,6 @@ generation.
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,9 +72,10 @@ class TextFiles:
 
     @property
     def surroundings(self) -> str:
-        """The rule that puts special tokens around a text, as JSON."""
+        """The rule that puts special tokens around a text, as JSON; empty if there is none."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        return "" if backend is None else json.dumps(json.loads(backend.to_str())["post_processor"])
+        rule = getattr(backend, "post_processor", None)
+        return "" if rule is None else rule.__getstate__().decode()
 
 
 def read_checkpoint(member: Policy, trust_remote_code: bool) -> TextFiles:

@@ -96,6 +96,7 @@ def check_tokens(
     vocabulary: CommonVocabulary,
     *,
     end: int | None,
+    end_of_thinking: Collection[int] = (),
 ) -> None:
     """Refuses a request that names tokens outside the common vocabulary, some of which have no row
     in some member. Drops the model's own end tokens and spellings of bad words among them: they
@@ -105,6 +106,7 @@ def check_tokens(
       request: as it goes to the engine; changed in place.
       given: what the request was made from; SamplingParams among it are as the client sent them.
       end: the tokenizer's end token, which ends every structured output.
+      end_of_thinking: the tokens that the engine writes once `thinking_token_budget` is spent.
     Raises: VLLMValidationError naming the field and the tokens; over HTTP a 400.
     """
     _refuse_tokens("prompt", request.prompt_token_ids or (), vocabulary)
@@ -124,6 +126,8 @@ def check_tokens(
         params._bad_words_token_ids = [
             word for word in params.bad_words_token_ids if not vocabulary.without(word)
         ]
+    if params.thinking_token_budget is not None:
+        _refuse_tokens("thinking_token_budget", end_of_thinking, vocabulary)
     if params.structured_outputs is not None and end is not None and vocabulary.without([end]):
         raise _error(
             "structured_outputs",
@@ -176,8 +180,14 @@ def check_all_requests() -> None:
         if request.sampling_params is not None:
             vocabulary = CommonVocabulary.of_config(self.model_config.hf_config)
             if vocabulary is not None:
-                end = self.renderer.get_eos_token_id()
-                check_tokens(request, (*args, *kwargs.values()), vocabulary, end=end)
+                thinking = self.vllm_config.reasoning_config
+                check_tokens(
+                    request,
+                    (*args, *kwargs.values()),
+                    vocabulary,
+                    end=self.renderer.get_eos_token_id(),
+                    end_of_thinking=getattr(thinking, "reasoning_end_token_ids", None) or (),
+                )
             check_request(request.sampling_params, len(request.prompt_token_ids or ()))
         return request
 

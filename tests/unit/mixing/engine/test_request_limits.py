@@ -201,6 +201,16 @@ def test_spellings_of_bad_words_that_cannot_occur_are_dropped() -> None:
     assert made.sampling_params.bad_words_token_ids == [[4, 5]]
 
 
+def test_a_budget_of_thinking_writes_no_other_tokens() -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    made = request(thinking_token_budget=5)
+    check_tokens(made, [], VOCABULARY, end=1, end_of_thinking=[4, 5])
+    check_tokens(request(), [], VOCABULARY, end=1, end_of_thinking=[4, 3])
+    with pytest.raises(VLLMValidationError, match="thinking_token_budget has token 3"):
+        check_tokens(made, [], VOCABULARY, end=1, end_of_thinking=[4, 3])
+
+
 def test_structured_output_needs_an_end_that_can_be_drawn() -> None:
     from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import StructuredOutputsParams
