@@ -1,5 +1,4 @@
-"""Refuses requests that would raise in the engine's worker, which ends the engine for everyone, and
-requests that name tokens which the mixture never draws.
+"""Refuses requests that would raise in the engine's worker, which ends the engine for everyone.
 
 The V2 runner copies a request's sampling parameters into buffers of fixed size and raises if they
 do not fit, or if a number does not fit a buffer's type. vLLM checks some of these sizes in the
@@ -12,16 +11,13 @@ from __future__ import annotations
 import functools
 import numbers
 import sys
-from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from prefmix.mixing.engine.grammar_limits import check_grammar
-from prefmix.mixing.name_list import listed
-from prefmix.mixing.vocabulary import CommonVocabulary
+from prefmix.mixing.engine.request_tokens import check_made
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
-    from vllm.v1.engine import EngineCoreRequest
 
 MAX_LOGIT_BIAS = 1024
 MAX_ALLOWED_TOKEN_IDS = 1024
@@ -90,63 +86,6 @@ def _check_types(params: SamplingParams) -> None:
             raise _error("logit_bias", message)
 
 
-def check_tokens(
-    request: EngineCoreRequest,
-    given: Iterable[Any],
-    vocabulary: CommonVocabulary,
-    *,
-    end: int | None,
-    end_of_thinking: Collection[int] = (),
-) -> None:
-    """Refuses a request that names tokens outside the common vocabulary, some of which have no row
-    in some member. Drops the model's own end tokens and spellings of bad words among them: they
-    cannot occur, and would be written past the logits' end.
-
-    Args:
-      request: as it goes to the engine; changed in place.
-      given: what the request was made from; SamplingParams among it are as the client sent them.
-      end: the tokenizer's end token, which ends every structured output.
-      end_of_thinking: the tokens that the engine writes once `thinking_token_budget` is spent.
-    Raises: VLLMValidationError naming the field and the tokens; over HTTP a 400.
-    """
-    _refuse_tokens("prompt", request.prompt_token_ids or (), vocabulary)
-    params = request.sampling_params
-    assert params is not None, "mixtures only generate"
-    for field in ("logit_bias", "allowed_token_ids", "logprob_token_ids", "trace_decode_token_ids"):
-        _refuse_tokens(field, getattr(params, field) or (), vocabulary)
-    rows = params.prompt_logprob_token_ids
-    for row in () if rows is None else rows:
-        _refuse_tokens("prompt_logprob_token_ids", [i for i in row if i != -1], vocabulary)
-    for each in given:
-        _refuse_tokens("stop_token_ids", getattr(each, "stop_token_ids", None) or (), vocabulary)
-    if lost := set(vocabulary.without(params.all_stop_token_ids)):
-        params._all_stop_token_ids = params.all_stop_token_ids - lost
-        params.stop_token_ids = [each for each in params.stop_token_ids or () if each not in lost]
-    if params.bad_words_token_ids:
-        params._bad_words_token_ids = [
-            word for word in params.bad_words_token_ids if not vocabulary.without(word)
-        ]
-    if params.thinking_token_budget is not None:
-        _refuse_tokens("thinking_token_budget", end_of_thinking, vocabulary)
-    if params.structured_outputs is not None and end is not None and vocabulary.without([end]):
-        raise _error(
-            "structured_outputs",
-            f"the tokenizer ends a text with token {end}, which not all policies have, so no "
-            "structured output would end here; leave the constraint out",
-        )
-
-
-def _refuse_tokens(field: str, ids: Collection[int], vocabulary: CommonVocabulary) -> None:
-    lost = vocabulary.without(ids)
-    if lost:
-        named = listed(list(dict.fromkeys(lost))[:3])
-        raise _error(
-            field,
-            f"{field} has token {named}, which not all policies of the mixture have; allowed: the "
-            f"{vocabulary.size} token ids that they have in common",
-        )
-
-
 def _refuse_above(limit: int, found: int, field: str, what: str) -> None:
     if found > limit:
         raise _error(field, f"{field} has {found} {what}; the engine takes at most {limit}")
@@ -178,17 +117,8 @@ def check_all_requests() -> None:
                 check_grammar(given)
         request = original(self, *args, **kwargs)
         if request.sampling_params is not None:
-            vocabulary = CommonVocabulary.of_config(self.model_config.hf_config)
-            if vocabulary is not None:
-                thinking = self.vllm_config.reasoning_config
-                check_tokens(
-                    request,
-                    (*args, *kwargs.values()),
-                    vocabulary,
-                    end=self.renderer.get_eos_token_id(),
-                    end_of_thinking=getattr(thinking, "reasoning_end_token_ids", None) or (),
-                )
             check_request(request.sampling_params, len(request.prompt_token_ids or ()))
+            check_made(self, request, (*args, *kwargs.values()))
         return request
 
     module.InputProcessor.process_inputs = process_inputs
