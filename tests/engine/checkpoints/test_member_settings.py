@@ -61,25 +61,25 @@ def test_one_policys_config_and_another_ones_defaults(policies: list[Path], tmp_
         warnings.simplefilter("always")
         mix = Mixture(
             policies={"one": {"model": str(one), "hf_overrides": LINEAR}, "two": str(two)},
-            reference={"own": {"model": str(own), "hf_overrides": {"rms_norm_eps": 0.25}}},
+            reference={"own": {"model": str(own), "hf_overrides": {"rms_norm_eps": 0.5}}},
             defaults_from="own",
-            hf_overrides={"rms_norm_eps": 0.5},
+            hf_overrides={"rms_norm_eps": 1e-3},
             **ENGINE,
         )
     said = [str(each.message) for each in caught if "are used" in str(each.message)]
     assert any("end a text with different tokens ([17] and [1]); those of 'own'" in s for s in said)
-    flat = {"rms_norm_eps": 0.5}
+    shared = {"rms_norm_eps": 1e-3}
     with mix:
         check_defaults(mix)
         batch = random_jobs(6, num_members=3, vocab_size=VOCAB_SIZE, seed=0)
         outputs = generate(mix.llm, batch)
         expected = [
-            overridden(one, tmp_path / "1", {**flat, **LINEAR}),
-            overridden(two, tmp_path / "2", flat),
-            overridden(own, tmp_path / "3", {"rms_norm_eps": 0.25}),
+            overridden(one, tmp_path / "1", {**shared, **LINEAR}),
+            overridden(two, tmp_path / "2", shared),
+            overridden(own, tmp_path / "3", {"rms_norm_eps": 0.5}),
         ]
         assert Oracle(expected).worst_error(batch, outputs) < TOLERANCE_NATS
-        expected[1] = overridden(two, tmp_path / "4", {**flat, **LINEAR})
+        expected[1] = overridden(two, tmp_path / "4", {**shared, **LINEAR})
         assert Oracle(expected).worst_error(batch, outputs) > 100 * TOLERANCE_NATS
 
 
