@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.server.api.state import STATE_KEY
 from support.text_requests import mixture_state
 
@@ -53,3 +54,16 @@ def test_others_are_not_found(client: TestClient, name: str) -> None:
     assert (answer.status_code, error["type"], error["param"]) == (404, "NotFoundError", "model")
     assert "does not exist" in error["message"]
     assert len(error["message"]) < 400
+
+
+def test_the_mixture_tells_which_tokens_are_drawn(client: TestClient) -> None:
+    mixture = client.get("/v1/mixture").json()
+    assert (mixture["vocabulary"], mixture["defaults_from"]) == (None, None)
+    state = getattr(client.app.state, STATE_KEY)  # type: ignore[attr-defined]
+    vocabulary = CommonVocabulary(num_rows=10, differing=frozenset({3}), num_never_drawn=6)
+    spec = dataclasses.replace(state.spec, defaults_from=state.spec.policy_names[-1])
+    changed = dataclasses.replace(state, vocabulary=vocabulary, spec=spec)
+    setattr(client.app.state, STATE_KEY, changed)  # type: ignore[attr-defined]
+    mixture = client.get("/v1/mixture").json()
+    assert mixture["vocabulary"] == {"size": 9, "never_drawn": 6}
+    assert mixture["defaults_from"] == spec.policy_names[-1]
