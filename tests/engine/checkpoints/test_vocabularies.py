@@ -44,7 +44,7 @@ def unlike(
     folder = tmp_path_factory.mktemp("unlike")
     if request.param == "shared trunk":
         base = save_policy(folder / "base", seed=0, vocab_size=ROWS)
-        adapters = [save_adapter(folder / name, base, seed=name == "b") for name in "ab"]
+        adapters = [save_adapter(folder / name, base, seed=1 + (name == "b")) for name in "ab"]
         with_pad().save_pretrained(adapters[1])
         merged = [save_merged(folder / f"{each.name}-merged", base, each) for each in adapters]
         spec = AdaptedBase(base, adapters, merged).spec(weight_space="affine")
