@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def build(*, dtype: torch.dtype = torch.float32) -> Any:
     )
     model.spec = MixtureSpec(policies=tuple(Policy(name=name, model=name) for name in "ab"))
     model.hidden_sizes, model.dtype, model.vocab_size = list(WIDTHS), dtype, 3
-    model.common_vocab_size = 3
+    model.never_drawn = torch.tensor([], dtype=torch.int64)
     model.device = torch.device("cpu")
     model.step, model.is_single = Step(num_members=2, can_skip=True), False
     model.takes_any_rows = False  # outside of an engine attention cannot be told who has which
@@ -90,6 +91,17 @@ def test_logits_mix_what_the_row_carries_in_any_row_order() -> None:
     logits = model.compute_logits(out[[2, 0]])
     # Members' logits are +-(width * mark): 4 and 4.
     assert logits.tolist() == [[4.0, 0.0, -4.0], [4.0, 0.0, -4.0]]
+
+
+@pytest.mark.parametrize("weights", [[0.25, 0.75], [1.0, 0.0], [-1.5, 2.5]])
+def test_a_token_that_is_never_drawn_is_banned_whatever_the_weights(weights: list[float]) -> None:
+    model = build()
+    model.spec = replace(model.spec, weight_space="affine")
+    model.never_drawn = torch.tensor([1])
+    out = step(model, torch.tensor([weights]))
+    assert model.compute_logits(out).tolist() == [[4.0, -torch.inf, -4.0]]
+    members = model.member_logits(torch.split(out, [*WIDTHS, 2], dim=-1)[:2])
+    assert all(logits[0, 1] == -torch.inf and logits[0, 0].isfinite() for logits in members)
 
 
 def test_a_member_without_weight_does_not_run_and_leaves_no_trace() -> None:

@@ -17,6 +17,8 @@ _HARMLESS = (
     "Enforce eager set, disabling",
     "Inductor compilation was disabled by user settings",
     "Reset SSM cache type",
+    # A tokenizer beside an adapter, where vLLM looks for a model's config as well.
+    "Should have a `model_type` key in its config.json.",
     # Our own scheduler, named to vLLM by our own plugin.
     "Using custom scheduler class prefmix.mixing.",
     # Reports of the machine's set-up, one a process.
