@@ -107,7 +107,8 @@ def test_every_tokens_logprob_is_the_mixtures_over_common_tokens(
             assert served_V[PAD] == -torch.inf
             is_common_V = torch.arange(ROWS) != PAD
             error_V = (served_V - truth_TV[step, :ROWS])[is_common_V].abs()
-            assert error_V.max() < TOLERANCE_NATS
+            # Weights of 4 in sum multiply the members' rounding.
+            assert error_V.max() < TOLERANCE_NATS * max(1, np.abs(weights).sum() / 2)
 
 
 def test_a_mixed_batch_is_exact(
