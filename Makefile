@@ -11,10 +11,11 @@ BIN := .venv/bin
 export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
-# One thread a process, a process a core: with two threads each they would wait for one another.
+# One thread a process: with two threads each they would wait for one another. `-n logical` is a
+# process a core, `-n auto` one more, for tests that wait for servers (tests/conftest.py).
 # tests/support/groups.py says what one process runs together, and what comes first.
-PARALLEL := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
-    --dist loadscope --no-loadscope-reorder
+PARALLEL := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+    --dist loadscope --no-loadscope-reorder --maxprocesses 5
 
 .PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 test-resilience test-traffic test-architectures lint audit demo-policies setup-train test-train eval-training lock clean
 
@@ -44,10 +45,10 @@ test: test-unit test-engine ## unit tests, then engines and servers on a CPU (ab
 	@$(BIN)/python tests/support/tools.py
 
 test-unit: ready ## the fast tests: no engine, about a minute
-	@$(PARALLEL) tests/unit
+	@$(PARALLEL) -n logical tests/unit
 
 test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
-	@$(PARALLEL) -m engine --disable-warnings tests/engine tests/server
+	@$(PARALLEL) -n auto -m engine --disable-warnings tests/engine tests/server
 
 test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (a quarter of an hour)
 	@PREFMIX_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/engine/test_exactness.py \

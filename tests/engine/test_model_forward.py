@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +15,7 @@ from vllm.forward_context import override_forward_context
 from prefmix.mixing import wire
 from prefmix.mixing.batch.step import Step, StepWeights
 from prefmix.mixing.batch.weights_v1 import RowWeights, WeightTable, apply_batch_update
+from prefmix.mixing.engine import plugin
 from prefmix.mixing.models.full_checkpoints import LogLinearMixtureForCausalLM
 from prefmix.mixing.spec import MixtureSpec, Policy
 
@@ -141,20 +140,13 @@ def test_under_v1_a_pass_has_its_batchs_weights_and_uniform_ones_without_a_batch
         assert weights.token_weights(2).tolist() == [[0.5, 0.5]] * 2
 
 
-def test_registering_turns_off_compile_artefacts_that_never_load_on_cpu() -> None:
+@pytest.mark.parametrize(("setting", "expected"), [(None, "0"), ("1", "1")])
+def test_registering_turns_off_compile_artefacts_that_never_load_on_cpu(
+    setting: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The user's own setting is kept."""
-    code = (
-        "import os, prefmix.mixing.engine.plugin as p; p.register();"
-        "print(os.environ['VLLM_USE_AOT_COMPILE'])"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "VLLM_USE_AOT_COMPILE"}
-    for setting, expected in (({}, "0"), ({"VLLM_USE_AOT_COMPILE": "1"}, "1")):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**environment, **setting},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        assert done.stdout.strip().splitlines()[-1] == expected
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", setting or "")
+    if setting is None:
+        monkeypatch.delenv("VLLM_USE_AOT_COMPILE")
+    plugin.register()
+    assert os.environ["VLLM_USE_AOT_COMPILE"] == expected

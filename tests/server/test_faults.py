@@ -9,29 +9,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psutil
 import pytest
 
 from prefmix.mixing import wire
 from prefmix.mixing.run_folder import segments
 from prefmix.server.config.run_folder import remove_leftovers
 from support.checkpoints.tiny_faults import with_nan_token
+from support.dying_server import END_S, MANY_TOKENS, dies, named
 from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess, engine_flags
-
-END_S = 60.0
-"""The server ends within so many seconds after the death of any of its processes."""
-
-MANY_TOKENS = 230
-"""The length of a text that is still under way when a process dies."""
 
 
 @pytest.fixture(scope="module")
@@ -224,72 +216,18 @@ def test_policies_that_vanish_from_the_disk_are_not_missed(
 # --- deaths -------------------------------------------------------------------------------------
 
 
-def dies(server: ServerProcess, kill: Callable[[], object], *, has_log: bool = True) -> None:
-    """Kills with requests under way: each gets an answer, and the server ends with an error."""
-    outcomes: list[str] = []
-
-    def request(stream: bool) -> None:
-        body = {
-            "prompt": "hello",
-            "max_tokens": MANY_TOKENS,
-            "ignore_eos": True,
-            "stream": stream,
-        }
-        try:
-            while True:
-                response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
-                if response.status_code != 200 or '"error"' in response.text:
-                    outcomes.append(f"{response.status_code}")
-                    return
-        except httpx.HTTPError as error:
-            outcomes.append(type(error).__name__)
-
-    clients = [threading.Thread(target=request, args=(stream,)) for stream in (False, True) * 2]
-    for client in clients:
-        client.start()
-    time.sleep(1)
-    server.family()
-    began = time.monotonic()
-    kill()
-    ended = server.process.wait(timeout=120)
-    seconds = time.monotonic() - began
-    for client in clients:
-        client.join(timeout=10)
-    assert len(outcomes) == len(clients), "a client still waits for its answer"
-    assert ended == 1
-    assert server.survivors(timeout=5) == []
-    if has_log:
-        last = server.stderr.strip().splitlines()[-1]
-        assert last.startswith("prefmix: error: the server failed: "), server.stderr
-    print(f"ended {seconds:.1f} s after the kill; clients got {sorted(outcomes)}")
-    assert seconds < END_S
-
-
-def named(server: ServerProcess, name: str) -> list[psutil.Process]:
-    """Processes of the server's family by part of their name."""
-    return [each for each in server.family() if each.is_running() and name in each.name()]
-
-
 def test_a_killed_worker_ends_the_server(server: ServerProcess) -> None:
     """On a CPU the engine's one worker is a process of its own, as each of several is on GPUs."""
     (worker,) = named(server, "Worker")
     dies(server, worker.kill)
 
 
-def test_a_killed_api_process_ends_the_server(folder: Path, tmp_path: Path) -> None:
-    running = ServerProcess(tmp_path, words(folder, "--api-server-count=2"))
-    try:
-        running.wait_ready()
-        first, _ = named(running, "APIServer")
-        dies(running, first.kill)
-    finally:
-        running.kill()
-
-
-def test_a_killed_engine_ends_the_server(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_engine_ends_the_server(
+    folder: Path, tmp_path: Path, preloaded: Preloaded
+) -> None:
     """The server logs to a full disk, which neither stops nor ends it before the kill."""
     (tmp_path / "stderr.txt").symlink_to("/dev/full")
-    running = ServerProcess(tmp_path, words(folder))
+    running = ServerProcess(tmp_path, words(folder), preloaded=preloaded)
     try:
         running.wait_ready()
         assert ask(running, "hello").status_code == 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import signal
 from pathlib import Path
@@ -120,59 +119,13 @@ def test_a_signal_during_the_start_ends_everything(
         server.kill()
 
 
-def adapter_flags(adapted: AdaptedBase) -> list[str]:
-    adapters = [f"--adapter={folder.name}={folder}" for folder in adapted.adapters[:2]]
-    return ["--base", str(adapted.base), *adapters, f"--reference=start={adapted.base}"]
-
-
-def test_a_damaged_adapter_is_refused_in_one_line(
-    adapted: AdaptedBase, tmp_path: Path, preloaded: Preloaded
-) -> None:
+def test_a_damaged_adapter_is_refused_in_one_line(adapted: AdaptedBase, tmp_path: Path) -> None:
     broken = shutil.copytree(adapted.adapters[0], tmp_path / "broken")
     (broken / "adapter_model.safetensors").write_bytes(b"{}")
     words = ["--base", str(adapted.base), "--adapter", f"broken={broken}"]
     message = failure(*words, "--port", str(free_port()), *engine_flags())
     file = broken / "adapter_model.safetensors"
     assert f"policy 'broken': {file}: the file is cut short or damaged" in message
-
-
-def test_two_api_processes_serve_one_trunk_and_end_together(
-    adapted: AdaptedBase, tmp_path: Path
-) -> None:
-    flags = [*engine_flags(), "--api-server-count", "2"]
-    server = ServerProcess(tmp_path, [*adapter_flags(adapted), "--name", "pair", *flags])
-    try:
-        server.wait_ready()
-        with server.client(key=None) as client:
-            assert client.get("/v1/mixture").json()["base"] == str(adapted.base)
-        assert "parameters, shared by all)" in server.stdout
-        seen = set()
-        for _ in range(24):
-            # A new connection each time, so that both processes are asked.
-            with server.client(key=None) as client:
-                body = {"model": "pair@default", "prompt": "hi", "max_tokens": 2}
-                response = client.post("/v1/completions", json=body)
-                assert response.status_code == 200, response.text
-                seen.add(response.headers["x-prefmix-weights"])
-                assert client.post("/invocations", json=body).status_code == 404
-        assert seen == {"plain=0.5,rs=0.5,start=0"}
-        with server.client(key=None) as client, contextlib.ExitStack() as stack:
-            body = {"prompt": "hi", "max_tokens": 250, "stream": True, "ignore_eos": True}
-            streams = []
-            for _ in range(8):
-                stream = client.stream("POST", "/v1/completions", json=body)
-                streams.append(stack.enter_context(stream).iter_text())
-            begun = [next(stream) for stream in streams]
-            assert client.get("/ready").json() == {"ready": True, "missing": []}
-            assert server.interrupt() == 0
-            for first, stream in zip(begun, streams, strict=True):
-                text = first + "".join(stream)
-                assert text.endswith("data: [DONE]\n\n")
-                assert '"finish_reason":"length"' in text, "finished, not cut off"
-        assert server.survivors() == []
-        assert "Traceback" not in server.stderr
-    finally:
-        server.kill()
 
 
 def test_a_hung_engine_is_killed_and_the_end_is_an_error(
@@ -197,21 +150,5 @@ def test_a_hung_engine_is_killed_and_the_end_is_an_error(
         assert server.survivors() == []
         assert not any(path.exists() for path in memory)
         assert not folder.exists()
-    finally:
-        server.kill()
-
-
-def test_a_server_whose_engine_dies_ends_with_an_error(
-    policies: list[Path], tmp_path: Path, preloaded: Preloaded
-) -> None:
-    """vLLM by itself would end with exit code 0, and no supervisor would restart it."""
-    words = [*policy_flags(*policies[:2]), *engine_flags()]
-    server = ServerProcess(tmp_path, words, preloaded=preloaded)
-    try:
-        server.wait_ready()
-        server.kill_engine()
-        assert server.process.wait(timeout=120) == 1
-        assert "prefmix: error: the server failed: " in server.stderr
-        assert server.survivors() == []
     finally:
         server.kill()

@@ -385,5 +385,8 @@ def test_a_server_that_crashes_shows_no_secret(server: Server) -> None:
             server.process.kill_engine()
             with contextlib.suppress(httpx.HTTPError):
                 list(chunks)
+    # vLLM by itself would end with exit code 0, and no supervisor would restart it.
     assert server.process.process.wait(timeout=120) == 1
+    assert "RuntimeError: the engine's process died" in server.process.stderr
+    assert server.process.survivors() == []
     assert [secret for secret in SECRETS if secret in server.said] == []

@@ -14,6 +14,7 @@ LONGEST_FIRST = (
     r"/test_runner_v2\.py::.*checkpoints",
     r"server/test_faults\.py",
     r"server/test_lifecycle\.py",
+    r"server/test_api_processes\.py",
     r"server/test_admin_live\.py",
     r"engine/test_trunk\.py",
     r"engine/test_layouts\.py",
