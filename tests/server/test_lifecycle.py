@@ -33,9 +33,12 @@ def failure(*words: str, preloaded: Preloaded | None = None, **environment: str)
     return lines[-1]
 
 
-def test_different_tokenizers_are_refused_by_name(policies: list[Path], tmp_path: Path) -> None:
+def test_different_tokenizers_are_refused_by_name(
+    policies: list[Path], tmp_path: Path, preloaded: Preloaded
+) -> None:
     other = save_policy(tmp_path / "other", seed=9, tokenizer=build_tokenizer(vocab_size=300))
-    message = failure(*policy_flags(policies[0], other), "--port", str(free_port()))
+    words = [*policy_flags(policies[0], other), "--port", str(free_port())]
+    message = failure(*words, preloaded=preloaded)
     assert "'one' and 'other' cannot be mixed" in message
 
 
@@ -79,7 +82,7 @@ def test_too_little_memory_for_the_kv_caches_says_what_to_do(
     message = failure(
         *policy_flags(*policies[:2]),
         *("--port", str(free_port()), "--"),
-        *("--dtype", "float32", "--max-model-len", "256"),
+        *("--dtype", "float32", "--max-model-len", "256", "--enforce-eager"),
         *("--kv-cache-memory-bytes", str(kib << 10)),
         preloaded=preloaded,
     )

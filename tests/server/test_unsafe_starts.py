@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from support.preloaded_server import Preloaded
 from support.server_process import free_port, run_prefmix
 
 
-def refused(*words: str, code: int, **environ: str) -> str:
-    run = run_prefmix(*words, **environ)
+def refused(*words: str, code: int, preloaded: Preloaded | None = None, **environ: str) -> str:
+    run = run_prefmix(*words, preloaded=preloaded, **environ)
     assert (run.returncode, run.stdout) == (code, ""), run.stderr
     assert "Traceback" not in run.stderr
     return run.stderr.splitlines()[-1]
@@ -67,7 +68,7 @@ def test_a_pickled_policy_is_refused_and_not_opened(
 
 @pytest.mark.parametrize("command", ["serve", "fit"])
 def test_a_plugin_in_the_configuration_is_refused_and_not_run(
-    policies: list[Path], tmp_path: Path, command: str
+    policies: list[Path], tmp_path: Path, command: str, preloaded: Preloaded
 ) -> None:
     plugin, ran = tmp_path / "plugin.py", tmp_path / "ran"
     plugin.write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
@@ -82,7 +83,7 @@ def test_a_plugin_in_the_configuration_is_refused_and_not_run(
         "serve": ["--port", str(free_port())],
         "fit": ["--prompts", str(prompts), "--output", str(tmp_path / "w.json")],
     }[command]
-    line = refused(command, str(config), *words, code=2)
+    line = refused(command, str(config), *words, code=2, preloaded=preloaded)
     assert "--tool-parser-plugin imports and runs the code that it names" in line
     assert "--allow-unsafe-engine-flags" in line
     assert not ran.exists()
