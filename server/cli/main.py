@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol, cast
 
 from prefmix.server.config.errors import CommandError
+from prefmix.server.launch.engine_flags import is_engine_flag
 from prefmix.server.launch.installation import InstallationError, explained
 
 
@@ -102,6 +103,8 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
+    if argv[0] == "help":  # as git's: `prefmix help serve` is `prefmix serve --help`
+        return _dispatch([*argv[1:2], "--help"])
     if argv[0] in ("-V", "--version"):
         print(f"prefmix {importlib.metadata.version('prefmix')}")
         return 0
@@ -130,6 +133,12 @@ def _run(command: Command, argv: list[str]) -> int:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         what = "flag" if unknown[0].startswith("-") else "argument"
         name = re.split("=", unknown[0], maxsplit=1)[0]
+        if command.takes_engine_flags and is_engine_flag(name):
+            raise CommandError(
+                f"{name!r} is a flag of vLLM; vLLM's flags go after '--', behind all others: "
+                f"prefmix {command.name} ... -- {' '.join(unknown[:2])}",
+                exit_code=2,
+            )
         hint = "vLLM's own flags go after '--', and " if command.takes_engine_flags else ""
         raise CommandError(
             f"unknown {what} {name!r}{_suggestion(name, flags)}; {hint}"
@@ -164,6 +173,6 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            "'prefmix COMMAND --help' explains a command; 'prefmix --version' prints the version.",
+            "'prefmix help COMMAND' explains a command; 'prefmix --version' prints the version.",
         ]
     )

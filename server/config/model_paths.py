@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefmix.server.config.errors import ConfigError
+
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
 
 
 def policies_from_flags(flag: str, items: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -32,7 +35,8 @@ def resolve_model(model: str, *, folder: Path, where: str) -> str:
     """Makes a local folder's path absolute; leaves a hub id unchanged.
 
     A string that begins with "/", "./", "../" or "~" names a folder, which must exist. Any other
-    string names a folder if `folder` contains one of that name, else a hub id.
+    string names a folder if `folder` contains one of that name, else a hub id, which has the form
+    `name` or `organisation/name`.
 
     Args:
       model: a path or a hub id.
@@ -46,7 +50,7 @@ def resolve_model(model: str, *, folder: Path, where: str) -> str:
     explicit = model.startswith(("/", "./", "../", "~")) or model in (".", "..")
     if path.is_dir():
         return str(path.resolve())
-    if explicit:
+    if explicit or not _HUB_ID.fullmatch(model):
         wrong = "is not a folder" if path.exists() else "does not exist"
         raise ConfigError(
             f"{where}: {path} {wrong}; "

@@ -64,6 +64,15 @@ CHECKED_ELSEWHERE = ("hf_overrides", "load_format")
 """Flags whose values prefmix.server.launch.engine_args checks by itself."""
 
 
+def is_engine_flag(word: str) -> bool:
+    """Tells whether a word of the command line, such as `--max-model-len`, is a flag of vLLM."""
+    if not word.startswith("--"):
+        return False
+    name = word.removeprefix("--").replace("-", "_").partition(".")[0]
+    known = (SAFE_FLAGS, SAFE_FIELDS, UNSAFE_FLAGS, SAFE_VALUES, CHECKED_ELSEWHERE)
+    return any(each in flags for flags in known for each in (name, name.removeprefix("no_")))
+
+
 def check_flags(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuses flags that can load code.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import socket
@@ -19,6 +20,17 @@ PREFMIX = Path(sys.executable).with_name("prefmix")
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "serve" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["help"], ["help", "serve"]])
+def test_help_is_a_command_too(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main([*words[1:], "--help"])
+    wanted = capsys.readouterr().out
+    with contextlib.suppress(SystemExit):
+        main(words)
+    assert capsys.readouterr().out == wanted
+    assert "usage: prefmix" in wanted
 
 
 def test_a_reader_that_stops_early_sees_no_traceback() -> None:
@@ -58,6 +70,14 @@ def test_help_of_a_command_does_not_wait_for_the_engine() -> None:
     ("words", "parts"),
     [
         (["srve"], ["'srve'", "did you mean 'serve'"]),
+        (
+            ["serve", "x.yaml", "--max-model-len", "2048"],
+            ["'--max-model-len' is a flag of vLLM", "prefmix serve ... -- --max-model-len 2048"],
+        ),
+        (
+            ["fit", "--scores=x", "--output=y", "--no-enable-prefix-caching"],
+            ["flag of vLLM", "prefmix fit ... -- --no-enable"],
+        ),
         (["serve", "--polcy", "a=b"], ["'--polcy'", "did you mean '--policy'", "after '--'"]),
         (["serve", "--max-model-len", "5"], ["'--max-model-len'", "after '--'"]),
         (["serve", "a.yaml", "b.yaml"], ["'b.yaml'"]),

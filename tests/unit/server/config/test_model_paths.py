@@ -37,3 +37,17 @@ def test_home_and_parent_folders_are_folders(folder: Path, monkeypatch: pytest.M
     assert resolve_model("two", folder=elsewhere, where="x") == "two", "no such folder: a hub id"
     with pytest.raises(ConfigError, match="does not exist"):
         resolve_model("~/three", folder=elsewhere, where="x")
+
+
+@pytest.mark.parametrize(
+    "model", ["policies/demo/chekpoints/positive", "two/", "my models/two", "C:\\models\\two"]
+)
+def test_what_can_be_no_hub_id_is_a_folder_that_is_missing(model: str, tmp_path: Path) -> None:
+    """The hub is not asked, which takes long where it cannot be reached."""
+    with pytest.raises(ConfigError, match=r"x: .* does not exist; give a folder"):
+        resolve_model(model, folder=tmp_path, where="x")
+
+
+@pytest.mark.parametrize("model", ["gpt2", "Qwen/Qwen2.5-0.5B-Instruct", "org_1/name.v2"])
+def test_hub_ids_are_left_alone(model: str, tmp_path: Path) -> None:
+    assert resolve_model(model, folder=tmp_path, where="x") == model
