@@ -6,12 +6,14 @@ the engine starts. It refuses options under which per-request weights would be l
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 # VerifyAndUpdateConfig's own module is light; vLLM loads it before any model.
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from prefmix.mixing.engine.logits_processor import processor_path
+from prefmix.mixing.engine.request_limits import REQUESTS_MODULE, check_all_requests
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec, SpecError
 
 if TYPE_CHECKING:
@@ -115,6 +117,10 @@ class MixtureConfig(VerifyAndUpdateConfig):
         processors = list(model_config.logits_processors or [])
         model_config.logits_processors = [*processors, processor_path(vllm_config, spec)]
         isolate_skipped_policies(vllm_config)
+        # This process makes requests. The logits processor is loaded during the first one only,
+        # which would go unchecked.
+        importlib.import_module(REQUESTS_MODULE)
+        check_all_requests()
         if not vllm_config.parallel_config.worker_extension_cls:
             vllm_config.parallel_config.worker_extension_cls = WORKER_EXTENSION
 

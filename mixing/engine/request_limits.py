@@ -28,7 +28,7 @@ _INTEGERS = ("logprobs", "prompt_logprobs", "max_tokens", "min_tokens", "top_k")
 _LISTS_OF_INTEGERS = ("stop_token_ids", "allowed_token_ids", "logprob_token_ids")
 
 _PATCHED = "_prefmix_checks_requests"
-_MODULE = "vllm.v1.engine.input_processor"
+REQUESTS_MODULE = "vllm.v1.engine.input_processor"
 
 
 def check_request(params: SamplingParams, prompt_len: int = 0) -> None:
@@ -103,7 +103,7 @@ def check_all_requests() -> None:
     Requests are made in processes that have loaded vLLM's module for it; elsewhere this does
     nothing.
     """
-    module = sys.modules.get(_MODULE)
+    module = sys.modules.get(REQUESTS_MODULE)
     if module is None or getattr(module.InputProcessor, _PATCHED, False):
         return
     _check_before_compiling()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prefmix.mixing import wire
+from prefmix.mixing.engine import request_limits
 from prefmix.mixing.engine.scheduler import salt_for
 from prefmix.mixing.spec import hf_overrides
 from support.engines import AdaptedBase, EngineFactory, spec_of_folders
@@ -64,6 +65,23 @@ def test_what_the_samplers_buffers_do_not_hold_is_refused_and_the_engine_lives(
         llm.generate([{"prompt_token_ids": [5, 6]}], SamplingParams(**fields), use_tqdm=False)
     job = Job(prompt=(5, 6), weights=(0.2, 0.2, 0.6), max_tokens=3)
     assert Oracle(policies).worst_error([job], generate(llm, [job])) < TOLERANCE_NATS
+
+
+def test_the_first_request_is_checked_as_well(
+    policies: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM loads the logits processor, and with it our checks, in the middle of that request."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    def unchecked(self: InputProcessor) -> None:
+        """Stands for vLLM's own method."""
+
+    monkeypatch.setattr(InputProcessor, request_limits._PATCHED, False, raising=False)
+    monkeypatch.setattr(InputProcessor, "process_inputs", unchecked)
+    spec = spec_of_folders(policies)
+    EngineArgs(model=spec.members[0].model, hf_overrides=hf_overrides(spec)).create_engine_config()
+    assert InputProcessor.process_inputs.__wrapped__ is unchecked  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_the_check_comes_before_vllms_own(monkeypatch: pytest.MonkeyPatch) -> No
 
     module = ModuleType("requests are made here")
     module.InputProcessor = InputProcessor  # type: ignore[attr-defined]
-    monkeypatch.setattr(request_limits, "_MODULE", module.__name__)
+    monkeypatch.setattr(request_limits, "REQUESTS_MODULE", module.__name__)
     monkeypatch.setattr(request_limits, "check_grammar", lambda _: order.append("size"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     check_all_requests()

@@ -141,7 +141,7 @@ def test_every_made_request_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> 
     checked: list[Any] = []
     module = ModuleType("requests are made here")
     module.InputProcessor = InputProcessor  # type: ignore[attr-defined]
-    monkeypatch.setattr(request_limits, "_MODULE", module.__name__)
+    monkeypatch.setattr(request_limits, "REQUESTS_MODULE", module.__name__)
     monkeypatch.setattr(request_limits, "check_request", lambda *given: checked.append(given))
     check_all_requests()  # nobody makes requests in this process
     monkeypatch.setitem(sys.modules, module.__name__, module)
