@@ -65,6 +65,12 @@ class StackedAttention(nn.Module):
         super().__init__()
         self.layers: Any = nn.ModuleList(layers)
         self.stack = stack
+        # Scales of a quantised cache: the base's loader looks for them here, and all members have
+        # the same.
+        for name, scale in list(layers[0].named_parameters(recurse=False)):
+            self.register_parameter(name, scale)
+            for layer in layers[1:]:
+                layer.register_parameter(name, scale)
         self.joined: Any
         # Set past torch, so that it is no part of the model and vLLM makes no cache for it.
         object.__setattr__(self, "joined", copy.copy(layers[0]))

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from architectures.checkpoints import save_adapter as save_any_adapter
 from prefmix.mixing.checkpoints.lora import AdapterError
 from prefmix.mixing.spec import MixtureSpec, Policy
 from support.checkpoints.tiny_adapters import save_adapter
@@ -44,3 +46,27 @@ def test_an_adapter_of_another_model_is_refused_by_name(
         )
         with pytest.raises(Exception, match=f"'foreign'.*{words}"):
             own_engine(spec)
+
+
+def test_an_adapter_of_a_router_is_refused_where_vllm_has_a_kernel_for_routers(
+    own_engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the kernel reads the router's own matrix, and an adapter would do nothing."""
+    base = save_policy(
+        tmp_path / "base",
+        seed=0,
+        model_type="qwen3_moe",
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+    )
+    left_out = [f"model.layers.N.self_attn.{name}_proj" for name in "qkvo"]
+    assert save_any_adapter(tmp_path / "a", base, seed=1, left_out=left_out) == [
+        "model.layers.N.mlp.gate"
+    ]
+    policy = Policy(name="routed", model=str(tmp_path / "a" / "adapter"))
+    gpu = SimpleNamespace(is_cpu=lambda: False)
+    monkeypatch.setattr("prefmix.mixing.models.adapter_linears.current_platform", gpu)
+    words = r"'routed': its adapter changes 'model\.layers\.\d\.mlp\.gate'.*knows no adapters"
+    with pytest.raises(AdapterError, match=words):
+        own_engine(MixtureSpec(policies=(policy,), base=str(base)))

@@ -76,6 +76,7 @@ def undecorated(monkeypatch: pytest.MonkeyPatch) -> None:
         },
         {"model_type": "olmo2"},
         {"model_type": "stablelm"},
+        {"model_type": "gpt2", "targets": ("c_attn", "c_proj", "c_fc")},
         {
             "model_type": "qwen3_moe",
             "targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -119,8 +120,8 @@ def test_any_architecture_of_plain_attention_is_exact(
     own_engine: EngineFactory, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """The architectures have biases, head norms, windows, tied embeddings, soft-caps, projections
-    fused in the file or before the head, transformers' own code, undeclared fusions of vLLM,
-    experts, or rows that vLLM permutes or uses twice."""
+    fused or transposed in the file or before the head, transformers' own code, experts, fusions
+    that vLLM does not declare, or rows that it permutes or uses twice."""
     served = served_base(tmp_path, **options)
     llm = own_engine(served.spec(), max_num_batched_tokens=64)
     batch = jobs(10, num_members=2)

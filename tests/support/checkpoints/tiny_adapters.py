@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 ALL_LINEAR = (
     "q_proj",
@@ -52,15 +53,13 @@ def save_adapter(
     tensors: dict[str, torch.Tensor] = {}
     for name, module in AutoModelForCausalLM.from_pretrained(base).named_modules():
         last = name.rpartition(".")[2]
-        if last not in targets or not isinstance(module, torch.nn.Linear):
+        if last not in targets or not isinstance(module, torch.nn.Linear | Conv1D):
             continue
         if layers is not None and not any(f"layers.{number}." in name for number in layers):
             continue
         own_rank = _of_module(name, rank_pattern or {}, rank)
-        for side, shape in (
-            ("A", (own_rank, module.in_features)),
-            ("B", (module.out_features, own_rank)),
-        ):
+        rows, columns = _matrix(module).shape
+        for side, shape in (("A", (own_rank, columns)), ("B", (rows, own_rank))):
             factor = torch.randn(shape, generator=generator) * size
             tensors[f"base_model.model.{name}.lora_{side}.weight"] = factor
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +79,11 @@ def save_adapter(
     }
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def _matrix(module: torch.nn.Module) -> torch.Tensor:
+    """[out, in], a view of a linear layer's parameter; GPT-2 stores it transposed."""
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
 
 
 def _of_module(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
@@ -104,8 +108,8 @@ def save_merged(folder: Path, base: Path, adapter: Path) -> Path:
             alpha = _of_module(name, config["alpha_pattern"], config["lora_alpha"])
             rank = lora_a.shape[0]
             scaling = alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
-            module = model.get_submodule(name)
-            module.weight += (scaling * lora_b.double() @ lora_a.double()).to(module.weight.dtype)
+            matrix = _matrix(model.get_submodule(name))
+            matrix += (scaling * lora_b.double() @ lora_a.double()).to(matrix.dtype)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     return folder
