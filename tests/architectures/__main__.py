@@ -6,6 +6,7 @@ Results are kept as they come, so that a run that was interrupted goes on where 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -21,7 +22,17 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
+    "TORCH_COMPILE_DISABLE": "1",  # a function of vLLM's sampler takes two seconds to compile
 }
+MODULES = (
+    "vllm.entrypoints.llm",
+    "vllm.model_executor.layers.quantization.online",
+    "vllm.v1.attention.backends.cpu_attn",
+    "vllm.v1.core.sched.scheduler",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+)
+"""The modules that engines import late: here they are imported once for all."""
 
 
 def main() -> None:
@@ -41,10 +52,11 @@ def _try_all(names: list[str], logs: Path | None) -> None:
     import torch
 
     torch.set_num_threads(1)
-    import vllm.entrypoints.llm
-    import vllm.v1.engine.core
-    import vllm.v1.worker.cpu_worker  # noqa: F401
+    for module in MODULES:
+        importlib.import_module(module)
+    from vllm.plugins import load_general_plugins
 
+    load_general_plugins()
     from architectures.candidates import candidates
     from architectures.trial import trial
 
