@@ -67,7 +67,8 @@ def save_adapter(folder: Path, base: Path, *, seed: int, left_out: Collection[st
         kind, weight = kind_of(name), getattr(module, "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
             continue
-        if isinstance(module, nn.Embedding) or module is head or kind in left_out:
+        is_other = isinstance(module, nn.Embedding) or "Norm" in type(module).__name__
+        if is_other or module is head or kind in left_out:
             continue
         kinds[kind] = None
         matrix = weight.T if isinstance(module, Conv1D) else weight

@@ -27,7 +27,8 @@ with the mixture of the members in transformers, in which adapters are merged in
   {tolerance:.0e}.
 - *Plain vLLM* is vLLM without a mixture, on the first checkpoint. Where it differs from
   transformers by more than that, or transformers cannot run the model, the mixture is compared with
-  plain vLLM on the same files; such figures are in italics.
+  plain vLLM on the same files; such figures are in italics. On a CPU vLLM runs some of them in
+  bfloat16 only, as their row says, with its rounding errors.
 - *Refused* means that the start ends with the numbered reason. The last column has kinds of linear
   layers that are refused if an adapter changes them; without them, the figure holds.
 
@@ -94,7 +95,7 @@ def _row(line: Mapping[str, Any], reasons: dict[str, int]) -> str:
     )
     cells = [
         line["architecture"],
-        line["served_as"],
+        line["served_as"] + (", bfloat16" if "dtype" in line else ""),
         plain,
         _layout(line["full"], reasons),
         _layout(line["trunk"], reasons),
