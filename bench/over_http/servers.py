@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from prefmix.bench.contestants.worker import environment
 from prefmix.bench.report import progress
 from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
@@ -77,6 +75,8 @@ class Server:
 
     def front_cpu_s(self) -> float:
         """Processor time so far of the process that speaks HTTP; the engine is another process."""
+        import psutil  # comes with vLLM
+
         used = psutil.Process(self.pid).cpu_times()
         return float(used.user + used.system)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import importlib.metadata
-import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
+from prefmix.server.cli.standard_streams import discard_unwritten_output, prepare_streams
 from prefmix.server.config.errors import CommandError
 from prefmix.server.launch.engine_flags import is_engine_flag
 from prefmix.server.launch.installation import InstallationError, explained
@@ -70,17 +71,31 @@ COMMANDS = (
     Command("bench", "prefmix.bench.command", "measure the cost of mixing beside its alternatives"),
 )
 
+_DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+}
+"""A disk that is full, broken or forbidden: a traceback explains none of these."""
+
 
 class OneSentenceParser(argparse.ArgumentParser):
-    """Raises CommandError instead of printing usage and exiting."""
+    """Raises CommandError instead of printing usage, and OSError if it cannot print its help."""
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(message, exit_code=2)
+
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `prefmix` command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    prepare_streams()
     try:
         with explained():
             code = _dispatch(argv)
@@ -93,10 +108,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"prefmix: error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader, such as `head`, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        discard_unwritten_output()
         return 141
+    except OSError as error:
+        sentence = _fault_of_the_machine(error)
+        if sentence is None:
+            raise
+        discard_unwritten_output()
+        print(f"prefmix: error: {sentence}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _fault_of_the_machine(error: OSError) -> str | None:
+    """The sentence for an error that only the user of the machine can mend, else None."""
+    if error.errno in _DISK_ERRORS:
+        what = error.filename or "the output or a file cannot be written"
+        return f"{what}: {error.strerror}"
+    if error.errno == errno.ENOENT and error.filename is None:  # of os.getcwd()
+        return "the working directory no longer exists; change to another one"
+    return None
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -130,7 +162,8 @@ def _run(command: Command, argv: list[str]) -> int:
     module.add_arguments(parser)
     args, unknown = parser.parse_known_args(own)
     if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
+        chosen = _chosen(parser, args)
+        flags = [flag for action in chosen._actions for flag in action.option_strings]
         what = "flag" if unknown[0].startswith("-") else "argument"
         name = re.split("=", unknown[0], maxsplit=1)[0]
         if command.takes_engine_flags and is_engine_flag(name):
@@ -142,10 +175,18 @@ def _run(command: Command, argv: list[str]) -> int:
         hint = "vLLM's own flags go after '--', and " if command.takes_engine_flags else ""
         raise CommandError(
             f"unknown {what} {name!r}{_suggestion(name, flags)}; {hint}"
-            f"'prefmix {command.name} --help' lists the others",
+            f"'{chosen.prog} --help' lists the others",
             exit_code=2,
         )
     return module.run(args, passthrough)
+
+
+def _chosen(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.ArgumentParser:
+    """The parser of the innermost subcommand that was given, such as `prefmix train dpo`."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return _chosen(action.choices[getattr(args, action.dest)], args)
+    return parser
 
 
 def split_passthrough(argv: Sequence[str]) -> tuple[list[str], list[str]]:

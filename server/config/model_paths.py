@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +45,41 @@ def resolve_model(model: str, *, folder: Path, where: str) -> str:
       model: a path or a hub id.
       folder: the folder that relative paths begin at.
       where: the flag or the place in the file, for the message.
-    Raises: ConfigError for a folder that is missing.
+    Raises: ConfigError for a folder that is missing or cannot be read.
     """
     if not model:
         return model  # Policy refuses an empty model and names the policy
-    path = folder / Path(model).expanduser()
+    path = folder / expanded(model, where=where)
     explicit = model.startswith(("/", "./", "../", "~")) or model in (".", "..")
-    if path.is_dir():
-        return str(path.resolve())
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            return str(path.resolve())
+        wrong = "is not a folder"
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
+        wrong = "does not exist"
+    except OSError as error:
+        explicit = True
+        wrong = f"cannot be read ({error.strerror})"
     if explicit or not _HUB_ID.fullmatch(model):
-        wrong = "is not a folder" if path.exists() else "does not exist"
         raise ConfigError(
             f"{where}: {path} {wrong}; "
             "give a folder with a config and safetensors files, or a hub id"
         )
     return model
+
+
+def expanded(path: str | PathLike[str], *, where: str | PathLike[str]) -> Path:
+    """Replaces "~" or "~user" at the beginning of a path by the home folder.
+
+    Raises: ConfigError if the system knows no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{where}: the home folder that {os.fspath(path)!r} begins with is not known; "
+            "give the whole path"
+        ) from None
 
 
 def resolve_models(table: Mapping[Any, Any], *, folder: Path, where: Path) -> dict[Any, Any]:

@@ -24,7 +24,7 @@ from prefmix.server.config.limits import (
     Limits,
     none_of_word,
 )
-from prefmix.server.config.model_paths import model_entry, resolve_models
+from prefmix.server.config.model_paths import expanded, model_entry, resolve_models
 from prefmix.server.config.telemetry_settings import STATISTICS_EVERY
 from prefmix.server.config.yaml_file import YamlError, read_yaml
 from prefmix.server.telemetry.request_log import RequestLog
@@ -233,7 +233,7 @@ def _file_values(path: Path, *, replaced: Mapping[str, Any]) -> dict[str, Any]:
         data |= resolve_models({"base": data["base"]}, folder=folder, where=path)
     for key in ("weights_store", "fit_report"):
         if isinstance(data.get(key), str):
-            data[key] = str(folder / Path(data[key]).expanduser())
+            data[key] = str(folder / expanded(data[key], where=f"{path}: {key}"))
     return data
 
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from prefmix.server.config.errors import CommandError, ConfigError
-from prefmix.server.config.model_paths import resolve_model
+from prefmix.server.config.model_paths import expanded, resolve_model
 from prefmix.server.config.serve_config import ServeConfig, load_config
 from prefmix.weights.store.store import WeightsStore
 
@@ -73,7 +73,9 @@ def describe(given: Mapping[str, Any]) -> Described:
             for name, weights in overrides["profiles"].items()
         }
     if "weights_store" in overrides:
-        overrides["weights_store"] = os.fspath(Path(overrides["weights_store"]).expanduser())
+        overrides["weights_store"] = os.fspath(
+            expanded(overrides["weights_store"], where="weights_store")
+        )
     config = load_config(None if path is None else Path(path), overrides)
     spec = config.spec()
     return Described(config=config, spec=spec, profiles=_profiles(config, spec, overrides))
@@ -99,7 +101,7 @@ def _model(entry: Any, *, where: str) -> Any:
         return {**entry, **inner}
     if isinstance(entry, PurePath):
         # A path object means a folder, never a hub id.
-        entry = os.path.join(os.curdir, Path(entry).expanduser())
+        entry = os.path.join(os.curdir, expanded(entry, where=where))
     if isinstance(entry, str):
         return {"model": resolve_model(entry, folder=Path.cwd(), where=where)}
     return {"model": entry}

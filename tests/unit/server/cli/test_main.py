@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import os
 import socket
@@ -46,6 +47,102 @@ def test_a_reader_that_stops_early_sees_no_traceback() -> None:
     assert (run.returncode, run.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["--version"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["", "unbuffered"])
+def test_a_full_disk_under_the_output_is_one_sentence(words: list[str], unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [str(PREFMIX), *words],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert run.returncode == 1
+    assert run.stderr == (
+        "prefmix: error: the output or a file cannot be written: No space left on device\n"
+    )
+
+
+@pytest.mark.parametrize("words", [["--version"], ["serve", "--help"]])
+def test_closed_standard_streams_are_no_errors(words: list[str]) -> None:
+    run = subprocess.run(
+        ["sh", "-c", 'exec "$0" "$@" <&- >&-', str(PREFMIX), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_files_and_children_never_get_a_closed_standard_stream() -> None:
+    """What is printed to a closed descriptor would land in the file that has its number."""
+    script = """
+import os, subprocess, sys
+from prefmix.server.cli.standard_streams import prepare_streams
+prepare_streams()
+print("lost")
+subprocess.run(["echo", "lost"], check=True)
+opened = os.open("/", os.O_RDONLY)
+assert opened > 2, opened
+assert sys.stdin.read() == ""
+"""
+    run = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" <&- >&-', sys.executable, script],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_names_that_the_outputs_encoding_lacks_are_printed_escaped(tmp_path: Path) -> None:
+    store = tmp_path / "日.json"
+    store.write_text(
+        '{"format": 1, "version": 1, "policies": ["a"], "default_profile": "d", '
+        '"profiles": {"d": {"weights": {"a": 1.0}}}}'
+    )
+    run = subprocess.run(
+        [str(PREFMIX), "weights", "show", "--weights-store", str(store)],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert r"\u65e5.json, version 1" in run.stdout
+
+
+def test_a_folder_without_rights_and_a_folder_that_is_gone_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "some/file")
+
+    monkeypatch.setattr("prefmix.server.cli.serve.run", refuse)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err == "prefmix: error: some/file: Permission denied\n"
+    monkeypatch.undo()
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["serve", "--policy", "a=./a"]) == 1
+    assert "the working directory no longer exists" in capsys.readouterr().err
+
+
+def test_other_errors_of_the_operating_system_keep_their_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> int:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "ours")
+
+    monkeypatch.setattr("prefmix.server.cli.serve.run", fail)
+    with pytest.raises(FileNotFoundError):
+        main(["serve"])
+
+
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"prefmix {importlib.metadata.version('prefmix')}"
@@ -81,6 +178,11 @@ def test_help_of_a_command_does_not_wait_for_the_engine() -> None:
         (["serve", "--polcy", "a=b"], ["'--polcy'", "did you mean '--policy'", "after '--'"]),
         (["serve", "--max-model-len", "5"], ["'--max-model-len'", "after '--'"]),
         (["serve", "a.yaml", "b.yaml"], ["'b.yaml'"]),
+        (
+            ["weights", "set", "p", "a=1", "--if-mach", "3"],
+            ["'--if-mach'", "did you mean '--if-match'", "'prefmix weights set --help'"],
+        ),
+        (["train", "dpo", "--lora-rnk", "3"], ["'--lora-rank'", "'prefmix train dpo --help'"]),
         (["serve", "--polic=a=b"], ["'--polic'"]),
         (["serve", "--port", "http"], ["--port", "'http'", "1 to 65535"]),
         (["serve", "--port", "0"], ["--port", "'0'"]),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from prefmix.bench.command import BENCHES
+from prefmix.server.cli.main import COMMANDS
 from prefmix.server.launch.installation import (
     NO_VLLM,
     InstallationError,
@@ -67,7 +69,18 @@ def test_commands_without_their_extras_name_the_pip_command(
     assert run.stderr == f"prefmix: error: {sentence}\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["serve", "--help"], ["fit", "-h"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        *([command.name, "--help"] for command in COMMANDS),
+        *(["bench", name, "--help"] for name in BENCHES),
+        ["train", "dpo", "--help"],
+        ["weights", "set", "--help"],
+    ],
+    ids=" ".join,
+)
 def test_help_needs_no_extra(words: list[str], bare: Path, tmp_path: Path) -> None:
     run = run_installed(bare, ["-m", "prefmix", *words], cwd=tmp_path)
     assert (run.returncode, run.stderr) == (0, "")
