@@ -77,7 +77,7 @@ def test_closed_standard_streams_are_no_errors(words: list[str]) -> None:
 
 
 def test_files_and_children_never_get_a_closed_standard_stream() -> None:
-    """What is printed to a closed descriptor would land in the file that has its number."""
+    """Text for a closed descriptor would land in the file that gets its number."""
     script = """
 import os, subprocess, sys
 from prefmix.server.cli.standard_streams import prepare_streams
