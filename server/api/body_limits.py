@@ -27,6 +27,9 @@ MAX_ITEMS: Mapping[str, int] = {
 }
 """Most items of a field that is a list or an object. vLLM's own limits hold as well."""
 
+MAX_CHOICES = 8192
+"""Most items of `structured_outputs.choice`: validation reports an error for each of them."""
+
 MAX_PARTS = 1024
 """Most items of any list inside a message, a tool or an item of input: parts, calls, summaries."""
 
@@ -80,6 +83,14 @@ def check_limits(body: Mapping[str, Any]) -> None:
         if isinstance(value, list):
             for index, item in enumerate(value):
                 _check_parts(item, path=f"{field}[{index}]", field=field)
+    constraint = body.get("structured_outputs")
+    choices = constraint.get("choice") if isinstance(constraint, dict) else None
+    if isinstance(choices, list) and len(choices) > MAX_CHOICES:
+        raise RequestError(
+            f"structured_outputs.choice has {len(choices)} items; this server takes at most "
+            f"{MAX_CHOICES}",
+            param="structured_outputs",
+        )
     for field in IDS:
         value = body.get(field)
         if isinstance(value, str) and len(value) > MAX_ID_CHARS:

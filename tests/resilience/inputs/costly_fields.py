@@ -59,7 +59,8 @@ def _texts() -> Iterator[Hostile]:
         said = [{"role": text, "content": "a"}]  # vLLM and the chat template repeat it
         yield with_key(f"a role of {name}", CHAT, chat(messages=said))
         yield with_key(f"a role of {name}", "/tokenize", {"messages": said})
-        yield refused(f"an id of {name}", RESPONSES, {"input": "Hi.", "previous_response_id": text})
+        body = {"input": "Hi.", "previous_response_id": text}
+        yield with_key(f"an id of {name}", RESPONSES, body, statuses=(404,))
     for line in (
         "x-request-id: " + "a" * 8000,
         "x-request-id: a\tb",

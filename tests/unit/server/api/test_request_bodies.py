@@ -146,6 +146,8 @@ def test_token_ids_fit_what_a_tokenizer_holds(app: Any) -> None:
          "logit_bias", "1024"),
         ("/v1/completions", {"prompt": "a", "allowed_token_ids": [5] * 1025},
          "allowed_token_ids", "1024"),
+        ("/v1/completions", {"prompt": "a", "structured_outputs": {"choice": [None] * 8193}},
+         "structured_outputs", "8192"),
         ("/v1/completions", {str(i): 1 for i in range(257)}, None, "256"),
     ],
 )  # fmt: skip
@@ -168,6 +170,7 @@ HEAVY = [
     ("/v1/responses", {"input": [CALL] * 2048}),
     ("/v1/chat/completions", {"messages": [USER] * 4096}),
     ("/v1/completions", {"prompt": "a", "vllm_xargs": {"a": [{}] * 30000}}),
+    ("/v1/completions", {"prompt": "a", "structured_outputs": {"choice": [None] * 8192}}),
     ("/v1/completions", {"prompt": "a", **{str(i): 1 for i in range(60000)}}),
     ("/v1/completions", {"prompt": "a", "kv_transfer_params": {"a": [[7] * 1000] * 260}}),
     *((path, filled(path, field, item))
