@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request, Response
+from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion import api_router as vllm_chat
 from vllm.entrypoints.openai.completion import api_router as vllm_completion
 from vllm.entrypoints.openai.responses import api_router as vllm_responses
@@ -26,6 +27,7 @@ from prefmix.server.api.accounting import CLIENT_GONE
 from prefmix.server.api.mixture_request import MixtureRequest
 from prefmix.server.api.schemas import PreferenceFields
 from prefmix.server.http.errors import error_response, sendable
+from prefmix.server.http.validation_errors import describe_validation
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestEndedError, RequestLifetime
 
 _DEEP_PATH = re.compile(r"(?:/[\w.\-]*+){8,}+")
@@ -64,7 +66,7 @@ async def run_handler(
         return or_client_gone(None)
     except Exception as error:
         # vLLM raises for many wrong parameters; its own route would answer them with 400, too.
-        refusal = create_error_response(error).error
+        refusal = create_error_response(_in_a_sentence(error)).error
         status = HTTPStatus(refusal.code)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             await request.fail(status)
@@ -79,6 +81,21 @@ async def run_tokenizer(handler: Handler, body: Any, raw_request: Request) -> Re
         return or_client_gone(await lifetime.run(handler(body, raw_request)))
     except RequestEndedError:
         return or_client_gone(None)
+    except ValidationError as error:
+        raise _in_a_sentence(error) from None
+
+
+def _in_a_sentence(error: Exception) -> Exception:
+    """The error; pydantic's list of them as a sentence. vLLM validates the parts of a message late.
+
+    Their names begin with the part's index.
+    """
+    if not isinstance(error, ValidationError):
+        return error
+    errors = [
+        {**each, "loc": ("content", *each["loc"])} for each in error.errors(include_url=False)
+    ]
+    return ValueError(f"a message is wrong: {describe_validation(errors)[0]}")
 
 
 def bound_messages(patch: Callable[[Any, str, Any], None] = setattr) -> None:

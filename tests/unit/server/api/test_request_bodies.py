@@ -369,3 +369,26 @@ def test_a_prompt_that_is_truncated_is_cut_before_it_becomes_tokens(side: str, k
         assert len(cut) == 64 * 8
         assert cut.startswith(kept)
         assert params.apply_pre_tokenization(tokenizer, {"prompt": "aab"})["prompt"] == "aab"
+
+
+@pytest.mark.filterwarnings("ignore:max_tokens is deprecated")
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"type": "x"}, "content[0]: text is missing"),
+        ("a", "content[0] is 'a'; expected a valid dict"),
+    ],
+)
+def test_a_part_that_is_validated_late_is_named_in_a_sentence(part: Any, says: str) -> None:
+    from prefmix.server.api import schemas, vllm_handlers
+
+    message = {"role": "user", "content": [part]}
+    body = schemas.MixtureChatCompletionRequest(messages=[message])
+    with pytest.raises(ValueError, match="ValidatorIterator") as raised:
+        list(body.messages[0]["content"])  # type: ignore[arg-type]
+    told = str(vllm_handlers._in_a_sentence(raised.value))
+    assert told.startswith("a message is wrong: ")
+    assert says in told
+    assert "\n" not in told
+    other = RuntimeError("ours")
+    assert vllm_handlers._in_a_sentence(other) is other
