@@ -39,6 +39,7 @@ from prefmix.server.config.limits import LIMITS_ATTRIBUTE, Limits
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
 from prefmix.server.console import routes as console_routes
+from prefmix.server.engine_check import check_engines
 from prefmix.server.http.errors import http_exception
 from prefmix.server.http.openapi import (
     attach_description,
@@ -136,6 +137,7 @@ class PrefmixEndpoints:
         failed_logins.set_up()
         vllm_log.set_up()
         readiness.set_up()
+        await check_engines(engine_client, None if live is None else live.folder)
         await statistics.start()
         failed_policies.set_up()
         watched = failed_policies.FailedPolicies(engine_client.generate, spec.member_names)

@@ -98,6 +98,12 @@ def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> Chec
         if member is not chosen:
             warnings.extend(_choices(chosen, member))
     warnings.extend(_lost_to(chosen, vocabulary))
+    warnings.extend(
+        f"policy {adapter.name!r}: every lora_B of its adapter is zero, so it answers as the base "
+        "does"
+        for adapter in spec.adapters
+        if read_adapter(adapter).is_zero
+    )
     return CheckedMembers(
         warnings=tuple(warnings), vocabulary=vocabulary, left_out=_left_out(members, vocabulary)
     )

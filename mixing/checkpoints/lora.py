@@ -67,6 +67,12 @@ class Adapter:
 
             yield read
 
+    @property
+    def is_zero(self) -> bool:
+        """True if every lora_B is zero, as before any training: the policy is its base."""
+        with self.opened() as read:
+            return not any(bool(read(module).lora_b.any()) for module in self.ranks)
+
 
 @functools.lru_cache(maxsize=64)
 def read_adapter(policy: Policy) -> Adapter:

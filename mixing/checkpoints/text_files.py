@@ -124,6 +124,37 @@ def read_adapters_own(adapter: Policy, base: TextFiles) -> TextFiles | None:
     return files
 
 
+def check_tokenizer(spec: MixtureSpec, given: Policy, *, trust_remote_code: bool = False) -> None:
+    """Checks a tokenizer that vLLM's own flag names instead of a policy's.
+
+    Args:
+      given: its `model` is the tokenizer's folder or hub id.
+    Raises: CompatibilityError for a token that the policies do not have under its id.
+    """
+    first = spec.checkpoints[0]
+    is_policys = (given.model, given.revision) == (first.model, first.revision)
+    if is_policys or spec.defaults_from is not None:  # which are checked as policies
+        return
+    try:
+        own: dict[str, int] = _tokenizer(given, trust_remote_code).get_vocab()
+        policies: dict[str, int] = _tokenizer(first, trust_remote_code).get_vocab()
+    except ImportError:  # of a package that the tokenizer needs
+        raise
+    except Exception as error:  # transformers and tokenizers raise any, even Exception itself
+        raise CompatibilityError(
+            f"the tokenizer {given.model!r} cannot be read ({first_line(error)}); give a folder "
+            "or hub id in Hugging Face layout, or leave --tokenizer out"
+        ) from error
+    known = {index: token for token, index in policies.items()}
+    for token, index in sorted(own.items(), key=lambda item: item[1]):
+        if known.get(index) != token:
+            raise CompatibilityError(
+                f"the tokenizer {given.model!r} has other tokens than policy {first.name!r} (at "
+                f"index {index}: {token!r:.40}; {first.name}: {known.get(index)!r:.40}), so texts "
+                "would mean something else to the policies; leave --tokenizer out"
+            )
+
+
 def default_files(spec: MixtureSpec) -> dict[str, str]:
     """vLLM's arguments that name the files of `spec.defaults`.
 

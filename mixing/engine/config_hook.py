@@ -17,10 +17,24 @@ from prefmix.mixing.engine.request_limits import REQUESTS_MODULE, check_all_requ
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec, SpecError
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
 
 WORKER_EXTENSION = "prefmix.mixing.engine.worker_extension.MixtureWorker"
 """Import path of the RPC methods of workers, used unless the user has a worker extension."""
+
+
+LOAD_FORMATS = (
+    "auto",
+    "hf",
+    "safetensors",
+    "fastsafetensors",
+    "instanttensor",
+    "mistral",
+    "npcache",
+    "pt",
+    "dummy",
+)
+"""Formats of vLLM's default loader, which alone reads several checkpoints, and of none."""
 
 
 class UnsupportedEngineError(ValueError):
@@ -29,6 +43,7 @@ class UnsupportedEngineError(ValueError):
 
 def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
     """Raises UnsupportedEngineError for the first option that cannot carry weights."""
+    from vllm.config import CompilationMode
     from vllm.platforms import current_platform
     from vllm.utils import torch_utils
 
@@ -36,8 +51,32 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
     compiles = not model_config.enforce_eager
     refused = [
         (
-            model_config.runner_type == "pooling",
-            "pooling runs no mixture; drop --runner pooling",
+            model_config.runner_type != "generate" or model_config.convert_type != "none",
+            "pooling and drafting run no mixture; drop --runner and --convert",
+        ),
+        (
+            not model_config.logprobs_mode.endswith("logprobs"),
+            "the logits of a mixture have no zero point, so only log-probabilities are answered; "
+            "drop --logprobs-mode, or give raw_logprobs or processed_logprobs",
+        ),
+        (
+            vllm_config.load_config.load_format not in LOAD_FORMATS,
+            f"vLLM's loader for --load-format {vllm_config.load_config.load_format} reads one "
+            "checkpoint, and a mixture has several sources; drop the flag",
+        ),
+        (
+            spec.base is not None and vllm_config.load_config.load_format == "dummy",
+            "--load-format dummy reads no base, so nothing says where the adapters belong; drop it",
+        ),
+        (
+            vllm_config.compilation_config.mode == CompilationMode.STOCK_TORCH_COMPILE,
+            "torch would compile the choice of policies with them, for one step and for ever; drop "
+            "--compilation-config.mode 1",
+        ),
+        (
+            not _has_worker_methods(parallel.worker_extension_cls),
+            f"the class of --worker-extension-cls must be derived from {WORKER_EXTENSION}, whose "
+            "methods prefmix calls; derive it, or drop the flag",
         ),
         (
             vllm_config.speculative_config is not None,
@@ -95,15 +134,36 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
             raise UnsupportedEngineError(reason)
 
 
+def _has_worker_methods(path: str) -> bool:
+    """True if a worker extension has prefmix's methods; without one it is prefmix's own."""
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+
+    from prefmix.mixing.engine.worker_extension import MixtureWorker
+
+    return not path or issubclass(resolve_obj_by_qualname(path), MixtureWorker)
+
+
 class MixtureConfig(VerifyAndUpdateConfig):
     """Checks and completes the config of an engine that serves a mixture."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: ModelConfig) -> None:
+        """Runs the hook of the first checkpoint, from which the engine reads its quantisation."""
+        from prefmix.mixing.engine.member_hooks import run_model_hook
+
+        data = getattr(model_config.hf_config, CONFIG_KEY, None)
+        if data is not None:  # without, verify_and_update_config says so
+            run_model_hook(MixtureSpec.from_dict(data), model_config)
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         """Refuses what cannot work, then sets admission check, scheduler, maximal length and worker
         extension."""
+        from prefmix.mixing.engine import self_check
         from prefmix.mixing.engine.member_checks import check_engine_members
+        from prefmix.mixing.engine.member_hooks import run_engine_hooks
 
+        self_check.install()  # the engine may run in this process
         data = getattr(vllm_config.model_config.hf_config, CONFIG_KEY, None)
         if data is None:
             raise SpecError(
@@ -113,6 +173,7 @@ class MixtureConfig(VerifyAndUpdateConfig):
         spec = MixtureSpec.from_dict(data)
         refuse_unsupported(vllm_config, spec)
         check_engine_members(spec, vllm_config)
+        run_engine_hooks(spec, vllm_config)
         model_config = vllm_config.model_config
         processors = list(model_config.logits_processors or [])
         model_config.logits_processors = [*processors, processor_path(vllm_config, spec)]

@@ -10,6 +10,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models import ModelRegistry
 
 from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
+from prefmix.mixing.checkpoints.text_files import check_tokenizer
 from prefmix.mixing.models.loading import member_vllm_config
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.vocabulary import CommonVocabulary
@@ -27,6 +28,13 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
     checked = check_members(spec, trust_remote_code=model_config.trust_remote_code)
     for warning in checked.warnings:
         logger.warning_once("%s", warning)
+    check_tokenizer(
+        spec,
+        Policy(
+            name="tokenizer", model=model_config.tokenizer, revision=model_config.tokenizer_revision
+        ),
+        trust_remote_code=model_config.trust_remote_code,
+    )
     wanted = model_config.original_max_model_len
     first = spec.checkpoints[0]
     own_quantization = _quantization(model_config.hf_config)
@@ -34,6 +42,7 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
     for index, member in enumerate(spec.checkpoints):
         config = member_vllm_config(vllm_config, member, index=index).model_config
         _check_plain_text_model(member, config)
+        _check_head_sizes(member, config)
         if config.is_moe and vllm_config.parallel_config.data_parallel_size > 1:
             raise CompatibilityError(
                 f"policy {member.name!r} has experts, in which data-parallel ranks wait for each "
@@ -85,3 +94,26 @@ def _check_plain_text_model(member: Policy, config: Any) -> None:
                 f"policy {member.name!r} is {kind} ({architecture}); a mixture takes decoder-only "
                 "text models with attention"
             )
+
+
+def _check_head_sizes(member: Policy, config: Any) -> None:
+    """Refuses heads that a CPU's attention cannot compute: vLLM finds it out at the first token."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    allowed = CPUAttentionBackend.get_supported_head_sizes()
+    sizes = _head_sizes(config)
+    if wrong := sorted(sizes - set(allowed)):
+        raise CompatibilityError(
+            f"policy {member.name!r} has heads of {wrong[0]} numbers, and attention on a CPU takes "
+            f"{', '.join(map(str, allowed))}; serve it on a GPU, or another model"
+        )
+
+
+def _head_sizes(config: Any) -> set[int]:
+    """The sizes of a model's heads, in all of its layers."""
+    arch = config.model_arch_config
+    return {int(arch[layer].head_size) for layer in range(arch.total_num_hidden_layers)}

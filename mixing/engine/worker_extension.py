@@ -57,6 +57,17 @@ class MixtureWorker:
         statistics = self.model_runner.model.step.statistics
         return {} if statistics is None else statistics.take_request(key, sample)
 
+    def prefmix_check_adapters(self) -> list[str]:
+        """See prefmix.mixing.engine.adapter_check."""
+        from prefmix.mixing.engine.adapter_check import check_adapters
+
+        return check_adapters(self.model_runner.model)
+
+    def prefmix_num_tokens(self) -> int:
+        """Number of tokens that every member has."""
+        model = self.model_runner.model
+        return int(getattr(model, "common_vocab_size", model.vocab_size))
+
     def prefmix_sizes(self) -> dict[str, list[int]]:
         """Bytes on this rank: of parameters per member, then of those that several members use; of
         KV cache per member and token."""

@@ -122,11 +122,16 @@ class AdapterLinearMethod(QuantizeMethodBase):
         return adapted if rows == out.shape[0] else torch.cat([adapted, out[rows:]])
 
     @property
+    def input_share(self) -> slice:
+        """The inputs of the whole layer that this rank has."""
+        share = _input_size(self.layer)
+        start = self.layer.tp_rank * share if isinstance(self.layer, RowParallelLinear) else 0
+        return slice(start, start + share)
+
+    @property
     def sampled_inputs(self) -> torch.Tensor:
         """int64 [S], the inputs of this rank by which `place` tells rows apart."""
-        share = _input_size(self.layer)
-        is_split = isinstance(self.layer, RowParallelLinear)
-        return sampled_inputs(share, start=self.layer.tp_rank * share if is_split else 0)
+        return sampled_inputs(_input_size(self.layer), start=self.input_share.start)
 
     def place(self, samples: RowSamples) -> None:
         """Finds the rows of each part in the layer, whose weight has been loaded.
@@ -176,10 +181,8 @@ class AdapterLinearMethod(QuantizeMethodBase):
             a_RI = factors.lora_a.to(dtype)
             b_RO = (factors.lora_b.float() * factors.scaling).T.to(dtype)
             _check_finite(adapter, part, a_RI, b_RO)
-            if isinstance(self.layer, RowParallelLinear):
-                share = _input_size(self.layer)
-                a_RI = a_RI.narrow(1, self.layer.tp_rank * share, share)
-            self.layer.adapters_a.data[index, :, start : start + rank].copy_(a_RI.T)
+            own_RI = a_RI[:, self.input_share]
+            self.layer.adapters_a.data[index, :, start : start + rank].copy_(own_RI.T)
             rows = self.rows[part]
             own_RP = self.layer.adapters_b.data[index, start : start + rank]
             own_RP.index_copy_(1, rows.here, b_RO[:, rows.there])
@@ -233,7 +236,7 @@ def adapt_linears(
         assert module.quant_method is not None
         ordered = dict(sorted(parts.items(), key=lambda item: item[1] or 0))
         module.quant_method = AdapterLinearMethod(
-            module, module.quant_method, ordered, adapters, stack, dtype=torch.get_default_dtype()
+            module, module.quant_method, ordered, adapters, stack, dtype=module.params_dtype
         )
         methods[layer] = module.quant_method
     return methods

@@ -6,17 +6,17 @@ Source of the interfaces: vllm.config.VllmConfig, vllm.model_executor.model_load
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from vllm.config import ModelConfig, VllmConfig
-from vllm.model_executor.layers.quantization.base_config import (
-    QuantizationConfig,
-    QuantizeMethodBase,
-)
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 
 from prefmix.mixing.spec import CONFIG_KEY, OVERRIDDEN_KEYS, MixtureSpec, Policy
@@ -110,12 +110,21 @@ def member_vllm_config(vllm_config: VllmConfig, member: Policy, *, index: int) -
         text_config.sliding_window = None
     config.model_config.disable_sliding_window = False
     config.model_config.model_arch_config = config.model_config.get_model_arch_config()
+    hook = hook_of(config.model_config.architectures)
+    if hook is not None:
+        hook.verify_and_update_model_config(config.model_config)
     if index:
         config.model_config.model = member.model
         config.model_config.revision = member.revision
     if config.quant_config is not None:
         config.quant_config = member_quant_config(config.quant_config, index=index)
     return config
+
+
+def hook_of(architectures: Iterable[str] | None) -> type[VerifyAndUpdateConfig] | None:
+    """vLLM's hook for changes of the configuration that a model of some architecture needs."""
+    found = (MODELS_CONFIG_MAP.get(architecture) for architecture in architectures or ())
+    return next((hook for hook in found if hook is not None), None)
 
 
 def member_quant_config(quant_config: QuantizationConfig, *, index: int) -> QuantizationConfig:
@@ -125,14 +134,30 @@ def member_quant_config(quant_config: QuantizationConfig, *, index: int) -> Quan
     prefix of a member no such name would match, and the layer would be read as quantised.
     """
     own = copy.deepcopy(quant_config)  # a model's class writes its own names into it, too
-    prefix_of_member = f"{member_prefix(index)}."
-    get_quant_method = own.get_quant_method
-
-    def by_own_name(layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        return get_quant_method(layer, prefix=prefix.removeprefix(prefix_of_member))
-
-    own.get_quant_method = by_own_name
+    prefix = f"{member_prefix(index)}."
+    for each in (own, own.online_quantization_config):  # what a user's flag adds to the file's
+        if each is not None:
+            _call_by_own_names(each, prefix)
     return own
+
+
+def _call_by_own_names(config: Any, prefix: str) -> None:
+    """Makes every method of a config take the names of a member's layers without its prefix."""
+
+    def own_name(value: Any) -> Any:
+        return value.removeprefix(prefix) if isinstance(value, str) else value
+
+    def with_own_names(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return method(*map(own_name, args), **{k: own_name(v) for k, v in kwargs.items()})
+
+        return call
+
+    for name in dir(type(config)):
+        is_method = inspect.isfunction(inspect.getattr_static(config, name))
+        if is_method and not (name.startswith("__") and name.endswith("__")):
+            setattr(config, name, with_own_names(getattr(config, name)))
 
 
 def uniform_sliding_window(hf_config: Any) -> int | None:

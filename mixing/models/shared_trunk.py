@@ -37,7 +37,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.model_loader.utils import initialize_model
 
-from prefmix.mixing.checkpoints.lora import read_adapter
+from prefmix.mixing.checkpoints.lora import Adapter, read_adapter
 from prefmix.mixing.models.adapter_linears import adapt_linears, row_samples
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.joined_attention import JoinedAttention
@@ -46,6 +46,7 @@ from prefmix.mixing.models.loading import load_member, member_vllm_config
 from prefmix.mixing.models.memory_sizes import parameter_bytes
 from prefmix.mixing.models.stack import Stack
 from prefmix.mixing.models.stacked_attention import attention_per_member, stack_attention
+from prefmix.mixing.spec import MixtureSpec
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -73,7 +74,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         # Another mixture of the same base has another graph: this keeps its compiled code apart.
         config.additional_config = {
             **(config.additional_config or {}),
-            "prefmix_trunk": [sorted(adapter.ranks.items()) for adapter in adapters],
+            "prefmix_trunk": graph_key(self.spec, adapters),
         }
         compilable = [each for each in base.modules() if hasattr(each, "do_not_compile")]
         is_compiled = not all(each.do_not_compile for each in compilable)
@@ -216,6 +217,18 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             for layer in self.adapted
             for factor in ("adapters_a", "adapters_b")
         }
+
+
+def graph_key(spec: MixtureSpec, adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """The parts of a trunk, beside its base, that its graph depends on; JSON-ready.
+
+    On a GPU the stack of all members is part of the graph: a reference, which has no adapter, adds
+    rows to it.
+    """
+    return {
+        "members": spec.num_members,
+        "ranks": [sorted(adapter.ranks.items()) for adapter in adapters],
+    }
 
 
 def passes_of(parts: Mapping[int, Sized], *, max_rows: int) -> list[list[int]]:

@@ -31,6 +31,7 @@ from prefmix.server.config.errors import CommandError
 from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.launch.cpu_dtype import choose_dtype
 from prefmix.server.launch.engine_flags import check_flags
+from prefmix.server.launch.mixture_flags import REFUSED, check_mixture_flags
 from prefmix.server.launch.safe_flags import SAFE_FIELDS
 from prefmix.server.launch.security_checks import check_cross_origin, safe_load_format
 
@@ -46,16 +47,6 @@ _OWNED = {
     "config": "put vLLM's flags under engine: in the prefmix file",
 }
 """vLLM's arguments that prefmix sets, and what to use instead."""
-
-_REFUSED = {
-    "grpc": "requests over gRPC could not name their weights",
-    "grpc_port": "requests over gRPC could not name their weights",
-    "data_parallel_multi_port_external_lb": (
-        "its servers would be started without prefmix; start one 'prefmix serve' per rank with "
-        "--data-parallel-rank"
-    ),
-}
-"""vLLM's flags that a mixture cannot serve, and why."""
 
 _UNSET = object()
 
@@ -151,7 +142,7 @@ def _parse(words: list[str], *, unsafe_flags: bool) -> Namespace:
         # Before vLLM makes its own objects of the values, which already imports what some name.
         with _plain_values(parser):
             plain = vars(parser.parse_args(words))
-        others = {name: plain[name] for name in plain if name not in (*_OWNED, *_REFUSED)}
+        others = {name: plain[name] for name in plain if name not in (*_OWNED, *REFUSED)}
         check_flags(others, {name: parser.get_default(name) for name in others})
     # A name already in the namespace is left alone by argparse unless its flag appears.
     args: Namespace = parser.parse_args(words, Namespace(**dict.fromkeys(_OWNED, _UNSET)))
@@ -161,9 +152,8 @@ def _parse(words: list[str], *, unsafe_flags: bool) -> Namespace:
             what = repr(args.model_tag) if name == "model_tag" else _flag(name)
             raise CommandError(f"vLLM's argument {what} is not accepted: {remedy}", exit_code=2)
         setattr(args, name, defaults[name])
-    for name, reason in _REFUSED.items():
-        if getattr(args, name, None):
-            raise CommandError(f"vLLM's flag {_flag(name)} is not accepted: {reason}", exit_code=2)
+    given = {name: value for name, value in vars(args).items() if name not in _OWNED}
+    check_mixture_flags(given, {name: parser.get_default(name) for name in given})
     return args
 
 

@@ -95,15 +95,17 @@ def start_on(arguments: Namespace, objects: Mapping[str, Any] | None = None) -> 
     Args:
       arguments: of `build_arguments`.
       objects: engine arguments that no command line can carry; they replace those of `arguments`.
+    Raises: EngineError if the engine does not pass its check of itself.
     """
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
 
+    from prefmix.weights.engines.errors import EngineError
     from prefmix.weights.engines.local import LocalEngine
     from prefmix.weights.engines.quiet import held_back_stderr
 
     engine = {**vars(EngineArgs.from_cli_args(arguments)), **(objects or {})}
-    with _bounded_kv_cache(arguments), held_back_stderr():
+    with _bounded_kv_cache(arguments), held_back_stderr(EngineError):
         return LocalEngine(
             LLM(**engine, chat_template=arguments.chat_template),
             chat_options={

@@ -7,12 +7,13 @@ import os
 import signal
 import time
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing.process import BaseProcess
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.auth.api_keys import api_keys
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE
+from prefmix.server.engine_check import checked_as
 from prefmix.server.launch.cpu_dtype import REASON_ATTRIBUTE
 from prefmix.server.launch.ready_probe import Address, ProbeError, ReadyProbe
 from prefmix.server.launch.start_signals import StartSignals
@@ -67,6 +68,7 @@ def run_vllm(
             model_name=args.served_model_name[0],
             surfaces=open_surfaces(args),
             dtype=getattr(args, REASON_ATTRIBUTE, None),
+            check=checked_as(getattr(args, LIVE_ATTRIBUTE).folder),
         )
         print(table, flush=True)
 
@@ -75,6 +77,12 @@ def run_vllm(
         signals.ready()
         os.kill(os.getpid(), signal.SIGTERM)
 
+    if args.headless:
+        # The API processes, which check these engines too, run on another machine.
+        log.release()
+        signals.ready()
+        _serve(ServeSubcommand.cmd, args)
+        return
     has_store = getattr(args, LIVE_ATTRIBUTE).store is not None
     with ReadyProbe(
         address,
@@ -84,11 +92,7 @@ def run_vllm(
         on_ready=ready,
         on_failure=fail,
     ) as probe:
-        try:
-            ServeSubcommand.cmd(args)
-        except SystemExit as end:  # how vLLM ends several API processes
-            if end.code:
-                raise RuntimeError(f"vLLM ended with exit code {end.code}") from end
+        _serve(ServeSubcommand.cmd, args)
     if failures:
         raise failures[0]
     if not probe.answered:
@@ -97,6 +101,14 @@ def run_vllm(
         # vLLM ends as if it had been asked to.
         raise RuntimeError("the engine's process died; its last words are above, if it had any")
     check_ended(processes, waited_s=signals.seconds_since_asked)
+
+
+def _serve(command: Callable[[Namespace], None], args: Namespace) -> None:
+    try:
+        command(args)
+    except SystemExit as end:  # how vLLM ends several API processes, and engines alone
+        if end.code:
+            raise RuntimeError(f"vLLM ended with exit code {end.code}") from end
 
 
 def check_ended(processes: Iterable[BaseProcess], *, waited_s: float) -> None:

@@ -117,6 +117,7 @@ def engine_arguments(
     """
     from prefmix.server.launch.engine_args import build_arguments
     from prefmix.server.launch.engine_flags import check_flags
+    from prefmix.server.launch.mixture_flags import check_mixture_flags
 
     words = {
         key.replace("-", "_") if isinstance(key, str) else key: value
@@ -136,6 +137,7 @@ def engine_arguments(
     try:
         if not config.allow_unsafe_engine_flags:
             check_flags(objects, {})
+        check_mixture_flags(objects, {})
         return build_arguments(config, described.spec, ()), objects
     except CommandError as error:
         raise ConfigError(str(error)) from None

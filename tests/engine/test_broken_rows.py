@@ -105,10 +105,18 @@ def test_a_spoiled_head_is_found_too(
     for sampling in ways[: 3 if RUNNER == "v2" else 4]:  # Triton's interpreter knows no top_p
         ended = generate(llm, [SOUND[0]] * 3, weights, **sampling)
         assert [(reason, failed) for _, reason, failed in ended] == expected
-    with pytest.raises(EngineError, match="head computed NaN"):
-        LocalEngine(llm).sample([SOUND[0]], (0.5, 0.5), num_responses=2, max_tokens=3, seed=0)
-    with pytest.raises(EngineError, match="head computed NaN"):
-        LocalEngine(llm).score([(SOUND[0], (5, 6))], (0.0, 1.0))
+    with pytest.raises(EngineError, match="policy 'head' computes NaN"):
+        LocalEngine(llm)
+
+
+def test_texts_that_spoil_a_policy_are_errors_in_this_process_too(
+    own_engine: EngineFactory, spoiled: MixtureSpec
+) -> None:
+    engine = LocalEngine(own_engine(spoiled))
+    with pytest.raises(EngineError, match="bad computed NaN"):
+        engine.sample([SPOILED], (0.5, 0.5, 0.0), num_responses=2, max_tokens=3, seed=0)
+    with pytest.raises(EngineError, match="bad computed NaN"):
+        engine.score([(SPOILED[:2], (BAD_TOKEN, 6))], (0.0, 1.0, 0.0))
 
 
 def test_an_adapter_that_overflows_is_named(

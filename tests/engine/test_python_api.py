@@ -141,6 +141,9 @@ def sampling(**settings: Any) -> Any:
         ({"logits_processors": ["m:C"]}, ConfigError, "--allow-unsafe-engine-flags"),
         ({"logits_processors": [object]}, ConfigError, "--logits-processors imports and runs"),
         ({"worker_cls": object}, ConfigError, "--worker-cls imports and runs"),
+        ({"skip_tokenizer_init": True}, ConfigError, "--skip-tokenizer-init is not accepted"),
+        ({"model_impl": "transformers"}, ConfigError, "look for the mixture itself"),
+        ({"pooler_config": {"task": "embed"}}, ConfigError, "pooling runs no mixture"),
     ],
 )
 def test_engine_arguments_are_checked_before_anything_starts(

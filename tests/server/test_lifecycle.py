@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from prefmix.mixing.run_folder import segments
+from support.checkpoints.tiny_faults import with_nan_logit
 from support.checkpoints.tiny_policies import build_tokenizer, save_policy
 from support.engines import AdaptedBase
 from support.preloaded_server import Preloaded
@@ -72,6 +74,34 @@ def test_a_damaged_checkpoint_ends_with_its_cause(
     assert "policy 'damaged': the tensor" in message, message
     assert name in message
     assert "config.json must belong to its parameters" in message
+
+
+def requests_counted(metrics: str) -> set[float]:
+    """The values of what counts requests, tokens and lookups in the prefix cache."""
+    counted = re.compile(
+        r"(prefmix_requests_total|prefmix_statistics_tokens_total|vllm:(prompt|generation)_tokens_total"
+        r"|vllm:prefix_cache_(queries|hits)_total|vllm:request_success_total)\{.*\} (\S+)"
+    )
+    return {float(found[4]) for line in metrics.splitlines() if (found := counted.match(line))}
+
+
+def test_a_policy_of_nan_ends_the_start(
+    policies: list[Path], tmp_path: Path, preloaded: Preloaded
+) -> None:
+    bad = with_nan_logit(tmp_path / "bad", policies[1], token=11)
+    words = [*policy_flags(policies[0], bad), "--port", str(free_port()), *engine_flags()]
+    message = failure(*words, preloaded=preloaded)
+    assert "the server did not start: policy 'bad' computes NaN or infinity" in message
+
+
+def test_heads_that_attention_cannot_compute_end_the_start(
+    policies: list[Path], tmp_path: Path, preloaded: Preloaded
+) -> None:
+    """The engine would start, and die at the first request."""
+    narrow = save_policy(tmp_path / "narrow", seed=4, hidden=32, heads=2)
+    words = [*policy_flags(policies[0], narrow), "--port", str(free_port()), *engine_flags()]
+    message = failure(*words, preloaded=preloaded)
+    assert "policy 'narrow' has heads of 16 numbers, and attention on a CPU takes 32, " in message
 
 
 @pytest.mark.parametrize("kib", [10, 200])

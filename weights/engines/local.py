@@ -80,13 +80,17 @@ class LocalEngine:
     """vLLM in this process."""
 
     def __init__(self, llm: Any, *, chat_options: Mapping[str, Any] | None = None) -> None:
-        """Args:
-        llm: a `vllm.LLM` that runs the mixture.
-        chat_options: arguments of its `chat` that conversations are written with.
+        """Checks the engine (prefmix.mixing.engine.self_check).
+
+        Args:
+          llm: a `vllm.LLM` that runs the mixture.
+          chat_options: arguments of its `chat` that conversations are written with.
+        Raises: EngineError if a policy, or the mixture, cannot be served as it should.
         """
         self.llm = llm
         self.chat_options = dict(chat_options or {})
         llm.collective_rpc("prefmix_check_rows")
+        _check(llm)
 
     @classmethod
     def start(cls, spec: MixtureSpec, **options: Any) -> LocalEngine:
@@ -212,6 +216,19 @@ class LocalEngine:
             outputs = self.llm.generate(tokens, params, use_tqdm=False)
         raise_if_failed(outputs)
         return outputs
+
+
+def _check(llm: Any) -> None:
+    """Makes the engine check itself, wherever it runs, and ends one that does not pass."""
+    client = llm.llm_engine.engine_core
+    in_process = getattr(client, "engine_core", None)
+    if in_process is not None:
+        found = getattr(in_process, wire.SELF_CHECK_METHOD)()
+    else:
+        found = client.call_utility(wire.SELF_CHECK_METHOD)
+    if found["failure"] is not None:
+        client.shutdown()  # at once: at some later time it would end another engine's groups
+        raise EngineError(found["failure"])
 
 
 def raise_if_failed(outputs: Sequence[Any]) -> None:

@@ -18,13 +18,18 @@ _LAST_CHARS = 4000
 
 
 @contextlib.contextmanager
-def held_back_stderr() -> Iterator[None]:
-    """Holds back everything written to standard error; its end is shown if the block raises."""
+def held_back_stderr(*plain: type[Exception]) -> Iterator[None]:
+    """Holds back everything written to standard error; its end is shown if the block raises.
+
+    Args: plain: errors that say all there is to say; they show nothing more.
+    """
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         try:
             with _stderr_to(log), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
+        except plain:
+            raise
         except BaseException:
             log.seek(0)
             sys.stderr.write(log.read()[-_LAST_CHARS:])

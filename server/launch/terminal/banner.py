@@ -24,6 +24,7 @@ def ready_table(
     model_name: str,
     surfaces: Sequence[str],
     dtype: str | None = None,
+    check: str | None = None,
 ) -> str:
     """The server's policies, profiles and address as aligned text.
 
@@ -34,6 +35,7 @@ def ready_table(
       model_name: the name that clients put in `model`.
       surfaces: one phrase for each surface that is open.
       dtype: the number format and why, None if it is the checkpoints'.
+      check: what the engine's check of itself did; None leaves it out.
     """
     weights = dict(zip(spec.member_names, profiles.profiles[profiles.default], strict=True))
     rows = [("policy", "parameters", "weight", "model")]
@@ -49,6 +51,8 @@ def ready_table(
     ]
     if dtype is not None:
         facts.append(("dtype", dtype))
+    if check is not None:
+        facts.append(("self-check", check))
     if spec.base is not None:
         base = spec.checkpoints[0]
         size = human_count(_parameters(base))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from prefmix.mixing.spec import MixtureSpec
 from support.checkpoints.tiny_adapters import save_adapter
 from support.checkpoints.tiny_policies import save_policy
-from support.checkpoints.tiny_quantised import quantise
+from support.checkpoints.tiny_quantised import quantise, quantise_to_float8
 from support.engines import AdaptedBase, EngineFactory, spec_of_folders
 from support.exactness import TOLERANCE_NATS, Job, generate, served
 
@@ -29,23 +31,61 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_layers_left_unquantised_by_name_stay_so_in_each_member(
     engine: EngineFactory, quantised: list[Path]
 ) -> None:
+    assert_as_plain_vllm(engine, spec_of_folders(quantised), quantised)
+
+
+def assert_as_plain_vllm(
+    engine: EngineFactory, spec: MixtureSpec, folders: list[Path], *, places: Sequence[int] = ()
+) -> None:
+    """One-hot answers of a mixture equal those of vLLM on the same files.
+
+    Args:
+      folders: what the members at `places` must equal; by default all members in order.
+    """
     from vllm import SamplingParams
 
     prompts = [(2, 3, 5 + index) for index in range(4)]
-    llm = engine(spec_of_folders(quantised), dtype="bfloat16")
-    for index, folder in enumerate(quantised):
-        weights = tuple(float(index == other) for other in range(2))
+    mixed = []
+    for index in places or range(len(folders)):
+        weights = tuple(float(index == other) for other in range(spec.num_members))
         batch = [Job(prompt=prompt, weights=weights, max_tokens=8) for prompt in prompts]
-        mixed = [served(each.outputs[0]) for each in generate(llm, batch, temperature=0.0)]
+        outputs = generate(engine(spec, dtype="bfloat16"), batch, temperature=0.0)
+        mixed.append([served(each.outputs[0]) for each in outputs])
+    for folder, answers in zip(folders, mixed, strict=True):
         alone = engine(folder, dtype="bfloat16").generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
             SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0),
             use_tqdm=False,
         )
-        for (tokens, logprobs), plain in zip(mixed, alone, strict=True):
+        for (tokens, logprobs), plain in zip(answers, alone, strict=True):
             own_tokens, own_logprobs = served(plain.outputs[0])
             assert tokens == own_tokens
             assert logprobs == pytest.approx(own_logprobs, abs=TOLERANCE_NATS)
+
+
+@pytest.mark.skipif(
+    not torch.cpu._is_amx_tile_supported(), reason="vLLM multiplies 8-bit floats by AMX tiles"
+)
+@pytest.mark.parametrize("exporter", ["fp8", "compressed-tensors"])
+@pytest.mark.parametrize("layout", ["full checkpoints", "shared trunk"])
+def test_members_of_eight_bit_floats_are_those_of_plain_vllm(
+    own_engine: EngineFactory, tmp_path: Path, exporter: str, layout: str
+) -> None:
+    folders = [
+        quantise_to_float8(
+            save_policy(tmp_path / name, seed=seed, hidden=128, heads=4),
+            ignore=UNQUANTISED,
+            exporter=exporter,
+        )
+        for seed, name in enumerate(("one", "two"))
+    ]
+    if layout == "full checkpoints":
+        assert_as_plain_vllm(own_engine, spec_of_folders(folders), folders)
+        return
+    plain = save_policy(tmp_path / "plain", seed=0, hidden=128, heads=4)
+    served = AdaptedBase(folders[0], [save_adapter(tmp_path / "moved", plain, seed=1)], [])
+    spec = served.spec(reference=served.reference())
+    assert_as_plain_vllm(own_engine, spec, [folders[0]], places=(1,))
 
 
 @pytest.mark.skipif(

@@ -109,6 +109,15 @@ def test_files_beside_an_adapter_that_differ_from_the_bases_are_told(tmp_path: P
     assert f"at index {VOCAB_SIZE}: none and '<think>'); that of 'base' is used" in vocabulary
 
 
+def test_an_adapter_without_any_training_is_told(tmp_path: Path) -> None:
+    """lora_B begins as zeros: such a policy is its base, which is legal and seldom meant."""
+    base = save_policy(tmp_path / "base", seed=0)
+    adapter = save_adapter(tmp_path / "plain", base, seed=1, size=0.0)
+    spec = MixtureSpec(policies=(Policy(name="plain", model=str(adapter)),), base=str(base))
+    (warning,) = check_members(spec).warnings
+    assert warning.startswith("policy 'plain': every lora_B of its adapter is zero")
+
+
 def test_different_chat_templates_warn_and_say_whose_is_used(tmp_path: Path) -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{{ messages[0].content }}"

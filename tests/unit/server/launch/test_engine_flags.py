@@ -21,6 +21,7 @@ from prefmix.server.launch.engine_flags import (
     UNSAFE_FLAGS,
     check_flags,
 )
+from prefmix.server.launch.mixture_flags import REFUSED
 from prefmix.server.launch.safe_flags import SAFE_FIELDS, SAFE_FLAGS
 
 pytestmark = pytest.mark.usefixtures("vllm")
@@ -65,7 +66,7 @@ def test_every_flag_of_vllm_is_either_allowed_or_named_unsafe() -> None:
     """Fails when vLLM has a flag that nobody has read: put it where it belongs."""
     engine_args = importlib.import_module("prefmix.server.launch.engine_args")
     lists = [SAFE_FLAGS, SAFE_FIELDS, UNSAFE_FLAGS, SAFE_VALUES, CHECKED_ELSEWHERE]
-    lists += [engine_args._OWNED, engine_args._REFUSED, ["help"]]
+    lists += [engine_args._OWNED, REFUSED, ["help"]]
     flags = all_flags()
     assert len(flags) > 250
     for flag in flags:
@@ -87,7 +88,7 @@ def test_every_field_of_a_flag_that_holds_several_is_classified() -> None:
         assert fields | unsafe == known, flag
         assert not fields & unsafe
     holding = {flag for flag, hint in flags.items() if [*dataclasses_in(hint)]}
-    assert holding - SAFE_FIELDS.keys() - UNSAFE_FLAGS.keys() == set()
+    assert holding - SAFE_FIELDS.keys() - UNSAFE_FLAGS.keys() - REFUSED.keys() == set()
 
 
 @pytest.fixture

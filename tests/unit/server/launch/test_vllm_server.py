@@ -12,6 +12,7 @@ import types
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -55,14 +56,17 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> StartSignals:
     return StartSignals(on_signal=lambda: None, before_exit=lambda: None)
 
 
-Run = Callable[[Callable[[Namespace], None], int], None]
+class Run(Protocol):
+    def __call__(
+        self, command: Callable[[Namespace], None], port: int, *, headless: bool = False
+    ) -> None: ...
 
 
 @pytest.fixture
 def run(signals: StartSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a function in place of vLLM's `serve` command, for a server on a port."""
 
-    def run(command: Callable[[Namespace], None], port: int) -> None:
+    def run(command: Callable[[Namespace], None], port: int, *, headless: bool = False) -> None:
         module = types.ModuleType("vllm.entrypoints.cli.serve")
         module.ServeSubcommand = types.SimpleNamespace(cmd=command)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -74,6 +78,7 @@ def run(signals: StartSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             api_key=None,
             served_model_name=["test"],
             disable_fastapi_docs=True,
+            headless=headless,
         )
         setattr(args, LIVE_ATTRIBUTE, LiveSettings(folder=tmp_path))
         console = ConsoleSettings(is_on=True, fit_report=None, has_admin=False)
@@ -93,6 +98,18 @@ def until_ready(signals: StartSignals) -> None:
 def test_an_end_before_the_first_answer_is_an_error(run: Run) -> None:
     with pytest.raises(RuntimeError, match="vLLM ended before it answered"):
         run(lambda args: None, 9)
+
+
+def test_engines_alone_are_not_asked_for_an_answer(run: Run, signals: StartSignals) -> None:
+    """vLLM ends them by SystemExit; their signals are vLLM's from the start."""
+
+    def command(args: Namespace) -> None:
+        assert signals.is_ready
+        raise SystemExit
+
+    run(command, 9, headless=True)
+    with pytest.raises(RuntimeError, match="vLLM ended with exit code 3"):
+        run(lambda args: sys.exit(3), 9, headless=True)
 
 
 def test_an_exit_code_of_vllm_is_an_error(run: Run) -> None:

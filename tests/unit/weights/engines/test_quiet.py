@@ -39,6 +39,22 @@ def test_a_failure_shows_it(capfd: pytest.CaptureFixture[str]) -> None:
     assert "said by C++\n" in shown
 
 
+def test_an_error_that_says_everything_shows_nothing_else(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(error: Exception) -> None:
+        with held_back_stderr(KeyError):
+            say_everything()
+            raise error
+
+    with pytest.raises(KeyError):
+        fail(KeyError("all"))
+    assert capfd.readouterr().err == ""
+    with pytest.raises(LookupError):
+        fail(LookupError("less"))
+    assert "said by Python\n" in capfd.readouterr().err
+
+
 def test_a_notebooks_standard_error_is_held_back_too(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,7 +62,12 @@ def test_the_table_says_what_is_served(tmp_path: Path) -> None:
         {"x": {"helpful": 1}, "y": {"helpful": 1, "safe": 3}}, spec, default="y"
     )
     table = ready_table(
-        spec, profiles, url="http://h:1", model_name="mix", surfaces=["metrics", "docs"]
+        spec,
+        profiles,
+        url="http://h:1",
+        model_name="mix",
+        surfaces=["metrics", "docs"],
+        check="drew 8 tokens",
     )
     rows = [line.split() for line in table.splitlines()]
     assert rows[:4] == [
@@ -76,6 +81,7 @@ def test_the_table_says_what_is_served(tmp_path: Path) -> None:
         ["profiles", "x,", "y", "(default)"],
         ["url", "http://h:1"],
         ["open", "metrics,", "docs"],
+        ["self-check", "drew", "8", "tokens"],
     ]
     columns = {
         line.index(word)

@@ -1,0 +1,277 @@
+"""A check of the engine before its first request: a few tokens of each policy and of the mixture.
+
+It runs where the engine's scheduler and workers are driven, in vLLM's EngineCore, by the same steps
+as a client's requests. So an attention kernel that is missing, a policy that computes NaN, or an
+adapter that is lost ends the start and not the first request. Its outputs go nowhere: no metric,
+no log and no cached block is left of it. Statistics are measured on the way, which compiles their
+kernels.
+
+Shapes: M members, F figures of a token (prefmix.mixing.batch.statistics).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from prefmix.mixing import wire
+from prefmix.mixing.batch.engine_settings import spec_of
+from prefmix.mixing.spec import MixtureSpec
+
+_RESULT = "_prefmix_self_check_result"
+_NAME = "prefmix-self-check"
+_NUM_PROMPT_TOKENS = 4
+_NUM_TOKENS = 2
+_MAX_STEPS = 1000
+
+_TOLERANCE_NATS = {"float32": 0.05}
+_TOLERANCE_ROUNDED_NATS = 2.0
+"""Largest difference of a token's log-probability between a policy alone and beside others, in
+number formats of fewer bits: what is computed wrongly is wrong by several nats."""
+
+
+class _StepError(Exception):
+    """A step of the engine that raised; the text is the cause."""
+
+
+class SelfCheckError(ValueError):
+    """An engine that cannot serve its mixture; the text is one sentence."""
+
+
+def install() -> None:
+    """Gives the check to vLLM's EngineCore. Call where vLLM's engine has been imported."""
+    from vllm.v1.engine.core import EngineCore
+
+    setattr(EngineCore, wire.SELF_CHECK_METHOD, run)
+
+
+def run(core: Any) -> dict[str, Any]:
+    """Checks an engine, once: a later call gets the first one's result.
+
+    Args: core: vLLM's EngineCore, which has had no request yet.
+    Returns: {"failure": a sentence, or None; "tokens": how many were drawn; "seconds"}.
+    """
+    found: dict[str, Any] | None = getattr(core, _RESULT, None)
+    if found is None:
+        start = time.perf_counter()
+        failure, num_tokens = None, 0
+        try:
+            num_tokens = _check(core, spec_of(core.vllm_config))
+        except SelfCheckError as error:
+            failure = str(error)
+        seconds = time.perf_counter() - start
+        found = {"failure": failure, "tokens": num_tokens, "seconds": seconds}
+        setattr(core, _RESULT, found)
+    return found
+
+
+def _check(core: Any, spec: MixtureSpec) -> int:
+    """Returns the number of tokens drawn. Raises: SelfCheckError."""
+    for method, args in (("prefmix_check_rows", ()), ("prefmix_start_statistics", (0,))):
+        core.collective_rpc(method, args=args)
+    for sentences in core.collective_rpc("prefmix_check_adapters"):
+        if sentences:
+            raise SelfCheckError(sentences[0])
+    sizes = core.collective_rpc("prefmix_num_tokens")
+    prompt, token, num_tokens = _texts(core.vllm_config, vocab_size=min(sizes))
+    num_members = spec.num_members
+    one_hot = [
+        [float(member == other) for other in range(num_members)] for member in range(num_members)
+    ]
+    together = [[1.0 / num_members] * num_members] if num_members > 1 else []
+    rows, errors = [], {}
+    for weights_M in (*one_hot, *together):
+        names = [name for name, weight in zip(spec.member_names, weights_M, strict=True) if weight]
+        try:
+            rows.append(_figures(core, names, weights_M, prompt, token, num_tokens))
+        except _StepError as error:
+            errors[names[0]] = str(error)
+            if len(names) > 1 or core.batch_queue is not None:
+                break  # with steps scheduled ahead, nothing can be asked after one that failed
+            _forget_request(core)
+        if len(errors) + len(rows) == num_members and errors:
+            break
+    if errors:
+        # A step prepares all policies' attention, so one of them can be the end of all.
+        name, cause = next(iter(errors.items()))
+        who = f"policy {name!r}" if rows else f"the mixture of {', '.join(spec.member_names)}"
+        raise SelfCheckError(
+            f"{who} cannot draw a token on this machine: {cause:.300}; leave the policy out that "
+            "it concerns, or choose other vLLM flags"
+        )
+    core.scheduler.reset_prefix_cache()
+    dtype = str(core.vllm_config.model_config.dtype).removeprefix("torch.")
+    tolerance = _TOLERANCE_NATS.get(dtype, _TOLERANCE_ROUNDED_NATS)
+    for figures in rows[num_members:]:
+        check_agreement(spec, rows[:num_members], figures, tolerance=tolerance)
+    return sum(map(len, rows))
+
+
+def _texts(vllm_config: Any, *, vocab_size: int) -> tuple[list[int], int, int]:
+    """(prompt, the token that every answer repeats, the number of tokens of an answer).
+
+    The tokens are far from the ends of the vocabulary, where special tokens are.
+    """
+    longest = vllm_config.model_config.max_model_len
+    num_tokens = max(1, min(_NUM_TOKENS, longest - 1))
+    length = max(1, min(_NUM_PROMPT_TOKENS, longest - num_tokens))
+    prompt = [(index + 1) * vocab_size // 8 for index in range(length)]
+    return prompt, 5 * vocab_size // 8, num_tokens
+
+
+def _figures(
+    core: Any,
+    names: Sequence[str],
+    weights_M: list[float],
+    prompt: list[int],
+    token: int,
+    num_tokens: int,
+) -> list[list[float]]:
+    """F figures of each token of one answer.
+
+    Raises: SelfCheckError naming the policies; _StepError for a step that raised.
+    """
+    from vllm import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+
+    who = f"policy {names[0]!r}" if len(names) == 1 else f"the mixture of {', '.join(names)}"
+    params = SamplingParams(
+        max_tokens=num_tokens,
+        temperature=0.0,
+        seed=0,  # draws nothing from the engine's own generators
+        ignore_eos=True,
+        allowed_token_ids=[token],
+        detokenize=False,
+        extra_args={**wire.to_extra_args(weights_M), wire.MEASURE_KEY: _NAME},
+    )
+    request = EngineCoreRequest(
+        request_id=_NAME,
+        prompt_token_ids=prompt,
+        mm_features=None,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+    try:
+        with _no_dump():
+            outputs = _answer(core, core.preprocess_add_request(request)[0])
+    except SelfCheckError:
+        raise
+    except Exception as error:  # of kernels, devices and vLLM itself
+        cause = " ".join(str(error).split()) or type(error).__name__
+        # What vLLM's executor says about an error of its worker.
+        inner = re.search(r"Worker failed with error '(.*)', please check", cause)
+        raise _StepError(inner[1] if inner else cause) from error
+    for output in outputs:
+        if failed := wire.failed_policies(str(output.finish_reason), output.stop_reason):
+            raise SelfCheckError(_not_finite(failed))
+    taken = core.collective_rpc("prefmix_take_request", args=(_NAME,))
+    rows: list[list[float]] = next((each[_NAME] for each in taken if each), [])
+    if len(rows) != num_tokens:
+        raise SelfCheckError(f"{who} drew {len(rows)} tokens where {num_tokens} were asked for")
+    # Members without weight have NaN as their figures; -inf is a token that a policy bans.
+    if any(not is_sound(row, weights_M) for row in rows):
+        raise SelfCheckError(_not_finite(names))
+    return rows
+
+
+def _forget_request(core: Any) -> None:
+    """Drops the request whose step raised, and what that step left in the workers."""
+    from vllm.v1.request import RequestStatus
+
+    core.scheduler.finish_requests([_NAME], RequestStatus.FINISHED_ABORTED)
+    core.collective_rpc("prefmix_forget_step")
+
+
+def _answer(core: Any, request: Any) -> list[Any]:
+    """Steps the engine until a request has ended; returns vLLM's outputs of it."""
+    core.scheduler.add_request(request)
+    found: list[Any] = []
+    for _ in range(_MAX_STEPS):
+        if not (core.scheduler.has_requests() or core.batch_queue):
+            return found
+        outputs, executed = core.step_fn()
+        core.post_step(executed)
+        for each in (outputs or {}).values():
+            found += each.outputs
+    raise SelfCheckError(f"the engine has not answered within {_MAX_STEPS} steps")
+
+
+def is_sound(figures_F: Sequence[float], weights_M: Sequence[float]) -> bool:
+    """True if no figure of a token is NaN or +inf that should be a number."""
+    num_members = len(weights_M)
+    log_partition, entropy, logprob = figures_F[:3]
+    by_member = figures_F[3 + num_members : 3 + 2 * num_members]
+    numbers = [
+        logprob,
+        *(each for each, weight in zip(by_member, weights_M, strict=True) if weight),
+    ]
+    return (
+        math.isfinite(log_partition)
+        and math.isfinite(entropy)
+        and all(each < math.inf for each in numbers)
+    )
+
+
+def check_agreement(
+    spec: MixtureSpec,
+    alone: Sequence[Sequence[Sequence[float]]],
+    together: Sequence[Sequence[float]],
+    *,
+    tolerance: float,
+) -> None:
+    """Checks that the mixture's log-probabilities are those of its policies.
+
+    Args:
+      alone: per member, the F figures of each token that it drew alone.
+      together: the figures of the same tokens under equal weights.
+      tolerance: in nats.
+    Raises: SelfCheckError naming the first policy that differs.
+    """
+    num_members = spec.num_members
+    first = 3 + num_members
+    for place, figures in enumerate(together):
+        own = [alone[member][place][first + member] for member in range(num_members)]
+        for name, one, other in zip(
+            spec.member_names, own, figures[first : first + num_members], strict=True
+        ):
+            if not (one == other or abs(one - other) <= tolerance):
+                raise SelfCheckError(
+                    f"policy {name!r} gives a token the log-probability {other:.3f} beside the "
+                    f"others and {one:.3f} alone, so the mixture would be wrong; serve it without "
+                    "the vLLM flags that change how layers are computed, and report it"
+                )
+        expected = sum(own) / num_members - figures[0]
+        if math.isfinite(expected) and not abs(expected - figures[2]) <= tolerance:
+            raise SelfCheckError(
+                f"the mixture of {', '.join(spec.member_names)} gives a token the log-probability "
+                f"{figures[2]:.3f}, but its policies' own make {expected:.3f}; serve it without "
+                "the vLLM flags that change how logits are computed, and report it"
+            )
+
+
+def _not_finite(names: Sequence[str]) -> str:
+    who = f"policy {names[0]!r}" if len(names) == 1 else f"one of the policies {', '.join(names)}"
+    return (
+        f"{who} computes NaN or infinity where the logits of a token should be; check its "
+        "checkpoint, or leave it out"
+    )
+
+
+@contextlib.contextmanager
+def _no_dump() -> Iterator[None]:
+    """Keeps vLLM from writing its whole configuration and the step when a step fails."""
+    logger = logging.getLogger("vllm.logging_utils.dump_input")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled

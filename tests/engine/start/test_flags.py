@@ -1,0 +1,54 @@
+"""Flags that change how vLLM computes do the same to a mixture as to a model of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.checkpoints.tiny_policies import save_policy
+from support.engines import EngineFactory, spec_of_folders
+from support.exactness import TOLERANCE_NATS, Job, generate, served
+
+PROMPTS = [tuple(range(2, 60)), (5, 6, 7)]
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two policies with a window, and one without."""
+    root = tmp_path_factory.mktemp("windowed")
+    return [
+        save_policy(root / "window", seed=0, model_type="mistral", sliding_window=32),
+        save_policy(root / "other", seed=1, model_type="mistral", sliding_window=32),
+        save_policy(root / "full", seed=2),
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"disable_hybrid_kv_cache_manager": True},
+        {"kv_cache_dtype": "fp8", "dtype": "bfloat16"},
+        {"kv_cache_dtype_skip_layers": ["1"], "kv_cache_dtype": "fp8", "dtype": "bfloat16"},
+        {"logprobs_mode": "processed_logprobs"},
+    ],
+    ids=str,
+)
+def test_one_hot_answers_are_those_of_plain_vllm_with_the_same_flags(
+    own_engine: EngineFactory, windowed: list[Path], flags: dict[str, Any]
+) -> None:
+    """Three policies of which one answers; as a rule the engine's rounding is the same, too."""
+    mixed = []
+    llm = own_engine(spec_of_folders(windowed), **flags)
+    for index in range(3):
+        weights = tuple(float(index == other) for other in range(3))
+        batch = [Job(prompt=prompt, weights=weights, max_tokens=8) for prompt in PROMPTS]
+        mixed.append([served(each.outputs[0]) for each in generate(llm, batch, temperature=0.7)])
+    for folder, answers in zip(windowed, mixed, strict=True):
+        batch = [Job(prompt=prompt, weights=(1.0,), max_tokens=8) for prompt in PROMPTS]
+        alone = generate(own_engine(folder, **flags), batch, temperature=0.7)
+        for (tokens, logprobs), plain in zip(answers, alone, strict=True):
+            own_tokens, own_logprobs = served(plain.outputs[0])
+            assert tokens == own_tokens
+            assert logprobs == pytest.approx(own_logprobs, abs=TOLERANCE_NATS)

@@ -1,0 +1,47 @@
+"""The engines' check of themselves, as an API process asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prefmix.mixing.wire import SELF_CHECK_METHOD
+from prefmix.server.engine_check import EngineCheckError, check_engines, checked_as
+
+
+def client(*found: dict[str, Any]) -> Any:
+    """An engine client whose engines answer so."""
+
+    async def call_utility_all_async(method: str) -> list[dict[str, Any]]:
+        assert method == SELF_CHECK_METHOD
+        return list(found)
+
+    return SimpleNamespace(
+        engine_core=SimpleNamespace(call_utility_all_async=call_utility_all_async)
+    )
+
+
+def result(failure: str | None = None, *, seconds: float = 0.2) -> dict[str, Any]:
+    return {"failure": failure, "tokens": 8, "seconds": seconds}
+
+
+def test_the_slowest_engine_is_noted_for_the_ready_table(tmp_path: Path) -> None:
+    assert checked_as(tmp_path) is None
+    for _ in range(2):  # every API process notes the same
+        asyncio.run(check_engines(client(result(), result(seconds=1.52)), tmp_path))
+    assert checked_as(tmp_path) == "each policy and their mixture drew 8 tokens in 1.5 s"
+    assert [file.name for file in tmp_path.iterdir()] == ["self-check.json"]
+
+
+def test_one_engine_that_fails_ends_the_start(tmp_path: Path) -> None:
+    with pytest.raises(EngineCheckError, match="policy 'b' computes NaN"):
+        asyncio.run(check_engines(client(result(), result("policy 'b' computes NaN")), tmp_path))
+    assert checked_as(tmp_path) is None
+
+
+def test_nothing_is_noted_without_a_folder(tmp_path: Path) -> None:
+    asyncio.run(check_engines(client(result()), None))
