@@ -12,8 +12,9 @@ from typing import Any
 from prefmix.server.launch.installation import require_vllm
 
 EPILOG = """\
-Each bench prints an aligned table and one JSON line for each measurement. Random models are made
-for the run unless your own are given. What follows -- goes to vLLM, the same for all contestants:
+Each bench prints a JSON line for each measurement as soon as it is made, and an aligned table in
+the end; a run that is ended early prints the table of what it has. Random models are made for the
+run unless your own are given. What follows -- goes to vLLM, the same for all contestants:
 prefmix bench engine --model-size 8b -- --gpu-memory-utilization 0.3"""
 
 BENCHES = {

@@ -30,7 +30,7 @@ from prefmix.bench.engine_flags import (
     common_settings,
     model_name,
 )
-from prefmix.bench.report import Spread, progress, show
+from prefmix.bench.report import Report, Spread, progress
 
 CONTESTANTS = {
     "full": FULL,
@@ -104,19 +104,25 @@ class Measurement:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Measures and prints; returns the exit code."""
-    measurements = []
-    with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
+    report = Report(
+        _heading(args),
+        table,
+        line=lambda one: _line(args, one),
+        num_left=3,
+        num_steps=len(args.policies) * len(args.batch),
+    )
+    with report, tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
         progress("making the models")
         models = prepare_models(args, Path(folder), num_policies=max(args.policies))
         for num_policies in args.policies:
             settings = _chosen(args, models, num_policies, passthrough)
             with started(settings) as (workers, abouts):
                 for batch in args.batch:
+                    report.begin(f"{num_policies} policies, batch {batch}")
                     times = measure_rounds(args, workers, num_policies=num_policies, batch=batch)
-                    measurements += measurements_of(
-                        args, times, abouts, num_policies=num_policies, batch=batch
+                    report.add(
+                        measurements_of(args, times, abouts, num_policies=num_policies, batch=batch)
                     )
-    show(_heading(args), table(measurements), num_left=3, lines=_lines(args, measurements))
     return 0
 
 
@@ -157,7 +163,6 @@ def measure_rounds(
     args: argparse.Namespace, workers: Mapping[str, Worker], *, num_policies: int, batch: int
 ) -> dict[str, Rounds]:
     """Lets the contestants take turns; all contestants of a round get the same work."""
-    progress(f"{num_policies} policies, batch {batch}")
     times = {name: Rounds() for name in workers}
     for round_index in range(args.rounds + 1):
         first, whole = (
@@ -245,17 +250,14 @@ def _heading(args: argparse.Namespace) -> str:
     )
 
 
-def _lines(
-    args: argparse.Namespace, measurements: Sequence[Measurement]
-) -> Iterator[dict[str, Any]]:
-    for one in measurements:
-        yield {
-            "bench": "engine",
-            **one.to_dict(),
-            "models": model_name(args),
-            "dtype": args.dtype,
-            "prompt_tokens": args.prompt_tokens,
-            "tokens": args.tokens,
-            "vary_lengths": args.vary_lengths,
-            "rounds": args.rounds,
-        }
+def _line(args: argparse.Namespace, one: Measurement) -> dict[str, Any]:
+    return {
+        "bench": "engine",
+        **one.to_dict(),
+        "models": model_name(args),
+        "dtype": args.dtype,
+        "prompt_tokens": args.prompt_tokens,
+        "tokens": args.tokens,
+        "vary_lengths": args.vary_lengths,
+        "rounds": args.rounds,
+    }

@@ -17,7 +17,7 @@ without a graph.
 Before anything is timed, three rows of the result are compared with float64. If their error exceeds
 that of eager torch on the same inputs by more than 1e-5, the bench ends and reports no speed.
 
-Prints a table, then one JSON line for each measurement. `mix_lm_head` reads each head once; with
+Prints a JSON line for each measurement, then a table. `mix_lm_head` reads each head once; with
 many rows it is bound by arithmetic, so that its share of the floor says little: compare it with
 its fallback, which is M library products and the mix. A device on which the kernel is faster goes
 into `FUSED_ROWS` of mixing/kernels/mix_lm_head.py.
@@ -36,7 +36,7 @@ from typing import Any
 import torch
 
 from prefmix.bench.kernel_comparisons import KERNELS, Size, errors
-from prefmix.bench.report import Spread, progress, show
+from prefmix.bench.report import Report, Spread
 from prefmix.server.config.errors import CommandError
 
 CACHE_BYTES = 128 << 20
@@ -232,27 +232,27 @@ def main(argv: list[str] | None = None) -> int:
     if not on_gpu:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    lines = []
-    with torch.inference_mode():
-        bandwidth = copy_bandwidth(device, rounds=args.rounds)
-        for name, vocab, members, rows in itertools.product(
-            args.kernel, args.vocab, args.members, args.rows
-        ):
-            progress(f"{name}: N {rows}, V {vocab}, M {members}")
+    sizes = list(itertools.product(args.kernel, args.vocab, args.members, args.rows))
+    bandwidth = copy_bandwidth(device, rounds=args.rounds)
+    what = "kernels" if on_gpu else "no GPU, so the kernels' torch fallbacks"
+    report: Report[dict[str, Any]] = Report(
+        f"Ours ({what}) beside eager torch and the floor that memory sets; errors in nats against"
+        f" float64. Copying moves {bandwidth / 1e9:.1f} GB/s; {args.dtype}.",
+        lambda lines: [HEADING, *map(_row, lines)],
+        line=dict,
+        num_left=1,
+        num_steps=len(sizes),
+    )
+    with report, torch.inference_mode():
+        for name, vocab, members, rows in sizes:
+            report.begin(f"{name}: N {rows}, V {vocab}, M {members}")
             dtype = getattr(torch, args.dtype)
             size = Size(rows, vocab, members, args.hidden, dtype, device)
             line = measure(
                 name, size, bandwidth=bandwidth, rounds=args.rounds, compiled=args.compiled
             )
-            lines.append({**line, "threads": torch.get_num_threads(), "triton": _triton_version()})
-    what = "kernels" if on_gpu else "no GPU, so the kernels' torch fallbacks"
-    show(
-        f"Ours ({what}) beside eager torch and the floor that memory sets; errors in nats against"
-        f" float64. Copying moves {bandwidth / 1e9:.1f} GB/s; {args.dtype}.",
-        [HEADING, *map(_row, lines)],
-        num_left=1,
-        lines=lines,
-    )
+            more = {"threads": torch.get_num_threads(), "triton": _triton_version()}
+            report.add([{**line, **more}])
     return 0
 
 

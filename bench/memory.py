@@ -13,7 +13,7 @@ from prefmix.bench.contestants.models import add_model_flags, prepare_models
 from prefmix.bench.contestants.settings import FULL, ONE_POLICY, TRUNK, contestant_settings
 from prefmix.bench.contestants.worker import Worker
 from prefmix.bench.engine_flags import add_engine_flags, common_settings, model_name
-from prefmix.bench.report import progress, show
+from prefmix.bench.report import Report, progress
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +34,14 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Measures and prints; returns the exit code."""
     common = common_settings(args, passthrough)
     common["options"]["enforce_eager"] = True  # speed does not matter here
-    found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
+    report = Report(
+        f"{model_name(args)}, {args.dtype}",
+        table,
+        line=lambda one: {"bench": "memory", **one, "dtype": args.dtype},
+        num_left=2,
+        num_steps=len(args.policies) * len(LAYOUTS),
+    )
+    with report, tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
         models = prepare_models(args, Path(folder), num_policies=max(args.policies))
         for num_policies in args.policies:
             everyone = contestant_settings(models, num_policies=num_policies, common=common)
@@ -43,18 +49,12 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
                 if name not in everyone:
                     progress(f"no {name}: the models given do not allow it")
                     continue
-                progress(f"starting {name}, K = {num_policies}")
+                report.begin(f"{name}, K = {num_policies}")
                 worker = Worker({**everyone[name], "kind": "prefmix.bench.memory:MemoryProbe"})
                 worker.wait_started()
                 figures = worker.ask({})
                 worker.close()
-                found.append({"num_policies": num_policies, "layout": name, **figures})
-    show(
-        f"{model_name(args)}, {args.dtype}",
-        table(found),
-        num_left=2,
-        lines=({"bench": "memory", **one, "dtype": args.dtype} for one in found),
-    )
+                report.add([{"num_policies": num_policies, "layout": name, **figures}])
     return 0
 
 

@@ -23,7 +23,7 @@ from prefmix.bench.engine_flags import (
     common_settings,
     model_name,
 )
-from prefmix.bench.report import Spread, progress, show
+from prefmix.bench.report import Report, Spread
 
 LAYOUTS = (FULL, TRUNK)
 KINDS: tuple[Weights, ...] = get_args(Weights)
@@ -41,8 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Measures and prints; returns the exit code."""
-    found = []
-    with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
+    heading = (
+        f"{model_name(args)}, {args.dtype}, K = {args.policies}; {args.prompt_tokens} prompt "
+        f"tokens, {args.tokens} drawn; tokens/s with these weights, median (lowest-highest) of "
+        f"{args.rounds} rounds"
+    )
+    report = Report(heading, table, line=dict, num_left=2, num_steps=len(args.batch))
+    with report, tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
         models = prepare_models(args, Path(folder), num_policies=args.policies)
         everyone = contestant_settings(
             models, num_policies=args.policies, common=common_settings(args, passthrough)
@@ -50,14 +55,8 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
         settings = {name: everyone[name] for name in LAYOUTS if name in everyone}
         with started(settings) as (workers, _):
             for batch in args.batch:
-                progress(f"batch {batch}")
-                found += [_measure(args, name, worker, batch) for name, worker in workers.items()]
-    heading = (
-        f"{model_name(args)}, {args.dtype}, K = {args.policies}; {args.prompt_tokens} prompt "
-        f"tokens, {args.tokens} drawn; tokens/s with these weights, median (lowest-highest) of "
-        f"{args.rounds} rounds"
-    )
-    show(heading, table(found), num_left=2, lines=found)
+                report.begin(f"batch {batch}")
+                report.add(_measure(args, name, worker, batch) for name, worker in workers.items())
     return 0
 
 

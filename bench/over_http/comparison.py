@@ -19,7 +19,7 @@ from typing import Any
 from prefmix.bench.contestants.models import add_model_flags, prepare_models
 from prefmix.bench.contestants.worker import Worker
 from prefmix.bench.over_http.servers import MIXTURE, NAME, PLAIN, Server, commands, serving
-from prefmix.bench.report import Spread, progress, show
+from prefmix.bench.report import Report, Spread
 from prefmix.server.config.errors import CommandError
 
 
@@ -39,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Measures and prints; returns the exit code."""
-    with tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
+    heading = (
+        f"vllm bench serve, {args.requests} requests a round, {args.prompt_tokens} prompt tokens, "
+        f"{args.tokens} drawn, {args.dtype}; median (lowest-highest) of {args.rounds} rounds"
+    )
+    report = Report(heading, table, line=dict, num_left=2, num_steps=len(args.concurrency))
+    with report, tempfile.TemporaryDirectory(prefix="prefmix-bench-") as folder:
         model = prepare_models(args, Path(folder), num_policies=1).one
         with ExitStack() as stack:
             servers = {
@@ -49,16 +54,9 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
             client = Worker({"kind": "prefmix.bench.over_http.load:HttpLoad"})
             stack.callback(client.close)
             client.wait_started()
-            found = [
-                line
-                for concurrency in args.concurrency
-                for line in _measure(args, client, servers, model, concurrency)
-            ]
-    heading = (
-        f"vllm bench serve, {args.requests} requests a round, {args.prompt_tokens} prompt tokens, "
-        f"{args.tokens} drawn, {args.dtype}; median (lowest-highest) of {args.rounds} rounds"
-    )
-    show(heading, table(found), num_left=2, lines=found)
+            for concurrency in args.concurrency:
+                report.begin(f"{concurrency} clients")
+                report.add(_measure(args, client, servers, model, concurrency))
     return 0
 
 
@@ -94,7 +92,6 @@ def _measure(
     model: str,
     concurrency: int,
 ) -> list[dict[str, Any]]:
-    progress(f"concurrency {concurrency}")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
     order = list(servers)
     for round_index in range(args.rounds + 1):

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from prefmix.bench.contestants.models import add_model_flags, prepare_models  # noqa: E402
 from prefmix.bench.contestants.worker import Worker  # noqa: E402
-from prefmix.bench.report import Spread, show  # noqa: E402
+from prefmix.bench.report import Report, Spread  # noqa: E402
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 32, 96
 PLAIN, FIT = "plain vLLM, one policy", "the fit's engine, one of K policies"
@@ -119,7 +119,8 @@ def main() -> None:
     }
     heading = f"{args.responses} responses, {PROMPT_TOKENS} + {RESPONSE_TOKENS} tokens, "
     heading += f"{args.dtype}, {args.policies} policies; fit over plain {ratio:.3f}"
-    show(heading, rows, num_left=1, lines=[line])
+    with Report(heading, lambda _: rows, line=dict, num_left=1, num_steps=1) as report:
+        report.add([line])
 
 
 if __name__ == "__main__":
