@@ -43,14 +43,19 @@ def build(kind: str, source: Path, output: Path) -> Path:
     return built
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tracked files, and the leavings of an earlier build of another version."""
-    folder = tmp_path_factory.mktemp("source")
+def copy_tracked(folder: Path) -> None:
+    """Copies the tracked files and links into a folder."""
     for name in tracked_files():
         copy = folder / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, copy, follow_symlinks=False)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tracked files, and the leavings of an earlier build of another version."""
+    folder = tmp_path_factory.mktemp("source")
+    copy_tracked(folder)
     for name in ("server/gone.py", "prefmix/gone.py"):
         stale = folder / "build" / "lib" / name
         stale.parent.mkdir(parents=True)
@@ -130,3 +135,44 @@ def test_a_wheel_from_the_sdist_is_the_same(
     (tmp_path / "wheel").mkdir()
     with zipfile.ZipFile(build("wheel", source, tmp_path / "wheel")) as again:
         assert contents(again) == contents(wheel)
+
+
+@pytest.fixture
+def without_links(tmp_path: Path) -> Path:
+    """The tracked files as pip unpacks a zip archive: links are files with the target as text."""
+    folder = tmp_path / "unpacked"
+    copy_tracked(folder)
+    for room in ROOMS:
+        link = folder / "src" / "prefmix" / room
+        target = str(link.readlink())
+        link.unlink()
+        link.write_text(target)
+    return folder
+
+
+def test_a_wheel_from_a_zip_archive_is_the_same(
+    without_links: Path, wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    (tmp_path / "wheel").mkdir()
+    with zipfile.ZipFile(build("wheel", without_links, tmp_path / "wheel")) as again:
+        assert contents(again) == contents(wheel)
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
+def test_an_incomplete_tree_is_refused_in_one_sentence(
+    kind: str, without_links: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(without_links / "bench")
+    script = f"from setuptools import build_meta as b; b.build_{kind}({str(tmp_path)!r})"
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=without_links,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 1
+    assert run.stderr == (
+        "prefmix: src/prefmix/bench must lead to the folder bench of the repository; "
+        "build from a whole clone, an archive of one, or an sdist\n"
+    )
