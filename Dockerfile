@@ -36,8 +36,9 @@ USER 10001:10001
 WORKDIR /tmp
 VOLUME ["/cache", "/var/lib/prefmix"]
 EXPOSE 8000
+# http.client asks no proxy, as urllib would if the container's environment names one.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
+    CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/ready'); raise SystemExit(c.getresponse().status != 200)"]
 ENTRYPOINT ["prefmix"]
 # Without an API key this ends at once: give one with `-e PREFMIX_API_KEY_FILE=...` and a mounted file.
 CMD ["serve", "/demo/serve.yaml", "--host", "0.0.0.0"]

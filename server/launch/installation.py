@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 PACKAGE = "prefmix"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -82,8 +84,20 @@ def _missing_package(error: BaseException) -> str | None:
     if not any(map(_is_installed, _ENGINES)):
         return NO_VLLM  # vLLM also installs packages that no extra names
     package = error.name.partition(".")[0]
+    if package in sys.modules:  # it is there, and one of its modules is missing
+        module = sys.modules[package]
+        return None if hasattr(module, "__path__") else _hidden_package(package, module)
     extras = (extra for extra, names in _extras().items() if package in names)
     return next((_sentence([package], extra) for extra in extras), None)
+
+
+def _hidden_package(package: str, module: ModuleType) -> str:
+    """The sentence for a user's file, such as vllm.py, that has the name of a package."""
+    file = getattr(module, "__file__", None)
+    return (
+        f"{file} is imported in place of the package {package}: rename it, or keep its folder out "
+        "of PYTHONPATH and of the script's folder"
+    )
 
 
 def _broken_package(error: BaseException) -> str | None:

@@ -1,9 +1,16 @@
 """The Dockerfile and compose files: pinned, not root, nothing open beyond this machine."""
 
+import contextlib
 import importlib.metadata
+import json
+import os
 import re
+import socket
 import subprocess
+import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +43,36 @@ def test_bases_are_pinned_and_the_images_are_not_root() -> None:
         assert f"FROM server AS {image}\n" in DOCKERFILE
     server = DOCKERFILE.split("AS server\n")[1].split("\nFROM ")[0]
     assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", server, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_health_check_asks_the_server_and_no_proxy(status: int) -> None:
+    """Docker gives a container the proxy variables of its own configuration."""
+
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (words,) = re.findall(r"^HEALTHCHECK.*\\\n +CMD (.+)$", DOCKERFILE, flags=re.MULTILINE)
+    _, *words = json.loads(words)
+    with HTTPServer(("127.0.0.1", 0), Ready) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        run = subprocess.run(
+            [sys.executable, *(word.replace("8000", str(server.server_port)) for word in words)],
+            env={**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""},
+            capture_output=True,
+            timeout=60,
+        )
+        if run.returncode != 0:  # it may not have asked
+            with contextlib.suppress(OSError):
+                socket.create_connection(server.server_address).close()
+        thread.join()
+    assert run.returncode == (0 if status == 200 else 1), run.stderr
 
 
 def test_the_image_and_setup_install_the_same_torch() -> None:

@@ -78,3 +78,30 @@ def test_rewards_are_theirs(way: list[str], folder: Path, pythonpath: str | None
     assert found.stderr.startswith("prefmix: error: missing.jsonl: cannot be read")
     absent = run([*words, "--reward", "short=weights:yours"], folder, pythonpath)
     assert "module 'weights' has no attribute 'yours'" in absent.stderr
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_packages_are_not_looked_for_in_the_working_directory(
+    way: list[str], tmp_path: Path
+) -> None:
+    """Files with the names of packages that prefmix needs, beside a script of the user's."""
+    for name in ("yaml", "pydantic", "numpy", "vllm", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not to be imported')\n")
+    (tmp_path / "serve.yaml").write_text("policies: {a: ./missing}\n")
+    refused = run([*way, "serve", "serve.yaml"], tmp_path, None)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("prefmix: error: serve.yaml: a: ")
+
+
+def test_a_users_file_that_hides_vllm_is_named(tmp_path: Path) -> None:
+    """A script's own folder comes first, and nothing in it is left out."""
+    (tmp_path / "vllm.py").touch()
+    (tmp_path / "mine.py").write_text(
+        "import prefmix\nprefmix.Mixture(policies={'a': 'org/a', 'b': 'org/b'})\n"
+    )
+    failed = run([sys.executable, "mine.py"], tmp_path, None)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].endswith(
+        f"InstallationError: {tmp_path}/vllm.py is imported in place of the package vllm: rename "
+        "it, or keep its folder out of PYTHONPATH and of the script's folder"
+    )
