@@ -17,6 +17,8 @@ _HARMLESS = (
     "Enforce eager set, disabling",
     "Inductor compilation was disabled by user settings",
     "Reset SSM cache type",
+    # Differences between policies, which the launcher has said before in the same words.
+    "[member_checks.py:",
     # A tokenizer beside an adapter, where vLLM looks for a model's config as well.
     "Should have a `model_type` key in its config.json.",
     # Our own scheduler, named to vLLM by our own plugin.

@@ -114,6 +114,9 @@ def test_an_interrupt_is_no_cause() -> None:
         ' - leaked type "triton._C.libtriton.ir.location"',
         "/x/site-packages/vllm/a.py:138: FutureWarning: `x` is deprecated",
         "/x/python3.11/multiprocessing/resource_tracker.py:254: UserWarning: 1 leaked",
+        "(APIServer pid=7) WARNING 11-22 00:29:17 [member_checks.py:29] policies 'a' and 'b' have",
+        "(APIServer pid=7) ERROR 11-22 00:29:17 [repo_utils.py:124] Error parsing config for /x: "
+        "Unrecognized model in /x. Should have a `model_type` key in its config.json.",
     ],
 )
 def test_harmless_is_recognised(line: str) -> None:
