@@ -98,7 +98,7 @@ def differences(one: MemberTokens, other: MemberTokens) -> Iterator[tuple[int, s
     """Yields (id, the one's token, the other's token) for each id of which they differ."""
     if one.ids == other.ids:
         return
-    for index in sorted(one.tokens.keys() | other.tokens.keys()):
+    for index in sorted({index for _, index in one.ids.items() ^ other.ids.items()}):
         token, token_other = one.tokens.get(index), other.tokens.get(index)
         if token != token_other:
             yield index, shown(token), shown(token_other)

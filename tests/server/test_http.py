@@ -15,6 +15,7 @@ import openai
 import pytest
 import yaml
 
+from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.preloaded_server import Preloaded
 from support.server_process import API_KEY, ServerProcess, engine_flags
 
@@ -118,6 +119,7 @@ def test_mixture_shows_what_is_loaded(client: httpx.Client, policies: list[Path]
     models = [{"name": path.name, "model": str(path), "revision": None} for path in policies]
     assert mixture["policies"] == models
     assert (mixture["reference"], mixture["weight_space"]) == (None, "simplex")
+    assert mixture["vocabulary"] == {"size": VOCAB_SIZE, "never_drawn": 0}
     assert (mixture["default_profile"], mixture["version"]) == ("even", 1)
     assert mixture["profiles"]["solo"] == {"weights": {"one": 0.0, "two": 1.0, "three": 0.0}}
     assert len(mixture["sha256"]) == 64
