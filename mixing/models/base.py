@@ -37,6 +37,8 @@ class MixtureModel(nn.Module, ABC):
 
     hidden_sizes: list[int]
     """D_m of each member; set by the subclass."""
+    never_drawn: torch.Tensor
+    """int64, the ids below V that are not the same token to all members."""
     weights: StepWeights
     """The weights of the running requests; under V2 set by MixtureModelState."""
 
@@ -53,8 +55,9 @@ class MixtureModel(nn.Module, ABC):
         self.step = Step(num_members=self.spec.num_members, can_skip=can_skip(vllm_config))
         vocabulary = CommonVocabulary.of_config(model_config.hf_config)
         differing = [] if vocabulary is None else sorted(vocabulary.differing)
-        self.never_drawn = torch.tensor(differing, dtype=torch.int64, device=self.device)
-        """Ids that are not the same token to all members, int64."""
+        ids = torch.tensor(differing, dtype=torch.int64, device=self.device)
+        # A buffer survives vLLM's sleep, which may drop all other memory of a model.
+        self.register_buffer("never_drawn", ids, persistent=False)
         self.takes_any_rows = takes_any_rows(self.device)
         """True if a pass may hold any number of rows of each member."""
         if not vllm_config.use_v2_model_runner:
