@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from prefmix.mixing.name_list import listed
 from prefmix.mixing.vocabulary import CommonVocabulary
 
 if TYPE_CHECKING:
@@ -85,12 +84,13 @@ def check_tokens(
 
 
 def _refuse_tokens(field: str, ids: Collection[int], vocabulary: CommonVocabulary) -> None:
-    lost = vocabulary.without(ids)
+    lost = list(dict.fromkeys(vocabulary.without(ids)))
     if lost:
-        named = listed(list(dict.fromkeys(lost))[:3])
+        noun = "token" if len(lost) == 1 else "tokens"
+        named = ", ".join(map(str, lost[:3])) + (", ..." if len(lost) > 3 else "")
         raise _error(
             field,
-            f"{field} has token {named}, which not all policies of the mixture have; allowed: the "
+            f"{field} has {noun} {named}, which not all policies of the mixture have; allowed: the "
             f"{vocabulary.size} token ids that they have in common",
         )
 
