@@ -63,9 +63,7 @@ def test_tokens_that_not_all_policies_have_are_refused(field: str, make: Any, to
 def test_many_such_tokens_make_no_long_message() -> None:
     from vllm.exceptions import VLLMValidationError
 
-    with pytest.raises(
-        VLLMValidationError, match="has tokens 12, 13, 14, [.]{3}, which"
-    ) as refused:
+    with pytest.raises(VLLMValidationError, match=r"tokens 12, 13, 14, \.{3}, which") as refused:
         check_tokens(request(prompt=range(12, 10_000)), [], VOCABULARY, end=1)
     assert len(str(refused.value)) < 200
 
