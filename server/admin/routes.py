@@ -12,6 +12,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -187,6 +188,7 @@ async def apply_document(
     request: Request,
     body: Annotated[dict[str, Any], Body(description="A document in the store's format.")],
     replace: Annotated[bool, Query(description="Drop all other profiles.")] = False,
+    default: Annotated[bool, Query(description="Take the document's default as well.")] = False,
     dry_run: DryRun = False,
     if_match: IfMatch = None,
 ) -> ChangeAnswer:
@@ -196,10 +198,10 @@ async def apply_document(
         from_document, body, source="the document", max_profiles=live.max_profiles
     )
     spec = live.spec
-    apply = edits.replaced if replace else edits.merged
+    applied = edits.replaced if replace else partial(edits.merged, with_its_default=default)
 
     def edit(current: ProfileSet) -> ProfileSet:
-        return apply(current, other, source="the document", spec=spec)
+        return applied(current, other, source="the document", spec=spec)
 
     return await _change(request, edit, "replace" if replace else "apply", dry_run, if_match)
 

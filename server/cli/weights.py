@@ -104,6 +104,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace all profiles and the default by those of the file",
     )
+    sub.add_argument(
+        "--default", action="store_true", help="make the default of the file the default here, too"
+    )
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
@@ -207,7 +210,19 @@ def _rollback(args: argparse.Namespace) -> int:
 
 
 def _apply(args: argparse.Namespace) -> int:
-    return _report(_target(args).apply(args.file, _precondition(args), replace=args.replace), args)
+    target = _target(args)
+    receipt = target.apply(
+        args.file, _precondition(args), replace=args.replace, with_its_default=args.default
+    )
+    code = _report(receipt, args)
+    applied = read_profiles(args.file).default
+    if not args.dry_run and (present := target.read().default) != applied:
+        print(
+            f"the default is still {present!r}: the new weights are for requests with "
+            f"preference_profile {applied!r}\nor model NAME@{applied}; for all others: prefmix "
+            f"weights default {applied}"
+        )
+    return code
 
 
 def _history(args: argparse.Namespace) -> int:
@@ -233,7 +248,7 @@ def _validate(args: argparse.Namespace) -> int:
     where = "in the store's format"
     if args.weights_store is not None or args.url is not None:
         target = _target(args)
-        target.apply(args.file, Precondition(dry_run=True), replace=False)
+        target.apply(args.file, Precondition(dry_run=True))
         where = f"and fits {target.name}"
     _print_profiles(profiles, where=str(args.file))
     print(f"\n{args.file} is valid {where}")

@@ -69,10 +69,18 @@ class ServerTarget:
         body = {} if version is None else {"version": version}
         return self._change("POST", "/admin/weights/rollback", precondition, body)
 
-    def apply(self, file: Path, precondition: Precondition, *, replace: bool) -> Receipt:
+    def apply(
+        self,
+        file: Path,
+        precondition: Precondition,
+        *,
+        replace: bool = False,
+        with_its_default: bool = False,
+    ) -> Receipt:
         """See Target. Either all of the file is applied or nothing."""
         body = document(read_profiles(file))
-        query = {"replace": "true"} if replace else {}
+        chosen = {"replace": replace, "default": with_its_default}
+        query = {name: "true" for name, is_chosen in chosen.items() if is_chosen}
         return self._change("POST", "/admin/weights/apply", precondition, body, **query)
 
     def _profiles(self, data: object) -> ProfileSet:

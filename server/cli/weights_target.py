@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -71,7 +72,14 @@ class Target(Protocol):
     def rollback(self, version: int | None, precondition: Precondition) -> Receipt:
         """Returns to an earlier version's content."""
 
-    def apply(self, file: Path, precondition: Precondition, *, replace: bool) -> Receipt:
+    def apply(
+        self,
+        file: Path,
+        precondition: Precondition,
+        *,
+        replace: bool = False,
+        with_its_default: bool = False,
+    ) -> Receipt:
         """Merges the profiles of a file in the store's format, or replaces all profiles by them."""
 
 
@@ -121,10 +129,18 @@ class FileTarget:
         """See Target."""
         return self._change(Rollback(self._store, version), precondition)
 
-    def apply(self, file: Path, precondition: Precondition, *, replace: bool) -> Receipt:
+    def apply(
+        self,
+        file: Path,
+        precondition: Precondition,
+        *,
+        replace: bool = False,
+        with_its_default: bool = False,
+    ) -> Receipt:
         """See Target. A store that does not exist is created from the file."""
         other = read_profiles(file)
-        edit = edits.replaced if replace else edits.merged
+        merged = partial(edits.merged, with_its_default=with_its_default)
+        edit = edits.replaced if replace else merged
         if precondition.expected is None and not self._store.path.exists():
             next_version = self._store.next_version()
             first = other if precondition.dry_run else self._store.create(other)

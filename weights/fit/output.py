@@ -11,7 +11,7 @@ from typing import Any
 from prefmix.weights.fit.result import FitResult
 from prefmix.weights.store.change import Change
 from prefmix.weights.store.durable_file import replace_file
-from prefmix.weights.store.edits import merged, with_default
+from prefmix.weights.store.edits import merged
 from prefmix.weights.store.errors import StoreFormatError, StoreMissingError
 from prefmix.weights.store.format import dump, for_mixture, spec_of_members
 from prefmix.weights.store.profiles import ProfileSet, build_profile_set
@@ -91,8 +91,7 @@ def write_profile(
         return Change(None, fitted), provenance
 
     def edit(present: ProfileSet) -> ProfileSet:
-        after = merged(present, fitted, source="the fitted profile")
-        return with_default(after, profile) if make_default else after
+        return merged(present, fitted, source="the fitted profile", with_its_default=make_default)
 
     store = WeightsStore(path)
     if not path.exists() and store.create(fitted).sha256 == fitted.sha256:

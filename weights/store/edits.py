@@ -70,9 +70,14 @@ def with_default(profiles: ProfileSet, name: str) -> ProfileSet:
 
 
 def merged(
-    profiles: ProfileSet, other: ProfileSet, *, source: str, spec: MixtureSpec | None = None
+    profiles: ProfileSet,
+    other: ProfileSet,
+    *,
+    source: str,
+    spec: MixtureSpec | None = None,
+    with_its_default: bool = False,
 ) -> ProfileSet:
-    """Adds or replaces every profile of `other`; the default stays.
+    """Adds or replaces every profile of `other`; the default stays unless its own is asked for.
 
     Raises: StoreFormatError naming `source` if `other` was made for other policies.
     """
@@ -81,6 +86,7 @@ def merged(
     return replace(
         profiles,
         profiles={**profiles.profiles, **other.profiles},
+        default=other.default if with_its_default else profiles.default,
         provenance={**kept, **other.provenance},
     )
 

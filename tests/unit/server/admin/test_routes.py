@@ -203,7 +203,9 @@ def test_a_document_is_merged_or_replaces(admin: Admin) -> None:
     merged = admin.live.current
     assert (merged.default, sorted(merged.profiles)) == ("even", ["even", "fitted"])
     assert merged.weights("fitted") == {"a": 0.2, "b": 0.8, "base": 0.0}
-    assert admin.ask("POST", "/weights/apply?replace=true", fit).json()["version"] == 3
+    assert admin.ask("POST", "/weights/apply?default=true", fit).json()["version"] == 3
+    assert (admin.live.current.default, len(admin.live.current.profiles)) == ("fitted", 2)
+    assert admin.ask("POST", "/weights/apply?replace=true", fit).json()["version"] == 4
     assert (admin.live.current.default, list(admin.live.current.profiles)) == ("fitted", ["fitted"])
 
 

@@ -104,13 +104,24 @@ def test_apply_merges_or_replaces(filled: Run, tmp_path: Path) -> None:
     (tmp_path / "y.json").write_text(
         json.dumps({**FIT, "default_profile": "y", "profiles": {"y": {"weights": {"a": 1}}}})
     )
-    filled("apply", "y.json")
+    out = filled("apply", "y.json")[1]
+    assert "the default is still 'fitted'" in out
+    assert "weights default y" in out
     shown = json.loads(filled("show", "--json")[1])
     assert (shown["default_profile"], list(shown["profiles"])) == ("fitted", ["fitted", "x", "y"])
     filled("apply", "y.json", "--replace")
     shown = json.loads(filled("show", "--json")[1])
     assert (shown["default_profile"], list(shown["profiles"])) == ("y", ["y"])
     assert filled("apply", "y.json")[1].startswith("unchanged")
+
+
+def test_apply_takes_the_default_of_the_file_if_asked(filled: Run, tmp_path: Path) -> None:
+    (tmp_path / "y.json").write_text(
+        json.dumps({**FIT, "default_profile": "y", "profiles": {"y": {"weights": {"a": 1}}}})
+    )
+    assert "still" not in filled("apply", "y.json", "--default")[1]
+    shown = json.loads(filled("show", "--json")[1])
+    assert (shown["default_profile"], set(shown["profiles"])) == ("y", {"fitted", "x", "y"})
 
 
 def test_dry_run_and_if_match(filled: Run) -> None:
