@@ -140,6 +140,15 @@ def test_a_killed_api_process_ends_the_server(pair: Live) -> None:
     dies(pair.server, first.kill, key=KEY)
 
 
+def requests_counted(metrics: str) -> set[float]:
+    """The values of what counts requests, tokens and lookups in the prefix cache."""
+    counted = re.compile(
+        r"(prefmix_requests_total|prefmix_statistics_tokens_total|vllm:(prompt|generation)_tokens_total"
+        r"|vllm:prefix_cache_(queries|hits)_total|vllm:request_success_total)\{.*\} (\S+)"
+    )
+    return {float(found[4]) for line in metrics.splitlines() if (found := counted.match(line))}
+
+
 def test_two_api_processes_serve_one_trunk_and_end_together(
     adapted: AdaptedBase, tmp_path: Path
 ) -> None:
@@ -151,7 +160,9 @@ def test_two_api_processes_serve_one_trunk_and_end_together(
         server.wait_ready()
         with server.client(key=None) as client:
             assert client.get("/v1/mixture").json()["base"] == str(adapted.base)
+            assert requests_counted(client.get("/metrics").text) == {0.0}
         assert "parameters, shared by all)" in server.stdout
+        assert "each policy and their mixture drew 8 tokens in " in server.stdout
         seen = set()
         for _ in range(24):
             # A new connection each time, so that both processes are asked.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import signal
 from pathlib import Path
@@ -74,15 +73,6 @@ def test_a_damaged_checkpoint_ends_with_its_cause(
     assert "policy 'damaged': the tensor" in message, message
     assert name in message
     assert "config.json must belong to its parameters" in message
-
-
-def requests_counted(metrics: str) -> set[float]:
-    """The values of what counts requests, tokens and lookups in the prefix cache."""
-    counted = re.compile(
-        r"(prefmix_requests_total|prefmix_statistics_tokens_total|vllm:(prompt|generation)_tokens_total"
-        r"|vllm:prefix_cache_(queries|hits)_total|vllm:request_success_total)\{.*\} (\S+)"
-    )
-    return {float(found[4]) for line in metrics.splitlines() if (found := counted.match(line))}
 
 
 def test_a_policy_of_nan_ends_the_start(
