@@ -84,13 +84,13 @@ def _check(core: Any, spec: MixtureSpec) -> int:
         [float(member == other) for other in range(num_members)] for member in range(num_members)
     ]
     together = [[1.0 / num_members] * num_members] if num_members > 1 else []
-    rows, errors = [], {}
+    rows, errors = [], []
     for weights_M in (*one_hot, *together):
         names = [name for name, weight in zip(spec.member_names, weights_M, strict=True) if weight]
         try:
             rows.append(_figures(core, names, weights_M, prompt, token, num_tokens))
         except _StepError as error:
-            errors[names[0]] = str(error)
+            errors.append((names, str(error)))
             if len(names) > 1 or core.batch_queue is not None:
                 break  # with steps scheduled ahead, nothing can be asked after one that failed
             _forget_request(core)
@@ -98,8 +98,9 @@ def _check(core: Any, spec: MixtureSpec) -> int:
             break
     if errors:
         # A step prepares all policies' attention, so one of them can be the end of all.
-        name, cause = next(iter(errors.items()))
-        who = f"policy {name!r}" if rows else f"the mixture of {', '.join(spec.member_names)}"
+        names, cause = errors[0]
+        is_one = rows and len(names) == 1
+        who = f"policy {names[0]!r}" if is_one else f"the mixture of {', '.join(spec.member_names)}"
         raise SelfCheckError(
             f"{who} cannot draw a token on this machine: {cause:.300}; leave the policy out that "
             "it concerns, or choose other vLLM flags"

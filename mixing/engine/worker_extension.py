@@ -65,8 +65,7 @@ class MixtureWorker:
 
     def prefmix_num_tokens(self) -> int:
         """Number of tokens that every member has."""
-        model = self.model_runner.model
-        return int(getattr(model, "common_vocab_size", model.vocab_size))
+        return int(self.model_runner.model.vocab_size)
 
     def prefmix_sizes(self) -> dict[str, list[int]]:
         """Bytes on this rank: of parameters per member, then of those that several members use; of
