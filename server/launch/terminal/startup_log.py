@@ -29,7 +29,8 @@ _LOG_LINE = re.compile(
 _EXCEPTION = re.compile(r"(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
 _CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
 _ANNOUNCEMENT = re.compile(
-    r"(EngineCore|WorkerProc) failed to start\.|Process [\w-]+:$|Worker proc \S+ died unexpectedly"
+    r"(EngineCore|WorkerProc) failed to start\.|WorkerProc hit an exception\."
+    r"|Process [\w-]+:$|Worker proc \S+ died unexpectedly"
 )
 # These exceptions only say that another process failed.
 _SECONDARY = ("KeyboardInterrupt", "SystemExit", "Engine core init", "WorkerProc init")

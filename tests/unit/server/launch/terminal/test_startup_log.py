@@ -44,6 +44,19 @@ def test_a_traceback_is_held_back_and_its_cause_kept() -> None:
     assert cause == "SomeError: bad: it is"
 
 
+def test_a_step_that_fails_in_a_worker_is_held_back() -> None:
+    """The engine's check of itself says it in one sentence."""
+    text = "\n".join(
+        [
+            f"{WORKER}WorkerProc hit an exception.",
+            f"{WORKER}Traceback (most recent call last):",
+            f'{WORKER}  File "w.py", line 1, in f',
+            f"{WORKER}RuntimeError: Unsupported CPU attention configuration",
+        ]
+    )
+    assert filtered(text)[0] == []
+
+
 def test_the_worker_is_believed_before_the_engine_that_reports_it() -> None:
     text = "\n".join(
         [
