@@ -9,6 +9,8 @@ from typing import Any
 from fastapi import Response
 from fastapi.responses import JSONResponse
 
+from prefmix.server.api.resolve import Resolution
+
 FieldsOf = Callable[[int], Awaitable[dict[str, Any]]]
 """The fields to add to a choice, by its index."""
 
@@ -18,7 +20,40 @@ RESPONSES_PATH = "/v1/responses"
 Usage = tuple[int, int]
 """Numbers of tokens of a prompt and of its answer."""
 
+_DATA = b"data: "
 _ENDS = (b"event: response.completed\n", b"event: response.incomplete\n")
+
+
+MIXTURE_FIELD = "prefmix"
+"""The field of an answer that says which weights it was drawn with."""
+
+
+def mixture_field(resolution: Resolution) -> bytes:
+    """That field as a JSON object's only member, without the braces."""
+    pairs = zip(resolution.member_names, resolution.weights, strict=True)
+    about = {
+        "profile": resolution.profile,
+        "weights": {name: float(f"{weight:.9g}") for name, weight in pairs},
+        "weights_version": resolution.version,
+    }
+    return json.dumps({MIXTURE_FIELD: about}, ensure_ascii=False)[1:-1].encode()
+
+
+def with_field(answer: bytes, field: bytes) -> bytes:
+    """An answer, whole or an event of a stream, whose first JSON object has one member more.
+
+    Args:
+      answer: it is returned unchanged unless it is an object, or an event with one.
+      field: as `mixture_field` returns it.
+    """
+    data = 0
+    if not answer.startswith(b"{"):
+        data = answer.find(_DATA) + len(_DATA)
+        if data < len(_DATA):
+            return answer
+    if not answer.startswith(b'{"', data):
+        return answer
+    return b"".join([answer[:data], b"{", field, b",", answer[data + 1 :]])
 
 
 async def add_to_answer(response: Response, fields_of: FieldsOf) -> JSONResponse:

@@ -23,8 +23,10 @@ from prefmix.server.api.answer_fields import (
     RESPONSES_PATH,
     add_to_answer,
     add_to_chunk,
+    mixture_field,
     usage_of_answer,
     usage_of_event,
+    with_field,
 )
 from prefmix.server.api.answer_headers import answer_headers
 from prefmix.server.api.answer_stream import ERROR_EVENT, AnswerStream, failure_event
@@ -122,6 +124,9 @@ class MixtureRequest:
         response.raw_headers += [(name.encode(), each.encode()) for name, each in headers.items()]
         if isinstance(response, StreamingResponse):
             return AnswerStream(response, self._send_chunks)
+        if response.status_code == HTTPStatus.OK:
+            response.body = with_field(bytes(response.body), mixture_field(self._resolution))
+            response.headers["content-length"] = str(len(response.body))
         if self._attribution.is_wanted:
             if response.status_code == HTTPStatus.OK:
                 response = await add_to_answer(response, self._fields_of)
@@ -148,6 +153,8 @@ class MixtureRequest:
                 if is_first:
                     is_first = False
                     self._account.first_byte()
+                    if not has_failed:
+                        data = with_field(data, mixture_field(self._resolution))
                 if reports_usage:
                     self._account.used(usage_of_event(data))
                 if is_attributed:

@@ -145,6 +145,13 @@ def test_answers_report_the_weights_they_used(
     reported = [response.headers[f"x-prefmix-{name}"] for name in ("profile", "weights")]
     assert reported == [profile, weights]
     assert response.headers["x-prefmix-weights-version"] == "1"
+    body = response.text.partition("data: ")[2].partition("\n")[0] if stream else response.text
+    pairs = [pair.split("=") for pair in weights.split(",")]
+    assert json.loads(body)["prefmix"] == {
+        "profile": profile,
+        "weights": {name: float(weight) for name, weight in pairs},
+        "weights_version": 1,
+    }
 
 
 def test_every_way_to_say_the_same_weights_gives_the_same_text(client: httpx.Client) -> None:
