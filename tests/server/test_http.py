@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,9 @@ def test_start_prints_one_table_and_nothing_else(server: ServerProcess) -> None:
     assert [row[0] for row in rows[1:4]] == list(POLICIES)
     assert all(row[2] == "0.333" for row in rows[1:4])
     facts = {row[0]: " ".join(row[1:]) for row in rows[4:]}
+    assert re.match(
+        r"each policy and their mixture drew \d+ tokens in \d+\.\d s", facts.pop("self-check")
+    )
     assert facts == {
         "model": "prefmix (simplex weights)",
         "profiles": "even (default), solo",
