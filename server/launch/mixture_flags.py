@@ -31,6 +31,10 @@ REFUSED = {
     ),
     "pooler_config": "pooling runs no mixture",
     "diffusion_config": "a mixture draws one token after the other",
+    "disable_sliding_window": (
+        "vLLM reads the window of the first policy alone; --max-model-len up to the smallest "
+        "window does the same"
+    ),
     "engram_config": "it places one model's own memory",
     "hf_config_path": (
         "each policy is read with the config.json beside its parameters; change settings by "
@@ -138,15 +142,14 @@ cudagraph_metrics custom_histogram_buckets data_parallel_address data_parallel_b
 data_parallel_external_lb data_parallel_hybrid_lb data_parallel_rank data_parallel_rpc_port
 data_parallel_size_local data_parallel_start_rank default_chat_template_kwargs device_ids
 disable_access_log_for_endpoints disable_custom_all_reduce disable_fastapi_docs
- disable_log_stats disable_sliding_window
-disable_uvicorn_access_log distributed_executor_backend distributed_timeout_seconds download_dir
-dtype enable_auto_tool_choice enable_chunked_prefill enable_cumem_allocator
-enable_expert_parallel enable_flashinfer_autotune enable_force_include_usage
-enable_layerwise_nvtx_tracing enable_log_deltas enable_log_outputs enable_log_requests
-enable_logging_iteration_details enable_offline_docs enable_per_request_metrics
-enable_prefix_caching enable_prompt_tokens_details enable_request_id_headers
-enable_server_load_tracking enable_shm_tensor_arena enable_ssl_refresh enable_trace_replay
-enforce_eager exclude_tools_when_tool_choice_none expert_placement_strategy
+disable_log_stats disable_uvicorn_access_log distributed_executor_backend
+distributed_timeout_seconds download_dir dtype enable_auto_tool_choice enable_chunked_prefill
+enable_cumem_allocator enable_expert_parallel enable_flashinfer_autotune
+enable_force_include_usage enable_layerwise_nvtx_tracing enable_log_deltas enable_log_outputs
+enable_log_requests enable_logging_iteration_details enable_offline_docs
+enable_per_request_metrics enable_prefix_caching enable_prompt_tokens_details
+enable_request_id_headers enable_server_load_tracking enable_shm_tensor_arena enable_ssl_refresh
+enable_trace_replay enforce_eager exclude_tools_when_tool_choice_none expert_placement_strategy
 fail_on_environ_validation fingerprint_mode fingerprint_value generation_config
 gpu_memory_utilization h11_max_header_count h11_max_incomplete_event_size headless hf_token
 ignore_patterns ir_op_priority jit_monitor_mode jit_monitor_verbose kernel_config kv_cache_dtype
