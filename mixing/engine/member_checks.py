@@ -60,6 +60,14 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
         )
         model_config.max_model_len = min(model_config.max_model_len, limit)
         vocabulary = vocabulary.up_to(config.get_vocab_size())
+        own_dtype, first_dtype = (_saved_dtype(each.hf_config) for each in (config, model_config))
+        if own_dtype != first_dtype:
+            logger.warning_once(
+                "policies %r and %r were saved in %s and %s; all run in %s, choose another with "
+                "--dtype",
+                *(first.name, member.name, first_dtype, own_dtype),
+                str(model_config.dtype).removeprefix("torch."),
+            )
     set_vocabulary(model_config, vocabulary)
 
 
@@ -71,6 +79,12 @@ def set_vocabulary(model_config: ModelConfig, vocabulary: CommonVocabulary) -> N
     vocabulary.write_into(model_config.hf_config)
     model_config.hf_text_config.vocab_size = vocabulary.num_rows
     model_config.model_arch_config = model_config.get_model_arch_config()
+
+
+def _saved_dtype(hf_config: Any) -> str:
+    """The number format of a checkpoint, of which `--dtype auto` takes the first one's."""
+    found = getattr(hf_config, "dtype", None) or getattr(hf_config, "torch_dtype", None)
+    return str(found).removeprefix("torch.")
 
 
 def _quantization(hf_config: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,28 @@ def test_another_tokenizer_must_have_the_policies_tokens(
         config_of(spec, tokenizer=str(other))
     with pytest.raises(ValueError, match=r"the tokenizer '.*nowhere' cannot be read"):
         config_of(spec, tokenizer=str(tmp_path / "nowhere"))
+
+
+def test_policies_saved_in_different_formats_are_told(
+    policies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One engine has one format, by default that of the first policy."""
+    from prefmix.mixing.engine import member_checks
+
+    said: list[str] = []
+    monkeypatch.setattr(
+        member_checks.logger, "warning_once", lambda text, *words: said.append(text % words)
+    )
+    half = Path(shutil.copytree(policies[1], tmp_path / "half"))
+    config = json.loads((half / "config.json").read_text())
+    (half / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    config_of(spec_of_folders(policies))
+    assert said == []
+    config_of(spec_of_folders([policies[0], half]))
+    (line,) = said
+    assert line.startswith(
+        "policies 'one' and 'half' were saved in float32 and float16; all run in"
+    )
 
 
 def test_the_hooks_of_this_vllm_are_known_to_be_run() -> None:
