@@ -39,6 +39,8 @@ def environment(*, num_threads: int | None = None) -> dict[str, str]:
         "VLLM_USE_AOT_COMPILE": "0",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
+        # Children are started with `-m`: the working directory may hold a user's torch.py.
+        "PYTHONSAFEPATH": "1",
         **os.environ,
         **threads,
     }

@@ -67,6 +67,15 @@ def set_trusted_proxies(
         environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 
+def set_safe_path(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Keeps the working directory out of the children's `sys.path`.
+
+    vLLM inspects a new model in a child (`python -m vllm...`), where a user's torch.py or vllm.py
+    would be taken for the package.
+    """
+    environ.setdefault("PYTHONSAFEPATH", "1")
+
+
 def set_no_telemetry(environ: MutableMapping[str, str] = os.environ) -> None:
     """Switches off the usage reports that vLLM and the hub's client send to their makers."""
     environ.setdefault("VLLM_NO_USAGE_STATS", "1")

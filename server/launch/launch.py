@@ -34,6 +34,7 @@ from prefmix.server.launch.environment import (
     set_no_telemetry,
     set_plugins,
     set_run_folder,
+    set_safe_path,
     set_trusted_proxies,
 )
 from prefmix.server.launch.sighup import SighupReload
@@ -77,6 +78,7 @@ def launch(
     set_keep_alive()
     set_trusted_proxies(config.trusted_proxies)
     set_no_telemetry()
+    set_safe_path()
     set_plugins()
     with (
         live_settings(config.weights_store, config.admin_port, config.max_profiles) as live,

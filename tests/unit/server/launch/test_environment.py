@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from prefmix.server.launch.environment import (
     set_no_telemetry,
     set_plugins,
     set_run_folder,
+    set_safe_path,
 )
 
 
@@ -92,6 +96,16 @@ def test_nothing_is_reported_to_others_unless_asked_for() -> None:
     unset: dict[str, str] = {}
     set_no_telemetry(unset)
     assert unset["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_children_take_no_package_from_the_working_directory(tmp_path: Path) -> None:
+    """A child as vLLM's, which inspects a model."""
+    (tmp_path / "yaml.py").write_text("raise RuntimeError('not to be imported')\n")
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    words = [sys.executable, "-m", "prefmix.server.config.yaml_file"]
+    assert subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True).returncode == 1
+    set_safe_path(environ)
+    assert subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True).returncode == 0
 
 
 def test_a_run_keeps_its_sockets_in_its_folder_if_their_paths_fit(tmp_path: Path) -> None:
