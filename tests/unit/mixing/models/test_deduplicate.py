@@ -67,3 +67,26 @@ def test_nan_is_not_equal_to_itself() -> None:
             model.embed.weight[0, 0] = float("nan")
     deduplicate_layers(second, [first])
     assert second.embed is not first.embed
+
+
+class Norm(nn.Module):
+    """A norm whose text form does not tell its epsilon, as Gemma's and Cohere's in vLLM."""
+
+    def __init__(self, *, eps: float = 1e-6, name: str = "norm", shift: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+        self.register_buffer("shift", torch.tensor([shift]))
+        self.variance_epsilon = eps
+        self.prefix = name
+
+
+def test_layers_of_equal_parameters_and_other_settings_stay_apart() -> None:
+    first = nn.Sequential(Norm(name="members.p0.norm"))
+    for norm, is_equal in (
+        (Norm(name="members.p1.norm"), True),
+        (Norm(name="members.p1.norm", eps=1e-5), False),
+        (Norm(name="members.p1.norm", shift=1.0), False),
+    ):
+        second = nn.Sequential(norm)
+        assert (deduplicate_layers(second, [first]) > 0) == is_equal
+        assert (second[0] is first[0]) == is_equal
