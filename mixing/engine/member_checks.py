@@ -102,11 +102,15 @@ def _check_plain_text_model(member: Policy, config: Any) -> None:
         (not info.is_text_generation_model, "no text-generation model"),
         (info.supports_multimodal, "multimodal"),
         (info.is_hybrid or info.is_attention_free, "a state-space or hybrid model"),
+        (
+            getattr(config.hf_text_config, "attention_chunk_size", None),
+            "a model that attends in chunks",
+        ),
     ):
         if is_refused:
             raise CompatibilityError(
                 f"policy {member.name!r} is {kind} ({architecture}); a mixture takes decoder-only "
-                "text models with attention"
+                "text models that attend to the whole text or a sliding window"
             )
 
 

@@ -18,13 +18,15 @@ LINEAR_ATTENTION: dict[str, Any] = {
 }
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 32,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 64,
 }
-"""Attention whose keys and values are made from one short vector: all heads have their own."""
+"""Attention whose keys and values are made from one vector; a CPU knows no other width of it."""
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "afmoe": {"score_func": "sigmoid"},
     "axk1": LATENT,
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
@@ -37,7 +39,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": LATENT,
     "deepseek_v3": {**LATENT, "topk_method": "noaux_tc"},
-    "deepseek_v32": {"index_topk": 16, "index_head_dim": 32, "index_n_heads": 4, **LATENT},
+    "deepseek_v32": {"index_topk": 16, "index_head_dim": 128, "index_n_heads": 4, **LATENT},
     "falcon": {"ffn_hidden_size": 512},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 256},
     "gemma2": {"query_pre_attn_scalar": 32},
@@ -56,27 +58,30 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "vocab_size_per_layer_input": 320,
         "hidden_size_per_layer_input": 32,
         "num_hidden_layers": 4,
+        "num_experts": None,
         "num_kv_shared_layers": 0,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
-    "glm4_moe_lite": LATENT,
-    "glm_moe_dsa": {"index_topk": 16, "index_head_dim": 32, "index_n_heads": 4, **LATENT},
+    "glm4_moe": {"head_dim": 32},
+    "glm4_moe_lite": {**LATENT, "first_k_dense_replace": 1},
+    "glm_moe_dsa": {"index_topk": 16, "index_head_dim": 128, "index_n_heads": 4, **LATENT},
     "granitemoehybrid": {**MAMBA, "layer_types": ["mamba", "attention"]},
-    "hy_v4": {"index_topk": 16, "index_head_dim": 32, "index_n_heads": 4, **LATENT},
+    "hy_v4": {"index_topk": 16, "index_head_dim": 128, "index_n_heads": 4, **LATENT},
     "jamba": {"mamba_d_state": 8, "attn_layer_offset": 1, "attn_layer_period": 2},
     "kimi_linear": {"linear_head_dim": 32, **LATENT},
+    "lfm2": {"block_dim": 128, "conv_dim": 128, "conv_dim_out": 128},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "llama4_text": {"num_experts_per_tok": 1},
     "longcat_flash": {
         **LATENT,
-        "head_dim": 32,
+        "head_dim": 64,
         "expert_ffn_hidden_size": 96,
         "zero_expert_num": 2,
         "moe_topk": 2,
     },
     "mamba": {"state_size": 8, "time_step_rank": 8},
     "mamba2": {"num_heads": 8, "head_dim": 32, "state_size": 16, "n_groups": 1, "chunk_size": 32},
-    "minicpm3": LATENT,
+    "minicpm3": {**LATENT, "scale_emb": 1, "dim_model_base": 64},
     "nemotron_h": {
         "ssm_state_size": 16,
         "mamba_num_heads": 8,
@@ -98,5 +103,6 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "indexer_compress_ratio": 4,
     },
     "vaultgemma": {"query_pre_attn_scalar": 32},
+    "zamba2": {"attention_head_dim": 64},
 }
 """By model type: entries of the config."""

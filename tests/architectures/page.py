@@ -27,8 +27,7 @@ with the mixture of the members in transformers, in which adapters are merged in
   {tolerance:.0e}.
 - *Plain vLLM* is vLLM without a mixture, on the first checkpoint. Where it differs from
   transformers by more than that, or transformers cannot run the model, the mixture is compared with
-  plain vLLM on the same files; such figures are in italics. On a CPU vLLM runs some of them in
-  bfloat16 only, as their row says, with its rounding errors.
+  plain vLLM on the same files; such figures are in italics.
 - *Refused* means that the start ends with the numbered reason. The last column has kinds of linear
   layers that are refused if an adapter changes them; without them, the figure holds.
 
@@ -95,7 +94,7 @@ def _row(line: Mapping[str, Any], reasons: dict[str, int]) -> str:
     )
     cells = [
         line["architecture"],
-        line["served_as"] + (", bfloat16" if "dtype" in line else ""),
+        line["served_as"],
         plain,
         _layout(line["full"], reasons),
         _layout(line["trunk"], reasons),

@@ -48,15 +48,15 @@ def trunk_spec(base: Path, folders: Sequence[Path]) -> MixtureSpec:
     return MixtureSpec(policies=policies, base=str(base))
 
 
-def plain(folder: Path, jobs: Sequence[Job], options: Mapping[str, Any]) -> Any:
-    """The answers of vLLM without a mixture. Args: options: further ones of the engine."""
+def plain(folder: Path, jobs: Sequence[Job]) -> Any:
+    """The answers of vLLM without a mixture."""
     # vLLM itself cannot draw by a request's seed on a CPU: "CPU Generator does not use offset".
-    return _answers(_engine(folder, **options), [replace(job, seed=None) for job in jobs])
+    return _answers(_engine(folder), [replace(job, seed=None) for job in jobs])
 
 
-def mixed(spec: MixtureSpec, jobs: Sequence[Job], options: Mapping[str, Any]) -> Any:
+def mixed(spec: MixtureSpec, jobs: Sequence[Job]) -> Any:
     """The answers of a mixture."""
-    return _answers(_engine(spec, **options), jobs)
+    return _answers(_engine(spec), jobs)
 
 
 def errors(folders: Sequence[Path], jobs: Sequence[Job], served: Any) -> float:
@@ -68,13 +68,11 @@ def errors(folders: Sequence[Path], jobs: Sequence[Job], served: Any) -> float:
     )
 
 
-def all_logprobs(
-    folder: Path, jobs: Sequence[Job], served: Any, path: Path, options: Mapping[str, Any]
-) -> None:
+def all_logprobs(folder: Path, jobs: Sequence[Job], served: Any, path: Path) -> None:
     """Writes plain vLLM's log-probabilities of all tokens, at each place of the answers."""
     from vllm import SamplingParams
 
-    llm = _engine(folder, max_logprobs=-1, **options)
+    llm = _engine(folder, max_logprobs=-1)
     prompts = [
         {"prompt_token_ids": [*job.prompt, *tokens]}
         for job, (tokens, _) in zip(jobs, served, strict=True)

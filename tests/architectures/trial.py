@@ -20,9 +20,6 @@ from support.exactness import Job, random_jobs
 REFUSALS = ("CompatibilityError", "AdapterError", "UnsupportedEngineError", "MemberLoadError")
 """The errors by which a mixture refuses a model."""
 
-ROUGH_TOLERANCE_NATS = 0.1
-"""The largest error that counts as exact where vLLM runs an architecture in bfloat16 only."""
-
 LEAST_EFFECT_NATS = 0.05
 """Two members of a trial differ by more than this in the mean, or the trial shows nothing."""
 
@@ -59,8 +56,6 @@ class Trial:
         self._candidate = candidate
         self._root = root
         self._policies = [root / "p0", root / "p1"]
-        self._options: dict[str, Any] = {}
-        self._tolerance_nats = TOLERANCE_NATS
 
     def run(self) -> dict[str, Any]:
         """Returns: what was found, by the names of a line of the results."""
@@ -73,14 +68,11 @@ class Trial:
         effect = self._call("effect", steps.effect, self._policies)
         if effect.error:
             return {"unbuilt": sentence(effect)}
-        plain = self._call("plain", steps.plain, self._policies[0], alone(), self._options)
-        if "bfloat16" in plain.text:  # some kernels of a CPU know no float32
-            self._options, self._tolerance_nats = {"dtype": "bfloat16"}, ROUGH_TOLERANCE_NATS
-            plain = self._call("plain", steps.plain, self._policies[0], alone(), self._options)
+        plain = self._call("plain", steps.plain, self._policies[0], alone())
         if plain.error:
             return {"not_run_by_vllm": sentence(plain)}
         own = self._call("own", steps.errors, self._policies[:1], alone(), plain.value)
-        found: dict[str, Any] = {"effect": effect.value, "plain": own.value, **self._options}
+        found: dict[str, Any] = {"effect": effect.value, "plain": own.value}
         is_own = own.error or own.value > TOLERANCE_NATS
         if own.error:
             found["plain"] = None
@@ -99,7 +91,7 @@ class Trial:
         """Serves a mixture and measures it against its members."""
         from architectures import steps
 
-        served = self._call(name, mixed, spec, together(), self._options)
+        served = self._call(name, mixed, spec, together())
         if served.error:
             verdict = "refused" if served.error in REFUSALS else "fails"
             return {"verdict": verdict, "why": sentence(served), "text": served.text}
@@ -119,7 +111,6 @@ class Trial:
                     together(),
                     served.value,
                     path,
-                    self._options,
                 )
                 if logits.error:
                     return {"verdict": "fails", "why": f"plain vLLM: {sentence(logits)}"}
@@ -131,7 +122,7 @@ class Trial:
         decisive = figures["nats_from_vllm"] if against == "vllm" else figures.get("nats")
         if decisive is None:
             return {"verdict": "fails", "why": sentence(to_transformers)}
-        verdict = "exact" if decisive <= self._tolerance_nats else "wrong"
+        verdict = "exact" if decisive <= TOLERANCE_NATS else "wrong"
         return {"verdict": verdict, **figures}
 
     def _trunk(self, against: str) -> dict[str, Any]:
