@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
-from vllm.model_executor.model_loader.utils import initialize_model
 
 from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.deduplicate import deduplicate_layers
 from prefmix.mixing.models.lm_heads import PlainHead, hidden_width, plain_heads
 from prefmix.mixing.models.loading import (
+    build_member,
     load_member,
     member_prefix,
     member_vllm_config,
@@ -46,7 +46,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         # A ModuleDict, not a ModuleList: vLLM wants exactly one number in a layer's name.
         self.members = nn.ModuleDict(
             {
-                f"p{index}": initialize_model(config, prefix=member_prefix(index))
+                f"p{index}": build_member(config, self.spec.members[index], index=index)
                 for index, config in enumerate(configs)
             }
         )

@@ -16,6 +16,7 @@ import torch
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 
@@ -26,6 +27,23 @@ _MEMBER_NAME = re.compile(r"members\.p(\d+)\.(.*)", re.DOTALL)
 
 class MemberLoadError(ValueError):
     """Parameters that do not fit the model that the member's config describes."""
+
+
+def build_member(vllm_config: VllmConfig, member: Policy, *, index: int) -> Any:
+    """Builds a member's model, whose layers have names of their own.
+
+    Raises: MemberLoadError for a model class that gives its layers the same names in each member.
+    """
+    try:
+        return initialize_model(vllm_config, prefix=member_prefix(index))
+    except ValueError as error:
+        if "Duplicate layer name" not in str(error):
+            raise
+        architectures = ", ".join(vllm_config.model_config.architectures)
+        raise MemberLoadError(
+            f"policy {member.name!r}: one engine holds one model of {architectures}, whose experts "
+            "vLLM registers without a policy's prefix; serve adapters of it on a shared trunk"
+        ) from error
 
 
 def load_member(

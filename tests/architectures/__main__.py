@@ -60,7 +60,7 @@ def _try_all(names: list[str], logs: Path | None) -> None:
     from architectures.candidates import candidates
     from architectures.trial import trial
 
-    known = {line["architecture"]: line for line in read_results()}
+    known = {line["architecture"]: line for line in read_results() if "untried" not in line}
     every = candidates()
     wanted = [
         each
@@ -73,9 +73,10 @@ def _try_all(names: list[str], logs: Path | None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             known[candidate.name] = line = trial(candidate, folder)
             print(json.dumps(line), flush=True)
-            ordered = [known[each.name] for each in every if each.name in known]
+            untried = {each.name: {"architecture": each.name, "untried": True} for each in every}
+            lines = {**untried, **known}.values()
             new = RESULTS.with_suffix(".new")
-            new.write_text("".join(json.dumps(each) + "\n" for each in ordered))
+            new.write_text("".join(json.dumps(each) + "\n" for each in lines))
             new.replace(RESULTS)
 
 

@@ -124,6 +124,8 @@ def _general(why: str) -> str:
 
 
 def _why_not(line: Mapping[str, Any]) -> str:
+    if "untried" in line:
+        return "not tried yet"
     if "not_run_by_vllm" in line:
         return f"plain vLLM does not run it on a CPU: {line['not_run_by_vllm']}"
     return f"no tiny checkpoint: {line['unbuilt']}"
@@ -134,4 +136,4 @@ def _cell(text: str) -> str:
 
 
 def _version(lines: Iterable[Mapping[str, Any]], package: str) -> str:
-    return " and ".join(sorted({line["versions"][package] for line in lines}))
+    return " and ".join(sorted({line["versions"][package] for line in lines if "versions" in line}))
