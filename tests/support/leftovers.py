@@ -16,6 +16,9 @@ ENVIRON_AT_START = dict(os.environ)
 _GRACE_S = 5.0
 """Threads and processes that are about to end are given this long; most need none of it."""
 
+_OF_TORCH = "TORCHINDUCTOR_CACHE_DIR"
+"""A variable that torch._dynamo sets while it is imported, by whichever test comes first."""
+
 _MONITOR = "tqdm_monitor"
 """A daemon thread that tqdm starts once for the whole process."""
 
@@ -62,7 +65,7 @@ class Traces:
 
     def _changed(self) -> set[str]:
         now = dict(os.environ)
-        own = {"PYTEST_CURRENT_TEST"}
+        own = {"PYTEST_CURRENT_TEST", _OF_TORCH}
         names = (self._environ.keys() | now.keys()) - own
         return {name for name in names if self._environ.get(name) != now.get(name)}
 
