@@ -113,7 +113,14 @@ def read_adapter(policy: Policy) -> Adapter:
                         "can share a trunk: merge it into the base (peft: merge_and_unload) and "
                         "serve full checkpoints with --policy"
                     )
-                shapes[module, match["side"]] = file.get_slice(key).get_shape()
+                shape = file.get_slice(key).get_shape()
+                if len(shape) != 2:
+                    raise AdapterError(
+                        f"{wrong}has a tensor of shape {shape} as {key!r}; only the matrices of "
+                        "linear layers can share a trunk: merge it into the base (peft: "
+                        "merge_and_unload) and serve full checkpoints with --policy"
+                    )
+                shapes[module, match["side"]] = shape
     except SafetensorError as error:
         raise AdapterError(f"{wrong}cannot be read: {path.name}: {error}") from error
     ranks: dict[str, int] = {}

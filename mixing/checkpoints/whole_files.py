@@ -69,8 +69,21 @@ def _check_checkpoint(policy: Policy, folder: Path) -> None:
     for name in _OTHER_FILES:
         _readable(policy, folder / name)
     _check_index(policy, folder)
+    is_listed = (folder / _INDEX).is_file()
+    file_of: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        _check_rows(policy, path, _shapes(policy, path), config)
+        shapes = _shapes(policy, path)
+        _check_rows(policy, path, shapes, config)
+        twice = next((name for name in shapes if name in file_of), None)
+        # With an index, vLLM reads the files that it names and no other.
+        if twice is not None and not is_listed:
+            raise _error(
+                policy,
+                path,
+                f"it holds {twice}, as {file_of[twice].name} does, and vLLM would read both; "
+                "remove the file that does not belong to this checkpoint",
+            )
+        file_of |= dict.fromkeys(shapes, path)
 
 
 def _check_adapter(policy: Policy, folder: Path) -> None:

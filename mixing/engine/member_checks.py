@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vllm.config import ModelConfig, VllmConfig
@@ -40,8 +42,9 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
     own_quantization = _quantization(model_config.hf_config)
     vocabulary = checked.vocabulary
     for index, member in enumerate(spec.checkpoints):
-        config = member_vllm_config(vllm_config, member, index=index).model_config
-        _check_plain_text_model(member, config)
+        with _named(member):
+            config = member_vllm_config(vllm_config, member, index=index).model_config
+            _check_plain_text_model(member, config)
         _check_head_sizes(member, config)
         if config.is_moe and vllm_config.parallel_config.data_parallel_size > 1:
             raise CompatibilityError(
@@ -55,9 +58,10 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
                 f"({own_quantization}; {_quantization(config.hf_config)}); one engine runs one "
                 "quantisation, convert one of them"
             )
-        limit = config.get_and_verify_max_len(
-            None if wanted is None else model_config.max_model_len
-        )
+        with _named(member):
+            limit = config.get_and_verify_max_len(
+                None if wanted is None else model_config.max_model_len
+            )
         model_config.max_model_len = min(model_config.max_model_len, limit)
         vocabulary = vocabulary.up_to(config.get_vocab_size())
         own_dtype, first_dtype = (_saved_dtype(each.hf_config) for each in (config, model_config))
@@ -69,6 +73,20 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
                 str(model_config.dtype).removeprefix("torch."),
             )
     set_vocabulary(model_config, vocabulary)
+
+
+@contextmanager
+def _named(member: Policy) -> Iterator[None]:
+    """Adds the member's name to vLLM's refusals, and cuts its list of all architectures."""
+    try:
+        yield
+    except CompatibilityError:
+        raise
+    except ValueError as error:
+        why = " ".join(str(error).split()).partition(" Supported architectures:")[0]
+        raise CompatibilityError(
+            f"policy {member.name!r} cannot be run by vLLM with these flags: {why:.300}"
+        ) from error
 
 
 def set_vocabulary(model_config: ModelConfig, vocabulary: CommonVocabulary) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,30 @@ def test_options_that_cannot_carry_weights_are_refused_at_start(
 
     spec = spec_of_folders(policies)
     args = EngineArgs(model=spec.members[0].model, hf_overrides=hf_overrides(spec), **options)
+    with pytest.raises(ValueError, match=message):
+        args.create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["UnknownForCausalLM"]}, r"'other' cannot .*UnknownForC.* for now\. \["),
+        ({"max_position_embeddings": 64}, r"'other' cannot .*max_model_len \(512\) is greater"),
+    ],
+)
+def test_what_vllm_refuses_of_a_member_names_it(
+    policies: list[Path], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    other = tmp_path / "other"
+    shutil.copytree(policies[0], other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, **changes}))
+    spec = spec_of_folders([policies[0], other])
+    args = EngineArgs(
+        model=spec.members[0].model, hf_overrides=hf_overrides(spec), max_model_len=512
+    )
     with pytest.raises(ValueError, match=message):
         args.create_engine_config()
 

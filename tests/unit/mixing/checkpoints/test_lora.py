@@ -58,6 +58,10 @@ def damaged(folder: Path, source: Path, kind: str) -> Path:
         del tensors[f"{some}.lora_B.weight"]
     elif kind == "rank":
         config["r"] = 5
+    elif kind == "convolution":
+        tensors = {name: tensor[:, :, None, None] for name, tensor in tensors.items()}
+    elif kind == "flat":
+        tensors = {name: tensor.flatten() for name, tensor in tensors.items()}
     elif kind == "empty":
         tensors = {}
     if kind != "no config":
@@ -91,6 +95,8 @@ def damaged(folder: Path, source: Path, kind: str) -> Path:
         ("magnitude", ["lora_magnitude_vector", "merge_and_unload"]),
         ("half", ["has lora_A of", "not its other factor"]),
         ("rank", ["adapter_config.json says 5"]),
+        ("convolution", ["has a tensor of shape [", ", 1, 1]", "merge_and_unload", "--policy"]),
+        ("flat", ["has a tensor of shape [", "only the matrices", "--policy"]),
         ("empty", ["holds no tensors"]),
         ("no config", ["no adapter_config.json", "save_pretrained"]),
         ("bad json", ["unreadable adapter_config.json"]),

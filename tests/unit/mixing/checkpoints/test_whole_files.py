@@ -152,3 +152,15 @@ def test_neither_torch_nor_vllm_is_needed(whole: Path) -> None:
         "assert not {'torch', 'vllm', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_one_tensor_in_two_files_is_refused_unless_an_index_chooses(
+    whole: Path, copy: Path
+) -> None:
+    shutil.copy(copy / "model.safetensors", copy / "model_old.safetensors")
+    message = refusal(whole, copy)
+    for words in ("model_old.safetensors: it holds ", "as model.safetensors does", "remove"):
+        assert words in message
+    index = {"weight_map": {"model.embed_tokens.weight": "model.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    check(whole, copy)
