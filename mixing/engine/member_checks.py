@@ -124,11 +124,12 @@ def _check_plain_text_model(member: Policy, config: Any) -> None:
             getattr(config.hf_text_config, "attention_chunk_size", None),
             "a model that attends in chunks",
         ),
+        (config.use_mla, "a model with multi-head latent attention"),
     ):
         if is_refused:
             raise CompatibilityError(
                 f"policy {member.name!r} is {kind} ({architecture}); a mixture takes decoder-only "
-                "text models that attend to the whole text or a sliding window"
+                "text models that attend, by plain attention, to the whole text or a sliding window"
             )
 
 
