@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
+from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embeddings
 
 from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
@@ -43,6 +44,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
             member_vllm_config(vllm_config, member, index=index)
             for index, member in enumerate(self.spec.members)
         ]
+        self._model_configs = [config.model_config for config in configs]
         # A ModuleDict, not a ModuleList: vLLM wants exactly one number in a layer's name.
         self.members = nn.ModuleDict(
             {
@@ -164,6 +166,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
             own_names = ((split_member_name(name)[1], tensor) for name, tensor in tensors)
             names = load_member(self._members[index], self.spec.members[index], own_names)
             loaded.update(f"{member_prefix(index)}.{name}" for name in names)
+            maybe_retie_word_embeddings(self._members[index], self._model_configs[index])
             shared_bytes += deduplicate_layers(
                 self._members[index], self._members[:index], keep=self._named_layers
             )

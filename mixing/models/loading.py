@@ -134,6 +134,10 @@ def member_vllm_config(vllm_config: VllmConfig, member: Policy, *, index: int) -
     if index:
         config.model_config.model = member.model
         config.model_config.revision = member.revision
+    # A head of its own in the files counts more than a config that calls it the embeddings.
+    config.model_config.word_embeddings_untied_by_checkpoint = False
+    if config.load_config.load_format != "dummy":
+        config.model_config.maybe_untie_word_embeddings()
     if config.quant_config is not None:
         config.quant_config = member_quant_config(config.quant_config, index=index)
     return config

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from prefmix.mixing.models.lm_heads import Logits, is_linear
-from support.checkpoints.tiny_policies import VOCAB_SIZE
-from support.engines import AdaptedBase, EngineFactory, model_of
+from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
+from support.engines import AdaptedBase, EngineFactory, model_of, spec_of_folders
 from support.exactness import TOLERANCE_NATS, Oracle, generate, random_jobs
 
 WIDTH, VOCAB = 2048, 1003
@@ -66,3 +69,17 @@ def test_a_trunk_whose_head_begins_with_a_norm_is_exact(
     batch = random_jobs(10, num_members=4, vocab_size=VOCAB_SIZE, seed=3)
     oracle = Oracle([*adapted.merged, adapted.base])
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+
+
+def test_a_head_in_the_files_counts_whatever_the_config_says(
+    engine: EngineFactory, tmp_path: Path
+) -> None:
+    """As in transformers and in vLLM: a config may wrongly call the head the embeddings."""
+    folders = [save_policy(tmp_path / f"headed{seed}", seed=seed) for seed in (1, 2)]
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text())
+        tied = {**config, "tie_word_embeddings": True}
+        (folder / "config.json").write_text(json.dumps(tied))
+    jobs = random_jobs(6, num_members=2, vocab_size=VOCAB_SIZE, seed=2, longest=40)
+    outputs = generate(engine(spec_of_folders(folders)), jobs)
+    assert Oracle(folders).worst_error(jobs, outputs) < TOLERANCE_NATS
