@@ -18,7 +18,6 @@ from support.engines import (
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 if RUNNER == "v2":
     from support.kernels import triton_interpreter
 

@@ -99,6 +99,8 @@ def _start(served: MixtureSpec | Path, options: dict[str, Any]) -> Any:
         settings |= {"model": str(served)}
     from vllm import LLM
 
+    # Whoever started an engine before may have set it, and vLLM prefers it to the bytes above.
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     with _modules_left_out_of_collection():
         llm = LLM(**settings)
     uses_v2 = llm.llm_engine.vllm_config.use_v2_model_runner
