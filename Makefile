@@ -41,7 +41,7 @@ serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)
 	    "         \"max_tokens\": 80, \"preference_weights\": {\"positive\": 1, \"concise\": 2}}'" ''
 	@exec $(BIN)/prefmix serve policies/demo/serve.yaml --port $(PORT)
 
-test: test-unit test-engine ## unit tests, then engines and servers on a CPU (about a quarter of an hour)
+test: test-unit test-engine ## unit tests, then engines and servers on a CPU (about ten minutes on two cores)
 	@$(BIN)/python tests/support/tools.py
 
 test-unit: ready ## the fast tests: no engine, about a minute

@@ -65,7 +65,8 @@ def test_fit_command_writes_a_store_that_serves(
         assert len(profiles.profiles) == number
         assert sum(profiles.profiles[sampler]) == pytest.approx(1)
         assert profiles.provenance[sampler]["policies"].keys() == {"one", "two", "reference"}
-        assert f"version {number}" in done.stdout
+        said = ("version 1, profile 'mixture'", "version 1 -> 2, profile 'reference'")
+        assert said[number - 1] in done.stdout
         assert (tmp_path / f"{sampler}-report" / "report.html").exists()
 
 
