@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -153,6 +154,7 @@ def _version(name: str) -> str | None:
         return None
 
 
+@cache
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -166,12 +168,14 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+@cache
 def _gpu_name() -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
     return _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
 
 
+@cache
 def _commit() -> str | None:
     """The repository's commit, with a star if files differ from it; None outside a checkout."""
     root = str(Path(__file__).resolve().parents[1])

@@ -23,7 +23,6 @@ Usage = tuple[int, int]
 _DATA = b"data: "
 _ENDS = (b"event: response.completed\n", b"event: response.incomplete\n")
 
-
 MIXTURE_FIELD = "prefmix"
 """The field of an answer that says which weights it was drawn with."""
 
