@@ -39,6 +39,7 @@ from prefmix.server.config.limits import LIMITS_ATTRIBUTE, Limits
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
 from prefmix.server.console import routes as console_routes
+from prefmix.server.console.settings import CONSOLE_ATTRIBUTE
 from prefmix.server.engine_check import check_engines
 from prefmix.server.http.errors import http_exception
 from prefmix.server.http.openapi import (
@@ -149,7 +150,7 @@ class PrefmixEndpoints:
         check_own_routes(self._app)
         attach_description(self._app)
         attach_docs_page(self._app)
-        console_routes.attach(self._app, getattr(args, console_routes.CONSOLE_ATTRIBUTE, None))
+        console_routes.attach(self._app, getattr(args, CONSOLE_ATTRIBUTE, None))
         keys = api_keys(args.api_key)
         self._start(traffic.set_up_http_server(state), "the set-up of the HTTP server")
         self._start(traffic.readiness.follow(), "the watch on the engine")

@@ -43,6 +43,8 @@ class CheckedMembers:
     vocabulary: CommonVocabulary
     left_out: tuple[str, ...]
     """The tokens of some members that are never drawn, in the order of their ids."""
+    has_chat_template: bool
+    """True if the tokenizer in use turns conversations into prompts."""
 
     @property
     def vocabulary_note(self) -> str | None:
@@ -105,7 +107,10 @@ def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> Chec
         if read_adapter(adapter).is_zero
     )
     return CheckedMembers(
-        warnings=tuple(warnings), vocabulary=vocabulary, left_out=_left_out(members, vocabulary)
+        warnings=tuple(warnings),
+        vocabulary=vocabulary,
+        left_out=_left_out(members, vocabulary),
+        has_chat_template=chosen.tokenizer.chat_template is not None,
     )
 
 

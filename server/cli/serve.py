@@ -83,7 +83,8 @@ def _add_address_flags(group: argparse._ArgumentGroup) -> None:
         default=None,
         help="leave out the mixing console, the page at /console",
     )
-    add("--fit-report", metavar="PATH", help="a fit's report, or its folder, for the console")
+    add("--console-prompt", metavar="TEXT", help="the prompt that the console begins with")
+    add("--reports-dir", metavar="FOLDER", help="reports of fits and evaluations for the console")
 
 
 def _add_profile_flags(group: argparse._ArgumentGroup) -> None:
@@ -210,7 +211,8 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
         "statistics_every",
         "request_log",
         "console",
-        "fit_report",
+        "console_prompt",
+        "reports_dir",
         "max_waiting",
         "request_timeout",
         "max_body_bytes",

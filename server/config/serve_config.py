@@ -104,8 +104,11 @@ class ServeConfig(BaseModel):
     """off, text or json: writes one line on stderr for each request, without its text."""
     console: bool = True
     """True serves the mixing console at /console."""
-    fit_report: str | None = None
-    """A fit's report, or its folder, which the console links; it may be written later."""
+    console_prompt: str | None = None
+    """The prompt that the console begins with; None leaves it empty."""
+    reports_dir: str | None = None
+    """Folder of reports of `prefmix fit` and `prefmix eval`, which the console lists; they may be
+    written later."""
     allow_unsafe_weights: bool = False
     """True also loads checkpoints in formats that can run code; False only safetensors. No file
     can set it, only a flag."""
@@ -231,7 +234,7 @@ def _file_values(path: Path, *, replaced: Mapping[str, Any]) -> dict[str, Any]:
             data[table] = resolve_models(data[table], folder=folder, where=path)
     if data.get("base") is not None:
         data |= resolve_models({"base": data["base"]}, folder=folder, where=path)
-    for key in ("weights_store", "fit_report"):
+    for key in ("weights_store", "reports_dir"):
         if isinstance(data.get(key), str):
             data[key] = str(folder / expanded(data[key], where=f"{path}: {key}"))
     return data

@@ -7,69 +7,50 @@ a key. Users type the key and the admin token into the page, which keeps them in
 from __future__ import annotations
 
 import mimetypes
-from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-CONSOLE_ATTRIBUTE = "prefmix_console"
-"""The attribute of vLLM's parsed arguments in which `prefmix serve` passes the ConsoleSettings."""
-
-CONSOLE_KEY = "prefmix_console"
-"""The attribute of `app.state` that holds the ConsoleSettings."""
+from prefmix.server.console import entrance, reports
+from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
 
 FOLDER = Path(__file__).with_name("page")
 PAGE = "index.html"
-REPORT = "report.html"
-"""File name of the report that `prefmix fit` writes."""
+REPORTS_PAGE = "reports.html"
 
 _TYPES = {".js": "text/javascript; charset=utf-8"}
 """Media types that a machine's own table may get wrong."""
 
-_SHARED_HEADERS = {
+_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-_PAGE_HEADERS = _SHARED_HEADERS | {
-    # Trusted types: not even this page's own scripts can turn text into HTML.
-    "Content-Security-Policy": (
-        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'; require-trusted-types-for 'script'"
-    ),
+# Trusted types: not even the pages' own scripts can turn text into HTML.
+_POLICY = (
+    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+_POLICIES = {
+    # A report in its frame inherits this policy, and brings its style and pictures along.
+    REPORTS_PAGE: f"{_POLICY}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-src blob:"
 }
-_REPORT_HEADERS = _SHARED_HEADERS | {
-    # A fit's report embeds its style and pictures and needs no script.
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'; sandbox"
-    ),
-}
+"""Content-Security-Policy of the files that have one of their own."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConsoleSettings:
-    """The launcher's settings of the console."""
-
-    is_on: bool
-    fit_report: Path | None = None
-    """Path of a fit's report.html or its folder; the file may be written later."""
-    has_admin: bool = False
-    """True if the admin routes are on the console's own port."""
-
-
-router = APIRouter(prefix="/console", include_in_schema=False)
+router = APIRouter(prefix=entrance.CONSOLE_PATH, include_in_schema=False)
 
 
 def attach(app: FastAPI, settings: ConsoleSettings | None) -> None:
-    """Adds the console to the server, if it is on."""
+    """Adds the server's first page and, if it is on, the console."""
+    app.include_router(entrance.router)
     if settings is not None and settings.is_on:
-        setattr(app.state, CONSOLE_KEY, settings)
+        setattr(app.state, CONSOLE_ATTRIBUTE, settings)
         app.include_router(router)
 
 
@@ -81,20 +62,34 @@ def show_page() -> Response:
 
 @router.get("/settings")
 def show_settings(request: Request) -> JSONResponse:
-    """Tells the page whether there are admin routes and a fit's report."""
+    """Tells the page what it begins with and what it can offer."""
     settings = _settings(request)
-    report = _report(settings)
-    answer = {"admin": settings.has_admin, "fit_report": None if report is None else "report/"}
-    return JSONResponse(answer, headers=_SHARED_HEADERS)
+    answer = {
+        "prompt": settings.prompt,
+        "chat": settings.has_chat_template,
+        "admin": settings.has_admin,
+        "reports": settings.reports is not None,
+    }
+    return JSONResponse(answer, headers=_HEADERS)
 
 
-@router.get("/report/")
-def show_report(request: Request) -> FileResponse:
-    """Serves the report of a fit, read from disk each time."""
-    report = _report(_settings(request))
-    if report is None:
-        raise HTTPException(HTTPStatus.NOT_FOUND)
-    return FileResponse(report, media_type="text/html; charset=utf-8", headers=_REPORT_HEADERS)
+@router.get("/reports")
+def show_reports_page(request: Request) -> Response:
+    """Serves the page that lists the reports."""
+    _reports(request)
+    return _static(REPORTS_PAGE)
+
+
+@router.get("/report/index.json")
+def list_reports(request: Request) -> Response:
+    """Lists the reports that are there now."""
+    return reports.list_reports(_reports(request))
+
+
+@router.get("/report/{path:path}")
+def show_report(path: str, request: Request) -> Response:
+    """Serves one report, read from disk each time."""
+    return reports.send_report(_reports(request), path)
 
 
 @router.get("/{name}")
@@ -114,21 +109,17 @@ def _static(name: str) -> Response:
     if content is None:
         raise HTTPException(HTTPStatus.NOT_FOUND)
     media_type = _TYPES.get(Path(name).suffix) or mimetypes.guess_type(name)[0]
-    return Response(content, media_type=media_type, headers=_PAGE_HEADERS)
+    headers = _HEADERS | {"Content-Security-Policy": _POLICIES.get(name, _POLICY)}
+    return Response(content, media_type=media_type, headers=headers)
 
 
 def _settings(request: Request) -> ConsoleSettings:
-    settings: ConsoleSettings = getattr(request.app.state, CONSOLE_KEY)
+    settings: ConsoleSettings = getattr(request.app.state, CONSOLE_ATTRIBUTE)
     return settings
 
 
-def _report(settings: ConsoleSettings) -> Path | None:
-    """The report's file, or None if there is none now or a link leads out of its folder."""
-    if settings.fit_report is None:
-        return None
-    path = settings.fit_report.resolve()
-    if path.is_dir():
-        folder, path = path, (path / REPORT).resolve()
-        if not path.is_relative_to(folder):
-            return None
-    return path if path.is_file() else None
+def _reports(request: Request) -> Path:
+    folder = _settings(request).reports
+    if folder is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    return folder

@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.admin import listener
@@ -23,7 +24,7 @@ from prefmix.server.config.limits import LIMITS_ATTRIBUTE
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings, live_settings
 from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
-from prefmix.server.console.routes import CONSOLE_ATTRIBUTE, ConsoleSettings
+from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
 from prefmix.server.launch import security_checks
 from prefmix.server.launch.environment import (
     check_entry_points,
@@ -52,6 +53,9 @@ from prefmix.server.launch.terminal.failure_message import failure_message
 from prefmix.server.launch.terminal.startup_log import StartupLog, say
 from prefmix.server.launch.vllm_server import run_vllm
 from prefmix.weights.store.profiles import ProfileSet
+
+if TYPE_CHECKING:
+    from prefmix.mixing.checkpoints.compatibility import CheckedMembers
 
 
 def launch(
@@ -87,8 +91,8 @@ def launch(
     ):
         set_run_folder(live.folder)
         try:
-            args = _checked_arguments(config, spec, passthrough)
-            _leave_settings(args, config, profiles, live)
+            args, members = _checked_arguments(config, spec, passthrough)
+            _leave_settings(args, members, config, profiles, live)
             say(f"starting the engine with {', '.join(spec.member_names)}")
             with nullcontext() if live.store is None else SighupReload(live.folder):
                 run_vllm(args, spec, profiles, log=log, signals=signals)
@@ -114,7 +118,7 @@ def _start_signals(log: StartupLog, live: LiveSettings) -> StartSignals:
 
 def _checked_arguments(
     config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]
-) -> Namespace:
+) -> tuple[Namespace, CheckedMembers]:
     """vLLM's arguments, after every check that needs no engine. Imports vLLM (seconds)."""
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
@@ -142,11 +146,15 @@ def _checked_arguments(
         say(f"warning: {warning}")
     if checked.vocabulary_note is not None:
         say(checked.vocabulary_note)
-    return args
+    return args, checked
 
 
 def _leave_settings(
-    args: Namespace, config: ServeConfig, profiles: ProfileSet, live: LiveSettings
+    args: Namespace,
+    members: CheckedMembers,
+    config: ServeConfig,
+    profiles: ProfileSet,
+    live: LiveSettings,
 ) -> None:
     """Leaves prefmix's settings on vLLM's arguments, which reach every API process."""
     from prefmix.server.plugin import PROFILES_ATTRIBUTE
@@ -157,7 +165,9 @@ def _leave_settings(
     )
     console = ConsoleSettings(
         is_on=config.console,
-        fit_report=None if config.fit_report is None else Path(config.fit_report).absolute(),
+        prompt=config.console_prompt,
+        has_chat_template=members.has_chat_template or args.chat_template is not None,
+        reports=None if config.reports_dir is None else Path(config.reports_dir).absolute(),
         has_admin=has_admin_token and config.admin_port is None,
     )
     setattr(args, PROFILES_ATTRIBUTE, profiles)

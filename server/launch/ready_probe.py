@@ -41,6 +41,13 @@ class Address:
         """The host to connect to: loopback for a server that listens on all addresses."""
         return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
 
+    @property
+    def local_url(self) -> str:
+        """The base URL by which this machine reaches the server, over its socket if it has one."""
+        if self.unix_socket is not None:
+            return "http://localhost"
+        return Address(host=self.reachable_host, port=self.port, tls=self.tls).url
+
     def connect(self) -> http.client.HTTPConnection:
         """A new connection, not open yet."""
         if self.unix_socket is not None:

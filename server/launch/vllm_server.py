@@ -17,7 +17,12 @@ from prefmix.server.engine_check import checked_as
 from prefmix.server.launch.cpu_dtype import REASON_ATTRIBUTE
 from prefmix.server.launch.ready_probe import Address, ProbeError, ReadyProbe
 from prefmix.server.launch.start_signals import StartSignals
-from prefmix.server.launch.terminal.banner import open_surfaces, ready_table
+from prefmix.server.launch.terminal.banner import (
+    console_address,
+    first_request,
+    open_surfaces,
+    ready_table,
+)
 from prefmix.server.launch.terminal.startup_log import StartupLog
 from prefmix.weights.store.profiles import ProfileSet
 
@@ -67,6 +72,8 @@ def run_vllm(
             url=address.url,
             model_name=args.served_model_name[0],
             surfaces=open_surfaces(args),
+            request=first_request(args, url=address.local_url),
+            console=console_address(args, url=address.local_url),
             dtype=getattr(args, REASON_ATTRIBUTE, None),
             check=checked_as(getattr(args, LIVE_ATTRIBUTE).folder),
         )

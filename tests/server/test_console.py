@@ -35,6 +35,11 @@ POLICIES = ("positive", "concise", "polite", "reference")
 TOKEN = "admin-token-of-the-test"
 KEY = "inference-key-of-the-test"
 CHAT = "/v1/chat/completions"
+DOT = "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+REPORT = f"""<!doctype html><title>A fit</title><style>h1 {{ color: rgb(1, 2, 3) }}</style>
+<h1>A fit</h1><img alt="chart" src="data:image/gif;base64,{DOT}">
+<script>document.querySelector("h1").textContent = "run"</script>
+<img src="/console/icon.svg" alt="other">"""
 MAX_PAGE_BYTES = 100_000
 PHONE = {"width": 390, "height": 844}
 NAMELESS = re.compile(
@@ -63,8 +68,9 @@ def server(
 ) -> Iterator[ServerProcess]:
     """One server for every check: API key, admin token, a store and a fit's report."""
     folder = tmp_path_factory.mktemp("console")
-    (folder / "report.html").write_text("<!doctype html><title>A fit</title><h1>A fit</h1>")
-    words = ["--weights-store", str(folder / "weights.json"), "--fit-report", str(folder)]
+    (folder / "demo-report").mkdir()
+    (folder / "demo-report" / "report.html").write_text(REPORT)
+    words = ["--weights-store", str(folder / "weights.json"), "--reports-dir", str(folder)]
     server = ServerProcess(
         folder,
         [str(CONFIG), *words],
@@ -497,12 +503,34 @@ def test_the_copied_command_asks_for_the_same(page: Page, server: ServerProcess)
     assert answer.json()["choices"][0]["preference_attribution"]["num_tokens"] > 0
 
 
-def test_the_report_is_linked_and_runs_no_script(page: Page, server: ServerProcess) -> None:
+def test_reports_are_listed_and_shown_with_their_style_and_no_script(
+    page: Page, server: ServerProcess
+) -> None:
+    """The console hands the key on to the page of the reports, which asks for it on its own."""
     open_console(page, server)
     with page.expect_popup() as opened:
-        page.get_by_role("link", name="Fit report").click()
-    expect(opened.value.get_by_role("heading", name="A fit")).to_be_visible()
-    assert opened.value.url == f"{server.url}/console/report/"
+        page.get_by_role("link", name="Reports").click()
+    listing = opened.value
+    listing.get_by_role("link", name="demo-report").click()
+    heading = listing.frame_locator("#report").get_by_role("heading")
+    expect(heading).to_have_text("A fit")
+    expect(heading).to_have_css("color", "rgb(1, 2, 3)")
+    widths = (
+        listing.frame_locator("#report")
+        .locator("img")
+        .evaluate_all("all => all.map(image => image.naturalWidth)")
+    )
+    assert widths == [1, 0], "a picture of its own, none from elsewhere"
+    assert KEY not in listing.url
+
+    page.goto(f"{server.url}/console/reports")
+    expect(page.get_by_role("link", name="demo-report")).to_have_count(0)
+    page.get_by_label("API key").fill("wrong")
+    page.get_by_role("button", name="Open").click()
+    expect(page.get_by_role("alert").first).to_contain_text("The server does not take this key.")
+    page.get_by_label("API key").fill(KEY)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name="demo-report")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

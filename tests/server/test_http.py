@@ -573,7 +573,6 @@ def test_without_the_key_nothing_that_runs_a_policy_answers(
         "/reset_prefix_cache",
         "/start_profile",
         "/server_info",
-        "/",
         "/v1",
         "/v1/completions/",
     ],

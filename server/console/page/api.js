@@ -1,6 +1,6 @@
 // Calls of the server's API. The key and the admin token are kept in this module's memory only.
 
-const BASE = new URL(".", location.href);
+const BASE = new URL("..", import.meta.url);
 const CHAT = "v1/chat/completions";
 const COMPLETIONS = "v1/completions";
 
@@ -12,6 +12,29 @@ export const setApiKey = (key) => { apiKey = key; };
 export const setAdminToken = (token) => { adminToken = token; };
 export const hasAdminToken = () => adminToken !== "";
 
+const ASK = "prefmix: the API key, please";
+
+/** Gives the API key to pages of this server that this page has opened. */
+export function shareKey() {
+  addEventListener("message", ({ origin, source, data }) => {
+    if (origin === location.origin && data === ASK) source.postMessage({ apiKey }, location.origin);
+  });
+}
+
+/** Takes over the API key of the page that has opened this one; waits for it half a second. */
+export function takeKey() {
+  if (!window.opener) return Promise.resolve();
+  return new Promise((resolve) => {
+    addEventListener("message", ({ origin, data }) => {
+      if (origin !== location.origin || typeof data.apiKey !== "string") return;
+      apiKey = data.apiKey;
+      resolve();
+    });
+    window.opener.postMessage(ASK, location.origin);
+    setTimeout(resolve, 500);
+  });
+}
+
 /** A refusal with the server's message; status 0 if the server did not answer. */
 export class Refusal extends Error {
   constructor(message, status) {
@@ -22,6 +45,9 @@ export class Refusal extends Error {
 
 /** Sends a GET request with the API key. Returns the answer's JSON. */
 export const get = async (path) => (await send(path, { secret: apiKey })).json();
+
+/** Sends a GET request with the API key. Returns the answer's bytes. */
+export const getBlob = async (path) => (await send(path, { secret: apiKey })).blob();
 
 /** Sends a request to an admin route with the admin token. Returns the answer's JSON. */
 export async function administer(method, path, { body, version } = {}) {

@@ -1,6 +1,6 @@
 // The page: it asks the server what it mixes, and keeps columns, prompt and address in agreement.
 
-import { get, Refusal, setApiKey } from "./api.js";
+import { get, Refusal, setApiKey, shareKey } from "./api.js";
 import { copy, make, nameTag, showError } from "./elements.js";
 import { klScale } from "./measures.js";
 import { Mix } from "./mix.js";
@@ -10,7 +10,7 @@ import { fromHash, toHash } from "./weights.js";
 const LETTERS = "ABCDEFGH";
 const NUM_HUES = 6;
 const SETTLE_MS = 350;
-const START = { prompt: "Review the Park Hotel.", maxTokens: "120", temperature: "1", seed: "233" };
+const START = { maxTokens: "120", temperature: "1", seed: "233" };
 
 const at = (id) => document.getElementById(id);
 const fields = { prompt: at("prompt"), maxTokens: at("max-tokens"), temperature: at("temperature"), seed: at("seed") };
@@ -64,8 +64,8 @@ const page = {
 };
 
 async function start() {
-  settings = await get("console/settings");
   try {
+    settings = await get("console/settings");
     mixture = await get("v1/mixture");
   } catch (error) {
     if (error.status !== 401) throw error;
@@ -77,8 +77,7 @@ async function start() {
   if (mixture.reference) page.members.push({ ...mixture.reference, hue: "reference", isReference: true, title: `${mixture.reference.name} (reference): ${mixture.reference.model}` });
   page.canPublish = settings.admin;
   at("profiles").hidden = !settings.admin;
-  at("report").hidden = !settings.fit_report;
-  if (settings.fit_report) at("report").href = new URL(`console/${settings.fit_report}`, location.href);
+  at("reports").hidden = !settings.reports;
   at("names").replaceChildren(...page.members.map((member) => make("li", {}, nameTag(member), member.isReference && member.name !== "reference" ? " (reference)" : "")));
   for (const id of ["guide", "composer", "legend", "share"]) at(id).hidden = false;
   showFacts();
@@ -112,7 +111,8 @@ function firstMixes() {
 /** Restores the page's state from the address. */
 function restore() {
   const shared = fromHash(location.hash);
-  for (const [name, field] of Object.entries(fields)) field.value = shared[name] ?? START[name];
+  shared.prompt ??= settings.prompt;
+  for (const [name, field] of Object.entries(fields)) field.value = shared[name] ?? START[name] ?? "";
   for (const mix of page.mixes) mix.stop();
   page.mixes = [];
   at("mixes").replaceChildren();
@@ -198,4 +198,5 @@ function begin() {
   });
 }
 
+shareKey();
 begin();

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import Any
 
 from prefmix.mixing.checkpoints.safe_files import cached_folder
 from prefmix.mixing.spec import MixtureSpec, Policy
@@ -11,7 +14,7 @@ from prefmix.server.admin import listener
 from prefmix.server.auth.admin_tokens import admin_tokens
 from prefmix.server.auth.api_keys import api_keys
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE
-from prefmix.server.console.routes import CONSOLE_ATTRIBUTE
+from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
 from prefmix.server.launch.terminal.parameter_count import human_count, num_parameters
 from prefmix.weights.store.profiles import ProfileSet
 
@@ -23,6 +26,8 @@ def ready_table(
     url: str,
     model_name: str,
     surfaces: Sequence[str],
+    request: str,
+    console: str | None = None,
     dtype: str | None = None,
     check: str | None = None,
 ) -> str:
@@ -34,6 +39,8 @@ def ready_table(
       url: the server's base URL.
       model_name: the name that clients put in `model`.
       surfaces: one phrase for each surface that is open.
+      request: a shell command that asks the server, shown last.
+      console: the console's address; None if there is none.
       dtype: the number format and why, None if it is the checkpoints'.
       check: what the engine's check of itself did; None leaves it out.
     """
@@ -57,7 +64,39 @@ def ready_table(
         base = spec.checkpoints[0]
         size = human_count(_parameters(base))
         facts.insert(1, ("base", f"{_model(base)} ({size} parameters, shared by all)"))
-    return "\n".join([*_align(rows), "", *_align(facts)])
+    if console is not None:
+        facts.append(("console", console))
+    return "\n".join([*_align(rows), "", *_align(facts), "", "try it:", "", request])
+
+
+def first_request(args: Namespace, *, url: str) -> str:
+    """A shell command that asks the server for an answer; it names the key by a variable.
+
+    Args:
+      args: vLLM's arguments, with the settings of every API process left on them.
+      url: the server's base URL for a client on this machine.
+    """
+    console: ConsoleSettings = getattr(args, CONSOLE_ATTRIBUTE)
+    prompt = console.prompt or "Hello!"
+    body: dict[str, Any] = {"model": args.served_model_name[0], "max_tokens": 64}
+    if console.has_chat_template:
+        body["messages"] = [{"role": "user", "content": prompt}]
+    else:
+        body["prompt"] = prompt
+    path = "/v1/chat/completions" if console.has_chat_template else "/v1/completions"
+    place = "" if args.uds is None else f"--unix-socket {shlex.quote(args.uds)} "
+    key = ' -H "Authorization: Bearer $PREFMIX_API_KEY"' if api_keys(args.api_key) else ""
+    return (
+        f"curl {place}{url}{path} \\\n"
+        f"  -H 'Content-Type: application/json'{key} \\\n"
+        f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
+    )
+
+
+def console_address(args: Namespace, *, url: str) -> str | None:
+    """The console's address for a browser on this machine; None if it is off or out of reach."""
+    is_on: bool = getattr(args, CONSOLE_ATTRIBUTE).is_on
+    return f"{url}/console" if is_on and args.uds is None else None
 
 
 def open_surfaces(args: Namespace) -> list[str]:

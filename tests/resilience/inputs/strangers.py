@@ -197,7 +197,7 @@ def _open_routes() -> Iterator[Hostile]:
         "/console/%2e%2e/routes.py",
         "/console/..%2f..%2fplugin.py",
         "/static/..%2f..%2fetc/passwd",
-        "/console/report/../../../etc/passwd",
+        "/console/report/fit/../../../etc/passwd",
         "/console/%00",
         "/console/" + "a" * 4000,
         "/static/" + "../" * 2000 + "etc/passwd",

@@ -54,7 +54,9 @@ PROTECTED = [
     "/v1/mixture",
     "/v1/responses/resp_1",
     "/tokenize",
-    "/",
+    "/console/settings",
+    "/console/report/index.json",
+    "/console/report/fit/report.html",
     "/healthy",
     "/metricsx",
     "//v1/completions",
@@ -89,7 +91,8 @@ OPEN = [
     "/console",
     "/console/",
     "/console/main.js",
-    "/console/report/",
+    "/console/reports",
+    "/",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The console's routes: its own files and one report, nothing else, under a strict policy."""
+"""The console's routes: its own files and nothing else, under a strict policy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -15,18 +16,16 @@ from fastapi.testclient import TestClient
 from prefmix.server.cli.serve import add_arguments, overrides_from_flags
 from prefmix.server.config.serve_config import load_config
 from prefmix.server.console import routes
-from prefmix.server.console.routes import FOLDER, ConsoleSettings, page_files
+from prefmix.server.console.routes import FOLDER, page_files
+from prefmix.server.console.settings import ConsoleSettings
 
 ROOT = Path(__file__).resolve().parents[4]
 MAX_PAGE_BYTES = 100_000
 
 
-def client(
-    *, is_on: bool = True, report: Path | None = None, has_admin: bool = False
-) -> TestClient:
+def client(**settings: Any) -> TestClient:
     app = FastAPI()
-    settings = ConsoleSettings(is_on=is_on, fit_report=report, has_admin=has_admin)
-    routes.attach(app, settings)
+    routes.attach(app, ConsoleSettings(**({"is_on": True} | settings)))
     return TestClient(app)
 
 
@@ -84,9 +83,11 @@ def test_the_page_is_small_complete_and_names_no_other_host() -> None:
         assert addresses <= {"http://www.w3.org/2000/svg"}, name
         for other in re.findall(r'from "\./([\w.]+)"|url\("([\w.]+)"\)', text):
             assert "".join(other) in texts, name
-    page = Addresses(texts["index.html"])
-    assert page.inline == []
-    assert {address.removeprefix("console/") for address in page.loaded} <= set(texts)
+    for name, folder in (("index.html", "console/"), ("reports.html", "")):
+        page = Addresses(texts[name])
+        assert page.inline == []
+        loaded = [address.removeprefix(folder) for address in page.loaded]
+        assert set(loaded) - {"../console"} <= set(texts)
 
 
 def test_the_page_keeps_nothing_and_writes_no_html() -> None:
@@ -105,7 +106,7 @@ def test_the_wheel_has_every_file_of_the_page() -> None:
 
 def test_without_the_console_there_is_none() -> None:
     with client(is_on=False) as http:
-        for path in ("/console", "/console/main.js", "/console/settings", "/console/report/"):
+        for path in ("/console", "/console/main.js", "/console/settings", "/console/reports"):
             assert http.get(path).status_code == 404
     with TestClient(FastAPI()) as http:
         assert http.get("/console").status_code == 404
@@ -119,77 +120,38 @@ def test_without_the_console_there_is_none() -> None:
         "/console/..%2fconsole.py",
         "/console/%2e%2e/console.py",
         "/console/%2fetc%2fpasswd",
-        "/console/report/other.html",
-        "/console/report/..%2fsecret.html",
-        "/console/report/%2e%2e%2fsecret.html",
     ],
 )
-def test_no_other_file_is_served(tmp_path: Path, path: str) -> None:
-    folder = tmp_path / "report"
-    folder.mkdir()
-    for place in (folder / "report.html", folder / "other.html", tmp_path / "secret.html"):
-        place.write_text("secret")
-    with client(report=folder) as http:
-        answer = http.get(path)
-        assert answer.status_code == 404
-        assert "secret" not in answer.text
+def test_no_other_file_is_served(path: str) -> None:
+    with client() as http:
+        assert http.get(path).status_code == 404
 
 
-@pytest.mark.parametrize("name", ["", "report.html", "mine.html"])
-def test_a_report_is_linked_from_when_it_is_written(tmp_path: Path, name: str) -> None:
-    """The setting is a fit's folder or its page; the page is read anew each time."""
-    page = tmp_path / (name or "report.html")
-    with client(report=tmp_path / name) as http:
-        assert http.get("/console/settings").json()["fit_report"] is None
-        assert http.get("/console/report/").status_code == 404
-        for text in ("the first fit", "the second fit"):
-            page.write_text(text)
-            linked = http.get("/console/settings").json()["fit_report"]
-            answer = http.get(f"/console/{linked}")
-            assert answer.text == text
-            assert answer.headers["content-type"].startswith("text/html")
-    rules = policy(answer.headers["content-security-policy"])
-    assert (rules["default-src"], rules["img-src"]) == ("'none'", "data:")
-    assert "script-src" not in rules
-    assert "sandbox" in rules
+def test_the_page_learns_what_it_begins_with_and_can_offer(tmp_path: Path) -> None:
+    with client() as http:
+        begins = {"prompt": None, "chat": True, "admin": False, "reports": False}
+        assert http.get("/console/settings").json() == begins
+    given = {"prompt": "Ask", "has_chat_template": False, "has_admin": True, "reports": tmp_path}
+    with client(**given) as http:
+        begins = {"prompt": "Ask", "chat": False, "admin": True, "reports": True}
+        assert http.get("/console/settings").json() == begins
 
 
-def test_a_report_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("secret")
-    folder = tmp_path / "fit"
-    (folder / "..data").mkdir(parents=True)
-    page = folder / "report.html"
-    page.symlink_to(tmp_path / "secret")
-    with client(report=folder) as http:
-        assert http.get("/console/report/").status_code == 404
-        assert http.get("/console/settings").json()["fit_report"] is None
-        page.unlink()
-        # As Kubernetes mounts a ConfigMap.
-        (folder / "..data" / "report.html").write_text("a fit")
-        page.symlink_to("..data/report.html")
-        assert http.get("/console/report/").text == "a fit"
-
-
-@pytest.mark.parametrize("has_admin", [True, False])
-def test_the_page_learns_whether_it_can_publish(has_admin: bool) -> None:
-    with client(has_admin=has_admin) as http:
-        assert http.get("/console/settings").json() == {"admin": has_admin, "fit_report": None}
-
-
-def test_flags_and_file_say_whether_and_with_which_report(tmp_path: Path) -> None:
+def test_flags_and_file_say_whether_and_with_what(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     assert overrides_from_flags(parser.parse_args([])) == {}
-    given = overrides_from_flags(parser.parse_args(["--no-console", "--fit-report", "fit"]))
-    assert given == {"console": False, "fit_report": "fit"}
+    words = ["--no-console", "--reports-dir", "fits", "--console-prompt", "Ask"]
+    given = overrides_from_flags(parser.parse_args(words))
+    assert given == {"console": False, "reports_dir": "fits", "console_prompt": "Ask"}
 
     path = tmp_path / "mixture.yaml"
     path.write_text("policies: {a: org/a}")
     config = load_config(path, {})
-    assert (config.console, config.fit_report) == (True, None)
-    path.write_text("{policies: {a: org/a}, console: false, fit_report: fits/last}")
+    assert (config.console, config.reports_dir, config.console_prompt) == (True, None, None)
+    path.write_text("{policies: {a: org/a}, console: false, reports_dir: fits/last}")
     config = load_config(path, {})
-    assert (config.console, config.fit_report) == (False, str(tmp_path / "fits" / "last"))
+    assert (config.console, config.reports_dir) == (False, str(tmp_path / "fits" / "last"))
 
 
 def test_a_request_changes_nothing() -> None:

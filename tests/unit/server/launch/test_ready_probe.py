@@ -121,6 +121,13 @@ def test_addresses_are_written_as_urls(address: Address, url: str, reached: str)
     assert (address.url, address.reachable_host) == (url, reached)
 
 
+def test_this_machine_s_own_url_is_one_that_can_be_connected_to() -> None:
+    for host, url in (("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80")):
+        assert Address(host=host, port=80).local_url == url
+    assert Address(host="h", port=80, tls=True).local_url == "https://h:80"
+    assert Address(host="h", port=80, unix_socket="/run/x").local_url == "http://localhost"
+
+
 def test_unix_sockets_are_asked(
     tmp_path: Path, server: tuple[http.server.HTTPServer, type[Handler]]
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
-from prefmix.server.console.routes import CONSOLE_ATTRIBUTE, ConsoleSettings
+from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
 from prefmix.server.launch.start_signals import StartSignals
 from prefmix.server.launch.terminal.startup_log import StartupLog
 from prefmix.server.launch.vllm_server import HungProcessError, check_ended, run_vllm
@@ -81,7 +81,7 @@ def run(signals: StartSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             headless=headless,
         )
         setattr(args, LIVE_ATTRIBUTE, LiveSettings(folder=tmp_path))
-        console = ConsoleSettings(is_on=True, fit_report=None, has_admin=False)
+        console = ConsoleSettings(is_on=True, has_admin=False)
         setattr(args, CONSOLE_ATTRIBUTE, console)
         run_vllm(args, SPEC, PROFILES, log=StartupLog(enabled=False), signals=signals)
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.server.launch.terminal.banner import ready_table
+from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
+from prefmix.server.launch.terminal.banner import console_address, first_request, ready_table
 from prefmix.server.launch.terminal.parameter_count import human_count, num_parameters
 from prefmix.weights.store.profiles import build_profile_set
 
@@ -67,6 +72,8 @@ def test_the_table_says_what_is_served(tmp_path: Path) -> None:
         url="http://h:1",
         model_name="mix",
         surfaces=["metrics", "docs"],
+        request="curl http://h:1",
+        console="http://h:1/console",
         check="drew 8 tokens",
     )
     rows = [line.split() for line in table.splitlines()]
@@ -82,9 +89,43 @@ def test_the_table_says_what_is_served(tmp_path: Path) -> None:
         ["url", "http://h:1"],
         ["open", "metrics,", "docs"],
         ["self-check", "drew", "8", "tokens"],
+        ["console", "http://h:1/console"],
+        [],
+        ["try", "it:"],
+        [],
+        ["curl", "http://h:1"],
     ]
     columns = {
         line.index(word)
         for line, word in zip(table.splitlines(), ("model", str(tmp_path)), strict=False)
     }
     assert len(columns) == 1, "columns are aligned"
+
+
+def arguments(*, uds: str | None = None, keys: Sequence[str] = (), **console: Any) -> Namespace:
+    settings = ConsoleSettings(**({"is_on": True} | console))
+    given = {"served_model_name": ["mix"], "uds": uds, "api_key": list(keys)}
+    return Namespace(**given, **{CONSOLE_ATTRIBUTE: settings})
+
+
+def test_the_request_to_paste_is_one_that_the_server_takes() -> None:
+    """A conversation, or a text to complete for a model that knows no conversations."""
+    words = shlex.split(first_request(arguments(prompt="It's on"), url="http://h:1"))
+    assert words[:2] == ["curl", "http://h:1/v1/chat/completions"]
+    assert words[words.index("-H") + 1] == "Content-Type: application/json"
+    body = json.loads(words[words.index("-d") + 1])
+    assert (body["model"], body["messages"][0]["content"]) == ("mix", "It's on")
+
+    plain = arguments(has_chat_template=False, keys=["secret"], uds="/run/a b")
+    words = shlex.split(first_request(plain, url="http://localhost"))
+    assert words[:4] == ["curl", "--unix-socket", "/run/a b", "http://localhost/v1/completions"]
+    assert "Authorization: Bearer $PREFMIX_API_KEY" in words
+    assert "secret" not in " ".join(words)
+    assert json.loads(words[-1])["prompt"] == "Hello!"
+
+
+def test_the_console_s_address_is_shown_where_a_browser_reaches_it() -> None:
+    url = "http://127.0.0.1:8000"
+    assert console_address(arguments(), url=url) == f"{url}/console"
+    assert console_address(arguments(is_on=False), url=url) is None
+    assert console_address(arguments(uds="/run/x"), url=url) is None
