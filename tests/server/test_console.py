@@ -104,7 +104,11 @@ def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
     yield page
     context.close()
     assert not problems
-    assert [url for url in requests if not url.startswith((f"{server.url}/", "about:"))] == []
+    assert [
+        url
+        for url in requests
+        if not url.removeprefix("blob:").startswith((f"{server.url}/", "about:"))
+    ] == []
 
 
 def open_console(page: Page, server: ServerProcess, *, state: str = "") -> None:
