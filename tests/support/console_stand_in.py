@@ -1,0 +1,117 @@
+"""The console before a server without an engine: any policies, answers made of the policies' words.
+
+A policy's share of the weights is its share of the words, spread evenly and always in one order, so
+that a change of the weights changes some words and leaves others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from prefmix.server.console import routes
+from prefmix.server.console.settings import ConsoleSettings
+
+_TEXT = (
+    "the room was bright and quiet with a view over the park while breakfast came late but "
+    "everybody at the desk stayed kind patient and quick so we would gladly return in spring"
+)
+WORDS = _TEXT.split()
+
+
+def stand_in(
+    policies: Sequence[str],
+    *,
+    reference: str | None = None,
+    profiles: dict[str, dict[str, float]] | None = None,
+    model: str = "mixture",
+    weight_space: str = "simplex",
+    num_words: int = 40,
+    **settings: Any,
+) -> FastAPI:
+    """An application of the console's pages and of what they ask.
+
+    Args:
+      policies: names, in their order.
+      reference: the reference's name.
+      profiles: weights by profile, the default first; one even profile if left out.
+      num_words: the length of each answer.
+      settings: of ConsoleSettings.
+    """
+    members = [*policies, *([] if reference is None else [reference])]
+    even = {name: 1 / len(policies) for name in policies}
+    table = {"balanced": even} if profiles is None else profiles
+    app = FastAPI()
+    asked: list[dict[str, Any]] = []
+    app.state.asked = asked
+    routes.attach(app, ConsoleSettings(**({"is_on": True} | settings)))
+
+    @app.get("/v1/mixture")
+    def mixture() -> dict[str, Any]:
+        return {
+            "model": model,
+            "weight_space": weight_space,
+            "policies": [{"name": name, "model": f"org/{name}"} for name in policies],
+            "reference": None if reference is None else {"name": reference, "model": "org/base"},
+            "default_profile": next(iter(table)),
+            "version": 1,
+            "profiles": {
+                name: {"weights": dict.fromkeys(members, 0.0) | weights}
+                for name, weights in table.items()
+            },
+        }
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(request: Request) -> StreamingResponse | JSONResponse:
+        body = await request.json()
+        asked.append(body)
+        named = body.get("preference_weights") or table[body["preference_profile"]]
+        weights = {name: named.get(name, 0.0) for name in members}
+        used = ",".join(f"{name}={value:g}" for name, value in weights.items())
+        headers = {"x-prefmix-weights-version": "1", "x-prefmix-weights": used}
+        events = _events(weights, num_words=num_words, seed=int(body.get("seed") or 0))
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+    return app
+
+
+def make_report(folder: Path, name: str) -> None:
+    """Writes a small report."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "report.html").write_text(f"<!doctype html><h1>{name}</h1>")
+
+
+def _events(weights: dict[str, float], *, num_words: int, seed: int) -> Iterator[str]:
+    names = [name for name, value in weights.items() if value > 0]
+    tokens: list[dict[str, Any]] = []
+    for place in range(num_words):
+        # A sequence that fills the unit interval evenly, and is the same for all weights.
+        draw, winner = (0.5 + 0.618034 * (place + 1)) % 1, names[-1]
+        for name in names:
+            draw -= weights[name]
+            if draw < 0:
+                winner = name
+                break
+        at = list(weights).index(winner)
+        word = WORDS[(place * 7 + at * 11 + seed) % len(WORDS)]
+        token = word.capitalize() if place == 0 else f" {word}"
+        tokens.append({"logprobs": {n: -0.4 if n == winner else -1.5 - place % 4 for n in names}})
+        yield _event({"delta": {"content": token}, "logprobs": {"content": [{"token": token}]}})
+    measured = {
+        name: {"mean_kl": 0.04 + 0.3 * (1 - weights[name]), "agreement": 0.5 + weights[name] / 2}
+        if weights[name] > 0
+        else {"mean_kl": None, "agreement": None}
+        for name in weights
+    }
+    attribution = {"num_tokens": num_words, "policies": measured, "tokens": tokens}
+    yield _event({"delta": {}, "preference_attribution": attribution})
+    yield "data: [DONE]\n\n"
+
+
+def _event(choice: dict[str, Any]) -> str:
+    return f"data: {json.dumps({'choices': [choice]})}\n\n"
