@@ -124,7 +124,7 @@ class LiveWeights:
                 )
         try:
             change = await self._audited(
-                lambda turn: self._change(edit, expected, turn), who=who, what=what
+                lambda turn: self._change(edit, expected, turn, who), who=who, what=what
             )
         except ValueError:
             self._metrics.changed("refused")
@@ -184,10 +184,10 @@ class LiveWeights:
             audit_log.changed(who, what, change)
         return change
 
-    async def _change(self, edit: Edit, expected: str | None, turn: Turn) -> Change:
+    async def _change(self, edit: Edit, expected: str | None, turn: Turn, who: str) -> Change:
         async with contextlib.AsyncExitStack() as stack:
             prepared = self.store.prepared(
-                edit, expected=expected, served=self._served, wait_s=turn.left_s
+                edit, expected=expected, served=self._served, wait_s=turn.left_s, by=who
             )
             # In a thread, as the store's lock and the disk may block the event loop.
             change = await asyncio.to_thread(prepared.__enter__)

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -78,7 +79,7 @@ class ServerTarget:
         with_its_default: bool = False,
     ) -> Receipt:
         """See Target. Either all of the file is applied or nothing."""
-        body = document(read_profiles(file))
+        body = document(replace(read_profiles(file), signature=None))
         chosen = {"replace": replace, "default": with_its_default}
         query = {name: "true" for name, is_chosen in chosen.items() if is_chosen}
         return self._change("POST", "/admin/weights/apply", precondition, body, **query)

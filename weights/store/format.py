@@ -1,10 +1,12 @@
 """The format of a store file: one JSON object, read strictly and written canonically.
 
     {"format": 1, "version": 3, "policies": ["helpful", "harmless"], "default_profile": "even",
-     "profiles": {"even": {"weights": {"helpful": 0.5, "harmless": 0.5}, "provenance": {...}}}}
+     "profiles": {"even": {"weights": {"helpful": 0.5, "harmless": 0.5}, "provenance": {...}}},
+     "changed": {"version": 3, "at": "2026-11-22T14:03:09Z", "by": "ops"}}
 
 `policies` are the members in weight order, the reference last. Weights sum to 1; a member without
-an entry has weight 0. `provenance` is optional and kept as it is. A set in the affine space has the
+an entry has weight 0. `provenance` is optional and kept as it is. `changed` is optional, too: it
+says who made the version that it names, and counts for no other. A set in the affine space has the
 key `"weight_space": "affine"`; without that key weights are on the simplex.
 """
 
@@ -14,7 +16,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from prefmix.mixing.name_list import listed
@@ -24,6 +26,7 @@ from prefmix.weights.store.errors import StoreFormatError
 from prefmix.weights.store.profiles import (
     ProfileError,
     ProfileSet,
+    Signature,
     build_profile_set,
     check_num_profiles,
     check_profile_name,
@@ -43,7 +46,11 @@ MAX_VERSION = 10**15
 """Highest version number: every reader of JSON and every metric holds it exactly, and the next."""
 
 _KEYS = ("format", "version", "policies", "default_profile", "profiles")
-_OPTIONAL_KEYS = ("weight_space",)
+_OPTIONAL_KEYS = ("weight_space", "changed")
+_SIGNATURE_KEYS = ("version", "at", "by")
+
+MAX_AUTHOR_CHARS = 128
+"""Longest name of an author, and longest time."""
 
 
 def spec_of_members(
@@ -62,7 +69,9 @@ def dump(profiles: ProfileSet) -> str:
 def document(profiles: ProfileSet) -> dict[str, Any]:
     """The set as the JSON object of a store file."""
     space = {} if profiles.weight_space == "simplex" else {"weight_space": profiles.weight_space}
-    return {"format": FORMAT, "version": profiles.version, **space, **profiles.content()}
+    signed = profiles.signed
+    changed = {} if signed is None else {"changed": asdict(signed)}
+    return {"format": FORMAT, "version": profiles.version, **space, **profiles.content(), **changed}
 
 
 def parse(text: str | bytes, *, source: str, max_profiles: int | None = None) -> ProfileSet:
@@ -167,13 +176,32 @@ def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
     default = data["default_profile"]
     if not isinstance(default, str):
         raise StoreFormatError(f"default_profile is {default!r:.80}, expected a profile's name")
-    return build_profile_set(
+    found = build_profile_set(
         {name: _weights(name, value) for name, value in profiles.items()},
         spec,
         default=default,
         version=version,
         provenance={name: value.get("provenance", {}) for name, value in profiles.items()},
     )
+    return replace(found, signature=_signature(data["changed"])) if "changed" in data else found
+
+
+def _signature(changed: object) -> Signature:
+    if not isinstance(changed, dict):
+        raise StoreFormatError(f"changed is {changed!r:.80}, expected an object")
+    _check_keys(changed, required=_SIGNATURE_KEYS, optional=(), where="changed")
+    version = changed["version"]
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise StoreFormatError(f"changed.version is {version!r:.80}, expected a whole number")
+    for key in ("at", "by"):
+        value = changed[key]
+        is_text = isinstance(value, str) and value.isprintable()
+        if not is_text or len(value) > MAX_AUTHOR_CHARS:
+            raise StoreFormatError(
+                f"changed.{key} is {value!r:.80}, expected one line of {MAX_AUTHOR_CHARS} "
+                "characters at most"
+            )
+    return Signature(**changed)
 
 
 def _spec(policies: object, weight_space: object) -> MixtureSpec:

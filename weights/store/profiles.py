@@ -45,6 +45,18 @@ class ProfileError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Signature:
+    """The time and the author of one version."""
+
+    version: int
+    """The version that was signed; a file whose number was raised by hand is another one."""
+    at: str
+    """Time in UTC, ISO 8601 to the second: 2026-11-22T14:03:09Z."""
+    by: str
+    """A user of the machine or the name of an admin token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileSet:
     """Named weight vectors, and the default among them; never changed once built.
 
@@ -63,6 +75,8 @@ class ProfileSet:
     """The origin of each profile's weights by name, JSON-ready; only profiles that have one."""
     weight_space: WeightSpace = "simplex"
     """The set that the weight vectors lie in."""
+    signature: Signature | None = field(default=None, compare=False)
+    """Who made the version, and when, if that is known; no part of the content."""
     _hashes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
     """The hash once it is computed: a set may hold megabytes, and every answer names its hash."""
 
@@ -74,6 +88,13 @@ class ProfileSet:
             canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
             self._hashes.append(hashlib.sha256(canonical.encode()).hexdigest())
         return self._hashes[0]
+
+    @property
+    def signed(self) -> Signature | None:
+        """The signature, if it is this version's own."""
+        signature = self.signature
+        is_own = signature is not None and signature.version == self.version
+        return signature if is_own else None
 
     def weights(self, name: str) -> dict[str, float]:
         """One profile's weights under their members' names."""

@@ -25,6 +25,7 @@ from prefmix.weights.store.files import StoreFiles
 from prefmix.weights.store.format import dump, for_mixture, parse
 from prefmix.weights.store.numbering import Served, numbered
 from prefmix.weights.store.profiles import ProfileSet, check_num_profiles
+from prefmix.weights.store.signing import signed
 
 HISTORY_LIMIT = 50
 """Earlier versions that are kept."""
@@ -187,7 +188,7 @@ class WeightsStore:
             try:
                 return self.read()
             except StoreMissingError:
-                first = replace(initial, version=self.next_version())
+                first = signed(replace(initial, version=self.next_version()), by=None)
                 self._files.write(first, kept="there is still no store")
                 return first
 
@@ -202,6 +203,7 @@ class WeightsStore:
         expected: str | None = None,
         dry_run: bool = False,
         served: Served | None = None,
+        by: str | None = None,
     ) -> Change:
         """Reads, edits and replaces, as one step for every other writer.
 
@@ -211,14 +213,15 @@ class WeightsStore:
           dry_run: check everything and write nothing.
           served: what the caller knows from serving: for a Rollback of a broken file, its last
             good version.
+          by: the author's name; None is the user of this process.
         Returns: before and after; equal content keeps the version and writes nothing.
         Raises: StaleVersionError if the store is not at `expected`; StoreError; whatever `edit`
           raises. The file is then unchanged.
         """
         if dry_run:
-            return self._edited(edit, expected, served)
+            return self._edited(edit, expected, served, by)
         with self._files.locked():
-            change = self._edited(edit, expected, served)
+            change = self._edited(edit, expected, served, by)
             self.commit(change)
             return change
 
@@ -230,14 +233,17 @@ class WeightsStore:
         expected: str | None = None,
         served: Served | None = None,
         wait_s: float | None = None,
+        by: str | None = None,
     ) -> Iterator[Change]:
         """`change` in two steps: holds the lock inside, and writes nothing until `commit`.
 
-        Args: wait_s: how long to wait for another writer at most, if not as long as usual.
+        Args:
+          wait_s: how long to wait for another writer at most, if not as long as usual.
+          by: the author's name; None is the user of this process.
         Raises: as `change`.
         """
         with self._files.locked(wait_s=wait_s):
-            yield self._edited(edit, expected, served)
+            yield self._edited(edit, expected, served, by)
 
     def commit(self, change: Change) -> None:
         """Writes a prepared change; only inside `prepared`. Raises: StoreError."""
@@ -268,17 +274,20 @@ class WeightsStore:
         """
         return self.change(Rollback(self, version), expected=expected, dry_run=dry_run)
 
-    def _edited(self, edit: Edit, expected: str | None, served: Served | None) -> Change:
+    def _edited(
+        self, edit: Edit, expected: str | None, served: Served | None, by: str | None
+    ) -> Change:
         try:
             before, is_renumbered = self._look(served)
         except (StoreFormatError, StoreMissingError) as broken:
             if isinstance(edit, Rollback):
-                return self._repaired(edit, expected, served, broken)
+                change = self._repaired(edit, expected, served, broken)
+                return replace(change, after=signed(change.after, by=by))
             hint = "; 'prefmix weights rollback' returns to the last version kept"
             has_one = served is not None or self.versions()
             raise type(broken)(f"{broken}{hint if has_one else ''}") from None
         check_expected(before, expected)
-        after = replace(edit(before), version=before.version + 1)
+        after = signed(replace(edit(before), version=before.version + 1), by=by)
         check_num_profiles(len(after.profiles), self._max_profiles)
         if after.sha256 == before.sha256:
             after = before

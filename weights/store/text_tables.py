@@ -37,12 +37,13 @@ def profile_table(profiles: ProfileSet) -> str:
 
 
 def history_table(versions: Sequence[ProfileSet]) -> str:
-    """One line a version, newest first."""
-    rows = [
-        [str(entry.version), entry.sha256[:12], entry.default, listed(entry.profiles)]
-        for entry in reversed(versions)
-    ]
-    return aligned([["version", "sha256", "default", "profiles"], *rows], num_left=4)
+    """One line a version, newest first; a dash where nobody has signed."""
+    rows = []
+    for entry in reversed(versions):
+        at, by = ("-", "-") if entry.signed is None else (entry.signed.at, entry.signed.by)
+        digest = entry.sha256[:12]
+        rows.append([str(entry.version), at, by, digest, entry.default, listed(entry.profiles)])
+    return aligned([["version", "time", "by", "sha256", "default", "profiles"], *rows], num_left=6)
 
 
 def difference_table(old: ProfileSet, new: ProfileSet) -> str:
