@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute, Match
 
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec
 from prefmix.mixing.vocabulary import CommonVocabulary
+from prefmix.server import remote_engines
 from prefmix.server.admin import routes as admin_routes
 from prefmix.server.admin.listener import HOST, admin_app, listen, serve_admin
 from prefmix.server.admin.live_weights import LiveWeights
@@ -154,6 +155,7 @@ class PrefmixEndpoints:
         keys = api_keys(args.api_key)
         self._start(traffic.set_up_http_server(state), "the set-up of the HTTP server")
         self._start(traffic.readiness.follow(), "the watch on the engine")
+        self._start(remote_engines.follow(engine_client), "the watch on other machines' engines")
         tokens = await self._open_admin(mixture, state, args, keys)
         check_levels(self._app.router.routes, admin_route=admin_routes.AdminRoute)
         traffic.add_middleware(self._app)

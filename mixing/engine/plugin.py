@@ -17,13 +17,14 @@ def register() -> None:
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    from prefmix.mixing.engine import self_check
+    from prefmix.mixing.engine import pulse, self_check
     from prefmix.mixing.engine.config_hook import MixtureConfig
     from prefmix.mixing.workarounds import apply_in_process
 
     apply_in_process()
     if "vllm.v1.engine.core" in sys.modules:  # a process that runs an engine, or asks one
         self_check.install()
+        pulse.install()
     for architecture, module in _MODULES.items():
         MODELS_CONFIG_MAP[architecture] = MixtureConfig
         if architecture not in ModelRegistry.get_supported_archs():

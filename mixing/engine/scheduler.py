@@ -29,7 +29,7 @@ from prefmix.mixing import wire
 from prefmix.mixing.batch.broken_rows import names_of
 from prefmix.mixing.batch.engine_settings import SCHEDULER_PATH, spec_of
 from prefmix.mixing.batch.request_weights import weights_of_request
-from prefmix.mixing.engine import self_check
+from prefmix.mixing.engine import pulse, self_check
 from prefmix.mixing.engine.grammar_limits import lower_priority
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.workarounds.zero_kv_blocks import zero_new_blocks
@@ -123,7 +123,9 @@ class AsyncMixtureScheduler(MixtureScheduler, AsyncScheduler):
 
 def mixture_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Scheduler:
     """Builds the variant for the engine's scheduling mode, which is known only when it starts."""
-    self_check.install()  # this is the process that runs the engine
+    # This is the process that runs the engine.
+    self_check.install()
+    pulse.install()
     is_async = vllm_config.scheduler_config.async_scheduling
     scheduler_class = AsyncMixtureScheduler if is_async else MixtureScheduler
     return scheduler_class(vllm_config=vllm_config, **kwargs)

@@ -8,7 +8,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -79,7 +78,8 @@ class ServerTarget:
         with_its_default: bool = False,
     ) -> Receipt:
         """See Target. Either all of the file is applied or nothing."""
-        body = document(replace(read_profiles(file), signature=None))
+        body = document(read_profiles(file))
+        body.pop("changed", None)  # the server signs its own versions
         chosen = {"replace": replace, "default": with_its_default}
         query = {name: "true" for name, is_chosen in chosen.items() if is_chosen}
         return self._change("POST", "/admin/weights/apply", precondition, body, **query)

@@ -73,11 +73,15 @@ def launch(
     """
     is_quiet = log_level() == "warning"
     security_checks.check_environment()
-    if not any(word.startswith("--uds") for word in passthrough) and "uds" not in config.engine:
-        check_port(config.host, config.port)
-    if config.admin_port is not None:
-        check_port(listener.HOST, config.admin_port, flag="--admin-port")
-    check_before_vllm(config, spec, passthrough)
+    # Engines alone listen for nobody: another machine's server answers for them.
+    is_headless = "--headless" in passthrough or bool(config.engine.get("headless"))
+    has_socket = any(word.startswith("--uds") for word in passthrough) or "uds" in config.engine
+    if not is_headless:
+        if not has_socket:
+            check_port(config.host, config.port)
+        if config.admin_port is not None:
+            check_port(listener.HOST, config.admin_port, flag="--admin-port")
+    check_before_vllm(config, spec, passthrough, is_headless=is_headless)
     set_logging()
     set_keep_alive()
     set_trusted_proxies(config.trusted_proxies)
@@ -131,13 +135,14 @@ def _checked_arguments(
     args = build_arguments(config, spec, passthrough)
     configure_logging_from_args(args)
     args.api_key = api_keys(args.api_key) or None
-    security_checks.check_open_address(args, allowed=config.allow_no_api_key)
+    security_checks.check_open_address(args, allowed=config.allow_no_api_key or args.headless)
     check_socket(args)
     check_tls(args)
     for warning in security_checks.warnings(args, passthrough):
         say(f"warning: {warning}")
     check_front_end()
-    check_admin_port(config, admin_tokens(api_keys=api_keys(args.api_key)))
+    if not args.headless:
+        check_admin_port(config, admin_tokens(api_keys=api_keys(args.api_key)))
     if current_platform.is_cpu():
         for line in set_cpu_defaults(os.environ, kv_cache_bytes=args.kv_cache_memory_bytes):
             say(line)

@@ -50,10 +50,13 @@ def check_before_vllm(
     spec: MixtureSpec,
     passthrough: Sequence[str],
     environ: Mapping[str, str] = os.environ,
+    *,
+    is_headless: bool = False,
 ) -> None:
     """Checks what can be checked before vLLM is imported, which takes seconds to a minute: the
     files of keys and tokens, a key for an address that others reach, the members' files.
 
+    Args: is_headless: engines alone, which listen for no client.
     Raises: CommandError.
     """
     keys = tokens_from(environ, api_keys.VARIABLE, default_name="key")
@@ -63,7 +66,7 @@ def check_before_vllm(
     may_follow = any("api" in word or "ud" in word for word in words)
     if not keys and not environ.get(api_keys.VLLM_VARIABLE) and not may_follow:
         args = Namespace(host=config.host, port=config.port, api_key=None)
-        check_open_address(args, allowed=config.allow_no_api_key)
+        check_open_address(args, allowed=config.allow_no_api_key or is_headless)
     try:
         check_files(config, spec)
     except CheckpointFilesError as error:

@@ -89,6 +89,8 @@ def run_vllm(
         log.release()
         signals.ready()
         _serve(ServeSubcommand.cmd, args)
+        if not signals.asked_to_end:
+            raise RuntimeError("an engine of this machine has ended; its last words are above")
         return
     has_store = getattr(args, LIVE_ATTRIBUTE).store is not None
     with ReadyProbe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 from collections.abc import Iterator
@@ -176,6 +177,8 @@ def test_default_delete_and_rollback(admin: Admin, log: pytest.LogCaptureFixture
     listed = admin.ask("GET", "/weights/history").json()["versions"]
     assert [entry["version"] for entry in listed] == [1, 2, 3, 4, 5, 6]
     assert listed[0]["sha256"] == listed[5]["sha256"] == answer["sha256"]
+    authors = [entry["changed"]["by"] for entry in listed]
+    assert authors == [getpass.getuser(), "ops", "ci", "ops", "ops", "ops"]
     whats = [message.split(" old=")[0] for message in log.messages]
     assert whats[1:] == [
         "by=ci did=default:x",
