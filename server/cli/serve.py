@@ -177,6 +177,8 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 
     try:
         config = load_config(args.config, overrides_from_flags(args))
+        if config.is_headless(passthrough):
+            config = config.model_copy(update={"weights_store": None, "admin_port": None})
         spec = config.spec()
         profiles = config.profile_set(spec)
         check_num_profiles(len(profiles.profiles), config.max_profiles)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,6 +157,13 @@ class ServeConfig(BaseModel):
             )
         except SpecError as error:
             raise ConfigError(str(error)) from None
+
+    def is_headless(self, passthrough: Sequence[str]) -> bool:
+        """True for engines alone, which another machine's server asks: nobody asks this one.
+
+        Args: passthrough: the words after `--`.
+        """
+        return "--headless" in passthrough or self.engine.get("headless") is True
 
     def limits(self) -> Limits:
         """The limits on the work that the server takes on."""

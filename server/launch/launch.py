@@ -73,14 +73,12 @@ def launch(
     """
     is_quiet = log_level() == "warning"
     security_checks.check_environment()
-    # Engines alone listen for nobody: another machine's server answers for them.
-    is_headless = "--headless" in passthrough or bool(config.engine.get("headless"))
+    is_headless = config.is_headless(passthrough)
     has_socket = any(word.startswith("--uds") for word in passthrough) or "uds" in config.engine
-    if not is_headless:
-        if not has_socket:
-            check_port(config.host, config.port)
-        if config.admin_port is not None:
-            check_port(listener.HOST, config.admin_port, flag="--admin-port")
+    if not is_headless and not has_socket:
+        check_port(config.host, config.port)
+    if config.admin_port is not None:
+        check_port(listener.HOST, config.admin_port, flag="--admin-port")
     check_before_vllm(config, spec, passthrough, is_headless=is_headless)
     set_logging()
     set_keep_alive()
@@ -141,8 +139,7 @@ def _checked_arguments(
     for warning in security_checks.warnings(args, passthrough):
         say(f"warning: {warning}")
     check_front_end()
-    if not args.headless:
-        check_admin_port(config, admin_tokens(api_keys=api_keys(args.api_key)))
+    check_admin_port(config, admin_tokens(api_keys=api_keys(args.api_key)))
     if current_platform.is_cpu():
         for line in set_cpu_defaults(os.environ, kv_cache_bytes=args.kv_cache_memory_bytes):
             say(line)

@@ -294,3 +294,13 @@ def test_a_trunk_that_cannot_be_is_refused(folder: Path, text: str, words: list[
 def test_a_file_without_an_end_is_no_configuration() -> None:
     with pytest.raises(ConfigError, match="more than 16777216 characters"):
         load_config(Path("/dev/zero"), {})
+
+
+def test_engines_alone_are_known_by_flag_or_file(folder: Path) -> None:
+    policies = "policies: {a: ./one, b: ./two}\n"
+    plain = load_config(write(folder, policies), {})
+    assert not plain.is_headless(["--max-model-len", "64"])
+    assert plain.is_headless(["--headless"])
+    for word, is_headless in (("true", True), ("false", False)):
+        text = f"{policies}engine: {{headless: {word}}}\n"
+        assert load_config(write(folder, text), {}).is_headless([]) is is_headless
