@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.server
 import json
 import multiprocessing
+import os
+import signal
 import sys
 import threading
 import time
@@ -105,8 +107,13 @@ def test_engines_alone_are_not_asked_for_an_answer(run: Run, signals: StartSigna
 
     def command(args: Namespace) -> None:
         assert signals.is_ready
+        with signals:
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            os.kill(os.getpid(), signal.SIGTERM)
         raise SystemExit
 
+    with pytest.raises(RuntimeError, match="an engine of this machine has ended"):
+        run(lambda args: None, 9, headless=True)
     run(command, 9, headless=True)
     with pytest.raises(RuntimeError, match="vLLM ended with exit code 3"):
         run(lambda args: sys.exit(3), 9, headless=True)
