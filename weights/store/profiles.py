@@ -76,7 +76,7 @@ class ProfileSet:
     weight_space: WeightSpace = "simplex"
     """The set that the weight vectors lie in."""
     signature: Signature | None = field(default=None, compare=False)
-    """Who made the version, and when, if that is known; no part of the content."""
+    """Author and time of the version, if they are known; no part of the content."""
     _hashes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
     """The hash once it is computed: a set may hold megabytes, and every answer names its hash."""
 
