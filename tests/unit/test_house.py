@@ -260,6 +260,7 @@ def test_only_what_is_shown_reads_the_wall_clock() -> None:
     }
     assert reading == {
         "server/telemetry/metrics.py",  # when the last reload was
+        "weights/store/signing.py",  # when a version was made
         "bench/report.py",  # when a benchmark was
         "deploy/check_live.py",  # which span Prometheus is asked about
     }
