@@ -111,10 +111,10 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
     from prefmix.mixing.spec import SpecError
     from prefmix.policies.train import TrainError
+    from prefmix.weights.averages.errors import ParameterAverageError
     from prefmix.weights.engines.errors import EngineError
     from prefmix.weights.engines.prompts import PromptsError
     from prefmix.weights.engines.remote import RemoteError
-    from prefmix.weights.evaluation.parameter_average import ParameterAverageError
     from prefmix.weights.fit.settings import FitError
     from prefmix.weights.store.errors import StoreFormatError
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefmix.mixing.name_list import listed
+from prefmix.server.cli.averaging.shares import Profiles, known_profiles, stored_profiles
 from prefmix.server.cli.batch_engine import checked_content_hashes, remote_engine
 from prefmix.server.cli.mixture_arguments import mixture_overrides
 from prefmix.server.config.errors import CommandError
@@ -16,9 +17,6 @@ from prefmix.server.config.errors import CommandError
 if TYPE_CHECKING:
     from prefmix.mixing.spec import MixtureSpec
     from prefmix.weights.engines.local import Engine
-
-Profiles = Mapping[str, Sequence[float]]
-"""Profile name -> weights of the members."""
 
 Shares = Mapping[str, float]
 """Member -> share in a parameter average."""
@@ -82,7 +80,7 @@ def _remote_subject(
         )
     remote, models = remote_engine(args.server)
     profiles = (
-        _stored_profiles(args.weights_store, remote.spec) if args.weights_store else remote.profiles
+        stored_profiles(args.weights_store, remote.spec) if args.weights_store else remote.profiles
     )
     return EvalSubject(
         spec=remote.spec,
@@ -100,16 +98,13 @@ def _local_subject(
 ) -> EvalSubject:
     from prefmix.server.config.serve_config import load_config
     from prefmix.server.launch.in_process import start_engine
-    from prefmix.weights.evaluation.parameter_average import ParameterAverageError, with_averages
+    from prefmix.weights.averages.errors import ParameterAverageError
+    from prefmix.weights.evaluation.parameter_average import with_averages
     from prefmix.weights.evaluation.rows import average_member
 
     config = load_config(args.config, mixture_overrides(args))
     own = config.spec()
-    store = args.weights_store or (config.weights_store and Path(config.weights_store))
-    if store and (args.weights_store or store.exists()):
-        profiles: Profiles = _stored_profiles(store, own)
-    else:
-        profiles = config.profile_set(own).profiles if config.profiles else {}
+    profiles = known_profiles(config, own, args.weights_store)
     checked_content_hashes(config, own)
     averages = average_shares(args.average, own, profiles)
     members = {average_member(name): shares for name, shares in averages.items()}
@@ -129,18 +124,6 @@ def _local_subject(
         averages=averages,
         cache=args.cache,
     )
-
-
-def _stored_profiles(path: Path, spec: MixtureSpec) -> Profiles:
-    from prefmix.weights.store.durable_file import read_regular_file
-    from prefmix.weights.store.errors import StoreFormatError
-    from prefmix.weights.store.format import MAX_BYTES, for_mixture, parse
-
-    try:
-        text = read_regular_file(path, most=MAX_BYTES + 1)
-    except OSError as error:
-        raise StoreFormatError(f"{path}: cannot be read ({error})") from None
-    return for_mixture(parse(text, source=str(path)), spec, source=str(path)).profiles
 
 
 def average_shares(

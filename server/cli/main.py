@@ -68,6 +68,18 @@ COMMANDS = (
         "prefmix.server.cli.eval",
         "measure the rewards of policies, profiles, mixtures and parameter averages",
     ),
+    Command(
+        "average",
+        "prefmix.server.cli.averaging.average",
+        "write the parameter average of full checkpoints as one checkpoint",
+        takes_engine_flags=False,
+    ),
+    Command(
+        "export",
+        "prefmix.server.cli.averaging.export",
+        "write the average of adapters as one adapter or merged checkpoint",
+        takes_engine_flags=False,
+    ),
     Command("bench", "prefmix.bench.command", "measure the cost of mixing beside its alternatives"),
 )
 

@@ -1,0 +1,1 @@
+"""`prefmix average` and `prefmix export`: one model at the weights of a profile."""

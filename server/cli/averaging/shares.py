@@ -1,0 +1,163 @@
+"""The weights of `prefmix average` and `prefmix export`, and the profiles that they can name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefmix.mixing.name_list import listed
+from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
+from prefmix.server.config.errors import CommandError
+
+if TYPE_CHECKING:
+    from prefmix.mixing.spec import MixtureSpec, Policy
+    from prefmix.server.config.serve_config import ServeConfig
+
+Profiles = Mapping[str, Sequence[float]]
+"""Profile name -> weights of the members."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaged:
+    """A mixture, and the weights at which its parameters are averaged."""
+
+    config: ServeConfig
+    spec: MixtureSpec
+    shares: Mapping[Policy, float]
+    """Member -> weight, without those of weight 0."""
+
+    @property
+    def told(self) -> str:
+        """The weights as text."""
+        return ", ".join(f"{member.name} {share:.6g}" for member, share in self.shares.items())
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was averaged, JSON-ready."""
+        return {
+            "weights": {member.name: share for member, share in self.shares.items()},
+            "weight_space": self.spec.weight_space,
+            "policies": {
+                member.name: {"model": member.model, "revision": member.revision}
+                for member in self.shares
+            },
+            "text_from": self.spec.defaults.name,
+        }
+
+
+def add_average_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the flags that both commands have; returns the group of the output."""
+    parser.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file"
+    )
+    mixture = parser.add_argument_group("mixture")
+    add_mixture_flags(mixture)
+    mixture.add_argument(
+        "--weight-space",
+        choices=("simplex", "affine"),
+        help="simplex (default): weights >= 0, normalised; affine: any sign, and the reference "
+        "takes 1 minus their sum",
+    )
+    weights = parser.add_argument_group("weights")
+    which = weights.add_mutually_exclusive_group(required=True)
+    which.add_argument("--profile", metavar="NAME", help="those of a profile")
+    which.add_argument("--weights", metavar="A=1,B=2", help="those given; policies left out have 0")
+    weights.add_argument(
+        "--weights-store",
+        type=Path,
+        metavar="FILE",
+        help="store file with the profile; default: that of the configuration",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to write; it appears once it is complete",
+    )
+    output.add_argument(
+        "--force",
+        action="store_true",
+        help="replace --output, if it holds an earlier output of this command",
+    )
+    return output
+
+
+def averaged(args: argparse.Namespace) -> Averaged:
+    """Reads the mixture and the weights from the flags of `add_average_flags`.
+
+    Raises: ConfigError, SpecError, StoreFormatError, and CommandError for flags that do not fit.
+    """
+    from prefmix.mixing.simplex import WeightsError, weights_from_preferences
+    from prefmix.server.config.serve_config import load_config
+
+    overrides = mixture_overrides(args)
+    if args.weight_space is not None:
+        overrides["weight_space"] = args.weight_space
+    config = load_config(args.config, overrides)
+    spec = config.spec()
+    if args.weights is not None:
+        try:
+            weights_M = weights_from_preferences(_numbers(args.weights), spec)
+        except WeightsError as error:
+            raise CommandError(f"--weights: {error}", exit_code=2) from None
+    else:
+        profiles = known_profiles(config, spec, args.weights_store)
+        if args.profile not in profiles:
+            raise CommandError(
+                f"there is no profile {args.profile!r:.80}; allowed: {listed(list(profiles))}, or "
+                "--weights NAME=NUMBER,...",
+                exit_code=2,
+            )
+        weights_M = tuple(profiles[args.profile])
+    members = zip(spec.members, weights_M, strict=True)
+    shares = {member: float(weight) for member, weight in members if weight}
+    return Averaged(config=config, spec=spec, shares=shares)
+
+
+def known_profiles(config: ServeConfig, spec: MixtureSpec, store: Path | None) -> Profiles:
+    """The profiles of a store file, or else of the configuration.
+
+    Args:
+      store: the file; None is that of the configuration, if it exists.
+    Raises: ConfigError, StoreFormatError.
+    """
+    path = store or (config.weights_store and Path(config.weights_store))
+    if path and (store or path.exists()):
+        return stored_profiles(path, spec)
+    return config.profile_set(spec).profiles if config.profiles else {}
+
+
+def stored_profiles(path: Path, spec: MixtureSpec) -> Profiles:
+    """The profiles of a store file. Raises: StoreFormatError."""
+    from prefmix.weights.store.durable_file import read_regular_file
+    from prefmix.weights.store.errors import StoreFormatError
+    from prefmix.weights.store.format import MAX_BYTES, for_mixture, parse
+
+    try:
+        text = read_regular_file(path, most=MAX_BYTES + 1)
+    except OSError as error:
+        raise StoreFormatError(f"{path}: cannot be read ({error})") from None
+    return for_mixture(parse(text, source=str(path)), spec, source=str(path)).profiles
+
+
+def _numbers(text: str) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for item in text.split(","):
+        name, _, number = item.strip().partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise CommandError(
+                f"--weights is {text!r:.80}; expected NAME=NUMBER,NAME=NUMBER, such as "
+                "helpful=2,harmless=1",
+                exit_code=2,
+            ) from None
+        if name in numbers:
+            raise CommandError(f"--weights names {name!r} twice", exit_code=2)
+        numbers[name] = value
+    return numbers
