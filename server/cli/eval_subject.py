@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefmix.mixing.name_list import listed
-from prefmix.server.cli.averaging.shares import Profiles, known_profiles, stored_profiles
 from prefmix.server.cli.batch_engine import checked_content_hashes, remote_engine
+from prefmix.server.cli.known_profiles import Profiles, known_profiles, stored_profiles
 from prefmix.server.cli.mixture_arguments import mixture_overrides
 from prefmix.server.config.errors import CommandError
 

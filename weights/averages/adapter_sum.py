@@ -47,7 +47,7 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenAdapter:
-    """What was written."""
+    """The adapter that was written."""
 
     rank: int
     """The largest rank of a layer."""

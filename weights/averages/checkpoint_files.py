@@ -29,7 +29,7 @@ _FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoke
 
 @dataclass(frozen=True, slots=True)
 class TensorForm:
-    """What the head of a safetensors file says about a tensor."""
+    """A tensor as the head of its safetensors file describes it."""
 
     dtype: str
     """Name in the safetensors format, such as BF16."""

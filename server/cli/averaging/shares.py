@@ -1,23 +1,21 @@
-"""The weights of `prefmix average` and `prefmix export`, and the profiles that they can name."""
+"""The weights of `prefmix average` and `prefmix export`, from flags or a profile."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefmix.mixing.name_list import listed
+from prefmix.server.cli.known_profiles import known_profiles
 from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
 from prefmix.server.config.errors import CommandError
 
 if TYPE_CHECKING:
     from prefmix.mixing.spec import MixtureSpec, Policy
     from prefmix.server.config.serve_config import ServeConfig
-
-Profiles = Mapping[str, Sequence[float]]
-"""Profile name -> weights of the members."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class Averaged:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was averaged, JSON-ready."""
+        """The mixture and its weights, JSON-ready."""
         return {
             "weights": {member.name: share for member, share in self.shares.items()},
             "weight_space": self.spec.weight_space,
@@ -117,32 +115,6 @@ def averaged(args: argparse.Namespace) -> Averaged:
     members = zip(spec.members, weights_M, strict=True)
     shares = {member: float(weight) for member, weight in members if weight}
     return Averaged(config=config, spec=spec, shares=shares)
-
-
-def known_profiles(config: ServeConfig, spec: MixtureSpec, store: Path | None) -> Profiles:
-    """The profiles of a store file, or else of the configuration.
-
-    Args:
-      store: the file; None is that of the configuration, if it exists.
-    Raises: ConfigError, StoreFormatError.
-    """
-    path = store or (config.weights_store and Path(config.weights_store))
-    if path and (store or path.exists()):
-        return stored_profiles(path, spec)
-    return config.profile_set(spec).profiles if config.profiles else {}
-
-
-def stored_profiles(path: Path, spec: MixtureSpec) -> Profiles:
-    """The profiles of a store file. Raises: StoreFormatError."""
-    from prefmix.weights.store.durable_file import read_regular_file
-    from prefmix.weights.store.errors import StoreFormatError
-    from prefmix.weights.store.format import MAX_BYTES, for_mixture, parse
-
-    try:
-        text = read_regular_file(path, most=MAX_BYTES + 1)
-    except OSError as error:
-        raise StoreFormatError(f"{path}: cannot be read ({error})") from None
-    return for_mixture(parse(text, source=str(path)), spec, source=str(path)).profiles
 
 
 def _numbers(text: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What both commands do around their own work: checks first, a whole folder last."""
+"""The work around that of both commands: checks first, a whole folder last."""
 
 from __future__ import annotations
 

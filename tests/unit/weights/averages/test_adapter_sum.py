@@ -59,7 +59,7 @@ def test_ranks_above_the_layers_size_and_updates_of_nothing_are_cut() -> None:
 
 
 def test_config_of_the_sum_says_nothing_of_one_adapters_layers(tmp_path: Path) -> None:
-    """What one adapter's config selects, such as depths, must not select among the sum's layers."""
+    """Depths that one adapter's config selects must not select among the sum's layers."""
     base = save_policy(tmp_path / "base", seed=0)
     one = save_adapter(tmp_path / "one", base, seed=1, rank=2, targets=["q_proj", "up_proj"])
     other = save_adapter(
