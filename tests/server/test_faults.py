@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -236,21 +237,31 @@ def test_a_killed_engine_ends_the_server(
         running.kill()
 
 
-def test_a_killed_server_leaves_no_engine_behind(folder: Path, tmp_path: Path) -> None:
-    running = ServerProcess(tmp_path, words(folder))
-    try:
-        running.wait_ready()
-        assert len(running.family()) > 2
-        left = running.run_folder()
-        memory = [Path("/dev/shm") / segment.name for segment in segments(left)]
-        running.process.kill()
-        running.process.wait(timeout=10)
-        began = time.monotonic()
-        assert running.survivors(timeout=END_S) == []
-        print(f"the others ended {time.monotonic() - began:.1f} s later")
-        assert left.is_dir()
-        remove_leftovers()  # as the next start does
-        assert not left.exists()
-        assert not any(path.exists() for path in memory)
-    finally:
-        running.kill()
+def test_a_killed_server_leaves_no_engine_behind(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start removes what it left.
+
+    Its temporary files have a folder of their own: a server of another test that started now would
+    remove them first.
+    """
+    with tempfile.TemporaryDirectory(prefix="killed-") as temporary:
+        monkeypatch.setattr(tempfile, "tempdir", temporary)
+        running = ServerProcess(tmp_path, words(folder), TMPDIR=temporary)
+        try:
+            running.wait_ready()
+            assert len(running.family()) > 2
+            left = running.run_folder()
+            memory = [Path("/dev/shm") / segment.name for segment in segments(left)]
+            assert any(path.exists() for path in memory)
+            running.process.kill()
+            running.process.wait(timeout=10)
+            began = time.monotonic()
+            assert running.survivors(timeout=END_S) == []
+            print(f"the others ended {time.monotonic() - began:.1f} s later")
+            assert left.is_dir()
+            remove_leftovers()  # as the next start does
+            assert not left.exists()
+            assert not any(path.exists() for path in memory)
+        finally:
+            running.kill()

@@ -152,11 +152,11 @@ def test_a_damaged_adapter_is_refused_in_one_line(adapted: AdaptedBase, tmp_path
 
 
 def test_a_hung_engine_is_killed_and_the_end_is_an_error(
-    policies: list[Path], tmp_path: Path
+    policies: list[Path], tmp_path: Path, preloaded: Preloaded
 ) -> None:
     """The shared memory goes with it, although neither process could remove it."""
     words = [*policy_flags(*policies[:2]), "--drain-timeout=0", *engine_flags()]
-    server = ServerProcess(tmp_path, words)
+    server = ServerProcess(tmp_path, words, preloaded=preloaded)
     try:
         server.wait_ready()
         folder = server.run_folder()

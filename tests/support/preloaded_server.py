@@ -41,7 +41,14 @@ MODULES = (
 )
 """The modules that a server's three processes import."""
 
-READ_LATE = {"PREFMIX_ADMIN_TOKEN", "PREFMIX_API_KEY", "VLLM_API_KEY", "PYTEST_CURRENT_TEST"}
+READ_LATE = {
+    "PREFMIX_ADMIN_TOKEN",
+    "PREFMIX_ADMIN_TOKEN_FILE",
+    "PREFMIX_API_KEY",
+    "PREFMIX_API_KEY_FILE",
+    "PYTEST_CURRENT_TEST",
+    "VLLM_API_KEY",
+}
 """Environment variables in which servers may differ."""
 
 
@@ -142,6 +149,16 @@ def fork_always() -> None:
     multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment,return-value]
 
 
+def inspect_models_here() -> None:
+    """Makes vLLM look at a model's class in this process.
+
+    It starts a process that imports all of vLLM again, to leave CUDA alone, for each class that its
+    cache does not have, and a new machine's cache has none.
+    """
+    registry = importlib.import_module("vllm.model_executor.models.registry")
+    registry._run_in_subprocess = lambda inspect: inspect()  # type: ignore[attr-defined]
+
+
 def _adopt_orphans(yes: bool) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
@@ -166,6 +183,7 @@ def _import_vllm() -> None:
     for module in MODULES:
         importlib.import_module(module)
     signal.signal = install
+    inspect_models_here()
     setproctitle.getproctitle()  # finds its memory now; a changed environment hides it
 
 

@@ -7,6 +7,8 @@ anything imports Triton or vLLM, in every process that is to use V2.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 from types import SimpleNamespace
 
@@ -43,3 +45,12 @@ def install() -> None:
             return False
 
     backends["cpu"] = SimpleNamespace(driver=InterpretedDriver, compiler=NoCompiler)
+    look_up_language_once()
+
+
+def look_up_language_once() -> None:
+    """Spares the interpreter a fifth of its time: it lists Triton's functions at each launch."""
+    from triton.runtime import interpreter
+
+    members = functools.lru_cache(maxsize=None)(inspect.getmembers)
+    interpreter.inspect = SimpleNamespace(**{**vars(inspect), "getmembers": members})
