@@ -27,7 +27,8 @@ from vllm.platforms import current_platform
 from prefmix.mixing.checkpoints.lora import Adapter, AdapterError, Factors
 from prefmix.mixing.kernels.operators import operator
 from prefmix.mixing.models.joined_adapters import JoinedFactors, join_factors
-from prefmix.mixing.models.row_placement import (
+from prefmix.mixing.models.stack import Stack
+from prefmix.mixing.parameters.row_placement import (
     PlacementError,
     Rows,
     RowSamples,
@@ -35,18 +36,12 @@ from prefmix.mixing.models.row_placement import (
     row_hashes,
     sampled_inputs,
 )
-from prefmix.mixing.models.stack import Stack
+from prefmix.mixing.parameters.unfilled import USUAL_FUSIONS
 
 _FORWARDS_BY_METHOD = {
     each.forward for each in (ReplicatedLinear, ColumnParallelLinear, RowParallelLinear)
 }
 """The functions that call a layer's `quant_method`, in which an adapter lives."""
-
-_USUAL_FUSIONS = {
-    "qkv_proj": ["q_proj", "k_proj", "v_proj"],
-    "gate_up_proj": ["gate_proj", "up_proj"],
-}
-"""The layers of models that fuse them while loading without declaring it, such as GPT-J."""
 
 
 class AdapterLinearMethod(QuantizeMethodBase):
@@ -267,7 +262,7 @@ def _layer_of(base: Any, part: str, layers: Container[str]) -> tuple[str, int | 
     name = part if mapper is None else mapper.get_rename_mapper().map_name(part) or part
     stem, _, last = name.rpartition(".")
     declared = getattr(base, "packed_modules_mapping", {})
-    for packed, pieces in {**_USUAL_FUSIONS, **declared}.items():
+    for packed, pieces in {**USUAL_FUSIONS, **declared}.items():
         if last in pieces and len(pieces) > 1 and f"{stem}.{packed}" in layers:
             return f"{stem}.{packed}", pieces.index(last)
     return name, None

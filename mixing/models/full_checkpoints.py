@@ -18,7 +18,6 @@ from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embed
 
 from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
-from prefmix.mixing.models.deduplicate import deduplicate_layers
 from prefmix.mixing.models.lm_heads import PlainHead, hidden_width, plain_heads
 from prefmix.mixing.models.loading import (
     build_member,
@@ -30,6 +29,7 @@ from prefmix.mixing.models.loading import (
 )
 from prefmix.mixing.models.memory_sizes import parameter_bytes
 from prefmix.mixing.models.skipping import MemberAttention, is_plain_attention
+from prefmix.mixing.parameters.deduplicate import deduplicate_layers
 
 logger = init_logger(f"vllm.{__name__}")
 

@@ -20,6 +20,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 
+from prefmix.mixing.parameters.unfilled import built, lacking, mark
 from prefmix.mixing.spec import CONFIG_KEY, OVERRIDDEN_KEYS, MixtureSpec, Policy
 
 _MEMBER_NAME = re.compile(r"members\.p(\d+)\.(.*)", re.DOTALL)
@@ -35,7 +36,7 @@ def build_member(vllm_config: VllmConfig, member: Policy, *, index: int) -> Any:
     Raises: MemberLoadError for a model class that gives its layers the same names in each member.
     """
     try:
-        return initialize_model(vllm_config, prefix=member_prefix(index))
+        return built(lambda: initialize_model(vllm_config, prefix=member_prefix(index)))
     except ValueError as error:
         if "Duplicate layer name" not in str(error):
             raise
@@ -52,28 +53,35 @@ def load_member(
     """Loads a member's tensors.
 
     Args:
-      model: vLLM's model of this member.
+      model: vLLM's model of this member, from `built`.
       member: the member, for messages.
       tensors: (name in the checkpoint, tensor) pairs.
     Returns: the names of the parameters that were set.
-    Raises: MemberLoadError naming the member and the tensor.
+    Raises: MemberLoadError naming the member and the tensor, or what the files lack.
     """
-    last = "none yet"
+    names = ["none yet"]
 
     def noted() -> Iterator[tuple[str, torch.Tensor]]:
-        nonlocal last
         for name, tensor in tensors:
-            last = name
+            names.append(name)
             yield name, tensor
 
+    mark(model)
     try:
         loaded: set[str] = model.load_weights(noted())
     except Exception as error:  # of vLLM's loaders, whose assertions do not say what is wrong
         why = " ".join(str(error).split()) or type(error).__name__
         raise MemberLoadError(
-            f"policy {member.name!r}: the tensor {last} of {member.model} cannot be loaded "
+            f"policy {member.name!r}: the tensor {names[-1]} of {member.model} cannot be loaded "
             f"({why:.300}); its config.json must belong to its parameters"
         ) from error
+    if missing := lacking(model, names):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise MemberLoadError(
+            f"policy {member.name!r}: the files of {member.model} lack {', '.join(missing[:3])}"
+            f"{more}, so vLLM would compute with whatever its memory held; copy the whole "
+            "checkpoint there, or save it again"
+        )
     return loaded
 
 

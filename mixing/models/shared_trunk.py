@@ -46,6 +46,7 @@ from prefmix.mixing.models.loading import load_member, member_vllm_config
 from prefmix.mixing.models.memory_sizes import parameter_bytes
 from prefmix.mixing.models.stack import Stack
 from prefmix.mixing.models.stacked_attention import attention_per_member, stack_attention
+from prefmix.mixing.parameters.unfilled import built
 from prefmix.mixing.spec import MixtureSpec
 
 logger = init_logger(f"vllm.{__name__}")
@@ -67,7 +68,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         )
         config = member_vllm_config(vllm_config, self.spec.checkpoints[0], index=0)
         with attention_per_member(self.stack):
-            base = initialize_model(config)
+            base = built(lambda: initialize_model(config))
         self.attention = JoinedAttention(stack_attention(base, self.stack), config)
         self.adapted = adapt_linears(base, adapters, self.stack)
         self.adapters = adapters

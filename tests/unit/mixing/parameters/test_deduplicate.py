@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from prefmix.mixing.models.deduplicate import deduplicate_layers
+from prefmix.mixing.parameters.deduplicate import deduplicate_layers
 
 
 class Model(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from prefmix.mixing.models.row_placement import (
+from prefmix.mixing.parameters.row_placement import (
     PlacementError,
     Rows,
     RowSamples,
