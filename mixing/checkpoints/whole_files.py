@@ -70,6 +70,7 @@ def _check_checkpoint(policy: Policy, folder: Path) -> None:
         _readable(policy, folder / name)
     _check_index(policy, folder)
     is_listed = (folder / _INDEX).is_file()
+    _check_choice(policy, folder, is_listed)
     file_of: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         shapes = _shapes(policy, path)
@@ -86,6 +87,30 @@ def _check_checkpoint(policy: Policy, folder: Path) -> None:
         file_of |= dict.fromkeys(shapes, path)
 
 
+def _check_choice(policy: Policy, folder: Path, is_listed: bool) -> None:
+    """Checks that vLLM and transformers read the same files of a checkpoint."""
+    whole, native = folder / "model.safetensors", native_files(folder)
+    if is_listed and whole.is_file() and whole.name not in _listed(policy, folder):
+        raise _error(
+            policy,
+            whole,
+            f"{_INDEX} names other files, which vLLM would read, but transformers reads this one; "
+            "remove the one of the two that does not belong to this checkpoint",
+        )
+    if native and not is_listed and len(native) < len(list(folder.glob("*.safetensors"))):
+        raise _error(
+            policy,
+            native[0],
+            "vLLM would read this file and transformers the others; remove what does not belong "
+            "to this checkpoint",
+        )
+
+
+def native_files(folder: Path) -> list[Path]:
+    """The files in Mistral's own format, which vLLM prefers to those of transformers."""
+    return sorted(folder.glob("consolidated*.safetensors"))
+
+
 def _check_adapter(policy: Policy, folder: Path) -> None:
     """A missing file is left to prefmix.mixing.checkpoints.lora, which says what it should be."""
     _json_object(policy, folder / "adapter_config.json")
@@ -97,13 +122,7 @@ def _check_adapter(policy: Policy, folder: Path) -> None:
 def _check_index(policy: Policy, folder: Path) -> None:
     """Checks that every file named in the index of a checkpoint in parts is there."""
     path = folder / _INDEX
-    index = _json_object(policy, path)
-    if index is None:
-        return
-    files = index.get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise _error(policy, path, f"it has no weight_map of tensors and files; {_COPY_AGAIN}")
-    missing = sorted(name for name in set(files.values()) if not (folder / name).is_file())
+    missing = sorted(name for name in _listed(policy, folder) if not (folder / name).is_file())
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise _error(
@@ -112,6 +131,18 @@ def _check_index(policy: Policy, folder: Path) -> None:
             f"it names {missing[0]}{more}, which the folder does not have; copy the whole "
             "checkpoint there",
         )
+
+
+def _listed(policy: Policy, folder: Path) -> set[str]:
+    """The names of the files in the index of a checkpoint in parts; none without an index."""
+    path = folder / _INDEX
+    index = _json_object(policy, path)
+    if index is None:
+        return set()
+    files = index.get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise _error(policy, path, f"it has no weight_map of tensors and files; {_COPY_AGAIN}")
+    return set(files.values())
 
 
 def _shapes(policy: Policy, path: Path) -> dict[str, tuple[str, list[int]]]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 # VerifyAndUpdateConfig's own module is light; vLLM loads it before any model.
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
+from prefmix.mixing.checkpoints.safe_files import cached_folder
+from prefmix.mixing.checkpoints.whole_files import native_files
 from prefmix.mixing.engine.logits_processor import processor_path
 from prefmix.mixing.engine.request_limits import REQUESTS_MODULE, check_all_requests
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec, SpecError
@@ -174,6 +176,7 @@ class MixtureConfig(VerifyAndUpdateConfig):
         refuse_unsupported(vllm_config, spec)
         check_engine_members(spec, vllm_config)
         run_engine_hooks(spec, vllm_config)
+        read_transformers_files(spec, vllm_config)
         model_config = vllm_config.model_config
         processors = list(model_config.logits_processors or [])
         model_config.logits_processors = [*processors, processor_path(vllm_config, spec)]
@@ -184,6 +187,18 @@ class MixtureConfig(VerifyAndUpdateConfig):
         check_all_requests()
         if not vllm_config.parallel_config.worker_extension_cls:
             vllm_config.parallel_config.worker_extension_cls = WORKER_EXTENSION
+
+
+def read_transformers_files(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
+    """Makes vLLM read the parameters that transformers reads.
+
+    Beside them some folders have a copy in Mistral's own format, which vLLM would choose.
+    """
+    folders = (cached_folder(each.model, each.revision) for each in spec.checkpoints)
+    if vllm_config.load_config.load_format == "auto" and any(
+        folder is not None and native_files(folder) for folder in folders
+    ):
+        vllm_config.load_config.load_format = "hf"
 
 
 def isolate_skipped_policies(vllm_config: VllmConfig) -> None:

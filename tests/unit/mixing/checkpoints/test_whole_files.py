@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
@@ -163,4 +164,38 @@ def test_one_tensor_in_two_files_is_refused_unless_an_index_chooses(
         assert words in message
     index = {"weight_map": {"model.embed_tokens.weight": "model.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    check(whole, copy)
+
+
+def in_parts(folder: Path) -> None:
+    """Renames the file of parameters to the only part of a checkpoint in parts."""
+    part = "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(folder / part)
+    index = {"weight_map": {"lm_head.weight": part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_whole_file_beside_an_index_of_others_is_refused(whole: Path, copy: Path) -> None:
+    """vLLM reads what the index names, transformers the whole file."""
+    in_parts(copy)
+    check(whole, copy)
+    shutil.copy(whole / "model.safetensors", copy)
+    message = refusal(whole, copy)
+    for words in ("model.safetensors: model.safetensors.index.json names other files", "remove"):
+        assert words in message
+
+
+def test_a_copy_in_mistrals_format_is_refused_unless_an_index_chooses(
+    whole: Path, copy: Path
+) -> None:
+    from safetensors.numpy import save_file
+
+    native = copy / "consolidated.00.safetensors"
+    save_file({"layers.0.attention.wq.weight": np.zeros((2, 2))}, native)
+    message = refusal(whole, copy)
+    assert "consolidated.00.safetensors: vLLM would read this file and transformers the" in message
+    in_parts(copy)
+    check(whole, copy)
+    for path in copy.glob("model*"):
+        path.unlink()
     check(whole, copy)
