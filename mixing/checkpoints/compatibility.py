@@ -106,6 +106,12 @@ def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> Chec
         for adapter in spec.adapters
         if read_adapter(adapter).is_zero
     )
+    warnings.extend(
+        f"policy {adapter.name!r}: its adapter_config.json has entries that prefmix does not know "
+        f"({', '.join(unknown)}); they are left out, as PEFT does"
+        for adapter in spec.adapters
+        if (unknown := read_adapter(adapter).unknown)
+    )
     return CheckedMembers(
         warnings=tuple(warnings),
         vocabulary=vocabulary,

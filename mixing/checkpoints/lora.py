@@ -1,14 +1,12 @@
 """Reads LoRA adapters in PEFT's format and checks them before an engine starts.
 
-Formats: `adapter_config.json` and `adapter_model.safetensors` as written by peft's
-`save_pretrained`. The config's meaning (rsLoRA, per-module ranks and alphas, what is unsupported)
-is vLLM's own reading of it, vllm.lora.peft_helper.PEFTHelper (vLLM 0.32).
+Formats: `adapter_config.json` (prefmix.mixing.checkpoints.lora_config) and
+`adapter_model.safetensors` as written by peft's `save_pretrained`.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,17 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefmix.mixing.checkpoints.lora_config import (
+    AdapterError,
+    read_config,
+    unknown_entries,
+    untargeted,
+)
 from prefmix.mixing.spec import Policy
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["Adapter", "AdapterError", "Factors", "read_adapter"]
+
 _TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _SHARED = ("embed_tokens", "lm_head", "wte", "embed_out")
-
-
-class AdapterError(ValueError):
-    """An adapter that cannot be read or cannot share a trunk."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Adapter:
     ranks: Mapping[str, int]
     """Rank by linear layer of the checkpoint, such as `model.layers.0.self_attn.q_proj`."""
     helper: Any
+    unknown: tuple[str, ...] = ()
+    """Entries of the config that neither vLLM nor PEFT knows."""
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
@@ -86,7 +90,7 @@ def read_adapter(policy: Policy) -> Adapter:
 
     folder = _folder(policy)
     wrong = f"policy {policy.name!r}: the adapter in {str(folder)!r} "
-    helper = _config(folder, wrong)
+    helper, config = read_config(folder, wrong)
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         others = [file.name for file in folder.glob("adapter_model.*")]
@@ -138,7 +142,19 @@ def read_adapter(policy: Policy) -> Adapter:
             ranks[module] = rank
     if not ranks:
         raise AdapterError(f"{wrong}is empty: {path.name} holds no tensors")
-    return Adapter(name=policy.name, folder=folder, ranks=ranks, helper=helper)
+    if left_out := untargeted(config, ranks):
+        raise AdapterError(
+            f"{wrong}holds factors of {left_out[0]!r}, which its adapter_config.json does not "
+            "target, so PEFT would leave them out; name the layer in target_modules (see also "
+            "exclude_modules and layers_to_transform), or remove its tensors"
+        )
+    return Adapter(
+        name=policy.name,
+        folder=folder,
+        ranks=ranks,
+        helper=helper,
+        unknown=tuple(unknown_entries(config)),
+    )
 
 
 def _folder(policy: Policy) -> Path:
@@ -161,47 +177,3 @@ def _folder(policy: Policy) -> Path:
             f"policy {policy.name!r}: cannot fetch the adapter {policy.model!r} ({reason}); "
             "give a folder with adapter_config.json, or a hub id"
         ) from error
-
-
-def _config(folder: Path, wrong: str) -> Any:
-    from vllm.lora.peft_helper import PEFTHelper
-
-    if not (folder / "adapter_config.json").is_file():
-        remedy = (
-            "it is a full checkpoint: serve it with --policy, without --base"
-            if (folder / "config.json").is_file()
-            else "give a folder as written by peft's save_pretrained"
-        )
-        raise AdapterError(f"{wrong}has no adapter_config.json; {remedy}")
-    unreadable = f"{wrong}has an unreadable adapter_config.json: "
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{unreadable}{error}") from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"{unreadable}it is a {type(config).__name__}, no JSON object")
-    kind = config.get("peft_type", "LORA")
-    if kind != "LORA":
-        raise AdapterError(
-            f"{wrong}is of type {kind!r}; only LoRA (peft_type 'LORA') can share a trunk: merge it "
-            "into the base, if it can be (peft: merge_and_unload), and serve full checkpoints "
-            "with --policy"
-        )
-    for name in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(name) or {}, dict):
-            raise AdapterError(f"{unreadable}{name} is {config[name]!r:.80}, expected an object")
-    try:
-        helper = PEFTHelper.from_dict(config)
-        for pattern in (*helper.rank_pattern, *helper.alpha_pattern):
-            re.compile(pattern)
-        problems = helper._validate_features()
-    except (ValueError, TypeError, KeyError, AttributeError, re.error) as error:
-        raise AdapterError(f"{unreadable}{error}") from error
-    if helper.bias != "none":
-        problems.append(f"bias is {helper.bias!r}.")
-    if problems:
-        raise AdapterError(
-            f"{wrong}uses what a shared trunk cannot ({' '.join(problems)}); merge it into the "
-            "base (peft: merge_and_unload) and serve full checkpoints with --policy"
-        )
-    return helper

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
 from prefmix.mixing.checkpoints.lora import read_adapter
+from prefmix.mixing.checkpoints.lora_config import unknown_entries
 from prefmix.mixing.spec import MixtureSpec, Policy
 from support.checkpoints.tiny_policies import save_policy
 
@@ -63,13 +64,117 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "modules to save": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     "head": ({"target_modules": ["q_proj", "lm_head"]}, "changes 'lm_head"),
     "embeddings": ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens"),
-    "some tokens": ({"trainable_token_indices": [3, 4]}, "embed_tokens"),
+    "some tokens": ({"trainable_token_indices": [3, 4]}, "trainable_token_indices is"),
     "PiSSA": ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
     "OLoRA": ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
     "layers twice": ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
     "activated": ({"alora_invocation_tokens": [5]}, "aLoRA"),
 }
 """Entries of the config, and words of the refusal."""
+
+EDITS: dict[str, dict[str, Any]] = {
+    "a rank with a point": {"r": 4.0},
+    "a rank in quotes": {"r": "4"},
+    "an alpha in quotes": {"lora_alpha": "8"},
+    "an alpha of none": {"lora_alpha": None},
+    "an alpha with a point": {"lora_alpha": 6.5},
+    "an alpha of zero": {"lora_alpha": 0},
+    "a negative alpha": {"lora_alpha": -8},
+    "no rsLoRA": {"use_rslora": None},
+    "rsLoRA in quotes": {"use_rslora": "false"},
+    "rsLoRA of one": {"use_rslora": 1},
+    "DoRA in quotes": {"use_dora": "false"},
+    "a bias of lora_B in quotes": {"lora_bias": "no"},
+    "no bias": {"bias": None},
+    "another bias": {"bias": "some"},
+    "fan_in_fan_out": {"fan_in_fan_out": True},
+    "fan_in_fan_out in quotes": {"fan_in_fan_out": "false"},
+    "no fan_in_fan_out": {"fan_in_fan_out": None},
+    "a rank by layer with a point": {"rank_pattern": {"q_proj": 4.0}},
+    "a rank by layer in quotes": {"rank_pattern": {"q_proj": "4"}},
+    "no ranks by layer": {"rank_pattern": {}},
+    "an alpha by layer in quotes": {"alpha_pattern": {"q_proj": "3"}},
+    "an alpha by layer of none": {"alpha_pattern": {"q_proj": None}},
+    "an alpha by layer": {"alpha_pattern": {"q_proj": 0.5, "no such layer": 9}},
+    "a layer that is not targeted": {"target_modules": ["q_proj"]},
+    "half a name": {"target_modules": ["_proj", "q_proj"]},
+    "whole names": {
+        "target_modules": [
+            "model.layers.0.self_attn.q_proj",
+            "layers.1.mlp.up_proj",
+            "2.self_attn.q_proj",
+        ]
+    },
+    "a regex of one layer": {"target_modules": r".*\.q_proj"},
+    "half a regex": {"target_modules": r"q_proj|up_proj"},
+    "all linear": {"target_modules": "all-linear"},
+    "an excluded layer": {"exclude_modules": ["up_proj"]},
+    "a regex of excluded layers": {"exclude_modules": r".*\.1\..*"},
+    "some depths": {"layers_to_transform": [0, 2]},
+    "one depth": {"layers_to_transform": 1},
+    "no depths": {"layers_to_transform": []},
+    "a depth in quotes": {"layers_to_transform": ["1"]},
+    "depths of another pattern": {"layers_to_transform": [0], "layers_pattern": "h"},
+    "depths of patterns": {"layers_to_transform": [0], "layers_pattern": ["h", "layers"]},
+    "no layers": {"target_modules": []},
+    "no list of layers": {"target_modules": None},
+    "targets of a number": {"target_modules": 3},
+    "Arrow": {"arrow_config": {"top_k": 1}},
+    "KaSA": {"kasa_config": {}},
+    "MonteCLoRA": {"monteclora_config": {"use_entropy": False}},
+    "Arrow's defaults": {"arrow_config": {}},
+    "blocks": {"use_bdlora": {}},
+    "VeLoRA": {"velora_config": {"num_groups": 2}},
+    "QALoRA": {"use_qalora": True},
+    "a size for QALoRA": {"qalora_group_size": 3},
+    "Megatron": {"megatron_config": {"hidden_size": 3}},
+    "no activation": {"alora_invocation_tokens": []},
+    "no replication": {"layer_replication": None},
+    "some tokens": {"trainable_token_indices": [3]},
+    "no tokens": {"trainable_token_indices": None},
+    "EVA's own": {"eva_config": {"rho": 2.0}},
+    "EVA": {"init_lora_weights": "eva"},
+    "MiCA": {"init_lora_weights": "mica"},
+    "LoRA-GA": {"init_lora_weights": "lora_ga", "lora_ga_config": {"direction": "ArB2r"}},
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "PiSSA in capitals": {"init_lora_weights": "PiSSA"},
+    "an unknown start": {"init_lora_weights": "later"},
+    "no start": {"init_lora_weights": None},
+    "tied weights": {"ensure_weight_tying": True},
+    "run time": {"runtime_config": {"ephemeral_gpu_offload": True}},
+    "dropout": {"lora_dropout": 0.5},
+    "an unknown entry": {"group_width": 3},
+    "an unknown method": {"use_waves": True},
+    "an unknown method's config": {"waves_config": {"length": 3}},
+    "a method of old": {"enable_lora": [True, False]},
+}
+"""Changes of the config of a saved adapter of q_proj and up_proj."""
+
+EXACT = {
+    "an alpha with a point",
+    "an alpha of zero",
+    "a negative alpha",
+    "no rsLoRA",
+    "fan_in_fan_out",
+    "no fan_in_fan_out",
+    "no ranks by layer",
+    "an alpha by layer",
+    "all linear",
+    "no depths",
+    "a size for QALoRA",
+    "no activation",
+    "no replication",
+    "no tokens",
+    "EVA's own",
+    "EVA",
+    "LoRA-GA",
+    "no start",
+    "tied weights",
+    "run time",
+    "dropout",
+    "an unknown entry",
+}
+"""The edits that are no reason for a refusal."""
 
 OTHER_METHODS = {
     "IA3Config": {"target_modules": ["k_proj"], "feedforward_modules": []},
@@ -126,11 +231,13 @@ def merged_by_us(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     return dict(model.state_dict())
 
 
-def assert_same(ours: dict[str, torch.Tensor], theirs: Any, base: Path) -> None:
-    before = AutoModelForCausalLM.from_pretrained(base).state_dict()
+def assert_same(ours: dict[str, torch.Tensor], theirs: Any, base: Path | None) -> None:
+    """Checks that both are the same, and not the base, if that is given."""
     expected = theirs.merge_and_unload().state_dict()
     assert ours.keys() == expected.keys()
-    assert any(not torch.equal(before[name], tensor) for name, tensor in expected.items())
+    if base is not None:
+        before = AutoModelForCausalLM.from_pretrained(base).state_dict()
+        assert any(not torch.equal(before[name], tensor) for name, tensor in expected.items())
     for name, tensor in ours.items():
         assert torch.allclose(tensor, expected[name], atol=1e-6), name
 
@@ -183,6 +290,41 @@ def test_what_a_trunk_cannot_share_is_refused_in_one_line(
     assert words in message
     assert "'tuned'" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_config_means_what_it_means_to_peft_or_is_refused(
+    base: Path, tmp_path: Path, edit: str
+) -> None:
+    """PEFT itself reads the edited config; where it fails, it is refused here."""
+    import peft
+
+    adapter = tmp_path / "adapter"
+    lora(base, target_modules=["q_proj", "up_proj"]).save_pretrained(adapter)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **EDITS[edit]}))
+    try:
+        check(base, adapter)
+    except CompatibilityError as error:
+        message = str(error)
+        assert edit not in EXACT, message
+        assert "'tuned'" in message
+        assert "\n" not in message
+        return
+    ours = merged_by_us(base, adapter)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    theirs = peft.PeftModel.from_pretrained(model, adapter)
+    assert_same(ours, theirs, None if edit == "an alpha of zero" else base)
+
+
+def test_peft_has_no_entry_that_is_not_judged() -> None:
+    import dataclasses
+
+    import peft
+
+    names = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    defaults = dict.fromkeys(names, 3)
+    assert unknown_entries(defaults) == []
 
 
 @pytest.mark.parametrize("method", OTHER_METHODS)
