@@ -214,9 +214,11 @@ def adapt_linears(
             layer, place = _layer_of(base, part, linears)
             if layer not in linears:
                 raise AdapterError(
-                    f"policy {adapter.name!r}: its adapter changes {part!r}, which is no linear "
-                    f"layer of the base ({type(base).__name__}); it was trained on another model, "
-                    "or on layers that cannot share a trunk"
+                    f"policy {adapter.name!r}: its adapter changes {part!r}, and the base "
+                    f"({type(base).__name__}) has no linear layer of that name: it was trained on "
+                    "another model, or vLLM has the layer in another form; in that case merge it "
+                    "into the base (peft: merge_and_unload) and serve full checkpoints with "
+                    "--policy"
                 )
             if has_own_product(linears[layer]):
                 raise AdapterError(

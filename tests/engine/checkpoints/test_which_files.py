@@ -1,4 +1,4 @@
-"""Of a folder that has its parameters twice, the engine reads what transformers reads."""
+"""The engine reads what transformers reads of a folder that has its parameters twice."""
 
 from __future__ import annotations
 
