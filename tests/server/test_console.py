@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,18 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import (
-    Browser,
-    ConsoleMessage,
-    Locator,
-    Page,
-    Response,
-    Route,
-    expect,
-    sync_playwright,
-)
+from playwright.sync_api import Browser, Locator, Page, Response, Route, expect
 
-from support import tools
+from support.console.browser import chromium, new_tab
 from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess
 
@@ -35,6 +25,7 @@ POLICIES = ("positive", "concise", "polite", "reference")
 TOKEN = "admin-token-of-the-test"
 KEY = "inference-key-of-the-test"
 CHAT = "/v1/chat/completions"
+PROFILES = "#p=Review+the+Park+Hotel.&mix=@balanced&mix=@short-and-kind&mix=@glowing-letter"
 DOT = "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 REPORT = f"""<!doctype html><title>A fit</title><style>h1 {{ color: rgb(1, 2, 3) }}</style>
 <h1>A fit</h1><img alt="chart" src="data:image/gif;base64,{DOT}">
@@ -50,16 +41,8 @@ NAMELESS = re.compile(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One headless browser that can reach loopback and nothing else."""
-    path = tools.find("chromium")
-    flags = ["--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-    if os.geteuid() == 0:  # Chromium's own sandbox refuses root
-        flags.append("--no-sandbox")
-    expect.set_options(timeout=20_000)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=flags)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -86,33 +69,12 @@ def server(
 
 @pytest.fixture
 def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
-    """A fresh tab; no request of it may leave the server and no script of it may fail."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    context.set_default_timeout(20_000)
-    requests: list[str] = []
-    problems: list[str] = []
-
-    def note(message: ConsoleMessage) -> None:
-        # The browser also logs every refused request, which these tests provoke on purpose.
-        if message.type == "error" and "Failed to load resource" not in message.text:
-            problems.append(message.text)
-
-    context.on("request", lambda request: requests.append(request.url))
-    page = context.new_page()
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", note)
-    yield page
-    context.close()
-    assert not problems
-    assert [
-        url
-        for url in requests
-        if not url.removeprefix("blob:").startswith((f"{server.url}/", "about:"))
-    ] == []
+    with new_tab(browser, server.url) as page:
+        yield page
 
 
-def open_console(page: Page, server: ServerProcess, *, state: str = "") -> None:
-    """Opens the console and gives it the API key."""
+def open_console(page: Page, server: ServerProcess, *, state: str = PROFILES) -> None:
+    """Opens the console with a mix for each profile and gives it the API key."""
     page.goto(f"{server.url}/console{state}")
     page.get_by_label("API key").fill(KEY)
     page.get_by_role("button", name="Open").click()
@@ -160,7 +122,7 @@ def test_it_asks_for_the_key_and_keeps_it_in_memory_only(page: Page, server: Ser
     expect(page.get_by_role("alert").first).to_contain_text("The server does not take this key.")
     page.get_by_label("API key").fill(KEY)
     page.keyboard.press("Enter")
-    expect(page.locator(".mix")).to_have_count(3)
+    expect(page.locator(".mix")).to_have_count(2)
     expect(page.get_by_label("API key")).to_be_hidden()
     page.get_by_role("button", name="Copy link").click()
     assert KEY not in page.url
@@ -189,7 +151,7 @@ def test_answers_stream_side_by_side_and_every_token_is_shaded(
     page: Page, server: ServerProcess
 ) -> None:
     """The page shows the server's figures, which are computed here a second time."""
-    open_console(page, server, state="#p=Review+the+Park+Hotel.&n=120&t=1&s=5")
+    open_console(page, server, state=f"{PROFILES}&n=120&t=1&s=5")
     answers: list[Response] = []
     page.on("response", lambda answer: answers.append(answer) if is_generation(answer) else None)
     page.evaluate(
@@ -415,13 +377,20 @@ def test_a_server_that_is_gone_is_said_in_place(page: Page, server: ServerProces
 
 
 def test_without_a_chat_template_the_prompt_is_completed(page: Page, server: ServerProcess) -> None:
+    def as_base_model(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "chat": False})
+
+    page.route("**/console/settings", as_base_model)
     open_console(page, server)
-    error = {"message": "default chat template is no longer allowed, so you must provide a chat"}
-    page.route(f"**{CHAT}", lambda route: route.fulfill(status=400, json={"error": error}))
+    page.locator("#options summary").click()
+    expect(page.get_by_label("Top p")).to_be_visible()
+    expect(page.get_by_label("System prompt")).to_be_hidden()
     with page.expect_response("**/v1/completions") as completed:
         run_all(page)
     body = completed.value.request.post_data_json
     assert (body["prompt"], body["logprobs"]) == ("Review the Park Hotel.", 0)
+    expect(page.get_by_role("button", name="Follow up")).to_be_hidden()
 
 
 def test_publish_see_the_history_and_roll_back(page: Page, server: ServerProcess) -> None:
@@ -471,7 +440,7 @@ def test_publish_see_the_history_and_roll_back(page: Page, server: ServerProcess
 
 def test_a_link_brings_the_whole_page_back(page: Page, server: ServerProcess) -> None:
     open_console(page, server)
-    page.get_by_label("Prompt").fill("Tell me about 50 % & #1?")
+    page.get_by_label("Prompt", exact=True).fill("Tell me about 50 % & #1?")
     page.get_by_label("Seed").fill("42")
     mix(page, "B").get_by_role("button", name="Remove mix B").click()
     mix(page, "C").get_by_role("slider", name="concise").fill("0.2")
@@ -482,7 +451,7 @@ def test_a_link_brings_the_whole_page_back(page: Page, server: ServerProcess) ->
 
     page.goto("about:blank")
     open_console(page, server, state=link.removeprefix(f"{server.url}/console"))
-    expect(page.get_by_label("Prompt")).to_have_value("Tell me about 50 % & #1?")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("Tell me about 50 % & #1?")
     expect(page.get_by_label("Seed")).to_have_value("42")
     profiles = page.locator(".mix select").evaluate_all("all => all.map(s => s.value)")
     assert profiles == ["balanced", "", ""]
@@ -543,7 +512,7 @@ def test_it_fits_a_phone_and_follows_the_readers_colours(
 ) -> None:
     page.set_viewport_size(PHONE)  # type: ignore[arg-type]
     page.emulate_media(color_scheme=scheme)
-    open_console(page, server, state="#s=5")
+    open_console(page, server, state=f"{PROFILES}&s=5")
     run_all(page)
     width = "document.documentElement.scrollWidth"
     assert page.evaluate(width) == PHONE["width"]

@@ -34,6 +34,10 @@ VLLM = (
 """Unit tests that import vLLM: together, so that one process does."""
 
 
+BROWSER = r"/test_page_in_browser\.py"
+"""Unit tests that share a browser."""
+
+
 class GroupScheduling(LoadScopeScheduling):
     """Hands a worker one group after the other."""
 
@@ -43,7 +47,7 @@ class GroupScheduling(LoadScopeScheduling):
 
 def group_of(nodeid: str) -> str:
     """A file of engines or servers, whose tests share them, or a part of one; else one test."""
-    for pattern in (*LONGEST_FIRST, ALONE, VLLM):
+    for pattern in (*LONGEST_FIRST, ALONE, VLLM, BROWSER):
         if re.search(pattern, nodeid):
             return pattern
     return nodeid if "tests/unit/" in nodeid else nodeid.partition("::")[0]

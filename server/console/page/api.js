@@ -8,6 +8,8 @@ let apiKey = "";
 let adminToken = "";
 let hasChatTemplate = true;
 
+/** Says if the model takes conversations; otherwise it goes on with a text. */
+export const setChat = (chat) => { hasChatTemplate = chat; };
 export const setApiKey = (key) => { apiKey = key; };
 export const setAdminToken = (token) => { adminToken = token; };
 export const hasAdminToken = () => adminToken !== "";
@@ -57,22 +59,11 @@ export async function administer(method, path, { body, version } = {}) {
 
 /**
  * Streams one answer: first {used}, then pieces {text, tokens}, then {attribution}.
- * A model without a chat template gets the prompt as a completion.
+ * `messages` is a conversation; of one that the model does not take only the last text is sent.
  */
-export async function* answer(prompt, options, signal) {
-  const ask = () => {
-    const [path, body] = request(prompt, { ...options, stream: true }, { withTokens: true });
-    return send(path, { method: "POST", body, secret: apiKey, signal });
-  };
-  const isChat = hasChatTemplate;
-  let response;
-  try {
-    response = await ask();
-  } catch (error) {
-    if (!(isChat && error instanceof Refusal && /chat template/i.test(error.message))) throw error;
-    hasChatTemplate = false;
-    response = await ask();
-  }
+export async function* answer(messages, options, signal) {
+  const [path, body] = request(messages, { ...options, stream: true }, { withTokens: true });
+  const response = await send(path, { method: "POST", body, secret: apiKey, signal });
   const header = (name) => response.headers.get(name) ?? "";
   yield {
     used: {
@@ -92,21 +83,21 @@ export async function* answer(prompt, options, signal) {
 }
 
 /** The same request as a shell command. The key appears as $API_KEY, never with its value. */
-export function asCurl(prompt, options) {
-  const [path, body] = request(prompt, options, { withTokens: false });
+export function asCurl(messages, options) {
+  const [path, body] = request(messages, options, { withTokens: false });
   const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
   const key = apiKey ? ' \\\n  -H "authorization: Bearer $API_KEY"' : "";
   return `curl -s ${new URL(path, BASE)} \\\n  -H "content-type: application/json"${key} \\\n  -d '${quoted}'`;
 }
 
-function request(prompt, options, { withTokens }) {
+function request(messages, options, { withTokens }) {
   const attribution = { preference_attribution: withTokens ? "tokens" : true };
   if (hasChatTemplate) {
     const logprobs = withTokens ? { logprobs: true } : {};
-    return [CHAT, { ...options, messages: [{ role: "user", content: prompt }], ...logprobs, ...attribution }];
+    return [CHAT, { ...options, messages, ...logprobs, ...attribution }];
   }
   const logprobs = withTokens ? { logprobs: 0 } : {};
-  return [COMPLETIONS, { ...options, prompt, ...logprobs, ...attribution }];
+  return [COMPLETIONS, { ...options, prompt: messages.at(-1).content, ...logprobs, ...attribution }];
 }
 
 async function send(path, { method = "GET", body, headers = {}, secret, signal }) {

@@ -23,10 +23,10 @@ export function draw(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** A member's name with its colour in front. */
-export function nameTag(member) {
+/** A member's name with its colour in front, and a word after it. */
+export function nameTag(member, after = "") {
   const swatch = make("i", { className: "swatch", "data-hue": member.hue, "aria-hidden": "true" });
-  return make("span", { className: "name", title: member.title }, swatch, make("span", {}, member.name));
+  return make("span", { className: "name", title: member.title }, swatch, make("span", {}, member.name, after));
 }
 
 /** Announces a text to screen readers. */

@@ -1,19 +1,20 @@
 // The page: it asks the server what it mixes, and keeps columns, prompt and address in agreement.
 
-import { get, Refusal, setApiKey, shareKey } from "./api.js";
+import { get, Refusal, setApiKey, setChat, shareKey } from "./api.js";
+import * as composer from "./composer.js";
 import { copy, make, nameTag, showError } from "./elements.js";
 import { klScale } from "./measures.js";
 import { Mix } from "./mix.js";
 import { openPublishing } from "./publishing.js";
+import { showMixes, showTabs } from "./tabs.js";
 import { fromHash, toHash } from "./weights.js";
 
 const LETTERS = "ABCDEFGH";
-const NUM_HUES = 6;
+const NUM_HUES = 16;
+const LONG_NAME = 14; // characters that fit beside a slider in any usual font
 const SETTLE_MS = 350;
-const START = { maxTokens: "120", temperature: "1", seed: "233" };
 
 const at = (id) => document.getElementById(id);
-const fields = { prompt: at("prompt"), maxTokens: at("max-tokens"), temperature: at("temperature"), seed: at("seed") };
 
 let mixture;
 let settings;
@@ -26,23 +27,16 @@ const page = {
   mixture: () => mixture,
   reload: async () => {
     mixture = await get("v1/mixture");
-    showFacts();
     for (const mix of page.mixes) mix.refresh();
     remember();
   },
-  request: () => {
-    const options = { model: mixture.model };
-    if (fields.maxTokens.value) options.max_tokens = Number(fields.maxTokens.value);
-    if (fields.temperature.value) options.temperature = Number(fields.temperature.value);
-    if (fields.seed.value) options.seed = Number(fields.seed.value);
-    return { prompt: fields.prompt.value, options };
-  },
+  request: () => composer.request(mixture.model),
   changed: (mix, isFinal) => {
-    showOthers();
+    showWeights();
     if (!isFinal) return;
     remember();
     clearTimeout(settling);
-    if (at("follow").checked && mix.hasRun) settling = setTimeout(() => run(mix), SETTLE_MS);
+    if (at("follow").checked && (mix.last || mix.run)) settling = setTimeout(() => run(mix), SETTLE_MS);
   },
   answered: () => {
     const scale = klScale(page.mixes.flatMap((mix) => mix.attribution ?? []));
@@ -56,7 +50,7 @@ const page = {
     page.mixes = page.mixes.filter((each) => each !== mix);
     mix.node.remove();
     page.answered();
-    showOthers();
+    showWeights();
     remember();
     at("add").focus();
   },
@@ -65,22 +59,23 @@ const page = {
 
 async function start() {
   try {
-    settings = await get("console/settings");
-    mixture = await get("v1/mixture");
+    [settings, mixture] = [await get("console/settings"), await get("v1/mixture")];
   } catch (error) {
     if (error.status !== 401) throw error;
     showGate();
     return;
   }
   at("gate").hidden = true;
+  setChat(settings.chat);
+  composer.prepare(mixture.model, settings);
   page.members = mixture.policies.map((policy, index) => ({ ...policy, hue: index % NUM_HUES, title: `${policy.name}: ${policy.model}` }));
   if (mixture.reference) page.members.push({ ...mixture.reference, hue: "reference", isReference: true, title: `${mixture.reference.name} (reference): ${mixture.reference.model}` });
+  document.body.classList.toggle("long-names", page.members.some(({ name }) => name.length > LONG_NAME));
   page.canPublish = settings.admin;
-  at("profiles").hidden = !settings.admin;
+  at("names").replaceChildren(...page.members.map((member) => make("li", {}, nameTag(member, member.isReference && member.name !== "reference" ? " (reference)" : ""))));
   at("reports").hidden = !settings.reports;
-  at("names").replaceChildren(...page.members.map((member) => make("li", {}, nameTag(member), member.isReference && member.name !== "reference" ? " (reference)" : "")));
-  for (const id of ["guide", "composer", "legend", "share"]) at(id).hidden = false;
-  showFacts();
+  for (const id of ["guide", "composer", "legend", "share", "profiles"]) at(id).hidden = false;
+  showTitle();
   restore();
 }
 
@@ -91,38 +86,34 @@ function showGate() {
   at("key").focus();
 }
 
-function showFacts() {
+function showTitle() {
   const count = mixture.policies.length;
-  const parts = [mixture.model, `${count} ${count === 1 ? "policy" : "policies"}${mixture.reference ? " and a reference" : ""}`];
+  const parts = ["prefmix", `${count} ${count === 1 ? "policy" : "policies"}${mixture.reference ? " and a reference" : ""}`];
   if (mixture.weight_space === "affine") parts.push("affine weights");
-  parts.push(`weights version ${mixture.version}`);
+  at("title").textContent = mixture.model;
   at("facts").textContent = parts.join(" · ");
   document.title = `${mixture.model} · mixing console`;
 }
 
-/** The first mixes: up to three profiles, or one profile and one policy alone. */
+/** The first mixes: two members alone, as far apart as weights can be. */
 function firstMixes() {
-  const names = [mixture.default_profile, ...Object.keys(mixture.profiles).filter((name) => name !== mixture.default_profile)];
-  const mixes = names.slice(0, 3).map((profile) => ({ profile }));
-  if (mixes.length === 1) mixes.push({ weights: { [mixture.policies[0].name]: 1 } });
-  return mixes;
+  return page.members.slice(0, 2).map(({ name }) => ({ weights: { [name]: 1 } }));
 }
 
 /** Restores the page's state from the address. */
 function restore() {
   const shared = fromHash(location.hash);
-  shared.prompt ??= settings.prompt;
-  for (const [name, field] of Object.entries(fields)) field.value = shared[name] ?? START[name] ?? "";
+  composer.restore(shared, settings.prompt);
   for (const mix of page.mixes) mix.stop();
   page.mixes = [];
   at("mixes").replaceChildren();
   for (const mix of shared.mixes.length ? shared.mixes : firstMixes()) add(mix);
+  showRunning();
 }
 
 /** Saves the page's state in the address, after "#": browsers do not send that part to a server. */
 function remember() {
-  const values = Object.fromEntries(Object.entries(fields).map(([name, field]) => [name, field.value]));
-  history.replaceState(null, "", `#${toHash({ ...values, mixes: page.mixes })}`);
+  history.replaceState(null, "", `#${toHash({ ...composer.values(), mixes: page.mixes })}`);
 }
 
 function add(what) {
@@ -132,16 +123,17 @@ function add(what) {
   const mix = new Mix(page, letter, what);
   page.mixes.push(mix);
   at("mixes").append(mix.node);
-  showOthers();
+  showWeights();
 }
 
-/** Marks the other mixes in each triangle. */
-function showOthers() {
+/** Shows the weights of all mixes where they stand side by side: in the triangles and the tabs. */
+function showWeights() {
   const names = mixture.policies.map(({ name }) => name);
   const weights = new Map(page.mixes.map((mix) => [mix, names.map((name) => mix.weights[name] ?? 0)]));
   for (const mix of page.mixes) {
     mix.controls.triangle?.showOthers(page.mixes.filter((each) => each !== mix).map((each) => weights.get(each)));
   }
+  showTabs(page.mixes, page.members);
   at("add").disabled = page.mixes.length === LETTERS.length;
 }
 
@@ -151,36 +143,53 @@ function run(...mixes) {
   showRunning();
 }
 
+function runAll() {
+  run(...page.mixes);
+  showMixes();
+}
+
+function stopAll() {
+  for (const mix of page.mixes) mix.stop();
+  showRunning();
+}
+
 function showRunning() {
   const isRunning = page.mixes.some((mix) => mix.run);
   at("run").textContent = isRunning ? "Stop" : "Run";
+  at("follow-up").hidden = isRunning || !settings.chat || !page.mixes.some((mix) => mix.last);
 }
 
 at("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (page.mixes.some((mix) => mix.run)) {
-    for (const mix of page.mixes) mix.stop();
-    showRunning();
-  } else {
-    run(...page.mixes);
-  }
+  if (page.mixes.some((mix) => mix.run)) stopAll();
+  else runAll();
 });
 at("composer").addEventListener("change", remember);
-fields.prompt.addEventListener("keydown", (event) => {
+at("prompt").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  run(...page.mixes);
+  runAll();
 });
 at("reseed").addEventListener("click", () => {
-  fields.seed.value = Number(fields.seed.value || 0) + 1;
+  composer.nextSeed();
   remember();
-  run(...page.mixes);
+  runAll();
+});
+at("follow-up").addEventListener("click", () => {
+  composer.nextTurn(page.mixes.find((mix) => mix.last).last.messages.at(-1).content);
+  for (const mix of page.mixes) mix.nextTurn();
+  page.answered();
+});
+at("restart").addEventListener("click", () => {
+  composer.firstTurn();
+  for (const mix of page.mixes) mix.firstTurn();
+  page.answered();
 });
 at("add").addEventListener("click", () => {
   const last = page.mixes.at(-1);
-  add(last ? { weights: last.weights } : { profile: mixture.default_profile });
+  add(last ? { weights: last.weights, turns: last.turns } : { profile: mixture.default_profile });
   remember();
-  page.mixes.at(-1).select.focus();
+  page.mixes.at(-1).choice.select.focus();
 });
 at("share").addEventListener("click", () => { remember(); copy(location.href, at("share")); });
 at("profiles").addEventListener("click", () => openPublishing(page));

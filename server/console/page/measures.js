@@ -37,6 +37,7 @@ export class Measures {
       const value = measured?.mean_kl;
       bar.style.setProperty("width", typeof value === "number" ? `${Math.max(1, (100 * value) / scale)}%` : "0");
       kl.textContent = typeof value === "number" ? value.toFixed(2) : attribution ? "unused" : "–";
+      kl.classList.toggle("quiet", typeof value !== "number");
       kl.title = attribution && typeof value !== "number" ? "Weight 0: this policy takes no part" : "";
       agreement.textContent = typeof measured?.agreement === "number" ? `${Math.round(100 * measured.agreement)} %` : attribution ? "" : "–";
     }

@@ -1,22 +1,24 @@
-// One column: a profile or weights, the answer, and its attribution to the policies.
+// One column: the choice of weights, the answer, and its attribution to the policies.
 
 import { answer, asCurl, Refusal } from "./api.js";
+import { compare, inWords } from "./changes.js";
+import { Choice } from "./choice.js";
 import { Controls } from "./controls.js";
 import { announce, copy, make, showError } from "./elements.js";
 import { Measures } from "./measures.js";
 import { Reply } from "./reply.js";
 import { alike, brief } from "./weights.js";
 
-const CUSTOM = "";
-
 export class Mix {
   /**
-   * `page` is shared by all columns: members, mixture(), request() -> {prompt, options}, changed(mix,
-   * isFinal), answered(mix), removed(mix), published(mix).
+   * `page` is shared by all columns: members, mixture(), request() -> {system, prompt, options},
+   * changed(mix, isFinal), answered(mix), removed(mix), published(mix). `turns` is the conversation
+   * so far, a list of {user, assistant}.
    */
-  constructor(page, letter, { profile = null, weights = {} }) {
-    Object.assign(this, { page, letter, profile, weights, attribution: null, run: null, hasRun: false });
+  constructor(page, letter, { profile = null, weights = {}, turns = [] }) {
+    Object.assign(this, { page, letter, profile, weights, turns, attribution: null, run: null, last: null });
     const label = `mix ${letter}`;
+    this.choice = new Choice(label, (chosen) => this.choose(chosen));
     this.controls = new Controls({
       members: page.members,
       space: page.mixture().weight_space,
@@ -26,36 +28,30 @@ export class Mix {
     this.reply = new Reply(page.members, label);
     this.measures = new Measures(page.members, label);
     this.facts = make("span", { className: "quiet" });
-    this.select = make("select", { "aria-label": `Profile of ${label}`, onchange: () => this.choose(this.select.value) });
-    this.again = make("button", { type: "button", className: "plain", onclick: () => (this.run ? this.stop() : this.start()) }, "Run");
-    this.again.setAttribute("aria-label", `Run ${label}`);
+    const button = (text, onclick) => make("button", { type: "button", className: "plain", onclick }, text);
     const remove = make("button", { type: "button", className: "plain icon", "aria-label": `Remove ${label}`, title: "Remove", onclick: () => page.removed(this) }, "×");
-    const curl = make("button", { type: "button", className: "plain", onclick: () => this.copyCurl(curl) }, "Copy as curl");
-    this.publish = make("button", { type: "button", className: "plain", onclick: () => page.published(this) }, "Publish");
+    const curl = button("Copy as curl", () => this.copyCurl(curl));
+    const publish = button("Publish", () => page.published(this));
     this.node = make(
       "section", { className: "card mix", "aria-label": `Mix ${letter}` },
-      make("div", { className: "head" }, make("b", { className: "letter", "aria-hidden": "true" }, letter), this.select, this.again, remove),
+      make("div", { className: "head" }, make("b", { className: "letter", "aria-hidden": "true" }, letter), this.choice.node, remove),
       this.controls.node,
-      make("div", { className: "reply" }, this.reply.error, this.reply.text, this.reply.token),
+      this.reply.node,
       this.measures.node,
-      make("div", { className: "foot" }, this.facts, make("span", { className: "actions" }, curl, this.publish)),
+      make("div", { className: "foot" }, this.facts, make("span", { className: "actions" }, curl, publish)),
     );
+    this.reply.showTurns(turns);
     this.refresh();
   }
 
   /** Shows the server's present profiles. */
   refresh() {
     const { profiles, default_profile: standard } = this.page.mixture();
-    const names = Object.keys(profiles);
     if (this.profile && profiles[this.profile]) this.weights = profiles[this.profile].weights;
     // Of a removed profile the weights stay; a name that never existed stays, for the server to refuse.
     else if (Object.keys(this.weights).length > 0) this.profile = null;
-    else if (this.profile) names.push(this.profile);
-    const options = names.map((name) => make("option", { value: name }, name === standard && name !== "default" ? `${name} (default)` : name));
-    this.select.replaceChildren(...options, make("option", { value: CUSTOM }, "Custom weights"));
-    this.select.value = this.profile ?? CUSTOM;
+    this.choice.show({ profile: this.profile, weights: this.weights, profiles, standard, members: this.page.members });
     this.controls.show(this.weights);
-    this.publish.hidden = !this.page.canPublish;
   }
 
   /** The fields of a request that choose its weights. */
@@ -68,20 +64,25 @@ export class Mix {
     return { preference_weights: brief(named) };
   }
 
-  choose(name) {
-    this.profile = name === CUSTOM ? null : name;
+  choose({ profile, weights = this.weights }) {
+    Object.assign(this, { profile, weights });
     this.refresh();
     this.page.changed(this, true);
   }
 
   setWeights(weights, isFinal) {
     const { profiles } = this.page.mixture();
-    if (this.profile && !alike(weights, profiles[this.profile]?.weights ?? {})) {
-      this.profile = null;
-      this.select.value = CUSTOM;
-    }
+    if (this.profile && !alike(weights, profiles[this.profile]?.weights ?? {})) this.profile = null;
     this.weights = weights;
+    this.choice.mark(this.profile, weights);
     this.page.changed(this, isFinal);
+  }
+
+  /** The conversation up to this prompt. */
+  messages() {
+    const { system, prompt } = this.page.request();
+    const before = this.turns.flatMap(({ user, assistant }) => [{ role: "user", content: user }, { role: "assistant", content: assistant }]);
+    return [...(system ? [{ role: "system", content: system }] : []), ...before, { role: "user", content: prompt }];
   }
 
   /** Streams an answer, and aborts one that is running. */
@@ -89,22 +90,20 @@ export class Mix {
     this.stop();
     const run = new AbortController();
     const began = performance.now();
-    const { prompt, options } = this.page.request();
+    const messages = this.messages();
     this.run = run;
-    this.hasRun = true;
     this.attribution = null;
     this.showMeasures(1);
     this.reply.clear();
-    showError(this.reply.error, null);
     this.facts.textContent = "";
     this.setRunning(true);
     try {
-      for await (const part of answer(prompt, { ...options, ...this.preferences() }, run.signal)) {
+      for await (const part of answer(messages, { ...this.page.request().options, ...this.preferences() }, run.signal)) {
         if (part.used) this.noteHeaders(part.used);
         else if (part.attribution) this.attribution = part.attribution;
         else this.reply.append(part.text, part.tokens);
       }
-      this.finish((performance.now() - began) / 1000);
+      this.finish((performance.now() - began) / 1000, messages);
     } catch (error) {
       if (error.name !== "AbortError") {
         if (!(error instanceof Refusal)) throw error;
@@ -125,18 +124,45 @@ export class Mix {
     this.setRunning(false);
   }
 
+  /** Makes the present answer a part of the conversation. */
+  nextTurn() {
+    this.stop();
+    if (this.last) this.turns = [...this.turns, { user: this.last.messages.at(-1).content, assistant: this.last.text }];
+    this.forget();
+  }
+
+  /** Goes back to the first turn. */
+  firstTurn() {
+    this.stop();
+    this.turns = [];
+    this.forget();
+  }
+
+  forget() {
+    this.last = null;
+    this.attribution = null;
+    this.facts.textContent = "";
+    this.reply.clear();
+    this.reply.showTurns(this.turns);
+  }
+
   noteHeaders({ version, weights, requestId }) {
     this.usedWeights = weights;
     this.facts.title = `Request ${requestId}`;
     this.page.sawVersion(version);
   }
 
-  finish(seconds) {
+  finish(seconds, messages) {
     // In a data-parallel group another engine may have the answer's figures.
     if (this.attribution) this.reply.shade(this.attribution.tokens, this.usedWeights);
     const what = this.attribution ? `${this.attribution.num_tokens} tokens` : "Not attributed";
     this.facts.textContent = `${what}, ${seconds.toFixed(1)} s`;
-    announce(`Mix ${this.letter} has answered. ${this.facts.textContent}`);
+    const { tokens, text } = this.reply;
+    const isComparable = this.last && JSON.stringify(this.last.messages) === JSON.stringify(messages);
+    const changes = isComparable ? compare(this.last.tokens, tokens) : null;
+    this.reply.markChanges(changes?.added ?? [], changes ? inWords(changes, tokens.length) : "");
+    this.last = { messages, tokens, text };
+    announce(`Mix ${this.letter} has answered. ${this.facts.textContent}. ${changes ? inWords(changes, tokens.length) : ""}`);
   }
 
   showMeasures(scale) {
@@ -144,14 +170,11 @@ export class Mix {
   }
 
   setRunning(isRunning) {
-    this.again.textContent = isRunning ? "Stop" : "Run";
-    this.again.setAttribute("aria-label", `${isRunning ? "Stop" : "Run"} mix ${this.letter}`);
-    this.reply.text.setAttribute("aria-busy", isRunning);
+    this.reply.area.setAttribute("aria-busy", isRunning);
     this.node.classList.toggle("running", isRunning);
   }
 
   copyCurl(button) {
-    const { prompt, options } = this.page.request();
-    copy(asCurl(prompt, { ...options, ...this.preferences() }), button);
+    copy(asCurl(this.messages(), { ...this.page.request().options, ...this.preferences() }), button);
   }
 }

@@ -10,8 +10,26 @@ const body = document.getElementById("publishing-body");
 /** Opens the dialog. `page` is main.js's object, `mix` the column to publish. */
 export async function openPublishing(page, mix = page.mixes[0]) {
   if (!dialog.open) dialog.showModal();
+  if (!page.canPublish) return showProfiles(page);
   if (!hasAdminToken()) return askForToken(page, mix);
   return showPanel(page, mix);
+}
+
+/** What a server without admin routes can show: its profiles, and how they would change. */
+function showProfiles(page) {
+  const { profiles, default_profile: standard } = page.mixture();
+  const rows = Object.entries(profiles).map(([name, { weights }]) => make(
+    "li", {}, make("b", {}, name === standard ? `${name} (default)` : name), make("p", { className: "facts" }, ...weightFacts(page, weights)),
+  ));
+  body.replaceChildren(
+    make("p", {}, "Publishing a mix as a profile changes what the server serves, so it needs an admin token. This page’s server has none, or has its admin routes on another port: start it with PREFMIX_ADMIN_TOKEN_FILE and without --admin-port."),
+    make("ul", { className: "profiles" }, ...rows),
+  );
+}
+
+function weightFacts(page, weights) {
+  return Object.entries(brief(weights)).map(([member, value]) =>
+    make("span", { className: "fact" }, nameTag(page.members.find((each) => each.name === member) ?? { name: member }), ` ${value.toFixed(2)}`));
 }
 
 function askForToken(page, mix, message) {
@@ -20,6 +38,7 @@ function askForToken(page, mix, message) {
   showError(error, message);
   const form = make(
     "form", { className: "stack", onsubmit: (event) => { event.preventDefault(); setAdminToken(field.value); showPanel(page, mix); } },
+    make("p", {}, "Publishing a mix as a profile changes what the server serves to everyone, so it asks for the admin token: the one in the server’s PREFMIX_ADMIN_TOKEN_FILE or PREFMIX_ADMIN_TOKEN."),
     make("label", { for: "token" }, "Admin token"),
     make("div", { className: "line" }, field, make("button", { className: "solid" }, "Open")),
     error,
@@ -73,8 +92,6 @@ function publishForm(page, mix) {
   const name = make("input", { id: "profile-name", autocomplete: "off", spellcheck: false, required: true, placeholder: "name", list: "profile-names" });
   const standard = make("input", { type: "checkbox", id: "make-default" });
   const names = make("datalist", { id: "profile-names" }, ...Object.keys(page.mixture().profiles).map((each) => make("option", { value: each })));
-  const weights = Object.entries(brief(mix.weights)).map(([member, value]) =>
-    make("span", { className: "fact" }, nameTag(page.members.find((each) => each.name === member) ?? { name: member }), ` ${value.toFixed(2)}`));
   const submit = (event) => {
     event.preventDefault();
     change(page, mix, () => publish(page, mix, name.value, standard.checked));
@@ -82,7 +99,7 @@ function publishForm(page, mix) {
   return make(
     "form", { className: "stack publish", onsubmit: submit },
     make("div", { className: "line" }, make("label", { for: "source" }, "Publish"), source, make("label", { for: "profile-name" }, "as"), name, names),
-    make("p", { className: "facts" }, ...weights),
+    make("p", { className: "facts" }, ...weightFacts(page, mix.weights)),
     make("div", { className: "line between" }, make("label", { className: "check" }, standard, " Make it the default"), make("button", { className: "solid" }, "Publish")),
   );
 }

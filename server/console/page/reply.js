@@ -1,34 +1,61 @@
-// One answer as it arrives: its tokens, their shades, and a line about the token under the pointer.
+// One answer as it arrives: its tokens, their shades, what changed, and a line about one token.
 
-import { make } from "./elements.js";
+import { make, showError } from "./elements.js";
 
 export class Reply {
   constructor(members, label) {
     this.members = members;
-    this.text = make("div", { className: "text", tabIndex: 0, role: "group", "aria-label": `Answer of ${label}; arrow keys go through its tokens` });
+    this.turns = make("div", { className: "turns", hidden: true });
+    this.area = make("div", { className: "text", tabIndex: 0, role: "group", "aria-label": `Answer of ${label}; arrow keys go through its tokens` });
+    this.change = make("p", { className: "change quiet", hidden: true });
     this.token = make("p", { className: "token quiet", "aria-live": "polite" });
     this.error = make("p", { className: "error", role: "alert", hidden: true });
-    this.text.addEventListener("pointerover", (event) => this.inspect(event.target));
-    this.text.addEventListener("click", (event) => this.inspect(event.target));
-    this.text.addEventListener("pointerleave", () => this.inspect(null));
-    this.text.addEventListener("blur", () => this.inspect(null));
-    this.text.addEventListener("keydown", (event) => this.walk(event));
+    this.area.addEventListener("pointerover", (event) => this.inspect(event.target));
+    this.area.addEventListener("click", (event) => this.inspect(event.target));
+    this.area.addEventListener("pointerleave", () => this.inspect(null));
+    this.area.addEventListener("blur", () => this.inspect(null));
+    this.area.addEventListener("keydown", (event) => this.walk(event));
+    this.node = make("div", { className: "reply" }, this.turns, this.error, this.area, this.change, this.token);
     this.clear();
+  }
+
+  /** The answer's text so far. */
+  get text() {
+    return this.area.textContent;
+  }
+
+  /** The texts of its tokens, each with the blanks before it. */
+  get tokens() {
+    return this.spans.map(([span]) => (span.previousSibling?.nodeType === Node.TEXT_NODE ? span.previousSibling.data : "") + span.textContent);
+  }
+
+  /** Shows the conversation before this answer. */
+  showTurns(turns) {
+    this.turns.hidden = turns.length === 0;
+    this.turns.replaceChildren(...turns.flatMap(({ user, assistant }) => [make("p", { className: "asked" }, user), make("p", {}, assistant)]));
+  }
+
+  /** Marks the tokens at some places as new, and says in words what changed. */
+  markChanges(places, words) {
+    for (const place of places) this.spans[place][0].classList.add("new");
+    this.change.textContent = words;
+    this.change.hidden = !words;
   }
 
   clear() {
     this.spans = [];
     this.pending = 0;
-    this.tokens = null;
     this.details = new Map();
-    this.text.replaceChildren();
-    this.text.classList.remove("shaded");
+    this.area.replaceChildren();
+    this.area.classList.remove("shaded");
+    this.markChanges([], "");
+    showError(this.error, null);
     this.inspect(null);
   }
 
   /** Adds a piece of text and its tokens. */
   append(text, tokens) {
-    const { scrollTop, scrollHeight, clientHeight } = this.text;
+    const { scrollTop, scrollHeight, clientHeight } = this.area;
     const isAtEnd = scrollHeight - scrollTop - clientHeight < 2;
     for (const [piece, count] of split(text, tokens)) {
       this.pending += count;
@@ -36,11 +63,11 @@ export class Reply {
       // Blanks stay outside the span, so that no shade begins or ends a line with one.
       const blanks = piece.match(/^\s*/)[0];
       const span = make("span", {}, piece.slice(blanks.length));
-      this.text.append(blanks, span);
+      this.area.append(blanks, span);
       this.spans.push([span, this.pending]);
       this.pending = 0;
     }
-    if (isAtEnd) this.text.scrollTop = this.text.scrollHeight;
+    if (isAtEnd) this.area.scrollTop = this.area.scrollHeight;
   }
 
   /**
@@ -59,7 +86,7 @@ export class Reply {
       span.dataset.hue = first.hue;
       span.style.setProperty("--lead", lead.toFixed(3));
     }
-    this.text.classList.add("shaded");
+    this.area.classList.add("shaded");
     this.inspect(null);
   }
 
@@ -109,13 +136,13 @@ function split(text, tokens) {
 
 /**
  * The policy that gave a token the highest probability, and its lead: 0 if all gave it the same,
- * 1 if only one gave it any. A single policy has nothing to compare with and gets 0.4.
+ * 1 if only one gave it any. A single policy has nothing to compare with and gets 0.2.
  */
 function claim(voices, logprobs) {
   const values = voices.map(({ name }) => logprobs[name]);
   const top = Math.max(...values);
   const first = voices[values.indexOf(top)];
-  if (voices.length === 1) return { first, lead: 0.4 };
+  if (voices.length === 1) return { first, lead: 0.2 };
   const share = 1 / values.reduce((sum, value) => sum + Math.exp(value - top), 0);
   const even = 1 / voices.length;
   return { first, lead: (share - even) / (1 - even) };

@@ -41,7 +41,7 @@ async function show() {
   URL.revokeObjectURL(frame.src);
   frame.hidden = !path;
   for (const link of at("list").querySelectorAll("a")) {
-    link.toggleAttribute("aria-current", decodeURIComponent(link.hash.slice(1)) === path);
+    link.setAttribute("aria-current", decodeURIComponent(link.hash.slice(1)) === path);
   }
   if (path) frame.src = URL.createObjectURL(await getBlob(`console/report/${path.split("/").map(encodeURIComponent).join("/")}`));
 }

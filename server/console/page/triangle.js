@@ -1,6 +1,6 @@
 // A triangle to drag a point in: its corners are three policies alone, its centre their even mixture.
 
-import { draw } from "./elements.js";
+import { draw, make } from "./elements.js";
 
 const CORNERS = [[60, 10], [8, 100], [112, 100]];
 const STEP = 0.02;
@@ -14,22 +14,24 @@ export class Triangle {
     this.shares = [1 / 3, 1 / 3, 1 / 3];
     this.others = draw("g");
     this.handle = draw("circle", { r: 7, class: "handle" });
-    this.node = draw(
+    this.area = draw(
       "svg",
       { viewBox: "0 0 120 110", class: "triangle", tabindex: 0, role: "slider", "aria-label": `Balance of ${label}, arrow keys move it` },
       ...this.background(),
       this.others,
       this.handle,
     );
-    this.node.addEventListener("pointerdown", (event) => {
-      this.node.setPointerCapture(event.pointerId);
+    const labels = members.map((member) => make("span", { className: "corner-name", "aria-hidden": "true", title: member.title }, member.name));
+    this.node = make("div", { className: "balance" }, labels[0], this.area, labels[1], labels[2]);
+    this.area.addEventListener("pointerdown", (event) => {
+      this.area.setPointerCapture(event.pointerId);
       this.follow(event, false);
     });
-    this.node.addEventListener("pointermove", (event) => {
-      if (this.node.hasPointerCapture(event.pointerId)) this.follow(event, false);
+    this.area.addEventListener("pointermove", (event) => {
+      if (this.area.hasPointerCapture(event.pointerId)) this.follow(event, false);
     });
-    this.node.addEventListener("pointerup", (event) => this.follow(event, true));
-    this.node.addEventListener("keydown", (event) => this.press(event));
+    this.area.addEventListener("pointerup", (event) => this.follow(event, true));
+    this.area.addEventListener("keydown", (event) => this.press(event));
   }
 
   background() {
@@ -58,8 +60,8 @@ export class Triangle {
     this.handle.setAttribute("cx", x);
     this.handle.setAttribute("cy", y);
     const words = this.members.map(({ name }, index) => `${name} ${this.shares[index].toFixed(2)}`);
-    this.node.setAttribute("aria-valuetext", words.join(", "));
-    this.node.setAttribute("aria-valuenow", Math.round(100 * this.shares[0]));
+    this.area.setAttribute("aria-valuetext", words.join(", "));
+    this.area.setAttribute("aria-valuenow", Math.round(100 * this.shares[0]));
   }
 
   /** Marks the other mixes' weights. */
@@ -72,7 +74,7 @@ export class Triangle {
   }
 
   follow(event, isFinal) {
-    const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(this.node.getScreenCTM().inverse());
+    const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(this.area.getScreenCTM().inverse());
     this.changed(snap(sharesAt(point.x, point.y)), isFinal);
   }
 

@@ -1,6 +1,7 @@
 // Calculations on weights, plain objects {member: number}, without the page.
 
 const DIGITS = 4;
+const KEYS = { prompt: "p", system: "sys", maxTokens: "n", temperature: "t", topP: "tp", seed: "s" };
 
 /** Sets one weight on the simplex. The others keep their ratios, or get those of `ratios` if all are 0. */
 export function withWeight(weights, name, value, ratios) {
@@ -34,9 +35,15 @@ export function alike(one, other) {
   return [...names].every((name) => Math.abs((one[name] ?? 0) - (other[name] ?? 0)) < 1e-6);
 }
 
+/** The one member that has all the weight, or null. */
+export function aloneIn(weights) {
+  const names = Object.keys(weights).filter((name) => Math.abs(weights[name]) > 1e-9);
+  return names.length === 1 && Math.abs(weights[names[0]] - 1) < 1e-9 ? names[0] : null;
+}
+
 /** Writes the page's state as the part of an address after "#". */
-export function toHash({ prompt, maxTokens, temperature, seed, mixes }) {
-  const words = new URLSearchParams({ p: prompt, n: maxTokens, t: temperature, s: seed });
+export function toHash({ mixes, ...values }) {
+  const words = new URLSearchParams(Object.entries(KEYS).filter(([name]) => values[name] !== undefined).map(([name, key]) => [key, values[name]]));
   for (const mix of mixes) {
     const pairs = Object.entries(brief(mix.weights)).map(([name, value]) => `${name}:${value}`);
     words.append("mix", mix.profile ? `@${mix.profile}` : pairs.join(","));
@@ -55,6 +62,6 @@ export function fromHash(text) {
     });
     return { weights: Object.fromEntries(pairs.filter(([name, value]) => name && Number.isFinite(value))) };
   });
-  const get = (name) => words.get(name) ?? undefined;
-  return { prompt: get("p"), maxTokens: get("n"), temperature: get("t"), seed: get("s"), mixes };
+  const values = Object.entries(KEYS).filter(([, key]) => words.has(key)).map(([name, key]) => [name, words.get(key)]);
+  return { ...Object.fromEntries(values), mixes };
 }
