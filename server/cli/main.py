@@ -163,15 +163,21 @@ def _dispatch(argv: list[str]) -> int:
     return _run(command, argv[1:])
 
 
-def _run(command: Command, argv: list[str]) -> int:
-    own, passthrough = split_passthrough(argv)
-    module = command.load()
+def parser_of(command: Command) -> OneSentenceParser:
+    """The parser of a subcommand's flags."""
     parser = OneSentenceParser(
         prog=f"prefmix {command.name}",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
         allow_abbrev=False,
     )
-    module.add_arguments(parser)
+    command.load().add_arguments(parser)
+    return parser
+
+
+def _run(command: Command, argv: list[str]) -> int:
+    own, passthrough = split_passthrough(argv)
+    module = command.load()
+    parser = parser_of(command)
     args, unknown = parser.parse_known_args(own)
     if unknown:
         chosen = _chosen(parser, args)

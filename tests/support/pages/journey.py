@@ -1,0 +1,73 @@
+"""Commands of the documents that tests run, and the reasons why the others are only parsed.
+
+A block is named by its page and the beginning of its first line.
+"""
+
+from __future__ import annotations
+
+from support.pages.commands import PAGES, Block, blocks, is_command
+
+RUN = (
+    ("docs/profiles.md", "export PREFMIX_ADMIN_TOKEN="),
+    ("docs/profiles.md", "curl -s -X PUT"),
+    ("README.md", "curl -s http://127.0.0.1:8000/v1/chat/completions"),
+    ("README.md", ".venv/bin/prefmix serve policies/demo/serve.yaml --weights-store"),
+    ("docs/fitting.md", ".venv/bin/prefmix fit policies/demo/serve.yaml"),
+    ("docs/fitting.md", ".venv/bin/prefmix weights apply weights.json --url"),
+)
+"""Run by `tests/server/test_documents.py` in this order, in one shell, on one server."""
+
+_OTHER_SERVER = "another server; its flags are parsed"
+_OWN_FILES = "needs policies or data of your own; its flags are parsed"
+_MINUTES = "takes minutes to hours; its flags are parsed"
+_MAKE = "`.ci/run` makes this or its parts; the targets exist"
+_NETWORK = "needs a package index; tests/unit/packaging compares the page with the set-up"
+_CLUSTER = "needs Docker or a cluster; tests/unit/deploy checks what it applies"
+
+PARSED = {
+    ("README.md", "make demo"): _MAKE,
+    ("README.md", "pip wheel"): _NETWORK,
+    ("SECURITY.md", "openssl rand"): _OWN_FILES,
+    ("docs/console.md", ".venv/bin/prefmix serve policies/demo/serve.yaml"): _OTHER_SERVER,
+    ("docs/console.md", ".venv/bin/python -m pytest"): _MAKE,
+    ("docs/deploying.md", "docker compose"): _CLUSTER,
+    ("docs/deploying.md", "export PREFMIX_MODELS"): _CLUSTER,
+    ("docs/deploying.md", "kubectl apply"): _CLUSTER,
+    ("docs/deploying.md", "prefmix weights apply fitted.json"): _CLUSTER,
+    ("docs/deploying.md", "for pod in"): _CLUSTER,
+    ("docs/deploying.md", "prefmix serve serve.yaml -- --tensor"): "needs GPUs",
+    ("docs/deploying.md", "prefmix serve serve.yaml --weights-store"): (
+        "needs two machines; tests/server/test_two_nodes.py has both on loopback"
+    ),
+    ("docs/deploying.md", "ray start"): "needs Ray and GPUs",
+    ("docs/deploying.md", "curl --data-binary"): "needs a push gateway",
+    ("docs/evaluation.md", ".venv/bin/prefmix eval mixture.yaml"): _OWN_FILES,
+    ("docs/evaluation.md", ".venv/bin/prefmix eval policies/demo"): _MINUTES,
+    ("docs/fit_demo.md", "make fit-demo"): _MINUTES,
+    ("docs/installing.md", "python3 -m venv"): _NETWORK,
+    ("docs/installing.md", "pip install --no-deps"): _NETWORK,
+    ("docs/installing.md", "pip wheel"): _NETWORK,
+    ("docs/installing.md", "uv build"): _NETWORK,
+    ("docs/performance.md", "prefmix bench"): _MINUTES,
+    ("docs/performance.md", "pip install guidellm"): _NETWORK,
+    ("docs/reliability.md", "make test-resilience"): _MAKE,
+    ("docs/serving.md", ".venv/bin/prefmix serve --policy helpful"): _OWN_FILES,
+    ("docs/serving.md", ".venv/bin/prefmix serve --base"): _OWN_FILES,
+    ("docs/serving.md", ".venv/bin/prefmix serve policies/demo"): _OTHER_SERVER,
+    ("docs/serving.md", ".venv/bin/prefmix serve --policy a="): _OWN_FILES,
+    ("docs/serving.md", ".venv/bin/prefmix serve --policy chat="): _OWN_FILES,
+    ("docs/training.md", "make setup-train"): _MINUTES,
+    ("docs/training.md", "make eval-training"): _MINUTES,
+}
+"""Blocks that are parsed only, and why."""
+
+
+def command_blocks() -> list[Block]:
+    """All blocks of commands of all pages, in their order."""
+    return [block for page in PAGES for block in blocks(page) if is_command(block)]
+
+
+def named(name: tuple[str, str]) -> list[Block]:
+    """The blocks that a table's entry names."""
+    page, first = name
+    return [each for each in command_blocks() if each.page == page and each.first.startswith(first)]
