@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec
+from prefmix.mixing.start_stages import SERVER, announce
 from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.server import remote_engines
 from prefmix.server.admin import routes as admin_routes
@@ -140,6 +141,7 @@ class PrefmixEndpoints:
         vllm_log.set_up()
         readiness.set_up()
         await check_engines(engine_client, None if live is None else live.folder)
+        announce(SERVER, "opening the server")
         await statistics.start()
         failed_policies.set_up()
         watched = failed_policies.FailedPolicies(engine_client.generate, spec.member_names)

@@ -22,6 +22,7 @@ from typing import Any
 from prefmix.mixing import wire
 from prefmix.mixing.batch.engine_settings import spec_of
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.start_stages import SELF_CHECK, announce
 
 _RESULT = "_prefmix_self_check_result"
 _NAME = "prefmix-self-check"
@@ -58,6 +59,7 @@ def run(core: Any) -> dict[str, Any]:
     """
     found: dict[str, Any] | None = getattr(core, _RESULT, None)
     if found is None:
+        announce(SELF_CHECK, "the engine checks itself")
         start = time.perf_counter()
         failure, num_tokens = None, 0
         try:

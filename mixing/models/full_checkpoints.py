@@ -30,6 +30,7 @@ from prefmix.mixing.models.loading import (
 from prefmix.mixing.models.memory_sizes import parameter_bytes
 from prefmix.mixing.models.skipping import MemberAttention, is_plain_attention
 from prefmix.mixing.parameters.deduplicate import deduplicate_layers
+from prefmix.mixing.start_stages import announce_loading
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -162,6 +163,8 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         """
         loaded: set[str] = set()
         shared_bytes = 0
+        phrases = [f"policy {member.name}" for member in self.spec.members]
+        announce_loading(0, phrases)
         for index, tensors in groupby(weights, key=lambda item: split_member_name(item[0])[0]):
             own_names = ((split_member_name(name)[1], tensor) for name, tensor in tensors)
             names = load_member(self._members[index], self.spec.members[index], own_names)
@@ -170,6 +173,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
             shared_bytes += deduplicate_layers(
                 self._members[index], self._members[:index], keep=self._named_layers
             )
+            announce_loading(index + 1, phrases)
         if shared_bytes:
             mib = shared_bytes / 2**20
             logger.info("Policies have layers in common: %.1f MiB are stored once.", mib)

@@ -48,6 +48,7 @@ from prefmix.mixing.models.stack import Stack
 from prefmix.mixing.models.stacked_attention import attention_per_member, stack_attention
 from prefmix.mixing.parameters.unfilled import built
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.start_stages import announce_loading
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -203,14 +204,18 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
           weights: (name, tensor) pairs of the base checkpoint.
         Returns: the names of the parameters that were set.
         """
+        phrases = ["the base", *(f"adapter {each.name}" for each in self.spec.policies)]
+        announce_loading(0, phrases)
         samples = row_samples(self.adapted.values())
         loaded = load_member(self.trunk.base, self.spec.checkpoints[0], samples.watch(weights))
         for method in self.adapted.values():
             method.place(samples)
         for index, adapter in enumerate(self.adapters):
+            announce_loading(index + 1, phrases)
             with adapter.opened() as read:
                 for method in self.adapted.values():
                     method.load(index, read)
+        announce_loading(len(phrases), phrases)
         self._parameter_bytes = self._sum_parameters()
         names = {f"trunk.base.{name}" for name in loaded}
         return names | {

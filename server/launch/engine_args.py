@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from vllm.engine.arg_utils import _expand_json_human_readable_numbers
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from prefmix.mixing import start_stages
 from prefmix.mixing.checkpoints.compatibility import CompatibilityError
 from prefmix.mixing.checkpoints.lora import AdapterError
 from prefmix.mixing.checkpoints.text_files import default_files
@@ -132,7 +134,8 @@ def _parse(words: list[str], *, unsafe_flags: bool) -> Namespace:
     parser = _Parser(prog="prefmix serve --")
     make_arg_parser(parser)
     # Progress bars, uvicorn's start-up lines and its access log are off unless asked for.
-    parser.set_defaults(uvicorn_log_level="warning", use_tqdm_on_load=False)
+    shows_files = start_stages.VARIABLE in os.environ  # the launcher reads vLLM's bar of files
+    parser.set_defaults(uvicorn_log_level="warning", use_tqdm_on_load=shows_files)
     # /docs loads its scripts from this server, not from a public host.
     parser.set_defaults(enable_offline_docs=True)
     defaults = {name: parser.get_default(name) for name in _OWNED}

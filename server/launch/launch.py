@@ -49,6 +49,7 @@ from prefmix.server.launch.start_checks import (
     check_tls,
 )
 from prefmix.server.launch.start_signals import StartSignals, end_descendants
+from prefmix.server.launch.terminal import stages
 from prefmix.server.launch.terminal.failure_message import failure_message
 from prefmix.server.launch.terminal.startup_log import StartupLog, say
 from prefmix.server.launch.vllm_server import run_vllm
@@ -88,14 +89,15 @@ def launch(
     set_plugins()
     with (
         live_settings(config.weights_store, config.admin_port, config.max_profiles) as live,
-        StartupLog(enabled=is_quiet) as log,
+        StartupLog(enabled=is_quiet, num_checkpoints=len(spec.checkpoints)) as log,
         _start_signals(log, live) as signals,
     ):
         set_run_folder(live.folder)
         try:
-            args, members = _checked_arguments(config, spec, passthrough)
+            args, members = _checked_arguments(config, spec, passthrough, log)
             _leave_settings(args, members, config, profiles, live)
             say(f"starting the engine with {', '.join(spec.member_names)}")
+            log.stage(stages.PROCESSES, "starting the engine's processes")
             with nullcontext() if live.store is None else SighupReload(live.folder):
                 run_vllm(args, spec, profiles, log=log, signals=signals)
         except CommandError:
@@ -119,9 +121,10 @@ def _start_signals(log: StartupLog, live: LiveSettings) -> StartSignals:
 
 
 def _checked_arguments(
-    config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]
+    config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str], log: StartupLog
 ) -> tuple[Namespace, CheckedMembers]:
     """vLLM's arguments, after every check that needs no engine. Imports vLLM (seconds)."""
+    log.stage(stages.IMPORT, "loading vLLM")
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
     from vllm.platforms import current_platform
@@ -143,6 +146,7 @@ def _checked_arguments(
     if current_platform.is_cpu():
         for line in set_cpu_defaults(os.environ, kv_cache_bytes=args.kv_cache_memory_bytes):
             say(line)
+    log.stage(stages.FILES, "checking the policies' files")
     checked = check_checkpoints(config, spec, trust_remote_code=args.trust_remote_code)
     for warning in checked.warnings:
         say(f"warning: {warning}")

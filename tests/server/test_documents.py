@@ -89,7 +89,9 @@ def test_the_commands_run_as_printed(shell: Shell) -> None:
 
     answer = json.loads(said["README.md: curl -s http://127.0.0.1:8000/v1/chat/completions"])
     assert answer["prefmix"]["weights"] == {
-        **{"positive": 0, "concise": pytest.approx(0.4), "polite": pytest.approx(0.6)},
+        "positive": 0,
+        "concise": pytest.approx(0.4),
+        "polite": pytest.approx(0.6),
         "reference": 0,
     }
     changed = json.loads(said["docs/profiles.md: curl -s -X"])

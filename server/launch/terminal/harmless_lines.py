@@ -17,6 +17,10 @@ _HARMLESS = (
     "Enforce eager set, disabling",
     "Inductor compilation was disabled by user settings",
     "Reset SSM cache type",
+    # vLLM's faster product does not take a layer's sizes; torch's is used and as right.
+    "Failed to create oneDNN linear, fallback to torch linear",
+    # A flag of the command line that overrides the file's, as it is meant to.
+    "Found duplicate keys --",
     # Differences between policies, which the launcher has said before in the same words.
     "[member_checks.py:",
     # A tokenizer beside an adapter, where vLLM looks for a model's config as well.

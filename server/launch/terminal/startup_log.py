@@ -17,7 +17,9 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from prefmix.mixing import start_stages
 from prefmix.server.launch.terminal.harmless_lines import HarmlessLineFilter
+from prefmix.server.launch.terminal.stages import StartStages, writer
 
 OWN_PREFIX = "prefmix: "
 """The beginning of each of the launcher's own lines."""
@@ -83,8 +85,14 @@ class TracebackFilter:
 class StartupLog:
     """Puts a filtering pipe in front of stderr, for this process and its children."""
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, *, enabled: bool, num_checkpoints: int = 1) -> None:
+        """Args:
+        enabled: False lets everything pass, and shows no stages.
+        num_checkpoints: how many checkpoints are loaded.
+        """
         self._enabled = enabled
+        self._num_checkpoints = num_checkpoints
+        self._stages: StartStages | None = None
         self._filter = TracebackFilter()
         self._harmless = HarmlessLineFilter()
         self._released = threading.Event()
@@ -104,6 +112,13 @@ class StartupLog:
             atexit.register(_silence_stderr)
             sys.stderr.flush()
             self._stderr = os.dup(2)
+            self._stages = StartStages(
+                writer(self._stderr),
+                is_terminal=os.isatty(self._stderr),
+                num_checkpoints=self._num_checkpoints,
+            )
+            self._stages.start()
+            os.environ[start_stages.VARIABLE] = "1"
             read_end, write_end = os.pipe()
             os.dup2(write_end, 2)
             os.close(write_end)
@@ -127,14 +142,27 @@ class StartupLog:
             os.dup2(self._stderr, 2)
             # A process that outlives this one holds the pipe open: do not wait for it.
             self._reader.join(timeout=2)
+        self._end_stages()
+
+    def stage(self, order: int, text: str) -> None:
+        """Shows that a stage of the start begins. Args: as StartStages.enter."""
+        if self._stages is not None:
+            self._stages.enter(order, text)
+
+    def _end_stages(self) -> None:
+        os.environ.pop(start_stages.VARIABLE, None)
+        if self._stages is not None:
+            self._stages.stop()
 
     def release(self) -> None:
         """Shows tracebacks from now on, because the server runs and any failure is news."""
         self._released.set()
+        self._end_stages()
 
     def mute(self) -> None:
         """Shows only the launcher's own lines from now on, because the end was asked for."""
         self._muted.set()
+        self._end_stages()
 
     def _shows(self, text: str) -> bool:
         if self._muted.is_set():
@@ -144,11 +172,12 @@ class StartupLog:
 
     def _pump(self, read_end: int) -> None:
         with os.fdopen(read_end, "rb") as stream, contextlib.suppress(OSError):
+            assert self._stages is not None, "it is made before this thread"
             for line in stream:
-                if self._shows(line.decode(errors="replace")):
-                    # A full or closed log must not stop the processes that write to it.
-                    with contextlib.suppress(OSError):
-                        os.write(self._stderr, line)
+                text = line.decode(errors="replace")
+                tells_stage = not self._released.is_set() and self._stages.take(text)
+                if not tells_stage and self._shows(text):
+                    self._stages.line(line)
 
 
 def _silence_stderr() -> None:

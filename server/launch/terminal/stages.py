@@ -1,0 +1,142 @@
+"""The stages of a start, with the time since it began: one bar in a terminal, calm lines in a log.
+
+A stage is told in a log once it has lasted for CALM_S, and again every REPEAT_S. So a quick start
+has no such lines. In a terminal the bar's length is the share of stages, not of time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+
+from prefmix.mixing.start_stages import LOADING, MARK, SELF_CHECK, SERVER, WARM_UP
+
+IMPORT, FILES, PROCESSES = 10, 20, 30
+"""Orders of the launcher's own stages, beside those of prefmix.mixing.start_stages."""
+
+CALM_S = 5.0
+"""The least time between two lines of a log."""
+
+REPEAT_S = 30.0
+"""Seconds after which the same stage is told again."""
+
+_TICK_S = 0.25
+_BAR_CHARS = 16
+_OWN = re.compile(re.escape(MARK) + r"(\d{1,3}) (.*)")
+# vLLM 0.32's bar of a checkpoint's files, a line for each state.
+_SHARDS = re.compile(r"checkpoint shards: .*% Completed \| (\d+)/(\d+) \[")
+
+
+class StartStages:
+    """Shows the stages on one descriptor, between the other lines that are written by `line`."""
+
+    def __init__(
+        self,
+        write: Callable[[bytes], None],
+        *,
+        is_terminal: bool,
+        num_checkpoints: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        write: writes to the terminal or log.
+        is_terminal: draw a bar.
+        num_checkpoints: how many checkpoints are loaded; only the bar's length depends on it.
+        clock: seconds, for tests.
+        """
+        self._write = write
+        self._is_terminal = is_terminal
+        self._clock = clock
+        orders = [LOADING + index for index in range(num_checkpoints)]
+        self._orders = [IMPORT, FILES, PROCESSES, *orders, WARM_UP, SELF_CHECK, SERVER]
+        self._lock = threading.Lock()
+        self._began_at = self._said_at = clock()
+        self._order, self._text, self._shards, self._said = 0, "", "", ""
+        self._width = 0
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        """Begins to show."""
+        threading.Thread(target=self._run, name="start-stages", daemon=True).start()
+
+    def stop(self) -> None:
+        """Shows nothing more."""
+        self._over.set()
+        with self._lock:
+            self._clear()
+
+    def enter(self, order: int, text: str) -> None:
+        """Begins a stage, unless one of the same order or a later one has begun."""
+        with self._lock:
+            if order > self._order:
+                self._order, self._text, self._shards = order, text, ""
+
+    def take(self, line: str) -> bool:
+        """True for a line that only tells a stage; it is not to be written."""
+        if (own := _OWN.search(line)) is not None:
+            self.enter(int(own[1]), own[2])
+            return True
+        shards = _SHARDS.search(line)
+        if shards is None:
+            return False
+        done, total = int(shards[1]), int(shards[2])
+        with self._lock:
+            self._shards = f", file {min(done + 1, total)} of {total}" if total > 1 else ""
+        return True
+
+    def line(self, content: bytes) -> None:
+        """Writes another line, which takes the bar's place."""
+        with self._lock:
+            self._clear()
+            self._said_at = self._clock()
+            self._write(content)
+
+    def tick(self) -> None:
+        """Draws the bar, or writes a line if it is time."""
+        with self._lock:
+            if not self._text or self._over.is_set():
+                return
+            now = self._clock()
+            text = f"{self._text}{self._shards} ({now - self._began_at:.0f} s)"
+            if self._is_terminal:
+                self._draw(text)
+                return
+            is_new = self._text + self._shards != self._said
+            if now - self._said_at >= (CALM_S if is_new else REPEAT_S):
+                self._said_at, self._said = now, self._text + self._shards
+                self._write(f"prefmix: {text}\n".encode())
+
+    def _draw(self, text: str) -> None:
+        passed = sum(order <= self._order for order in self._orders)
+        filled = _BAR_CHARS * passed // (len(self._orders) + 1)
+        bar = "#" * filled + "." * (_BAR_CHARS - filled)
+        columns = shutil.get_terminal_size().columns - 1
+        line = f"prefmix: {bar} {text}"[:columns]
+        self._write(f"\r{line.ljust(self._width)}".encode())
+        self._width = len(line)
+
+    def _clear(self) -> None:
+        if self._width:
+            self._write(b"\r" + b" " * self._width + b"\r")
+            self._width = 0
+
+    def _run(self) -> None:
+        while not self._over.wait(_TICK_S):
+            # A full or closed log must not stop the start.
+            with contextlib.suppress(OSError):
+                self.tick()
+
+
+def writer(descriptor: int) -> Callable[[bytes], None]:
+    """A function that writes to a descriptor, and ignores that it is full or closed."""
+
+    def write(content: bytes) -> None:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, content)
+
+    return write

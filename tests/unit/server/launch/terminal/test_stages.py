@@ -1,0 +1,126 @@
+"""The stages of a start: calm lines in a log, one bar in a terminal."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from prefmix.mixing import start_stages
+from prefmix.mixing.start_stages import announce, announce_loading
+from prefmix.server.launch.terminal import stages
+from prefmix.server.launch.terminal.stages import StartStages
+
+BAR = "Loading safetensors checkpoint shards:  50% Completed | {}/{} [00:01<00:01,  1.2s/it]\n"
+
+
+class Screen:
+    """A start of three checkpoints, at a clock of the test."""
+
+    def __init__(self, *, is_terminal: bool = False) -> None:
+        self.written = b""
+        self.now_s = 0.0
+        self.stages = StartStages(
+            self.write, is_terminal=is_terminal, num_checkpoints=3, clock=lambda: self.now_s
+        )
+
+    def write(self, content: bytes) -> None:
+        self.written += content
+
+    def after(self, seconds: float) -> str:
+        """What was written until then, a tick each second."""
+        self.written = b""
+        for _ in range(int(seconds)):
+            self.now_s += 1
+            self.stages.tick()
+        return self.written.decode()
+
+
+def test_a_quick_start_has_no_lines() -> None:
+    screen = Screen()
+    for order, text in ((stages.IMPORT, "loading vLLM"), (100, "loading policy a (1 of 3)")):
+        screen.stages.enter(order, text)
+        assert screen.after(2) == ""
+    screen.stages.stop()
+    assert screen.after(60) == ""
+
+
+def test_a_slow_stage_is_told_with_the_time_and_seldom_again() -> None:
+    screen = Screen()
+    screen.stages.enter(stages.IMPORT, "loading vLLM")
+    assert screen.after(20) == "prefmix: loading vLLM (5 s)\n"
+    assert screen.stages.take("prefmix-stage: 101 loading policy b (2 of 3)\n")
+    assert screen.after(3) == "prefmix: loading policy b (2 of 3) (21 s)\n"
+    assert screen.after(57).splitlines() == ["prefmix: loading policy b (2 of 3) (51 s)"]
+
+
+def test_vllms_bar_of_files_is_part_of_the_stage() -> None:
+    screen = Screen()
+    screen.stages.enter(100, "loading policy a (1 of 3)")
+    assert screen.stages.take(BAR.format(0, 1))
+    assert screen.after(5) == "prefmix: loading policy a (1 of 3) (5 s)\n"
+    assert screen.stages.take("(Worker pid=3) " + BAR.format(1, 4))
+    assert screen.after(5) == "prefmix: loading policy a (1 of 3), file 2 of 4 (10 s)\n"
+    screen.stages.enter(101, "loading policy b (2 of 3)")
+    assert screen.after(5) == "prefmix: loading policy b (2 of 3) (15 s)\n"
+
+
+def test_stages_never_go_back() -> None:
+    """Two engines of a group, or two ranks, tell the same stages."""
+    screen = Screen()
+    screen.stages.enter(900, "compiling and warming up")
+    screen.stages.enter(100, "loading policy a (1 of 3)")
+    assert screen.after(6) == "prefmix: compiling and warming up (5 s)\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(APIServer pid=1) WARNING 11-20 11:05:02 [a.py:1] careful",
+        "prefmix: loading policies",
+        "prefmix-stage: no number",
+        "100% Completed | 1/1 [",
+    ],
+)
+def test_other_lines_are_no_stages(line: str) -> None:
+    assert not Screen().stages.take(line)
+
+
+def test_a_terminal_has_one_bar_that_other_lines_push_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    screen = Screen(is_terminal=True)
+    screen.stages.enter(stages.IMPORT, "loading vLLM")
+    assert screen.after(1) == "\rprefmix: #............... loading vLLM (1 s)"
+    screen.stages.line(b"prefmix: warning: careful\n")
+    erased = "\r" + " " * len("prefmix: #............... loading vLLM (1 s)") + "\r"
+    assert screen.written.decode().endswith(erased + "prefmix: warning: careful\n")
+    screen.stages.enter(990, "opening the server, whose name is far too long for the terminal")
+    drawn = screen.after(1)
+    assert drawn.startswith("\rprefmix: ##############.. opening the server")
+    assert len(drawn.strip("\r")) == 59
+    screen.written = b""
+    screen.stages.stop()
+    assert screen.written.decode() == "\r" + " " * 59 + "\r"
+    assert screen.after(3) == ""
+
+
+def test_processes_tell_only_who_asks(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(start_stages.VARIABLE, raising=False)
+    announce(100, "x")
+    assert capfd.readouterr().err == ""
+    monkeypatch.setenv(start_stages.VARIABLE, "1")
+    for index in range(3):
+        announce_loading(index, ["policy a", "policy b"])
+    screen = Screen()
+    lines = capfd.readouterr().err.splitlines()
+    assert [screen.stages.take(line) for line in lines] == [True] * 3
+    assert lines == [
+        "prefmix-stage: 100 loading policy a (1 of 2)",
+        "prefmix-stage: 101 loading policy b (2 of 2)",
+        "prefmix-stage: 900 compiling and warming up",
+    ]
+    assert os.environ[start_stages.VARIABLE] == "1"
