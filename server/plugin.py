@@ -112,6 +112,7 @@ class PrefmixEndpoints:
         profiles: ProfileSet | None = getattr(args, PROFILES_ATTRIBUTE, None)
         if profiles is None:
             profiles = build_profile_set({}, spec)
+        vllm_handlers.repeat_asked_model(state.openai_serving_models)
         paths = state.openai_serving_models.base_model_paths
         live: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
         traffic = TrafficSetup(

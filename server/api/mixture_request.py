@@ -47,6 +47,8 @@ class MixtureRequest:
     """A request for text and what belongs to it: weights, reservation, attribution, account."""
 
     # Set by `admit`:
+    asked_model: str
+    """The model as the client named it, with its @PROFILE; answers repeat it."""
     _resolution: Resolution
     _attribution: Attribution
     _reservation: Reservation
@@ -75,6 +77,7 @@ class MixtureRequest:
         background_id = body.background_id
         self.lifetime.on_close(lambda: self._release(background_id))
         self._account.admitted(self._resolution)
+        self.asked_model = getattr(body, "model", None) or self._resolution.model
         body.bind(model=self._resolution.model, start_prompt=self.start_prompt)
 
     def _release(self, background_id: str | None) -> None:

@@ -48,12 +48,14 @@ def with_profiles(listing: dict[str, Any], state: MixtureState) -> dict[str, Any
     profiles = state.profiles.current.profiles
     cards: list[dict[str, Any]] = []
     for card in listing["data"]:
-        cards.append(card)
-        if card["id"] in state.model_names:
-            name = card["id"]
-            cards.extend(
-                {**card, "id": f"{name}@{profile}", "parent": name} for profile in profiles
-            )
+        if card["id"] not in state.model_names:
+            cards.append(card)
+            continue
+        name = card["id"]
+        # vLLM gives the path of the first policy, which is only a part of what is served.
+        whole = {**card, "root": name}
+        cards.append(whole)
+        cards.extend({**whole, "id": f"{name}@{profile}", "parent": name} for profile in profiles)
     return {**listing, "data": cards}
 
 

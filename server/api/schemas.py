@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 
+import vllm.envs as vllm_envs
 from pydantic import (
     BaseModel,
     Field,
@@ -204,6 +205,13 @@ class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
                 f"{ATTRIBUTION_FIELD} is not served by the Responses API; use "
                 "/v1/chat/completions or /v1/completions",
                 param=ATTRIBUTION_FIELD,
+            )
+        if self.previous_response_id is not None and not vllm_envs.VLLM_ENABLE_RESPONSES_API_STORE:
+            raise RequestError(
+                f"previous_response_id is {self.previous_response_id!r:.80}, but this server keeps "
+                "no responses; send the conversation so far as a list in `input`, or have the "
+                "server started with VLLM_ENABLE_RESPONSES_API_STORE=1 in its environment",
+                param="previous_response_id",
             )
         return super().preferences()
 

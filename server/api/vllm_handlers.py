@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
@@ -34,6 +35,12 @@ _DEEP_PATH = re.compile(r"(?:/[\w.\-]*+){8,}+")
 
 Handler = Callable[[Any, Request], Awaitable[Response | None]]
 
+_asked_model: ContextVar[str | None] = ContextVar("asked_model", default=None)
+"""The model that the request of this context has named."""
+
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
+_AFTER = "vLLM's flags stand after '--' in the command: prefmix serve ... -- "
+
 
 def _without_listener(handler: Handler) -> Handler:
     """A handler without vLLM's `with_cancellation`, as the request's lifetime cancels it."""
@@ -58,6 +65,7 @@ async def run_handler(
     Raises: the handler's exception if it is the server's fault, after it has been counted.
     """
     raw_request = request.raw_request
+    _asked_model.set(request.asked_model)
     try:
         return or_client_gone(await request.lifetime.run(handler(body, raw_request)))
     except RequestEndedError:
@@ -111,7 +119,26 @@ def bound_messages(patch: Callable[[Any, str, Any], None] = setattr) -> None:
 
 
 def _sanitize(message: str) -> str:
-    return sanitize_message(_DEEP_PATH.sub("<path>", sendable(message)))
+    return with_place_of_flags(sanitize_message(_DEEP_PATH.sub("<path>", sendable(message))))
+
+
+def with_place_of_flags(message: str) -> str:
+    """A message of vLLM that asks for its flags, with the place where they stand here."""
+    flags = list(dict.fromkeys(_FLAG.findall(message)))[:3]
+    return f"{message}; {_AFTER}{' '.join(flags)}" if flags else message
+
+
+def repeat_asked_model(models: Any) -> None:
+    """Makes answers name the model as their request did; vLLM names what it serves.
+
+    Args: models: vLLM's OpenAIServingModels.
+    """
+    served = models.model_name
+
+    def model_name(lora_request: Any = None) -> str:
+        return _asked_model.get() or str(served(lora_request))
+
+    models.model_name = model_name
 
 
 def or_client_gone(response: Response | None) -> Response:

@@ -26,6 +26,7 @@ from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
 from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
 from prefmix.server.launch import security_checks
+from prefmix.server.launch.end_watch import EndWatch
 from prefmix.server.launch.environment import (
     check_entry_points,
     log_level,
@@ -117,7 +118,13 @@ def _start_signals(log: StartupLog, live: LiveSettings) -> StartSignals:
         log.close()
         run_folder.remove(live.folder)
 
-    return StartSignals(on_signal=log.mute, before_exit=before_exit)
+    watch = EndWatch()
+
+    def on_signal() -> None:
+        log.mute()
+        watch.start()
+
+    return StartSignals(on_signal=on_signal, before_exit=before_exit)
 
 
 def _checked_arguments(

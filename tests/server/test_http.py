@@ -115,7 +115,7 @@ def test_the_official_client_lists_the_mixture_and_its_profiles(official: openai
     assert list(cards) == ["prefmix", "prefmix@even", "prefmix@solo"]
     assert cards["prefmix@solo"]["parent"] == "prefmix"
     assert {card["max_model_len"] for card in cards.values()} == {MAX_MODEL_LEN}
-    assert len({card["root"] for card in cards.values()}) == 1
+    assert {card["root"] for card in cards.values()} == {"prefmix"}, "no policy's path"
 
 
 def test_mixture_shows_what_is_loaded(client: httpx.Client, policies: list[Path]) -> None:
@@ -150,6 +150,7 @@ def test_answers_report_the_weights_they_used(
     assert reported == [profile, weights]
     assert response.headers["x-prefmix-weights-version"] == "1"
     body = response.text.partition("data: ")[2].partition("\n")[0] if stream else response.text
+    assert json.loads(body)["model"] == fields.get("model", "prefmix")
     pairs = [pair.split("=") for pair in weights.split(",")]
     assert json.loads(body)["prefmix"] == {
         "profile": profile,
@@ -202,11 +203,9 @@ def test_a_streamed_chat_equals_the_whole_one(official: openai.OpenAI) -> None:
         "temperature": 0,
     }
     whole = official.chat.completions.create(**settings).choices[0].message.content
-    pieces = [
-        chunk.choices[0].delta.content or ""
-        for chunk in official.chat.completions.create(stream=True, **settings)
-        if chunk.choices
-    ]
+    chunks = list(official.chat.completions.create(stream=True, **settings))
+    assert {chunk.model for chunk in chunks} == {"prefmix@solo"}
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert len(pieces) > 2
     assert "".join(pieces) == whole
 
@@ -217,6 +216,24 @@ def test_responses_through_the_official_client(official: openai.OpenAI) -> None:
     )
     assert answer.headers["x-prefmix-profile"] == "solo"
     assert answer.parse().object == "response"
+    assert answer.parse().model == "prefmix@solo"
+
+
+def test_a_response_that_is_not_kept_is_refused_with_the_way_out(client: httpx.Client) -> None:
+    body = {"input": "go on", "previous_response_id": "resp_1"}
+    error = refused(client.post("/v1/responses", json=body))
+    assert error["param"] == "previous_response_id"
+    assert "'resp_1', but this server keeps no responses" in error["message"]
+    assert "`input`" in error["message"]
+
+
+def test_a_refusal_that_asks_for_flags_says_where_they_stand(client: httpx.Client) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    error = refused(post(client, "/v1/chat/completions", tools=[tool]))
+    flags = "--enable-auto-tool-choice --tool-call-parser"
+    assert error["message"].endswith(
+        f"stand after '--' in the command: prefmix serve ... -- {flags}"
+    )
 
 
 def test_several_answers_with_logprobs(client: httpx.Client) -> None:

@@ -21,7 +21,7 @@ class Listing:
     """vLLM's list of one model, whose name has a slash."""
 
     async def show_available_models(self) -> Any:
-        cards = [{"id": "org/m", "object": "model", "owned_by": "vllm"}]
+        cards = [{"id": "org/m", "object": "model", "owned_by": "vllm", "root": "/models/a"}]
         return SimpleNamespace(model_dump=lambda: {"object": "list", "data": cards})
 
 
@@ -40,6 +40,7 @@ def client(vllm: None) -> TestClient:
 def test_each_model_of_the_list_has_an_address(client: TestClient) -> None:
     cards = client.get("/v1/models").json()["data"]
     assert [card["id"] for card in cards] == ["org/m", "org/m@even"]
+    assert [card["root"] for card in cards] == ["org/m"] * 2, "not the path of a policy"
     for card in cards:
         for name in (card["id"], card["id"].replace("/", "%2F").replace("@", "%40")):
             answer = client.get(f"/v1/models/{name}")

@@ -333,6 +333,20 @@ def test_half_a_surrogate_pair_in_a_message_of_vllms_can_be_sent(
         assert message.encode().decode() == "resp_\\ud800"
 
 
+def test_flags_that_a_message_of_vllms_asks_for_have_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prefmix.server.api import vllm_handlers
+
+    vllm_handlers.bound_messages(monkeypatch.setattr)
+    asks = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+    place = "vLLM's flags stand after '--' in the command: prefmix serve ... -- "
+    for message in repeated_by_vllm(asks):
+        assert message == f"{asks}; {place}--enable-auto-tool-choice --tool-call-parser"
+    for message in repeated_by_vllm("a dash -- or two, as in x--y, is no flag"):
+        assert place not in message
+
+
 def test_no_more_text_becomes_tokens_than_a_prompt_can_have() -> None:
     from vllm.exceptions import VLLMValidationError
 

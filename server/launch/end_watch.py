@@ -1,0 +1,53 @@
+"""Lines that say which processes the end of a server waits for, if it takes long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from prefmix.server.launch.terminal.startup_log import say
+
+FIRST_S = 5.0
+"""Seconds after the signal until the first line; most servers have ended by then."""
+
+REPEAT_S = 10.0
+"""Seconds between two lines."""
+
+
+class EndWatch:
+    """Writes a line now and then, from the first call of `start` until this process has ended."""
+
+    def __init__(self, write: Callable[[str], None] = say) -> None:
+        """Args: write: writes a line."""
+        self._write = write
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begins to watch. May be called again, and in a signal's handler."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="end-watch", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        time.sleep(FIRST_S)
+        while True:
+            names = running_children()
+            what = ", ".join(names) if names else "this process, which tidies up"
+            self._write(f"ending for {time.monotonic() - began:.0f} s, still running: {what}")
+            time.sleep(REPEAT_S)
+
+
+def running_children() -> list[str]:
+    """Name and process id of each child of this process, and theirs, that has not ended."""
+    import psutil  # type: ignore[import-untyped,unused-ignore]  # comes with vLLM
+
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.name()} (process {process.pid})")
+        except psutil.NoSuchProcess:
+            continue
+    return found

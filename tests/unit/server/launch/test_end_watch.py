@@ -1,0 +1,41 @@
+"""An end that takes long says what it waits for."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import subprocess, sys, time
+from prefmix.server.launch import end_watch
+
+end_watch.FIRST_S, end_watch.REPEAT_S = 0.1, 0.5
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+watch = end_watch.EndWatch()
+watch.start()
+watch.start()
+time.sleep(0.4)
+child.kill()
+child.wait()
+time.sleep(0.5)
+"""
+
+
+def test_the_processes_that_are_left_are_named(tmp_path: Path) -> None:
+    root = Path(__file__).parents[4]
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert run.returncode == 0, run.stderr
+    first, second = run.stderr.splitlines()[:2]
+    assert re.fullmatch(
+        r"prefmix: ending for \d+ s, still running: python\S* \(process \d+\)", first
+    )
+    assert second.endswith("still running: this process, which tidies up")
