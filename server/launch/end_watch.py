@@ -6,8 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from prefmix.server.launch.terminal.startup_log import say
-
 FIRST_S = 5.0
 """Seconds after the signal until the first line; most servers have ended by then."""
 
@@ -18,7 +16,7 @@ REPEAT_S = 10.0
 class EndWatch:
     """Writes a line now and then, from the first call of `start` until this process has ended."""
 
-    def __init__(self, write: Callable[[str], None] = say) -> None:
+    def __init__(self, write: Callable[[str], None]) -> None:
         """Args: write: writes a line."""
         self._write = write
         self._thread: threading.Thread | None = None

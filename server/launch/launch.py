@@ -118,7 +118,7 @@ def _start_signals(log: StartupLog, live: LiveSettings) -> StartSignals:
         log.close()
         run_folder.remove(live.folder)
 
-    watch = EndWatch()
+    watch = EndWatch(log.say)
 
     def on_signal() -> None:
         log.mute()

@@ -149,6 +149,10 @@ class StartupLog:
         if self._stages is not None:
             self._stages.enter(order, text)
 
+    def say(self, line: str) -> None:
+        """Prints one of the launcher's own lines, even while this process ends silently."""
+        writer(2 if self._stderr < 0 else self._stderr)(f"{OWN_PREFIX}{line}\n".encode())
+
     def _end_stages(self) -> None:
         os.environ.pop(start_stages.VARIABLE, None)
         if self._stages is not None:

@@ -11,10 +11,11 @@ from pathlib import Path
 SCRIPT = """
 import subprocess, sys, time
 from prefmix.server.launch import end_watch
+from prefmix.server.launch.terminal.startup_log import say
 
 end_watch.FIRST_S, end_watch.REPEAT_S = 0.1, 0.5
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-watch = end_watch.EndWatch()
+watch = end_watch.EndWatch(say)
 watch.start()
 watch.start()
 time.sleep(0.4)
