@@ -28,6 +28,7 @@ PARSED = {
     ("README.md", "make demo"): _MAKE,
     ("README.md", "pip wheel"): _NETWORK,
     ("SECURITY.md", "openssl rand"): _OWN_FILES,
+    ("docs/averages.md", ".venv/bin/prefmix average mixture.yaml"): _OWN_FILES,
     ("docs/console.md", ".venv/bin/prefmix serve policies/demo/serve.yaml"): _OTHER_SERVER,
     ("docs/console.md", ".venv/bin/python -m pytest"): _MAKE,
     ("docs/deploying.md", "docker compose"): _CLUSTER,
