@@ -26,7 +26,6 @@ from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
 from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
 from prefmix.server.launch import security_checks
-from prefmix.server.launch.end_watch import EndWatch
 from prefmix.server.launch.environment import (
     check_entry_points,
     log_level,
@@ -51,6 +50,7 @@ from prefmix.server.launch.start_checks import (
 )
 from prefmix.server.launch.start_signals import StartSignals, end_descendants
 from prefmix.server.launch.terminal import stages
+from prefmix.server.launch.terminal.end_watch import EndWatch
 from prefmix.server.launch.terminal.failure_message import failure_message
 from prefmix.server.launch.terminal.startup_log import StartupLog, say
 from prefmix.server.launch.vllm_server import run_vllm

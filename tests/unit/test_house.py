@@ -31,6 +31,7 @@ PURE_MIXING = {
     "prefmix.mixing.simplex",
     "prefmix.mixing.spec",
     "prefmix.mixing.vocabulary",
+    "prefmix.mixing.start_stages",
     "prefmix.mixing.wire",
 }
 """The modules of `mixing` that need no engine."""

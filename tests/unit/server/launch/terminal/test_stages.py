@@ -28,7 +28,7 @@ class Screen:
         self.written += content
 
     def after(self, seconds: float) -> str:
-        """What was written until then, a tick each second."""
+        """The text written until then, with a tick each second."""
         self.written = b""
         for _ in range(int(seconds)):
             self.now_s += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 SCRIPT = """
 import subprocess, sys, time
-from prefmix.server.launch import end_watch
+from prefmix.server.launch.terminal import end_watch
 from prefmix.server.launch.terminal.startup_log import say
 
 end_watch.FIRST_S, end_watch.REPEAT_S = 0.1, 0.5
@@ -26,7 +26,7 @@ time.sleep(0.5)
 
 
 def test_the_processes_that_are_left_are_named(tmp_path: Path) -> None:
-    root = Path(__file__).parents[4]
+    root = Path(__file__).parents[5]
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         capture_output=True,
