@@ -9,79 +9,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
-import importlib
 import importlib.metadata
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, cast
 
+from prefmix.server.cli.shell.commands import COMMANDS, Command, parser_of, split_passthrough
+from prefmix.server.cli.shell.pager import paged
 from prefmix.server.cli.standard_streams import discard_unwritten_output, prepare_streams
 from prefmix.server.config.errors import CommandError
 from prefmix.server.launch.engine_flags import is_engine_flag
 from prefmix.server.launch.installation import InstallationError, explained
-
-
-class CommandModule(Protocol):
-    """The functions of a subcommand's module."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the subcommand's flags."""
-
-    def run(self, args: argparse.Namespace, passthrough: Sequence[str]) -> int:
-        """Runs the subcommand. Args: passthrough: the words after `--`. Returns: the exit code."""
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One subcommand, whose module is imported only when it runs."""
-
-    name: str
-    module: str
-    summary: str
-    takes_engine_flags: bool = True
-    """True if the command passes the words after `--` to vLLM."""
-
-    def load(self) -> CommandModule:
-        """Imports the module."""
-        return cast(CommandModule, importlib.import_module(self.module))
-
-
-COMMANDS = (
-    Command("serve", "prefmix.server.cli.serve", "serve a mixture of policies over HTTP"),
-    Command("fit", "prefmix.server.cli.fit", "fit the weights of a profile, with a certificate"),
-    Command(
-        "weights",
-        "prefmix.server.cli.weights",
-        "show and change the profiles that are served",
-        takes_engine_flags=False,
-    ),
-    Command(
-        "train",
-        "prefmix.server.cli.train",
-        "train a policy for one objective from preference pairs",
-        takes_engine_flags=False,
-    ),
-    Command(
-        "eval",
-        "prefmix.server.cli.eval",
-        "measure the rewards of policies, profiles, mixtures and parameter averages",
-    ),
-    Command(
-        "average",
-        "prefmix.server.cli.averaging.average",
-        "write the parameter average of full checkpoints as one checkpoint",
-        takes_engine_flags=False,
-    ),
-    Command(
-        "export",
-        "prefmix.server.cli.averaging.export",
-        "write the average of adapters as one adapter or merged checkpoint",
-        takes_engine_flags=False,
-    ),
-    Command("bench", "prefmix.bench.command", "measure the cost of mixing beside its alternatives"),
-)
 
 _DISK_ERRORS = {
     errno.ENOSPC,
@@ -92,16 +30,6 @@ _DISK_ERRORS = {
     errno.EIO,
 }
 """A disk that is full, broken or forbidden: a traceback explains none of these."""
-
-
-class OneSentenceParser(argparse.ArgumentParser):
-    """Raises CommandError instead of printing usage, and OSError if it cannot print its help."""
-
-    def error(self, message: str) -> NoReturn:
-        raise CommandError(message, exit_code=2)
-
-    def print_help(self, file: Any = None) -> None:
-        print(self.format_help(), end="", file=file, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,8 +75,9 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
-    if argv[0] == "help":  # as git's: `prefmix help serve` is `prefmix serve --help`
-        return _dispatch([*argv[1:2], "--help"])
+    if argv[0] == "help":  # as git's: `prefmix help serve` is `prefmix serve --help`, in a pager
+        with paged():
+            return _dispatch([*argv[1:], "--help"])
     if argv[0] in ("-V", "--version"):
         print(f"prefmix {importlib.metadata.version('prefmix')}")
         return 0
@@ -161,17 +90,6 @@ def _dispatch(argv: list[str]) -> int:
             exit_code=2,
         )
     return _run(command, argv[1:])
-
-
-def parser_of(command: Command) -> OneSentenceParser:
-    """The parser of a subcommand's flags."""
-    parser = OneSentenceParser(
-        prog=f"prefmix {command.name}",
-        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
-        allow_abbrev=False,
-    )
-    command.load().add_arguments(parser)
-    return parser
 
 
 def _run(command: Command, argv: list[str]) -> int:
@@ -207,22 +125,13 @@ def _chosen(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpar
     return parser
 
 
-def split_passthrough(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits the command line at the first `--`, which itself is dropped."""
-    argv = list(argv)
-    if "--" not in argv:
-        return argv, []
-    at = argv.index("--")
-    return argv[:at], argv[at + 1 :]
-
-
 def _suggestion(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _help() -> str:
-    lines = [f"  {command.name:<8} {command.summary}" for command in COMMANDS]
+    lines = [f"  {command.name:<10} {command.summary}" for command in COMMANDS]
     return "\n".join(
         [
             "usage: prefmix COMMAND ...",

@@ -93,7 +93,11 @@ def refused(
 
 
 def test_start_prints_one_table_and_nothing_else(server: ServerProcess) -> None:
-    rows = [line.split() for line in server.stdout.splitlines() if line]
+    server.wait_printed("-d '{")  # the last line
+    table, _, request = server.stdout.partition("\ntry it:\n")
+    assert request.startswith(f"curl {server.url}/v1/chat/completions ")
+    assert "Bearer $PREFMIX_API_KEY" in request
+    rows = [line.split() for line in table.splitlines() if line]
     assert rows[0] == ["policy", "parameters", "weight", "model"]
     assert [row[0] for row in rows[1:4]] == list(POLICIES)
     assert all(row[2] == "0.333" for row in rows[1:4])
@@ -106,6 +110,7 @@ def test_start_prints_one_table_and_nothing_else(server: ServerProcess) -> None:
         "profiles": "even (default), solo",
         "url": server.url,
         "open": "inference with API key, metrics, health, docs, console",
+        "console": f"{server.url}/console",
     }
     assert all(line.startswith("prefmix: ") for line in server.stderr.splitlines()), server.stderr
 

@@ -126,6 +126,13 @@ class ServerProcess:
         self.family()
         return self
 
+    def wait_printed(self, text: str, timeout: float = START_TIMEOUT_S) -> None:
+        """Waits until a text appears on stdout."""
+        deadline = time.monotonic() + timeout
+        while text not in self.stdout:
+            assert time.monotonic() < deadline, self.stdout
+            time.sleep(0.05)
+
     def wait_said(self, text: str, timeout: float = START_TIMEOUT_S) -> None:
         """Waits until a text appears on stderr."""
         deadline = time.monotonic() + timeout

@@ -58,6 +58,7 @@ def test_vllms_bar_of_files_is_part_of_the_stage() -> None:
     screen = Screen()
     screen.stages.enter(100, "loading policy a (1 of 3)")
     assert screen.stages.take(BAR.format(0, 1))
+    assert screen.stages.take("\n"), "the end of a bar"
     assert screen.after(5) == "prefmix: loading policy a (1 of 3) (5 s)\n"
     assert screen.stages.take("(Worker pid=3) " + BAR.format(1, 4))
     assert screen.after(5) == "prefmix: loading policy a (1 of 3), file 2 of 4 (10 s)\n"

@@ -1,0 +1,1 @@
+"""The commands of `prefmix`, their manual, and their completion in a shell."""

@@ -1,0 +1,67 @@
+"""Each command's help has examples that its own parser takes."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from prefmix.server.cli.main import main
+from prefmix.server.cli.shell.commands import COMMANDS, parser_of, split_passthrough
+from prefmix.server.cli.shell.manual import MANUALS
+from prefmix.server.cli.shell.pager import paged
+
+ROOT = Path(__file__).resolve().parents[5]
+
+
+def test_every_command_has_its_sections() -> None:
+    assert MANUALS.keys() == {command.name for command in COMMANDS}
+
+
+@pytest.mark.parametrize("name", MANUALS)
+def test_help_of_a_command_is_a_page(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(["help", name])
+    page = capsys.readouterr().out
+    for title in ("usage: prefmix " + name, "examples:", "exit status:"):
+        assert title in page
+    for what, command in MANUALS[name].examples:
+        assert f"  # {what}\n  {command}\n" in page
+
+
+@pytest.mark.parametrize("name", MANUALS)
+def test_examples_are_taken_by_the_parser(name: str) -> None:
+    for _, command in MANUALS[name].examples:
+        text = re.sub(r'^eval "\$\((.*)\)"$', r"\1", command).partition(" | ")[0]
+        words = shlex.split(text)
+        assert words[0] == "prefmix"
+        (own_command,) = [each for each in COMMANDS if each.name == words[1]]
+        own, passthrough = split_passthrough(words[2:])
+        _, unknown = parser_of(own_command).parse_known_args(own)
+        assert unknown == []
+        assert own_command.takes_engine_flags or not passthrough
+
+
+def test_see_also_names_what_exists() -> None:
+    names = {f"prefmix {command.name}" for command in COMMANDS}
+    for manual in MANUALS.values():
+        for each in manual.see_also:
+            assert each in names or (ROOT / each).is_file(), each
+
+
+def test_an_action_has_help_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(["help", "weights", "apply"])
+    assert "usage: prefmix weights apply" in capsys.readouterr().out
+
+
+def test_help_on_a_terminal_is_paged(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("pydoc.pager", shown.append)
+    with paged():
+        print("a page")
+    assert shown == ["a page\n"]
