@@ -77,7 +77,7 @@ class StartStages:
                 self._order, self._text, self._shards = order, text, ""
 
     def take(self, line: str) -> bool:
-        """True for a line that only tells a stage, and for an empty one; it is not to be written."""
+        """True for a line that only tells a stage, or is empty: it is not to be written."""
         if not line.strip():  # the end of vLLM's bar
             return True
         if (own := _OWN.search(line)) is not None:
