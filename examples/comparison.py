@@ -103,4 +103,4 @@ def measured(
 
 
 def _judge(reward: Callable[[str], float]) -> Reward:
-    return lambda prompts, answers: [reward(answer.strip()) for answer in answers]
+    return lambda _, answers, __: [reward(answer.strip()) for answer in answers]

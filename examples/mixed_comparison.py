@@ -94,9 +94,9 @@ def _mixed(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Number
 
 def _online(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Numbers:
     """RLOO from the base and with the base as its reference, on all prompts."""
+    from prefmix.policies.data.pairs import PAIR_FIELDS, read_rows
+    from prefmix.policies.rewards.loading import load_reward
     from prefmix.policies.train.checkpoints import load_tokenizer
-    from prefmix.policies.train.pairs import PAIR_FIELDS, read_rows
-    from prefmix.policies.train.rewards import load_reward
     from prefmix.policies.train.trainers import train_online
 
     output = folder / "policy"
@@ -116,8 +116,8 @@ def _online(folder: Path, reward_model: Path, *, steps: int, seed: int) -> Numbe
 
 
 def _reward_model(folder: Path, *, steps: int, seed: int) -> Path:
+    from prefmix.policies.data.pairs import PAIR_FIELDS, read_rows
     from prefmix.policies.train.checkpoints import load_tokenizer
-    from prefmix.policies.train.pairs import PAIR_FIELDS, read_rows
     from prefmix.policies.train.trainers import train_reward_model
 
     output = folder / "reward-model"
@@ -125,7 +125,9 @@ def _reward_model(folder: Path, *, steps: int, seed: int) -> Path:
     settings = _settings(folder, output, steps=steps, seed=seed)
     pairs = read_rows(folder / "pairs.jsonl", PAIR_FIELDS)
     checkpoints = folder / "reward-model.checkpoints"
-    train_reward_model(settings, load_tokenizer(str(REFERENCE)), pairs, output, checkpoints)
+    train_reward_model(
+        settings, load_tokenizer(str(REFERENCE)), {"pairs": pairs}, output, checkpoints
+    )
     shutil.rmtree(checkpoints, ignore_errors=True)
     return output
 

@@ -125,8 +125,8 @@ def _with_reference(values: dict[str, Any], folder: Path) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
+    from prefmix.policies.data.pairs import PAIR_FIELDS, read_rows
     from prefmix.policies.train.checkpoints import load_policy, load_tokenizer, save_policy, train
-    from prefmix.policies.train.pairs import PAIR_FIELDS, read_rows
     from prefmix.policies.train.trainers import trainer_arguments
 
     settings = build(DirectSettings, values)

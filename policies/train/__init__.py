@@ -6,17 +6,10 @@
   mixed-preference    a reward model splits the pairs: DPO on the clear pairs, then reinforcement
                       learning on the prompts of the other pairs (arXiv 2403.19443).
 
-Needs the `train` extra (`make setup-train`). Importing this package, `settings`, `pairs`,
-`splitter` and `stages` needs nothing beyond the standard library.
+Needs the `train` extra (`make setup-train`). Importing this package, `settings`, `splitter` and
+`stages` needs nothing beyond the standard library; nor does `prefmix.policies.data.pairs`.
 """
 
-
-class TrainError(ValueError):
-    """Data, a reward function or a base model that training cannot use; one sentence."""
-
-
-class SettingsError(TrainError):
-    """A setting that is unknown, missing or out of range."""
-
+from prefmix.policies.errors import SettingsError, TrainError
 
 __all__ = ["SettingsError", "TrainError"]

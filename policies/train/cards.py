@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prefmix.policies.train.pairs import Rows
+from prefmix.policies.data.pairs import Rows
 from prefmix.policies.train.settings import TrainSettings
-from prefmix.policies.train.stages import told_course
+from prefmix.policies.train.stages import told_course, told_evaluation
 
 PACKAGES = ("torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets")
 
@@ -65,6 +65,11 @@ def _card(
         for name, facts in stages.items()
         if facts.get("losses")
     ]
+    losses += [
+        f"- {name}, pairs held out: {told_evaluation(facts['evaluations'][-1])}"
+        for name, facts in stages.items()
+        if facts.get("evaluations")
+    ]
     return "\n".join(
         [
             "---",
@@ -81,8 +86,8 @@ def _card(
             *rows,
             *losses,
             "",
-            "`provenance.json` holds every setting, version, hash and logged loss. Nothing here",
-            "was evaluated: losses are those of the training data.",
+            "`provenance.json` holds every setting, version, hash and logged loss. Losses are",
+            "those of the training data where nothing else is said.",
             "",
             f"    prefmix serve {flags}",
             "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from transformers import (
     TrainerCallback,
 )
 
+from prefmix.policies.safe_files import loading
 from prefmix.policies.train import TrainError
 from prefmix.policies.train.progress import show_steps
-from prefmix.policies.train.safe_files import loading
 from prefmix.policies.train.settings import TrainSettings
 
 _FILE_MODE = 0o644
 _TRAINER_STATE = "trainer_state.json"
+_TIMES = ("step_time", "_runtime", "_per_second")
 
 
 def load_tokenizer(base: str) -> Any:
@@ -85,8 +87,11 @@ def lora_config(settings: TrainSettings, *, task: str = "CAUSAL_LM") -> Any:
     )
 
 
-def train(trainer: Any, checkpoints: Path) -> list[dict[str, float]]:
-    """Trains to the end, from the last complete checkpoint if there is one; returns the losses."""
+def train(trainer: Any, checkpoints: Path) -> dict[str, list[dict[str, float]]]:
+    """Trains to the end, from the last complete checkpoint if there is one.
+
+    Returns: `losses`, and `evaluations` if there were any: the logged entries.
+    """
     show_steps(trainer, checkpoints.stem)
     trainer.add_callback(_LastStep())
     last = _last_complete(checkpoints)
@@ -95,11 +100,16 @@ def train(trainer: Any, checkpoints: Path) -> list[dict[str, float]]:
         # resumes from the reference adapter and not from the trained one.
         shutil.rmtree(Path(last) / "ref", ignore_errors=True)
     trainer.train(resume_from_checkpoint=last)
-    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    # Without times, and sorted: both would differ between equal runs.
-    return [
-        {name: entry[name] for name in sorted(entry) if name != "step_time"} for entry in entries
-    ]
+    history = trainer.state.log_history
+    facts = {"losses": [_without_times(entry) for entry in history if "loss" in entry]}
+    # The last one of a step: a run that is resumed there evaluates again.
+    held_out = {entry["step"]: _without_times(entry) for entry in history if "eval_loss" in entry}
+    return facts | ({"evaluations": list(held_out.values())} if held_out else {})
+
+
+def _without_times(entry: Mapping[str, float]) -> dict[str, float]:
+    """An entry without times, and sorted: both would differ between equal runs."""
+    return {name: entry[name] for name in sorted(entry) if not name.endswith(_TIMES)}
 
 
 def steps_done(checkpoints: Path) -> int:
@@ -118,6 +128,7 @@ class _LastStep(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_save = False
+            control.should_evaluate = args.eval_strategy == "steps"
 
 
 def save_policy(model: Any, settings: TrainSettings, folder: Path, *, final: bool) -> None:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prefmix.policies.data.pairs import ANSWER_FIELDS, PAIR_FIELDS, TEXT_FIELDS, Rows, read_rows
+from prefmix.policies.data.sources import Source
+from prefmix.policies.data.tokens import check_tokenizer, encode
+from prefmix.policies.errors import TrainError
+from prefmix.policies.rewards.loading import load_reward
+from prefmix.policies.rewards.reward import Answers, Reward
+from prefmix.policies.safe_files import check_safe
 from prefmix.policies.train.cards import about, write_cards
 from prefmix.policies.train.checkpoints import load_config, load_tokenizer
-from prefmix.policies.train.pairs import ANSWER_FIELDS, PAIR_FIELDS, TEXT_FIELDS, Rows, read_rows
 from prefmix.policies.train.progress import quiet_libraries
-from prefmix.policies.train.rewards import Reward, load_reward
-from prefmix.policies.train.safe_files import check_safe
 from prefmix.policies.train.settings import (
     DirectSettings,
     MaximumSettings,
     MixedSettings,
     TrainSettings,
 )
-from prefmix.policies.train.splitter import split_pairs
+from prefmix.policies.train.splitter import by_prompts, split_pairs
 from prefmix.policies.train.stages import Stages, Tell, say
-from prefmix.policies.train.tokens import check_tokenizer, encode
+from prefmix.policies.train.trackers import check_trackers
 from prefmix.policies.train.trainers import (
+    EVALUATION,
     train_direct,
     train_maximum,
     train_online,
@@ -40,6 +45,7 @@ def run(settings: TrainSettings, *, tell: Tell = say) -> Path:
     Raises: TrainError about the data, the base, the reward or the output; the output then does not
       exist.
     """
+    check_trackers(settings)
     quiet_libraries()
     data = _read(settings)
     check_safe(settings.base, "base model", allow_unsafe_weights=settings.allow_unsafe_weights)
@@ -59,7 +65,15 @@ def run(settings: TrainSettings, *, tell: Tell = say) -> Path:
 
 
 def _read(settings: TrainSettings) -> dict[str, Rows]:
-    data = {"pairs": read_rows(settings.data, PAIR_FIELDS)}
+    source = Source(name=str(settings.data), split=settings.split, subset=settings.subset)
+    data = {"pairs": read_rows(source, PAIR_FIELDS)}
+    if settings.eval_data is not None:
+        source = Source(name=str(settings.eval_data), split=settings.eval_split)
+        data[EVALUATION] = read_rows(source, PAIR_FIELDS)
+    elif settings.eval_split is not None:
+        data[EVALUATION] = read_rows(replace(source, split=settings.eval_split), PAIR_FIELDS)
+    elif settings.eval_share is not None:
+        data |= _held_out(data["pairs"], settings.eval_share, settings.seed)
     if isinstance(settings, MaximumSettings):
         if settings.sft_data is not None:
             data["sft"] = read_rows(settings.sft_data, ANSWER_FIELDS)
@@ -68,12 +82,26 @@ def _read(settings: TrainSettings) -> dict[str, Rows]:
     return data
 
 
+def _held_out(pairs: Rows, share: float, seed: int) -> dict[str, Rows]:
+    """The pairs in two parts, all those of one prompt in the same.
+
+    Raises: TrainError if one part is empty.
+    """
+    held, trained = by_prompts(pairs, share, seed=f"{seed} evaluation")
+    if not held or not trained:
+        raise TrainError(
+            f"eval_share is {share:g}, which leaves {len(held)} of {len(pairs)} pairs to evaluate "
+            f"on and {len(trained)} to train on; give another one, or more pairs"
+        )
+    return {"pairs": pairs.take(trained), EVALUATION: pairs.take(held)}
+
+
 def _check(settings: TrainSettings, tokenizer: Any, data: Mapping[str, Rows]) -> None:
     vocab_size = load_config(settings.base).get_text_config().vocab_size
     for rows in data.values():
         check_tokenizer(tokenizer, vocab_size, rows)
     # TRL would silently drop rows that do not fit.
-    for what in data.keys() & {"pairs", "sft"}:
+    for what in data.keys() & {"pairs", "sft", EVALUATION}:
         for name, row in zip(data[what].names, data[what].rows, strict=True):
             answers = [content for field, content in row.items() if field != "prompt"]
             encode(tokenizer, name, row["prompt"], answers, max_length=settings.max_length)
@@ -99,8 +127,9 @@ class _Job:
 
     def direct(self, settings: DirectSettings) -> None:
         def make(folder: Path, checkpoints: Path) -> dict[str, Any]:
-            pairs = self.data["pairs"]
-            facts = train_direct(settings, self.tokenizer, pairs, folder, checkpoints, final=True)
+            facts = train_direct(
+                settings, self.tokenizer, self.data, folder, checkpoints, final=True
+            )
             write_cards(folder, settings, self.data, {"policy": facts})
             return facts
 
@@ -118,13 +147,19 @@ class _Job:
 
     def mixed(self, settings: MixedSettings) -> None:
         pairs = self.data["pairs"]
-        reward = self.reward or self._trained_reward(settings)
-        folder = self.stages.run("split", lambda folder, _: _split(settings, pairs, reward, folder))
+        judges = [(self.reward, range(len(pairs)))] if self.reward else self._judges(settings)
+        folder = self.stages.run(
+            "split", lambda folder, _: _split(settings, self.tokenizer, pairs, judges, folder)
+        )
         split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
         easy, difficult = pairs.take(split["easy"]), pairs.take(split["difficult"])
         start = self.stages.run(
-            "dpo", lambda *to: train_direct(settings, self.tokenizer, easy, *to, final=False)
+            "dpo",
+            lambda *to: train_direct(
+                settings, self.tokenizer, {**self.data, "pairs": easy}, *to, final=False
+            ),
         )
+        reward = self.reward or self._trained_reward(settings, "reward-model", pairs)
 
         def make(folder: Path, checkpoints: Path) -> dict[str, Any]:
             facts = train_online(
@@ -136,34 +171,100 @@ class _Job:
         self.stages.run("policy", make)
         self.stages.publish("policy", keep=True)
 
-    def _trained_reward(self, settings: MixedSettings) -> Reward:
+    def _judges(self, settings: MixedSettings) -> list[Judge]:
+        """Two reward models, each trained on one half of the pairs and to judge the other half."""
+        pairs = self.data["pairs"]
+        halves = by_prompts(pairs, 0.5, seed=f"{settings.seed} halves")
+        if not all(halves):
+            raise TrainError(
+                "all pairs have one prompt, so that a reward model would judge answers that it was "
+                "trained on; give pairs of several prompts, or --reward"
+            )
+        return [
+            (self._trained_reward(settings, f"reward-half-{number}", pairs.take(own)), other)
+            for number, own, other in ((1, halves[0], halves[1]), (2, halves[1], halves[0]))
+        ]
+
+    def _trained_reward(self, settings: MixedSettings, stage: str, pairs: Rows) -> Reward:
+        data = {**self.data, "pairs": pairs}
         folder = self.stages.run(
-            "reward-model",
-            lambda *to: train_reward_model(settings, self.tokenizer, self.data["pairs"], *to),
+            stage, lambda *to: train_reward_model(settings, self.tokenizer, data, *to)
         )
         return load_reward(str(folder), max_length=settings.max_length)
 
 
-def _split(settings: MixedSettings, pairs: Rows, reward: Reward, folder: Path) -> dict[str, Any]:
-    """Scores both answers of every pair, splits the pairs by the gap and writes both files."""
-    prompts = [row["prompt"] for row in pairs.rows]
-    scores = {
-        answer: reward.score(
-            prompts, [row[answer] for row in pairs.rows], [f"{n}, {answer!r}" for n in pairs.names]
-        )
-        for answer in ("chosen", "rejected")
-    }
-    gaps = [c - r for c, r in zip(scores["chosen"], scores["rejected"], strict=True)]
-    split = split_pairs(gaps, threshold=settings.threshold, quantile=settings.quantile)
+Judge = tuple[Reward, Sequence[int]]
+"""A reward, and the places of the pairs that it judges."""
+
+
+def _split(
+    settings: MixedSettings, tokenizer: Any, pairs: Rows, judges: Sequence[Judge], folder: Path
+) -> dict[str, Any]:
+    """Scores both answers of every pair, splits the pairs by the gap and writes both files.
+
+    Without a threshold, each judge's pairs are split by themselves: two reward models have two
+    scales.
+    """
+    scores: dict[int, dict[str, float]] = {}
+    easy: list[int] = []
+    difficult: list[int] = []
+    thresholds: list[float] = []
+    for reward, places in judges:
+        part = pairs.take(places)
+        scored = _scored(settings, tokenizer, part, reward)
+        gaps = [row["chosen"] - row["rejected"] for row in scored]
+        scores |= dict(zip(places, scored, strict=True))
+        if settings.threshold is None:
+            split = split_pairs(gaps, threshold=None, quantile=settings.quantile)
+            easy += [places[i] for i in split.easy]
+            difficult += [places[i] for i in split.difficult]
+            thresholds.append(split.threshold)
+    gaps = [scores[i]["chosen"] - scores[i]["rejected"] for i in range(len(pairs))]
+    if settings.threshold is not None:
+        split = split_pairs(gaps, threshold=settings.threshold, quantile=settings.quantile)
+        easy, difficult, thresholds = list(split.easy), list(split.difficult), [split.threshold]
     with (folder / "scores.jsonl").open("w", encoding="utf-8") as file:
         for index, name in enumerate(pairs.names):
-            row = {"row": name, **{answer: scores[answer][index] for answer in scores}}
-            file.write(json.dumps({**row, "gap": gaps[index]}) + "\n")
-    parts = {"threshold": split.threshold, "easy": split.easy, "difficult": split.difficult}
+            row = {"row": name, **scores[index], "gap": gaps[index]}
+            file.write(json.dumps(row) + "\n")
+    parts = {"threshold": thresholds, "easy": sorted(easy), "difficult": sorted(difficult)}
     (folder / "split.json").write_text(json.dumps(parts) + "\n", encoding="utf-8")
     return {
-        "threshold": split.threshold,
-        "easy": len(split.easy),
-        "difficult": len(split.difficult),
+        **{
+            f"threshold{f'_{number}' if len(thresholds) > 1 else ''}": threshold
+            for number, threshold in enumerate(thresholds, start=1)
+        },
+        "easy": len(easy),
+        "difficult": len(difficult),
         "wrongly_ordered": sum(gap < 0 for gap in gaps),
     }
+
+
+def _scored(
+    settings: MixedSettings, tokenizer: Any, pairs: Rows, reward: Reward
+) -> list[dict[str, float]]:
+    """The rewards of both answers of each pair. Raises: TrainError where one does not apply."""
+    scored: list[dict[str, float]] = [{} for _ in pairs.rows]
+    for answer in ("chosen", "rejected"):
+        tokens = [
+            encode(tokenizer, name, row["prompt"], [row[answer]], max_length=settings.max_length)
+            for name, row in zip(pairs.names, pairs.rows, strict=True)
+        ]
+        names = [f"{name}, {answer!r}" for name in pairs.names]
+        rewards = reward.score(
+            Answers(
+                prompts=[row["prompt"] for row in pairs.rows],
+                answers=[row[answer] for row in pairs.rows],
+                names=names,
+                columns=pairs.columns,
+                completion_ids=[each.ids[each.num_context :] for (each,) in tokens],
+            )
+        )
+        for name, row, value in zip(names, scored, rewards, strict=True):
+            if value is None:
+                raise TrainError(
+                    f"{name}: the reward does not apply to it (None), but the pairs are split by "
+                    "the rewards of both answers; leave the pair out, or return a number"
+                )
+            row[answer] = value
+    return scored

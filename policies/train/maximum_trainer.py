@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
+from prefmix.policies.data.tokens import Example
 from prefmix.policies.train.maximum_preference import (
     IGNORED,
     Terms,
@@ -17,7 +18,6 @@ from prefmix.policies.train.maximum_preference import (
     shuffled_passes,
 )
 from prefmix.policies.train.settings import MaximumSettings
-from prefmix.policies.train.tokens import Example
 
 ROLES = ("chosen", "rejected", "sft", "text")
 
@@ -110,12 +110,16 @@ class MaximumPreferenceTrainer(Trainer):
 
     def _remember(self, terms: Terms, accuracy: torch.Tensor) -> None:
         parts = {"preference": terms.preference, "accuracy": accuracy}
-        parts |= {"sft_logprob": terms.sft, "text_logprob": terms.text}
+        if self.model.training:
+            parts |= {"sft_logprob": terms.sft, "text_logprob": terms.text}
         for name, value in parts.items():
-            self._parts.setdefault(name, []).append(value.item())
+            role = name if self.model.training else f"eval_{name}"
+            self._parts.setdefault(role, []).append(value.item())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs the means of the loss's parts since the last log, too."""
-        means = {name: sum(values) / len(values) for name, values in self._parts.items()}
-        self._parts.clear()
+        is_evaluation = any(name.startswith("eval_") for name in logs)
+        names = [name for name in self._parts if name.startswith("eval_") == is_evaluation]
+        parts = {name: self._parts.pop(name) for name in names}
+        means = {name: sum(values) / len(values) for name, values in parts.items()}
         super().log({**logs, **means}, start_time)

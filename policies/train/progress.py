@@ -37,6 +37,8 @@ def quiet_libraries() -> None:
     # TRL imports vLLM, which is not used here.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     logging.getLogger("vllm").setLevel(logging.ERROR)
+    # It warns of answers to which a reward does not apply, which is the reward's own affair.
+    logging.getLogger("trl.trainer.rloo_trainer").setLevel(logging.ERROR)
     # It warns if two checkpoints have the same second, and then sorts them by number.
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     datasets.disable_progress_bars()

@@ -15,7 +15,8 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from prefmix.policies.train import SettingsError
+from prefmix.policies.data.sources import may_be_hub_id
+from prefmix.policies.errors import SettingsError
 
 
 def _setting(
@@ -30,6 +31,13 @@ def _setting(
     return field(default=default, metadata=about)
 
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
+"""The programs that training can log to, named as their packages."""
+
+HUB_SETTINGS = ("data", "eval_data")
+"""The paths that may be hub ids."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """The settings that all methods share."""
@@ -37,8 +45,17 @@ class TrainSettings:
     method: ClassVar[str]
 
     base: str = _setting("model to start from: a folder or hub id")
-    data: Path = _setting("preference pairs: a JSONL file or a datasets folder")
+    data: Path = _setting("preference pairs: a JSONL, JSON or Parquet file, a folder or hub id")
     output: Path = _setting("folder to write the policy into; must not exist")
+    split: str | None = _setting("split of a folder or hub id; default: train", None)
+    subset: str | None = _setting("configuration of a hub id, if it has several", None)
+    eval_data: Path | None = _setting("pairs to evaluate on, never trained on; as --data", None)
+    eval_split: str | None = _setting("split to evaluate on, of --eval-data or else --data", None)
+    eval_share: float | None = _setting("share of the pairs to hold out and evaluate on", None)
+    eval_steps: int = _setting("steps between evaluations; the last step has one, too", 100)
+    report_to: str | None = _setting(
+        "where TRL logs to as well: tensorboard, wandb or trackio, or several with commas", None
+    )
     seed: int = _setting("seed of the pairs' order, the initial adapter and the sampling", 0)
     epochs: float = _setting("passes over the pairs", 1.0)
     steps: int | None = _setting("optimiser steps, in place of --epochs", None)
@@ -69,7 +86,14 @@ class TrainSettings:
     def __post_init__(self) -> None:
         """Checks ranges."""
         positive = ["batch_pairs", "accumulate", "learning_rate", "max_length", "epochs"]
-        self._check([*positive, "save_steps", "log_steps"], lambda x: x > 0, "positive")
+        positive += ["save_steps", "log_steps", "eval_steps"]
+        self._check(positive, lambda x: x > 0, "positive")
+        self._check(["eval_share"], lambda x: x is None or 0 < x < 1, "between 0 and 1")
+        if self.eval_share is not None and (self.eval_data or self.eval_split):
+            raise SettingsError("eval_share holds out pairs of data; leave it or eval_data out")
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise SettingsError(f"report_to names {name!r}; allowed: {', '.join(TRACKERS)}")
         self._check(["seed", "warmup_steps", "lora_rank"], lambda x: x >= 0, "0 or more")
         self._check(["steps", "lora_alpha"], lambda x: x is None or x > 0, "positive")
         if self.lora_rank == 0 and (self.merge or self.lora_alpha is not None):
@@ -80,6 +104,11 @@ class TrainSettings:
             value = getattr(self, name)
             if not is_good(value):
                 raise SettingsError(f"{name} is {value}; it must be {allowed}")
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names in `report_to`."""
+        return [name.strip() for name in (self.report_to or "").split(",") if name.strip()]
 
     def num_steps(self, num_pairs: int) -> int:
         """Optimiser steps over a number of pairs."""
@@ -141,7 +170,9 @@ class MixedSettings(TrainSettings):
     method = "mixed-preference"
 
     reward: str | None = _setting(
-        "reward model: a checkpoint, or module:function; default: one is trained on the pairs", None
+        "reward model: a checkpoint, module:function or file.py:function; default: some are "
+        "trained on the pairs, and none judges pairs that it was trained on",
+        None,
     )
     reward_epochs: float = _setting("passes over the pairs in the reward model's training", 1.0)
     reward_learning_rate: float = _setting(
@@ -214,13 +245,18 @@ def resolve_paths(
 ) -> dict[Any, Any]:
     """The values of a file, with its paths resolved against `folder`, the folder of the file.
 
-    `base` and `reward` may also be names: there, only values that start with a dot are paths.
+    `base` and `reward` may also be names: there, only values that start with a dot are paths. A
+    value of `data` that looks like a hub id is a path if it exists.
     """
     paths = {item.name for item in dataclasses.fields(cls) if kind_of(item, cls) is Path}
+
+    def is_path(name: Any, value: str) -> bool:
+        if name in HUB_SETTINGS and may_be_hub_id(value):
+            return (folder / value).exists()
+        return name in paths or value.startswith(("./", "../"))
+
     return {
-        name: str(folder / value)
-        if isinstance(value, str) and (name in paths or value.startswith(("./", "../")))
-        else value
+        name: str(folder / value) if isinstance(value, str) and is_path(name, value) else value
         for name, value in values.items()
     }
 
@@ -241,6 +277,8 @@ def _convert(item: dataclasses.Field[Any], value: Any, cls: type[TrainSettings])
         if not isinstance(value, readable[kind]) or (kind is not bool and isinstance(value, bool)):
             raise ValueError
         converted = kind(value)
+        if item.name in HUB_SETTINGS and str(value).startswith((".", "~")):
+            converted = converted.expanduser().absolute()  # a path, which a hub id never looks like
     except ValueError:
         raise SettingsError(f"{item.name} is {value!r}; expected {_KIND_NAMES[kind]}") from None
     choices = item.metadata["choices"]

@@ -6,11 +6,14 @@ is easy, a small one difficult) is the paper's; its threshold and set sizes coul
 
 from __future__ import annotations
 
+import json
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefmix.policies.train import TrainError
+from prefmix.policies.data.pairs import Rows
+from prefmix.policies.errors import TrainError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,32 @@ class Split:
     difficult: tuple[int, ...]
     threshold: float
     """Smallest gap that counts as easy."""
+
+
+def by_prompts(pairs: Rows, share: float, *, seed: str) -> tuple[list[int], list[int]]:
+    """Parts the pairs at random, all those of one prompt to the same side.
+
+    Answers to one prompt are often equal across its pairs, so that a model which was trained on one
+    pair would know the other.
+
+    Args:
+      pairs: the pairs.
+      share: of the prompts, rounded, that goes to the first part; at least one prompt of several.
+      seed: of the order.
+    Returns: the indices of both parts, ascending.
+    """
+    prompts = [json.dumps(row["prompt"], sort_keys=True) for row in pairs.rows]
+    order = sorted(set(prompts))
+    random.Random(seed).shuffle(order)
+    count = round(share * len(order))
+    if len(order) > 1:
+        count = min(max(count, 1), len(order) - 1)
+    first = set(order[:count])
+    sides = [prompt in first for prompt in prompts]
+    return (
+        [index for index, side in enumerate(sides) if side],
+        [index for index, side in enumerate(sides) if not side],
+    )
 
 
 def split_pairs(gaps: Sequence[float], *, threshold: float | None, quantile: float) -> Split:

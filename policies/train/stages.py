@@ -127,6 +127,8 @@ def told(facts: Mapping[str, Any]) -> str:
     ]
     if losses := facts.get("losses"):
         parts += [f"steps {losses[-1]['step']}", told_course(losses)]
+    if evaluations := facts.get("evaluations"):
+        parts.append(f"held out: {told_evaluation(evaluations[-1])}")
     return ", ".join(parts)
 
 
@@ -135,6 +137,14 @@ def told_course(losses: Sequence[Mapping[str, float]]) -> str:
     first, last = losses[0], losses[-1]
     measure = telling_measure(first) or "loss"
     return f"{measure} {first[measure]:.3g} to {last[measure]:.3g}"
+
+
+def told_evaluation(entry: Mapping[str, float]) -> str:
+    """The loss on held-out pairs, and the share of them that is ordered rightly."""
+    told = [f"loss {entry['eval_loss']:.3g}"]
+    names = ("eval_rewards/accuracies", "eval_accuracy")
+    told += [f"accuracy {entry[name]:.3g}" for name in names if name in entry][:1]
+    return ", ".join(told)
 
 
 def telling_measure(logs: Mapping[str, Any]) -> str | None:

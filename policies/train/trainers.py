@@ -12,6 +12,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, TrainingArguments, set_seed
 
+from prefmix.policies.data.pairs import Rows
+from prefmix.policies.data.tokens import encode, encode_text
+from prefmix.policies.rewards.reward import Answers, Reward
+from prefmix.policies.safe_files import loading
 from prefmix.policies.train.checkpoints import (
     load_policy,
     lora_config,
@@ -20,23 +24,27 @@ from prefmix.policies.train.checkpoints import (
     train,
 )
 from prefmix.policies.train.maximum_trainer import (
+    ROLES,
     MaximumPreferenceTrainer,
     PlannedExamples,
     collate,
 )
-from prefmix.policies.train.pairs import Rows
 from prefmix.policies.train.progress import without_warnings
-from prefmix.policies.train.rewards import Reward
-from prefmix.policies.train.safe_files import loading
 from prefmix.policies.train.settings import (
     DirectSettings,
     MaximumSettings,
     MixedSettings,
     TrainSettings,
 )
-from prefmix.policies.train.tokens import encode, encode_text
+from prefmix.policies.train.trackers import tracker_arguments
 
 Facts = dict[str, Any]
+
+EVALUATION = "evaluation"
+"""The name of the pairs that are evaluated on and not trained on."""
+
+_EXTRAS = ("trainer_state", "log_extra", "log_metric")
+"""Further arguments that TRL gives to reward functions."""
 
 # TRL's interface to vLLM, which is not used here.
 warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
@@ -45,7 +53,7 @@ warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions"
 def train_direct(
     settings: DirectSettings | MixedSettings,
     tokenizer: Any,
-    pairs: Rows,
+    data: Mapping[str, Rows],
     folder: Path,
     checkpoints: Path,
     *,
@@ -54,23 +62,26 @@ def train_direct(
     """DPO on the pairs; the base's log-probabilities are computed once, before training."""
     from trl import DPOConfig, DPOTrainer
 
+    pairs = data["pairs"]
     set_seed(settings.seed)  # a new adapter is random
     trainer = DPOTrainer(
         model=load_policy(settings.base, allow_unsafe_weights=settings.allow_unsafe_weights),
         args=DPOConfig(
             **trainer_arguments(settings, checkpoints, settings.num_steps(len(pairs))),
+            **evaluation_arguments(settings, data),
             beta=settings.beta,
             loss_type=["ipo" if getattr(settings, "loss", "") == "ipo" else "sigmoid"],
             max_length=settings.max_length,
             precompute_ref_log_probs=True,
         ),
         train_dataset=Dataset.from_list(list(pairs.rows)),
+        eval_dataset=_evaluation_set(data),
         processing_class=tokenizer,
         peft_config=lora_config(settings),
     )
-    losses = train(trainer, checkpoints)
+    facts = train(trainer, checkpoints)
     save_policy(trainer.model, settings, folder, final=final)
-    return {"pairs": len(pairs), "losses": losses}
+    return {"pairs": len(pairs), **facts}
 
 
 def train_maximum(
@@ -82,10 +93,12 @@ def train_maximum(
 ) -> Facts:
     """Maximum Preference Optimization on pairs, SFT answers and texts."""
     length = {"max_length": settings.max_length}
-    streams: dict[str, list[Any]] = {name: [] for name in ("pairs", "sft", "text")}
-    for name, row in zip(data["pairs"].names, data["pairs"].rows, strict=True):
-        answers = (row["chosen"], row["rejected"])
-        streams["pairs"].append(encode(tokenizer, name, row["prompt"], answers, **length))
+    streams: dict[str, list[Any]] = {name: [] for name in ("pairs", "sft", "text", EVALUATION)}
+    for what in data.keys() & {"pairs", EVALUATION}:
+        for name, row in zip(data[what].names, data[what].rows, strict=True):
+            answers = (row["chosen"], row["rejected"])
+            streams[what].append(encode(tokenizer, name, row["prompt"], answers, **length))
+    held_out = [dict(zip(ROLES, pair, strict=False)) for pair in streams.pop(EVALUATION)]
     if "sft" in data:
         for name, row in zip(data["sft"].names, data["sft"].rows, strict=True):
             streams["sft"] += encode(tokenizer, name, row["prompt"], [row["completion"]], **length)
@@ -111,22 +124,31 @@ def train_maximum(
         settings,
         model=model,
         args=TrainingArguments(
-            **trainer_arguments(settings, checkpoints, steps), remove_unused_columns=False
+            **trainer_arguments(settings, checkpoints, steps),
+            **evaluation_arguments(settings, data),
+            prediction_loss_only=True,
+            remove_unused_columns=False,
         ),
+        eval_dataset=held_out or None,
         train_dataset=PlannedExamples(streams, num_pairs, seed=settings.seed),
         data_collator=lambda items: collate(items, pad_id=tokenizer.pad_token_id),
     )
-    losses = train(trainer, checkpoints)
+    facts = train(trainer, checkpoints)
     save_policy(trainer.model, settings, folder, final=True)
-    return {"pairs": len(data["pairs"]), "losses": losses}
+    return {"pairs": len(data["pairs"]), **facts}
 
 
 def train_reward_model(
-    settings: MixedSettings, tokenizer: Any, pairs: Rows, folder: Path, checkpoints: Path
+    settings: MixedSettings,
+    tokenizer: Any,
+    data: Mapping[str, Rows],
+    folder: Path,
+    checkpoints: Path,
 ) -> Facts:
     """TRL's RewardTrainer on all pairs; always a full checkpoint."""
     from trl import RewardConfig, RewardTrainer
 
+    pairs = data["pairs"]
     set_seed(settings.seed)  # its head is random
     with without_warnings():  # it warns that there is no head yet
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -143,17 +165,19 @@ def train_reward_model(
         model=model,
         args=RewardConfig(
             **arguments | {"learning_rate": settings.reward_learning_rate},
+            **evaluation_arguments(settings, data),
             max_length=settings.max_length,
         ),
         train_dataset=Dataset.from_list(list(pairs.rows)),
+        eval_dataset=_evaluation_set(data),
         processing_class=tokenizer,
         peft_config=lora_config(settings, task="SEQ_CLS"),
     )
-    losses = train(trainer, checkpoints)
+    facts = train(trainer, checkpoints)
     model = trainer.model.merge_and_unload() if settings.lora_rank else trainer.model
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"pairs": len(pairs), "losses": losses}
+    return {"pairs": len(pairs), **facts}
 
 
 def train_online(
@@ -168,11 +192,33 @@ def train_online(
     """RLOO on the pairs' prompts, from the policy in `start` and with that policy as reference."""
     from trl import RLOOConfig, RLOOTrainer
 
-    def rewards(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
-        names = [f"an answer drawn for the prompt {str(prompt)[:60]!r}" for prompt in prompts]
-        return reward.score(prompts, completions, names)
+    columns = pairs.columns
 
-    prompts = list({str(row["prompt"]): row["prompt"] for row in pairs.rows}.values())
+    def rewards(
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[list[int]],
+        place: list[int],
+        **of_trl: Any,
+    ) -> list[float | None]:
+        return reward.score(
+            Answers(
+                prompts=prompts,
+                answers=completions,
+                names=[f"an answer drawn for the prompt {str(each)[:60]!r}" for each in prompts],
+                columns={name: [values[i] for i in place] for name, values in columns.items()},
+                completion_ids=completion_ids,
+                extras={name: of_trl[name] for name in _EXTRAS if name in of_trl},
+            )
+        )
+
+    # The columns themselves stay here: a table would need one type for each.
+    different: dict[str, dict[str, Any]] = {}
+    for place, row in enumerate(pairs.rows):
+        others = [values[place] for values in columns.values()]
+        item = {"prompt": row["prompt"], "place": place}
+        different.setdefault(repr((row["prompt"], others)), item)
+    prompts = list(different.values())
     # With fewer prompts than a step needs, the trainer would end at once without an error.
     asked = prompts * math.ceil(settings.online_prompts / len(prompts))
     passes_done = steps_done(checkpoints) // (len(asked) // settings.online_prompts)
@@ -205,12 +251,12 @@ def train_online(
             max_completion_length=settings.max_new_tokens,
             temperature=settings.temperature,
         ),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in asked]),
+        train_dataset=Dataset.from_list(asked),
         processing_class=tokenizer,
     )
-    losses = train(trainer, checkpoints)
+    facts = train(trainer, checkpoints)
     save_policy(trainer.model, settings, folder, final=True)
-    return {"prompts": len(prompts), "losses": losses}
+    return {"prompts": len(prompts), **facts}
 
 
 def trainer_arguments(settings: TrainSettings, checkpoints: Path, steps: int) -> dict[str, Any]:
@@ -236,5 +282,20 @@ def trainer_arguments(settings: TrainSettings, checkpoints: Path, steps: int) ->
         "logging_first_step": True,
         "save_steps": settings.save_steps,
         "save_total_limit": 1,
-        "report_to": "none",
+        **tracker_arguments(settings, checkpoints.stem),
     }
+
+
+def evaluation_arguments(settings: TrainSettings, data: Mapping[str, Rows]) -> dict[str, Any]:
+    """Arguments of a trainer that evaluates on held-out pairs; none without any."""
+    if EVALUATION not in data:
+        return {}
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": settings.eval_steps,
+        "per_device_eval_batch_size": settings.batch_pairs,
+    }
+
+
+def _evaluation_set(data: Mapping[str, Rows]) -> Any:
+    return Dataset.from_list(list(data[EVALUATION].rows)) if EVALUATION in data else None

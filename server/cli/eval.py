@@ -60,8 +60,8 @@ def _add_data_flags(group: argparse._ArgumentGroup) -> None:
         action="append",
         required=True,
         metavar="NAME=REWARD",
-        help="reward of an objective: module:function in TRL's form, or a reward model's "
-        "checkpoint; repeat for each objective",
+        help="reward of an objective: module:function or file.py:function in TRL's form, or a "
+        "reward model's checkpoint; repeat for each objective",
     )
     add("--output", type=Path, metavar="FILE", help="JSON file for the numbers")
     add(
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.mixing.checkpoints.compatibility import CompatibilityError
     from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
     from prefmix.mixing.spec import SpecError
-    from prefmix.policies.train import TrainError
+    from prefmix.policies.errors import TrainError
     from prefmix.weights.averages.errors import ParameterAverageError
     from prefmix.weights.engines.errors import EngineError
     from prefmix.weights.engines.prompts import PromptsError

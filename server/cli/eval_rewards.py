@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prefmix.server.config.errors import CommandError
 
 if TYPE_CHECKING:
+    from prefmix.policies.rewards.reward import Answers
     from prefmix.weights.engines.prompts import Prompt
     from prefmix.weights.evaluation.evaluate import Reward
 
@@ -22,7 +23,8 @@ def load_rewards(items: Sequence[str], *, allow_unsafe_weights: bool) -> dict[st
         name, _, spec = item.partition("=")
         if not name or not spec:
             raise CommandError(
-                f"--reward is {item!r}; expected NAME=module:function or NAME=CHECKPOINT",
+                f"--reward is {item!r}; expected NAME=module:function, NAME=file.py:function or "
+                "NAME=CHECKPOINT",
                 exit_code=2,
             )
         if name in rewards:
@@ -34,23 +36,52 @@ def load_rewards(items: Sequence[str], *, allow_unsafe_weights: bool) -> dict[st
 
 
 def load_judge(spec: str, *, allow_unsafe_weights: bool) -> Reward:
-    """Loads one reward: module:function, or a reward model's checkpoint."""
-    from prefmix.policies.train.pairs import Content
-    from prefmix.policies.train.rewards import load_reward
+    """Loads one reward: a function in TRL's form, or a reward model's checkpoint."""
+    from prefmix.policies.rewards.loading import load_reward
 
     reward = load_reward(spec, max_length=4096, allow_unsafe_weights=allow_unsafe_weights)
 
-    def judge(prompts: Sequence[Prompt], answers: Sequence[str]) -> Sequence[float]:
-        asked: list[Content] = []
-        said: list[Content] = []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            if prompt.messages is None:
-                asked.append(prompt.text or "")
-                said.append(answer)
-            else:
-                asked.append([dict(message) for message in prompt.messages])
-                said.append([{"role": "assistant", "content": answer}])
-        names = [f"an answer to prompt {prompt.id}" for prompt in prompts]
-        return reward.score(asked, said, names)
+    def judge(
+        prompts: Sequence[Prompt], answers: Sequence[str], tokens: Sequence[Sequence[int]]
+    ) -> list[float | None]:
+        scores: list[float | None] = [None] * len(answers)
+        # A function expects texts or chats, not both in one call.
+        for is_text in (True, False):
+            places = [i for i, prompt in enumerate(prompts) if (prompt.messages is None) == is_text]
+            if places:
+                judged = reward.score(_judgeable(prompts, answers, tokens, places))
+                for place, score in zip(places, judged, strict=True):
+                    scores[place] = score
+        return scores
 
     return judge
+
+
+def _judgeable(
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    tokens: Sequence[Sequence[int]],
+    places: Sequence[int],
+) -> Answers:
+    """Some of the answers in TRL's form: those to conversations are messages."""
+    from prefmix.policies.data.implicit_prompts import Content
+    from prefmix.policies.rewards.reward import Answers
+
+    asked: list[Content] = []
+    said: list[Content] = []
+    for place in places:
+        prompt, answer = prompts[place], answers[place]
+        if prompt.messages is None:
+            asked.append(prompt.text or "")
+            said.append(answer)
+        else:
+            asked.append([dict(message) for message in prompt.messages])
+            said.append([{"role": "assistant", "content": answer}])
+    names = dict.fromkeys(name for place in places for name in prompts[place].columns)
+    return Answers(
+        prompts=asked,
+        answers=said,
+        names=[f"an answer to prompt {prompts[place].id}" for place in places],
+        columns={name: [prompts[place].columns.get(name) for place in places] for name in names},
+        completion_ids=[tokens[place] for place in places],
+    )

@@ -83,7 +83,8 @@ def _add_settings(parser: argparse.ArgumentParser, settings: type[TrainSettings]
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options |= {"type": kind, "choices": item.metadata["choices"]}
+            # A Path would lose the dot of ./data, by which it is no hub id.
+            options |= {"type": str if kind is Path else kind, "choices": item.metadata["choices"]}
             options["metavar"] = None if options["choices"] else item.name.split("_")[-1].upper()
         parser.add_argument(f"--{item.name.replace('_', '-')}", **options)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Prompt:
     """Raw text, tokenised without a chat template."""
     messages: tuple[dict[str, Any], ...] | None = None
     """A conversation, tokenised with the chat template and the generation prompt."""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The other fields of its line, which reward functions are given."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -69,16 +71,17 @@ def _prompt(line: str, *, where: str, number: int) -> Prompt:
             f'{where}: expected {{"prompt": "..."}} or {{"messages": [...]}}, got {line:.80}'
         )
     prompt_id = str(data.get("id", number))
+    columns = {name: data[name] for name in data if name not in ("prompt", "messages")}
     if "prompt" in data:
         if not isinstance(data["prompt"], str) or not data["prompt"]:
             raise PromptsError(f"{where}: prompt is {data['prompt']!r:.80}, expected some text")
-        return Prompt(id=prompt_id, text=data["prompt"])
+        return Prompt(id=prompt_id, text=data["prompt"], columns=columns)
     messages = data["messages"]
     if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
         raise PromptsError(
             f"{where}: messages is {messages!r:.80}, expected objects with role and content"
         )
-    return Prompt(id=prompt_id, messages=tuple(messages))
+    return Prompt(id=prompt_id, messages=tuple(messages), columns=columns)
 
 
 def _is_message(message: object) -> bool:

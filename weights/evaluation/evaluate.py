@@ -23,13 +23,17 @@ from prefmix.mixing.spec import MixtureSpec
 from prefmix.weights.engines.local import Engine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt, hash_of_prompts
-from prefmix.weights.fit.draws import Draws, DrawSettings, cache_name
+from prefmix.weights.fit.draws import Drawn, Draws, DrawSettings, cache_name
 from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.score_table import LOGPROB, PROPOSAL
+from prefmix.weights.fit.settings import FitError
 from prefmix.weights.store.text_tables import aligned
 
-Reward = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
-"""(prompts, answers) -> one number an answer."""
+Reward = Callable[
+    [Sequence[Prompt], Sequence[str], Sequence[Sequence[int]]], Sequence[float | None]
+]
+"""(prompts, answers, tokens of the answers) -> one number an answer; None where the reward does not
+apply."""
 
 NUM_RESAMPLINGS = 1000
 
@@ -75,6 +79,7 @@ class Evaluation:
     members: tuple[str, ...]
     """The members whose KLs were measured."""
     rewards_RPJO: Floats
+    """NaN where a reward does not apply; means and win rates leave these answers out."""
     kl_RM: Floats
     """KL(row || member), in nats a response."""
     tokens_R: Floats
@@ -86,23 +91,28 @@ class Evaluation:
     @property
     def rewards_RO(self) -> Floats:
         """Mean rewards, [R, O]."""
-        means_RO: Floats = self.rewards_RPJO.mean(axis=(1, 2))
-        return means_RO
+        num_prompts, num_responses = self.rewards_RPJO.shape[1:3]
+        flat = (-1, num_prompts * num_responses, len(self.objectives))
+        return _mean_of_numbers(self.rewards_RPJO.reshape(flat), axis=1)
 
     @property
     def reward_errors_RO(self) -> Floats:
         """Standard errors of the mean rewards, with prompts as observations, [R, O]."""
-        means_RPO = self.rewards_RPJO.mean(axis=2)
-        errors_RO: Floats = means_RPO.std(axis=1) / np.sqrt(means_RPO.shape[1])
+        means_RPO = _mean_of_numbers(self.rewards_RPJO, axis=2)
+        squares_RPO = (means_RPO - _mean_of_numbers(means_RPO, axis=1)[:, None]) ** 2
+        counts_RO = np.isfinite(means_RPO).sum(axis=1)
+        errors_RO: Floats = np.sqrt(_mean_of_numbers(squares_RPO, axis=1) / counts_RO)
         return errors_RO
 
     @property
     def wins_RPO(self) -> Floats:
         """Share of answer pairs that the row wins against the baseline; ties count half."""
         ours, theirs = self.rewards_RPJO[:, :, :, None], self.rewards_RPJO[:1, :, None]
-        wins_RPJJO = (ours > theirs) + 0.5 * (ours == theirs)
-        wins_RPO: Floats = wins_RPJJO.mean(axis=(2, 3))
-        return wins_RPO
+        wins_RPJJO = np.where(
+            np.isnan(ours) | np.isnan(theirs), np.nan, (ours > theirs) + 0.5 * (ours == theirs)
+        )
+        pairs = (*wins_RPJJO.shape[:2], -1, wins_RPJJO.shape[-1])
+        return _mean_of_numbers(wins_RPJJO.reshape(pairs), axis=2)
 
     @cached_property
     def wins_BRO(self) -> Floats:
@@ -113,19 +123,18 @@ class Evaluation:
         )
         own = np.arange(num_prompts)
         wins_RPO = self.wins_RPO
-        wins_BRO: Floats = np.stack([wins_RPO[:, p].mean(axis=1) for p in (own, *picks_BP)])
-        return wins_BRO
+        return np.stack([_mean_of_numbers(wins_RPO[:, p], axis=1) for p in (own, *picks_BP)])
 
     @property
     def smallest_BR(self) -> Floats:
         """The smallest win rate of each row over the objectives, resampled like `wins_BRO`."""
-        smallest_BR: Floats = self.wins_BRO.min(axis=2)
+        smallest_BR: Floats = np.fmin.reduce(self.wins_BRO, axis=2)
         return smallest_BR
 
     def lead(self, row: int, other: int) -> tuple[float, float, float]:
         """(difference of the smallest win rates, low and high end of its 95 % interval)."""
         lead_B = self.smallest_BR[:, row] - self.smallest_BR[:, other]
-        low, high = np.quantile(lead_B[1:], [0.025, 0.975])
+        low, high = np.nanquantile(lead_B[1:], [0.025, 0.975])
         return float(lead_B[0]), float(low), float(high)
 
     @property
@@ -242,7 +251,7 @@ def evaluate(
             [own - drawn.table[f"{LOGPROB}{name}"].to_numpy().mean() for name in kl_members]
         )
         tokens_R.append(drawn.table["num_tokens"].to_numpy().mean())
-        rewards_RPJO.append(_judged(prompts, drawn.texts, rewards))
+        rewards_RPJO.append(_judged(prompts, drawn, rewards, row.name))
     draws.finish()
     return Evaluation(
         rows=tuple(rows),
@@ -257,14 +266,28 @@ def evaluate(
 
 
 def _judged(
-    prompts: Sequence[Prompt], answers: Sequence[str], rewards: Mapping[str, Reward]
+    prompts: Sequence[Prompt], drawn: Drawn, rewards: Mapping[str, Reward], row: str
 ) -> Floats:
-    num_responses = len(answers) // len(prompts)
+    num_responses = len(drawn.texts) // len(prompts)
     asked = [prompt for prompt in prompts for _ in range(num_responses)]
-    columns = [reward(asked, answers) for reward in rewards.values()]
-    return np.array(columns, dtype=np.float64).T.reshape(len(prompts), num_responses, len(columns))
+    columns = []
+    for name, reward in rewards.items():
+        # A None becomes NaN.
+        values = np.array(reward(asked, drawn.texts, drawn.tokens), dtype=np.float64)
+        if np.isnan(values).all():
+            raise FitError(f"the reward {name!r} applies to none of the answers of {row!r}")
+        columns.append(values)
+    return np.stack(columns, axis=-1).reshape(len(prompts), num_responses, len(columns))
+
+
+def _mean_of_numbers(values: Floats, *, axis: int) -> Floats:
+    """The mean over an axis, NaN left out; NaN if nothing is left."""
+    counts = np.isfinite(values).sum(axis=axis)
+    sums = np.nansum(values, axis=axis)
+    means: Floats = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    return means
 
 
 def _interval(samples_B: Floats) -> str:
-    low, high = np.quantile(samples_B[1:], [0.025, 0.975])
+    low, high = np.nanquantile(samples_B[1:], [0.025, 0.975])
     return f"{samples_B[0]:.3f} ± {(high - low) / 2:.3f}"

@@ -51,6 +51,8 @@ class Drawn:
     """An Arrow table in the form of a score table (prefmix.weights.fit.score_table)."""
     texts: Sequence[str]
     """The text of each row of the table."""
+    tokens: Sequence[Sequence[int]]
+    """The tokens of each row of the table."""
 
 
 class Draws:
@@ -98,7 +100,8 @@ class Draws:
         table = whole.select(["prompt_id", "response_id", "num_tokens", PROPOSAL])
         for member, values in columns.items():
             table = table.append_column(f"{LOGPROB}{member}", pa.array(values, type=pa.float64()))
-        return Drawn(table=table, texts=whole["text"].to_pylist())
+        texts, tokens = whole["text"].to_pylist(), whole["tokens"].to_pylist()
+        return Drawn(table=table, texts=texts, tokens=tokens)
 
     def finish(self) -> None:
         """Ends the progress of sampling and scoring; what was not drawn was not needed."""

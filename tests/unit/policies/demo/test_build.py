@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from prefmix.policies.data.pairs import ANSWER_FIELDS, PAIR_FIELDS, read_rows
 from prefmix.policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
 from prefmix.policies.demo.build import build
 from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
@@ -17,7 +18,6 @@ from prefmix.policies.demo.training.recipes import RECIPES
 from prefmix.policies.demo.training.reference import ReferenceConfig
 from prefmix.policies.demo.training.sampling import Response
 from prefmix.policies.demo.training.tokenizer import chat_text
-from prefmix.policies.train.pairs import ANSWER_FIELDS, PAIR_FIELDS, read_rows
 
 
 def _build(output: Path, seed: int) -> dict[str, str]:

@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from prefmix.policies.data.tokens import Example
 from prefmix.policies.train.maximum_preference import (
     IGNORED,
     maximum_preference_loss,
@@ -12,7 +13,6 @@ from prefmix.policies.train.maximum_preference import (
     shuffled_passes,
 )
 from prefmix.policies.train.maximum_trainer import PlannedExamples, collate
-from prefmix.policies.train.tokens import Example
 
 COEFFICIENTS = {"scale": 0.3, "sft_weight": 0.05, "text_weight": 0.02}
 

@@ -30,6 +30,9 @@ def test_defaults_are_complete(method: str) -> None:
         ({"loss": "hinge"}, "loss is 'hinge'; allowed: sigmoid, ipo"),
         ({"beta": 0}, "beta is 0.0; it must be positive"),
         ({"merge": True}, "add lora_rank"),
+        ({"eval_share": 1.0}, "eval_share is 1.0; it must be between 0 and 1"),
+        ({"eval_share": 0.5, "eval_split": "test"}, "leave it or eval_data out"),
+        ({"report_to": "wandb, mlflow"}, "names 'mlflow'; allowed: tensorboard, wandb, trackio"),
     ],
 )
 def test_bad_value_is_named(values: dict[str, Any], message: str) -> None:
@@ -63,6 +66,24 @@ def test_paths_of_a_file_are_relative_to_it() -> None:
     resolved = resolve_paths(DirectSettings, REQUIRED | {"base": "org/model"}, Path("/runs"))
     assert resolved == {"base": "org/model", "data": "/runs/pairs.jsonl", "output": "/runs/out"}
     assert resolve_paths(DirectSettings, REQUIRED, Path("/runs"))["base"] == "/runs/base"
+
+
+def test_data_of_the_hub_is_no_path(tmp_path: Path) -> None:
+    """Unless it is one: a folder of that name, or a name that begins with a dot."""
+
+    def resolved(**values: str) -> dict[str, Any]:
+        return resolve_paths(DirectSettings, values, tmp_path)
+
+    assert resolved(data="org/pairs", eval_data="org/held") == {
+        "data": "org/pairs",
+        "eval_data": "org/held",
+    }
+    (tmp_path / "org" / "pairs").mkdir(parents=True)
+    assert resolved(data="org/pairs") == {"data": str(tmp_path / "org" / "pairs")}
+    assert resolved(data="./org/gone") == {"data": str(tmp_path / "org" / "gone")}
+    assert resolved(output="org/out") == {"output": str(tmp_path / "org" / "out")}
+    assert build(DirectSettings, REQUIRED | {"data": "org/pairs"}).data == Path("org/pairs")
+    assert build(DirectSettings, REQUIRED | {"data": "./org/pairs"}).data.is_absolute()
 
 
 def test_epochs_and_batches_give_the_steps() -> None:

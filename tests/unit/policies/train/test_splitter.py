@@ -1,11 +1,13 @@
 """Pairs are split as known by hand, and every split is a partition."""
 
 import random
+from pathlib import Path
 
 import pytest
 
+from prefmix.policies.data.pairs import Rows
 from prefmix.policies.train import TrainError
-from prefmix.policies.train.splitter import split_pairs
+from prefmix.policies.train.splitter import by_prompts, split_pairs
 
 
 def test_threshold_is_the_smallest_easy_gap() -> None:
@@ -40,3 +42,16 @@ def test_equal_gaps_at_the_border_are_all_easy() -> None:
 def test_empty_part_is_refused(gaps: list[float], threshold: float | None, which: str) -> None:
     with pytest.raises(TrainError, match=f"no pair is {which}: the reward gaps reach from"):
         split_pairs(gaps, threshold=threshold, quantile=0.5)
+
+
+def test_pairs_of_one_prompt_stay_together() -> None:
+    rows = tuple({"prompt": f"q{i % 10}", "chosen": "a", "rejected": "b"} for i in range(40))
+    pairs = Rows(source=Path("p"), rows=rows, names=tuple(map(str, range(40))))
+    first, second = by_prompts(pairs, 0.3, seed="s")
+    assert sorted(first + second) == list(range(40))
+    assert len(first) == 12
+    assert {i % 10 for i in first} & {i % 10 for i in second} == set()
+    assert by_prompts(pairs, 0.3, seed="s") == (first, second)
+    assert by_prompts(pairs, 0.3, seed="other") != (first, second)
+    assert [len(side) for side in by_prompts(pairs, 0.001, seed="s")] == [4, 36]
+    assert [len(side) for side in by_prompts(pairs.take([0, 10]), 0.5, seed="s")] == [0, 2]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ pytestmark = [
 TEXT = "the quick brown fox jumps over the lazy dog and the policies are mixed"
 WORDS = TEXT.split()
 Run = Callable[..., Path]
+STAGES = ["reward-half-1", "reward-half-2", "split", "dpo", "reward-model", "policy"]
+"""The stages of mixed-preference without --reward."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,6 +41,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables that a run sets for the libraries."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a reward's file adds its folder
 
 
 @pytest.fixture(scope="module")
@@ -191,14 +202,14 @@ def test_every_stage_of_mixed_preference_resumes(
     killed = run("mixed-preference", "killed", lora_rank=rank)
     assert _differ(whole, killed) == []
     stages = tmp_path / "killed.stages"
-    for name in ("reward-model", "dpo"):
+    for name in ("reward-half-1", "reward-half-2", "reward-model", "dpo"):
         assert _differ(tmp_path / "whole.stages" / name, stages / name) == []
     for name in ("scores.jsonl", "split.json"):
         assert (stages / "split" / name).read_text() == (
             tmp_path / "whole.stages/split" / name
         ).read_text()
     manifest = json.loads((stages / "manifest.json").read_text())
-    assert list(manifest["stages"]) == ["reward-model", "split", "dpo", "policy"]
+    assert list(manifest["stages"]) == STAGES
     assert manifest["stages"]["split"]["easy"] == 6
     assert _differ(stages / "dpo", killed), "the online stage trained"
 
@@ -207,8 +218,8 @@ def test_a_log_gets_one_line_a_stage(run: Run, capfd: pytest.CaptureFixture[str]
     run("mixed-preference", "out")
     told, errors = capfd.readouterr()
     stages = [line.partition(": ")[0] for line in told.splitlines()]
-    assert stages == ["reward-model", "split", "dpo", "policy"]
-    assert "steps 5, loss 0." in told.splitlines()[2]
+    assert stages == STAGES
+    assert "steps 5, loss 0." in told.splitlines()[3]
     assert errors == ""
 
 
@@ -286,10 +297,10 @@ def test_reward_that_fails_online_leaves_no_policy(
         if (tmp_path / "out.stages/dpo").exists():
             if value == "raise":
                 raise RuntimeError("no judge")
-            return [float("nan")]
+            return [float("nan")] * len(prompts)
         return length(prompts, completions)
 
-    monkeypatch.setattr("prefmix.policies.train.rewards.load_function", lambda spec: reward)
+    monkeypatch.setattr("prefmix.policies.rewards.loading.load_function", lambda spec: reward)
     with pytest.raises(TrainError, match="an answer drawn for the prompt '"):
         run("mixed-preference", "out", reward="judge:score")
     assert not (tmp_path / "out").exists()
@@ -300,13 +311,15 @@ def test_reward_that_fails_on_a_pair_names_it_and_leaves_nothing(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str
 ) -> None:
     def reward(prompts: list[str], completions: list[str]) -> list[float]:
-        if prompts != ["fox jumps"]:
-            return length(prompts, completions)
-        if value == "raise":
+        if value == "raise" and "fox jumps" in prompts:
             raise RuntimeError("no judge")
-        return [float("nan")]
+        rewards = length(prompts, completions)
+        return [
+            float("nan") if prompt == "fox jumps" else reward
+            for prompt, reward in zip(prompts, rewards, strict=True)
+        ]
 
-    monkeypatch.setattr("prefmix.policies.train.rewards.load_function", lambda spec: reward)
+    monkeypatch.setattr("prefmix.policies.rewards.loading.load_function", lambda spec: reward)
     with pytest.raises(TrainError, match=r"pairs\.jsonl line 4, 'chosen': the reward"):
         run("mixed-preference", "out", reward="judge:score")
     assert not list(tmp_path.glob("out*"))
@@ -354,3 +367,159 @@ def test_bad_start_is_named_and_leaves_nothing(
     with pytest.raises(TrainError, match=message):
         run("mixed-preference", "out", **settings)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_no_reward_model_judges_pairs_that_it_was_trained_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs of one prompt are in one half; the third model, of all pairs, judges new answers."""
+    from prefmix.policies.train import jobs
+
+    trained: dict[str, set[str]] = {}
+    judged: dict[str, set[str]] = {}
+
+    class Known:
+        def __init__(self, folder: str) -> None:
+            self.stage = Path(folder).name
+
+        def score(self, answers: Any) -> list[float]:
+            judged.setdefault(self.stage, set()).update(answers.prompts)
+            assert all(ids[-1] == 1 for ids in answers.completion_ids), "an answer has no end"
+            return [float(len(answer)) for answer in answers.answers]
+
+    def train(_: Any, __: Any, data: Any, folder: Path, ___: Path) -> dict[str, Any]:
+        trained[folder.name.removesuffix(".partial")] = {r["prompt"] for r in data["pairs"].rows}
+        return {"pairs": len(data["pairs"])}
+
+    monkeypatch.setattr(jobs, "train_reward_model", train)
+    monkeypatch.setattr(jobs, "load_reward", lambda folder, **_: Known(folder))
+    monkeypatch.setattr(jobs, "train_online", lambda *_: {})
+    monkeypatch.setattr(jobs, "write_cards", lambda *_: None)
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    twice = [row | {"chosen": f"{row['chosen']} fox"} for row in rows]
+    _write(tmp_path / "pairs.jsonl", rows + twice)
+    run("mixed-preference", "out")
+    first, second = trained["reward-half-1"], trained["reward-half-2"]
+    everything = {row["prompt"] for row in rows}
+    assert first & second == set()
+    assert first | second == everything == trained["reward-model"]
+    assert judged == {"reward-half-1": second, "reward-half-2": first}
+
+
+@pytest.mark.parametrize("method", ["dpo", "maximum-preference", "mixed-preference"])
+def test_losses_of_held_out_pairs_are_reported_and_change_nothing(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    _write(tmp_path / "held.jsonl", rows[:4])
+    held = run(method, "held", eval_data=tmp_path / "held.jsonl", eval_steps=2)
+    told = capsys.readouterr().out
+    provenance = json.loads((held / "provenance.json").read_text())
+    stages = [s for s in provenance["stages"].values() if "evaluations" in s]
+    assert len(stages) == (4 if method == "mixed-preference" else 1)
+    for stage in stages:
+        last = stage["losses"][-1]["step"]
+        assert [each["step"] for each in stage["evaluations"]] == sorted({*range(2, last, 2), last})
+        assert all(each["eval_loss"] == each["eval_loss"] for each in stage["evaluations"])
+        assert not any("eval" in name for each in stage["losses"] for name in each)
+    assert provenance["data"]["evaluation"]["rows"] == 4
+    assert told.count("held out: loss") == len(stages)
+    assert "accuracy" in told
+    assert "4 rows" in (held / "README.md").read_text()
+    if method != "mixed-preference":
+        assert _differ(held, run(method, "plain")) == []
+
+
+def test_held_out_loss_is_that_of_the_pairs(run: Run, tmp_path: Path) -> None:
+    """Held out are the training pairs themselves, all in one batch: at step 1 DPO's loss is ln 2,
+    and evaluation after the step sees the trained policy."""
+    pairs = tmp_path / "pairs.jsonl"
+    settings = {"batch_pairs": 12, "eval_steps": 1, "steps": 3, "eval_data": pairs}
+    folder = run("dpo", "out", **settings)
+    stage = json.loads((folder / "provenance.json").read_text())["stages"]["policy"]
+    losses = [each["loss"] for each in stage["losses"]]
+    evaluated = [each["eval_loss"] for each in stage["evaluations"]]
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)
+    # The loss of a step is measured before it, the evaluation after it.
+    assert evaluated[:2] == pytest.approx(losses[1:3], abs=1e-4)
+
+
+def test_share_of_the_pairs_is_held_out_by_prompt(run: Run, tmp_path: Path) -> None:
+    folder = run("dpo", "out", eval_share=0.25)
+    data = json.loads((folder / "provenance.json").read_text())["data"]
+    assert (data["pairs"]["rows"], data["evaluation"]["rows"]) == (9, 3)
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    _write(tmp_path / "pairs.jsonl", [row | {"prompt": "the fox"} for row in rows])
+    with pytest.raises(TrainError, match=r"eval_share is 0.25, which leaves 0 of 12 pairs"):
+        run("dpo", "other", eval_share=0.25)
+
+
+def test_rewards_get_the_columns_tokens_and_loggers(run: Run, tmp_path: Path) -> None:
+    """In the split and online, as they are: a column may hold several types, and None."""
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    truths = {row["prompt"]: [i, str(i), None, {"a": [i]}][i % 4] for i, row in enumerate(rows)}
+    rows = [row | {"truth": truths[row["prompt"]]} for row in rows]
+    _write(tmp_path / "pairs.jsonl", rows)
+    (tmp_path / "judge.py").write_text(
+        "seen = []\n"
+        "async def score(prompts, completions, completion_ids, truth, log_metric=None, **rest):\n"
+        "    seen.append((prompts, completions, completion_ids, truth, log_metric, rest))\n"
+        "    if log_metric: log_metric('longest', max(map(len, completions)))\n"
+        "    return [None if log_metric and i == 0 else float(len(c))\n"
+        "            for i, c in enumerate(completions)]\n"
+    )
+    folder = run("mixed-preference", "out", reward=f"{tmp_path / 'judge.py'}:score")
+    seen = next(m for name, m in sys.modules.items() if name.startswith("_reward_judge_")).seen
+    assert [len(call[0]) for call in seen] == [12, 12, *[4] * 4]
+    for prompts, completions, completion_ids, truth, log_metric, rest in seen:
+        assert truth == [truths[prompt] for prompt in prompts]
+        assert all(completion_ids), completions
+        assert (log_metric is None) == ("trainer_state" not in rest)
+    losses = json.loads((folder / "provenance.json").read_text())["stages"]["policy"]["losses"]
+    assert "longest" in losses[0]
+
+
+def test_reward_that_does_not_apply_to_a_pair_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "some.py").write_text(
+        "def score(prompts, **_): return [None if p == 'fox jumps' else 1.0 for p in prompts]\n"
+    )
+    with pytest.raises(
+        TrainError, match=r"pairs\.jsonl line 4, 'chosen': the reward does not apply"
+    ):
+        run("mixed-preference", "out", reward=f"{tmp_path / 'some.py'}:score")
+
+
+def test_losses_are_passed_on_to_a_tracker(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers' own callback writes them, through the package that the user has installed."""
+    written: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, log_dir: str) -> None:
+            self.log_dir = log_dir
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def add_text(self, *_: Any) -> None: ...
+
+        def add_hparams(self, *_: Any, **__: Any) -> None: ...
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    import importlib.machinery
+    import types
+
+    package = types.ModuleType("tensorboardX")
+    package.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    package.__spec__ = importlib.machinery.ModuleSpec("tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", package)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    run("dpo", "out", report_to="tensorboard", eval_share=0.25)
+    names = {name for name, _, _ in written}
+    assert {"train/loss", "eval/loss"} <= names
+    with pytest.raises(TrainError, match="package trackio is not installed; pip install trackio"):
+        run("dpo", "other", report_to="tensorboard,trackio")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.policies.train import TrainError
+from prefmix.policies.errors import TrainError
 from prefmix.server.cli.eval_rewards import load_judge
 from prefmix.server.cli.eval_subject import average_shares
 from prefmix.server.cli.main import main
@@ -71,13 +71,13 @@ def test_judges_see_messages_where_prompts_are_messages(
 ) -> None:
     (tmp_path / "echo_reward.py").write_text(
         "def f(prompts, completions):\n    seen.append((prompts[0], completions[0]))\n"
-        "    return [1.0]\nseen = []\n"
+        "    return [1.0] * len(prompts)\nseen = []\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     chat = {"role": "user", "content": "hello"}
     prompts = [Prompt(id="1", text="hello"), Prompt(id="2", messages=(chat,))]
     judge = load_judge("echo_reward:f", allow_unsafe_weights=False)
-    assert list(judge(prompts, ["hi", "hi"])) == [1.0, 1.0]
+    assert list(judge(prompts, ["hi", "hi"], [[5], [5, 6]])) == [1.0, 1.0]
     import echo_reward
 
     answer = [{"role": "assistant", "content": "hi"}]
@@ -99,4 +99,4 @@ def test_reward_that_fails_names_the_prompt(
     monkeypatch.syspath_prepend(str(tmp_path))
     judge = load_judge(f"{name}:f", allow_unsafe_weights=False)
     with pytest.raises(TrainError, match=f"an answer to prompt seven: .*{message}"):
-        judge([Prompt(id="seven", text="hello")], ["hi"])
+        judge([Prompt(id="seven", text="hello")], ["hi"], [[5]])

@@ -112,7 +112,10 @@ def test_kls_are_those_of_the_deployed_mixture_and_draws_are_kept(tmp_path: Path
         Weighting(name="mixture", weights={"p0": 0.3, "p1": 0.7}),
     ]
 
-    def constant(prompts: Sequence[Prompt], answers: Sequence[str]) -> Sequence[float]:
+    def constant(
+        prompts: Sequence[Prompt], answers: Sequence[str], tokens: Sequence[Sequence[int]]
+    ) -> Sequence[float]:
+        assert {len(each) for each in tokens} == {4}
         return [1.0] * len(answers)
 
     def measured() -> Evaluation:

@@ -1,23 +1,23 @@
 """Training data: reads rows, and refuses rows that would silently train something else.
 
 The formats are TRL's. Preference pairs have `prompt`, `chosen` and `rejected`, all three texts or
-all three lists of messages ({"role", "content"}). Answers for the regulariser have `prompt` and
-`completion`, in either form; pre-training text has `text`.
+all three lists of messages ({"role", "content"}); `prefmix.policies.data.implicit_prompts` brings
+other pairs of the hub into this form. Answers for the regulariser have `prompt` and `completion`,
+in either form; pre-training text has `text`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefmix.policies.train import TrainError
-
-Content = str | list[dict[str, str]]
-"""A text, or messages of a chat."""
+from prefmix.policies.data.implicit_prompts import Content, with_prompt
+from prefmix.policies.data.sources import Source, raw_rows
+from prefmix.policies.errors import TrainError
 
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
 ANSWER_FIELDS = ("prompt", "completion")
@@ -26,12 +26,15 @@ TEXT_FIELDS = ("text",)
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Checked rows of one file."""
+    """Checked rows of one source."""
 
     source: Path
+    """A path or hub id."""
     rows: tuple[dict[str, Content], ...]
     names: tuple[str, ...]
     """Name of each row for messages, such as `pairs.jsonl line 3`."""
+    others: tuple[Mapping[str, Any], ...] = ()
+    """The other columns of each row, which reward functions are given."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,62 +56,41 @@ class Rows:
             source=self.source,
             rows=tuple(self.rows[i] for i in indices),
             names=tuple(self.names[i] for i in indices),
+            others=tuple(self.others[i] for i in indices) if self.others else (),
         )
 
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """The other columns by name; None where a row has none."""
+        names = dict.fromkeys(name for row in self.others for name in row)
+        return {name: [row.get(name) for row in self.others] for name in names}
 
-def read_rows(path: Path, fields: Sequence[str]) -> Rows:
-    """Reads and checks a JSONL file or a folder of `datasets.Dataset.save_to_disk`.
+
+def read_rows(source: Path | Source, fields: Sequence[str]) -> Rows:
+    """Reads and checks JSON Lines, JSON, Parquet, a folder of data, or a data set of the hub.
 
     Raises: TrainError naming the row and the field.
     """
-    source = _folder_rows(path) if path.is_dir() else _file_rows(path)
+    if isinstance(source, Path):
+        source = Source(name=str(source), is_local=True)
     names: list[str] = []
     rows: list[dict[str, Content]] = []
-    for name, raw in source:
+    others: list[Mapping[str, Any]] = []
+    for name, raw in raw_rows(source):
+        row = _checked(name, raw, fields)
         names.append(name)
-        rows.append(_checked(name, raw, fields))
+        rows.append(row)
+        others.append({key: value for key, value in raw.items() if key not in fields})
         if _form(rows[-1]) != _form(rows[0]):
             raise TrainError(
                 f"{name} is {_form(rows[-1])} but {names[0]} is {_form(rows[0])}; "
                 "a file holds one kind"
             )
     if not rows:
-        raise TrainError(f"{path} holds no rows")
-    return Rows(source=path, rows=tuple(rows), names=tuple(names))
-
-
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise TrainError(f"there is no file or folder {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainError(f"cannot read {path} as UTF-8 text: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name = f"{path.name} line {number}"
-        try:
-            yield name, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TrainError(f"{name} is not JSON: {error.msg}") from None
-
-
-def _folder_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    from datasets import DatasetDict, load_from_disk
-
-    try:
-        dataset = load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise TrainError(
-            f"{path} is no folder of datasets' save_to_disk: {str(error).splitlines()[0]}"
-        ) from None
-    if isinstance(dataset, DatasetDict):
-        if "train" not in dataset:
-            raise TrainError(f"{path} has the splits {', '.join(dataset)}; expected 'train'")
-        dataset = dataset["train"]
-    for number, row in enumerate(dataset, start=1):
-        yield f"{path.name} row {number}", row
+        raise TrainError(f"{source} holds no rows")
+    return Rows(
+        source=Path(source.name), rows=tuple(rows), names=tuple(names), others=tuple(others)
+    )
 
 
 def _checked(name: str, raw: Any, fields: Sequence[str]) -> dict[str, Content]:
@@ -116,10 +98,13 @@ def _checked(name: str, raw: Any, fields: Sequence[str]) -> dict[str, Content]:
         raise TrainError(f"{name} is a {type(raw).__name__}; expected an object")
     row: dict[str, Content] = {}
     for field in fields:
-        if raw.get(field) is None:
+        if raw.get(field) is not None:
+            row[field] = _content(f"{name}: {field!r}", raw[field])
+        elif field != "prompt" or "chosen" not in fields:
             has = ", ".join(map(str, raw)) or "nothing"
             raise TrainError(f"{name} has no {field!r}, only {has}; expected {', '.join(fields)}")
-        row[field] = _content(f"{name}: {field!r}", raw[field])
+    if "chosen" in row:
+        row = with_prompt(name, row)
     if len({isinstance(value, str) for value in row.values()}) > 1:
         raise TrainError(f"{name} mixes texts and messages; use one form for all fields")
     if "chosen" in row and row["chosen"] == row["rejected"]:

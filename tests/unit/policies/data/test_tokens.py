@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from prefmix.policies.data.pairs import PAIR_FIELDS, Rows, read_rows
+from prefmix.policies.data.tokens import check_tokenizer, encode, encode_text
 from prefmix.policies.train import TrainError
-from prefmix.policies.train.pairs import PAIR_FIELDS, Rows, read_rows
-from prefmix.policies.train.tokens import check_tokenizer, encode, encode_text
 from support.checkpoints.tiny_policies import VOCAB_SIZE, build_tokenizer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefmix.mixing.checkpoints.safe_files import REMEDY, unsafe_file
-from prefmix.policies.train import TrainError
+from prefmix.policies.errors import TrainError
 
 
 def check_safe(model: str, what: str, *, allow_unsafe_weights: bool) -> None:

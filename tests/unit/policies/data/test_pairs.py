@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from prefmix.policies.data.pairs import ANSWER_FIELDS, PAIR_FIELDS, read_rows
 from prefmix.policies.train import TrainError
-from prefmix.policies.train.pairs import ANSWER_FIELDS, PAIR_FIELDS, read_rows
 
 GOOD = {"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."}
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefmix.policies.train import TrainError
-from prefmix.policies.train.pairs import Content, Rows
+from prefmix.policies.data.implicit_prompts import Content
+from prefmix.policies.data.pairs import Rows
+from prefmix.policies.errors import TrainError
 
 _MARKUP = re.compile(r"<\|[A-Za-z_]+\|>|</?s>|\[/?INST\]")
 """Control tokens of the usual chat formats."""
