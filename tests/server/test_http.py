@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,9 +93,9 @@ def refused(
 # --- answers -------------------------------------------------------------------------------------
 
 
-def test_start_prints_one_table_and_nothing_else(server: ServerProcess) -> None:
+def test_start_prints_one_table_and_one_request_and_nothing_else(server: ServerProcess) -> None:
     server.wait_printed("-d '{")  # the last line
-    table, _, request = server.stdout.partition("\ntry it:\n")
+    table, request = server.stdout.split("\n\ntry it:\n\n")
     assert request.startswith(f"curl {server.url}/v1/chat/completions ")
     assert "Bearer $PREFMIX_API_KEY" in request
     rows = [line.split() for line in table.splitlines() if line]
@@ -112,7 +113,29 @@ def test_start_prints_one_table_and_nothing_else(server: ServerProcess) -> None:
         "open": "inference with API key, metrics, health, docs, console",
         "console": f"{server.url}/console",
     }
+    words = shlex.split(request.replace("$PREFMIX_API_KEY", API_KEY))
+    assert words[0] == "curl"
+    headers = dict(words[at + 1].split(": ") for at, word in enumerate(words) if word == "-H")
+    answer = httpx.post(words[1], content=words[words.index("-d") + 1], headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] > 0
     assert all(line.startswith("prefmix: ") for line in server.stderr.splitlines()), server.stderr
+
+
+def test_a_browser_comes_to_the_console_and_a_program_to_what_is_served(
+    server: ServerProcess,
+) -> None:
+    """Every link leads somewhere, and none names a host."""
+    with server.client(key=None) as stranger:
+        sent = stranger.get("/", headers={"accept": "text/html,*/*;q=0.8"})
+        assert (sent.status_code, sent.headers["location"]) == (302, "/console")
+        links = stranger.get("/").json()["links"]
+    assert links.pop("api") == "/v1"
+    assert {"mixture", "metrics", "ready", "docs", "console"} <= links.keys()
+    with server.client(timeout=30) as client:
+        for path in links.values():
+            wanted = 405 if path in ROUTES else 200
+            assert client.get(path, follow_redirects=True).status_code == wanted, path
 
 
 def test_the_official_client_lists_the_mixture_and_its_profiles(official: openai.OpenAI) -> None:
@@ -564,7 +587,7 @@ def test_without_the_key_nothing_that_runs_a_policy_answers(
             assert refused(client.post(path, json={}), 401)["type"] == "AuthenticationError"
         for path in ("/v1/models", "/v1/mixture", "/v1/responses/x", "/nowhere"):
             assert refused(client.get(path), 401)["type"] == "AuthenticationError"
-        pages = ("/docs", "/console")
+        pages = ("/", "/docs", "/console")
         for path in ("/health", "/ping", "/version", "/metrics", "/openapi.json", *pages):
             assert client.get(path).status_code == 200, path
 

@@ -34,7 +34,7 @@ VLLM = (
 """Unit tests that import vLLM: together, so that one process does."""
 
 
-BROWSER = r"/test_page_in_browser\.py"
+BROWSER = r"console/test_page_"
 """Unit tests that share a browser."""
 
 

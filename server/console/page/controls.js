@@ -14,6 +14,7 @@ export class Controls {
     this.changed = changed;
     this.policies = members.filter((member) => !member.isReference);
     this.weights = {};
+    this.rest = space === "affine" && members.find((member) => member.isReference)?.name;
     this.rows = new Map();
     const rows = make("div", { className: "rows", role: "group", "aria-label": `Weights of ${label}` });
     this.node = make("div", { className: "controls" }, rows);
@@ -31,6 +32,7 @@ export class Controls {
   /** Shows weights without calling `changed`. */
   show(weights) {
     this.weights = Object.fromEntries(this.members.map(({ name }) => [name, weights[name] ?? 0]));
+    if (this.rest) this.weights[this.rest] = 1 - total(this.weights, this.policies.map(({ name }) => name));
     if (total(this.weights, Object.keys(this.weights)) > 0) this.ratios ??= this.weights;
     for (const [name, row] of this.rows) row(this.weights[name]);
     this.triangle?.show(this.policies.map(({ name }) => this.weights[name]));
@@ -64,8 +66,6 @@ export class Controls {
       : make("input", { type: "number", step: 0.1, inputMode: "decimal", "aria-label": member.name });
     field.addEventListener("change", () => {
       const next = { ...this.weights, [member.name]: Number.isFinite(field.valueAsNumber) ? field.valueAsNumber : 0 };
-      const reference = this.members.find((each) => each.isReference);
-      if (reference) next[reference.name] = 1 - total(next, this.policies.map(({ name }) => name));
       this.set(next, true);
     });
     this.rows.set(member.name, (value) => {

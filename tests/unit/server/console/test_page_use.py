@@ -1,0 +1,186 @@
+"""The console in a browser, used as a person does: two policies or five, one turn or two.
+
+No engine: the answers are the stand-in's. tests/server/test_console.py has the demo's own.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from support.console.page import Opened, asked, finished, mix, run
+
+
+def test_two_policies_start_as_one_each(opened: Opened) -> None:
+    page = opened(("helpful", "harmless"))
+    assert page.locator(".choice > span").all_text_contents() == ["helpful alone", "harmless alone"]
+    run(page)
+    weights = [body["preference_weights"] for body in asked(page)]
+    assert sorted(map(str, weights)) == ["{'harmless': 1}", "{'helpful': 1}"]
+
+
+@pytest.mark.parametrize("num_policies", [1, 3, 5])
+def test_the_first_two_mixes_visibly_differ(opened: Opened, num_policies: int) -> None:
+    names = tuple(f"policy{place}" for place in range(num_policies))
+    page = opened(names, reference="base")
+    expect(page.locator(".mix")).to_have_count(2)
+    run(page)
+    one, other = (mix(page, letter).locator(".text") for letter in "AB")
+    assert one.text_content() != other.text_content()
+    colours = [
+        text.locator("span").evaluate_all("all => [...new Set(all.map(s => s.dataset.hue))]")
+        for text in (one, other)
+    ]
+    assert colours == [["0"], ["reference" if num_policies == 1 else "1"]]
+
+
+def test_prompt_and_title_are_the_servers_own(opened: Opened) -> None:
+    page = opened(model="org/mine", prompt="What is it?")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("What is it?")
+    expect(page.get_by_role("heading", level=1)).to_have_text("org/mine")
+    expect(page).to_have_title(re.compile("^org/mine"))
+    page = opened(model="other", prompt=None)
+    field = page.get_by_label("Prompt", exact=True)
+    expect(field).to_have_value("")
+    expect(field).to_have_attribute("placeholder", "Ask other")
+    assert "Park Hotel" not in (page.locator("body").text_content() or "")
+
+
+def longest_common(one: list[str], other: list[str]) -> int:
+    """The length of the longest common subsequence, by its definition."""
+    row = [0] * (len(other) + 1)
+    for word in one:
+        before = row[:]
+        for at, each in enumerate(other):
+            row[at + 1] = before[at] + 1 if word == each else max(before[at + 1], row[at])
+    return row[-1]
+
+
+def tokens(page: Page, letter: str, kind: str = "span") -> list[str]:
+    return mix(page, letter).locator(f".text {kind}").all_text_contents()
+
+
+def test_what_changed_since_the_last_run_is_marked(opened: Opened) -> None:
+    """Unmarked tokens are in both answers and in one order; as many as can be are unmarked."""
+    page = opened(state="#p=Ask&mix=positive:0.5,polite:0.5&mix=concise:1")
+    run(page)
+    note = mix(page, "A").locator(".change")
+    expect(note).to_be_hidden()
+    before = tokens(page, "A")
+    mix(page, "A").get_by_role("slider", name="polite", exact=True).fill("0.7")
+    expect(note).to_be_visible()
+    finished(page)
+    now, kept = tokens(page, "A"), tokens(page, "A", "span:not(.new)")
+    assert 0 < len(kept) < len(now)
+    assert len(kept) == longest_common(before, now) == longest_common(kept, before)
+    expect(note).to_have_text(
+        f"{len(now) - len(kept)} of {len(now)} tokens changed since the last run"
+    )
+    underlined = mix(page, "A").locator(".text .new").first
+    expect(underlined).to_have_css("text-decoration-line", "underline")
+    expect(mix(page, "B").locator(".change")).to_be_hidden()
+
+
+def test_it_says_so_when_nothing_changed(opened: Opened) -> None:
+    page = opened()
+    run(page)
+    run(page)
+    for letter in "AB":
+        note = mix(page, letter).locator(".change")
+        expect(note).to_have_text("Nothing changed: the same answer as in the last run")
+        expect(mix(page, letter).locator(".new")).to_have_count(0)
+    page.get_by_label("Prompt", exact=True).fill("Something else")
+    run(page)
+    expect(mix(page, "A").locator(".change")).to_be_hidden()
+
+
+def test_there_is_one_run_and_no_version_at_first_sight(opened: Opened) -> None:
+    page = opened(has_admin=True)
+    expect(page.get_by_role("button", name=re.compile("^Run"))).to_have_count(1)
+    assert "version" not in page.locator("body").inner_text().lower()
+
+
+@pytest.mark.parametrize(
+    ("has_admin", "words"),
+    [(True, "asks for the admin token"), (False, "start it with PREFMIX_ADMIN_TOKEN_FILE")],
+)
+def test_publishing_says_what_it_needs(opened: Opened, has_admin: bool, words: str) -> None:
+    page = opened(has_admin=has_admin)
+    mix(page, "A").get_by_role("button", name="Publish").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Publishing a mix as a profile changes")
+    expect(page.get_by_role("dialog")).to_contain_text(words)
+    expect(page.get_by_label("Admin token")).to_have_count(int(has_admin))
+
+
+def test_system_prompt_and_sampling_go_with_the_request(opened: Opened) -> None:
+    page = opened()
+    run(page)
+    plain = asked(page)[-1]
+    assert plain["messages"] == [{"role": "user", "content": "Ask"}]
+    assert not {"temperature", "top_p"} & plain.keys(), "left to the model's own"
+    page.locator("#options summary").click()
+    page.get_by_label("System prompt").fill("Be kind.")
+    page.get_by_label("Temperature").fill("0.7")
+    page.get_by_label("Top p").fill("0.95")
+    page.get_by_label("Max tokens").fill("17")
+    run(page)
+    body = asked(page)[-1]
+    assert body["messages"][0] == {"role": "system", "content": "Be kind."}
+    given = {name: body[name] for name in ("temperature", "top_p", "max_tokens", "seed")}
+    assert given == {"temperature": 0.7, "top_p": 0.95, "max_tokens": 17, "seed": 1}
+    page.get_by_role("button", name="Copy link").click()
+    page.reload()
+    # A setting that is not the model's own is in sight.
+    expect(page.get_by_label("System prompt")).to_have_value("Be kind.")
+    expect(page.get_by_label("Top p")).to_have_value("0.95")
+    expect(page.get_by_label("Top p")).to_be_visible()
+
+
+def test_a_second_turn_goes_on_from_each_mixs_own_answer(opened: Opened) -> None:
+    page = opened()
+    follow_up = page.get_by_role("button", name="Follow up")
+    expect(follow_up).to_be_hidden()
+    run(page)
+    first = {letter: mix(page, letter).locator(".text").text_content() for letter in "AB"}
+    follow_up.click()
+    prompt = page.get_by_label("Prompt", exact=True)
+    expect(prompt).to_have_value("")
+    expect(prompt).to_be_focused()
+    expect(page.locator("#turn")).to_contain_text("Turn 2")
+    page.keyboard.type("And then?")
+    page.keyboard.press("Enter")
+    finished(page)
+    for body, letter in zip(sorted(asked(page)[-2:], key=by_policy), "BA", strict=True):
+        roles = [message["role"] for message in body["messages"]]
+        assert roles == ["user", "assistant", "user"]
+        texts = [message["content"] for message in body["messages"]]
+        assert texts == ["Ask", first[letter], "And then?"]
+        expect(mix(page, letter).locator(".turns")).to_contain_text(first[letter] or "")
+    # The next mix has the conversation of the one that it copies.
+    page.get_by_role("button", name="Add a mix").click()
+    expect(mix(page, "C").locator(".turns")).to_contain_text(first["B"] or "")
+    page.get_by_role("button", name="Start over").click()
+    expect(prompt).to_have_value("Ask")
+    expect(page.locator("#turn")).to_be_hidden()
+    expect(page.locator(".turns:visible")).to_have_count(0)
+    run(page)
+    assert [message["role"] for message in asked(page)[-1]["messages"]] == ["user"]
+
+
+def by_policy(body: dict[str, Any]) -> str:
+    return str(next(iter(body["preference_weights"])))
+
+
+def test_in_the_affine_space_the_reference_takes_the_rest(opened: Opened) -> None:
+    names = ("helpful", "harmless")
+    page = opened(names, reference="base", weight_space="affine", state="#p=Ask&mix=helpful:1.5")
+    rest = mix(page, "A").get_by_label("base, takes the rest")
+    expect(rest).to_have_text("-0.50")
+    mix(page, "A").get_by_label("harmless", exact=True).fill("-0.75")
+    page.keyboard.press("Tab")
+    expect(rest).to_have_text("0.25")
+    run(page)
+    assert asked(page)[-1]["preference_weights"] == {"helpful": 1.5, "harmless": -0.75}
