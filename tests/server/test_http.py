@@ -132,7 +132,7 @@ def test_a_browser_comes_to_the_console_and_a_program_to_what_is_served(
         links = stranger.get("/").json()["links"]
     assert links.pop("api") == "/v1"
     assert {"mixture", "metrics", "ready", "docs", "console"} <= links.keys()
-    with server.client(timeout=30) as client:
+    with server.client() as client:
         for path in links.values():
             wanted = 405 if path in ROUTES else 200
             assert client.get(path, follow_redirects=True).status_code == wanted, path

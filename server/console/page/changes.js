@@ -42,8 +42,9 @@ function commonPlaces(before, now) {
 }
 
 /** A comparison in words. */
-export function inWords({ added, numRemoved }, numTokens) {
+export function inWords({ added, numRemoved }) {
   if (added.length === 0 && numRemoved === 0) return "Nothing changed: the same answer as in the last run";
-  if (added.length === 0) return `Shorter by ${numRemoved} of the last run’s tokens`;
-  return `${added.length} of ${numTokens} tokens changed since the last run`;
+  const count = (number) => (number === 1 ? "1 token" : `${number} tokens`);
+  if (added.length === 0) return `${count(numRemoved)} of the last run left out`;
+  return `${count(added.length)} changed since the last run`;
 }

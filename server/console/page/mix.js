@@ -160,9 +160,10 @@ export class Mix {
     const { tokens, text } = this.reply;
     const isComparable = this.last && JSON.stringify(this.last.messages) === JSON.stringify(messages);
     const changes = isComparable ? compare(this.last.tokens, tokens) : null;
-    this.reply.markChanges(changes?.added ?? [], changes ? inWords(changes, tokens.length) : "");
+    const said = changes ? inWords(changes) : "";
+    this.reply.markChanges(changes?.added ?? [], said);
     this.last = { messages, tokens, text };
-    announce(`Mix ${this.letter} has answered. ${this.facts.textContent}. ${changes ? inWords(changes, tokens.length) : ""}`);
+    announce(`Mix ${this.letter} has answered. ${this.facts.textContent}. ${said}`);
   }
 
   showMeasures(scale) {
