@@ -95,10 +95,10 @@ def read_adapter(policy: Policy) -> Adapter:
     if not path.is_file():
         others = [file.name for file in folder.glob("adapter_model.*")]
         came = f" (there is {others[0]})" if others else ""
-        raise AdapterError(
-            f"{wrong}has no adapter_model.safetensors{came}; save it with peft's "
-            "save_pretrained(..., safe_serialization=True)"
-        )
+        remedy = "save it with peft's save_pretrained(..., safe_serialization=True)"
+        if not others and any(folder.glob("*.safetensors")):
+            remedy = "it is a full checkpoint: serve it with --policy, without --base"
+        raise AdapterError(f"{wrong}has no adapter_model.safetensors{came}; {remedy}")
     shapes: dict[tuple[str, str], list[int]] = {}
     try:
         with safe_open(path, framework="pt") as file:

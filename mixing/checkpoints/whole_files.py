@@ -64,6 +64,14 @@ def _check_checkpoint(policy: Policy, folder: Path) -> None:
             else "give a folder in Hugging Face layout"
         )
         raise _error(policy, folder / "config.json", f"the file is missing; {remedy}")
+    adapter = folder / "adapter_model.safetensors"
+    if adapter.is_file():
+        raise _error(
+            policy,
+            adapter,
+            "the folder holds an adapter: serve it with --adapter and --base, or merge it into the "
+            "base (peft: merge_and_unload); if its model.safetensors is meant, remove the adapter",
+        )
     for name in _JSON_FILES:
         _json_object(policy, folder / name)
     for name in _OTHER_FILES:

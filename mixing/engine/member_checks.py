@@ -10,6 +10,7 @@ from typing import Any
 from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models import ModelRegistry
+from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
 
 from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
 from prefmix.mixing.checkpoints.text_files import check_tokenizer
@@ -115,6 +116,12 @@ def _quantization(hf_config: Any) -> str:
 
 
 def _check_plain_text_model(member: Policy, config: Any) -> None:
+    for is_refused, kind in (
+        (config.architectures[0] in _MULTIMODAL_MODELS, "multimodal"),
+        (getattr(config.hf_config, "is_encoder_decoder", False), "an encoder-decoder model"),
+    ):
+        if is_refused:  # before vLLM looks at the class, which may need packages of its own
+            raise _no_plain_text_model(member, kind, config.architectures[0])
     info, architecture = ModelRegistry.inspect_model_cls(config.architectures, config)
     for is_refused, kind in (
         (not info.is_text_generation_model, "no text-generation model"),
@@ -127,10 +134,14 @@ def _check_plain_text_model(member: Policy, config: Any) -> None:
         (config.use_mla, "a model with multi-head latent attention"),
     ):
         if is_refused:
-            raise CompatibilityError(
-                f"policy {member.name!r} is {kind} ({architecture}); a mixture takes decoder-only "
-                "text models that attend, by plain attention, to the whole text or a sliding window"
-            )
+            raise _no_plain_text_model(member, kind, architecture)
+
+
+def _no_plain_text_model(member: Policy, kind: str, architecture: str) -> CompatibilityError:
+    return CompatibilityError(
+        f"policy {member.name!r} is {kind} ({architecture}); a mixture takes decoder-only text "
+        "models that attend, by plain attention, to the whole text or a sliding window"
+    )
 
 
 def _check_head_sizes(member: Policy, config: Any) -> None:

@@ -35,9 +35,16 @@ LATENT = {
 }
 
 
+@pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize(
     ("model_type", "architecture", "more", "kind"),
     [
+        ("gemma3", "Gemma3ForConditionalGeneration", {"text_config": SMALL}, "multimodal"),
+        ("gemma4", "Gemma4ForConditionalGeneration", {"text_config": SMALL}, "multimodal"),
+        ("t5", "T5ForConditionalGeneration", {}, "an encoder-decoder model"),
+        ("bart", "BartForConditionalGeneration", {}, "an encoder-decoder model"),
+        ("bert", "BertModel", {}, "no text-generation model"),
+        ("mamba", "MambaForCausalLM", {}, "a state-space or hybrid model"),
         ("llama4_text", "Llama4ForCausalLM", CHUNKS, "a model that attends in chunks"),
         (
             "deepseek_v2",
@@ -47,26 +54,26 @@ LATENT = {
         ),
     ],
 )
-def test_attention_of_another_kind_is_refused_before_loading(
+def test_other_models_than_those_of_plain_attention_are_refused_before_loading(
     policies: list[Path],
     tmp_path: Path,
     model_type: str,
     architecture: str,
     more: dict[str, Any],
     kind: str,
+    is_first: bool,
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
-    folders = [shutil.copytree(policies[0], tmp_path / name) for name in ("one", "two")]
-    config = AutoConfig.for_model(model_type, **SMALL, **more, architectures=[architecture])
-    for folder in folders:
-        config.save_pretrained(folder)
-    spec = spec_of_folders(folders)
+    other = Path(shutil.copytree(policies[0], tmp_path / "other"))
+    config = AutoConfig.for_model(model_type, **{**SMALL, **more}, architectures=[architecture])
+    config.save_pretrained(other)
+    spec = spec_of_folders([other, policies[0]] if is_first else [policies[0], other])
     arguments = EngineArgs(
         model=spec.checkpoints[0].model,
         hf_overrides=hf_overrides(spec),
         max_model_len=64,
         enforce_eager=True,
     )
-    with pytest.raises(ValueError, match=f"policy 'one' is {kind} .*{architecture}"):
+    with pytest.raises(ValueError, match=f"policy 'other' is {kind} .*{architecture}"):
         arguments.create_engine_config()

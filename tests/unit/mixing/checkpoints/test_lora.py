@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,14 @@ def test_a_damaged_adapter_is_refused_before_an_engine_starts(
     assert [word for word in ["'broken'", *words] if word not in message] == [], message
 
 
-def test_a_full_checkpoint_given_as_adapter_is_told_so(adapted: AdaptedBase) -> None:
-    policy = Policy(name="whole", model=str(adapted.merged[0]))
+@pytest.mark.parametrize("has_config", [False, True])
+def test_a_full_checkpoint_given_as_adapter_is_told_so(
+    adapted: AdaptedBase, tmp_path: Path, has_config: bool
+) -> None:
+    """Trainers leave the adapter's config beside the model that they merged it into."""
+    folder = Path(shutil.copytree(adapted.merged[0], tmp_path / "whole"))
+    if has_config:
+        shutil.copy(adapted.adapters[0] / "adapter_config.json", folder)
+    policy = Policy(name="whole", model=str(folder))
     with pytest.raises(CompatibilityError, match="full checkpoint: serve it with --policy"):
         check_members(MixtureSpec(policies=(policy,), base=str(adapted.base)))

@@ -145,6 +145,16 @@ def test_an_adapter_in_the_place_of_a_checkpoint_is_told(whole: Path, tmp_path: 
     assert "serve it with --adapter and --base" in refusal(whole, tmp_path)
 
 
+def test_an_adapter_beside_a_config_or_a_checkpoint_is_told(whole: Path, copy: Path) -> None:
+    """Trainers save the model's config beside an adapter; vLLM would read both files."""
+    shutil.copy(copy / "model.safetensors", copy / "adapter_model.safetensors")
+    for _ in range(2):
+        message = refusal(whole, copy)
+        for words in ("adapter_model.safetensors: the folder holds an adapter", "--adapter and"):
+            assert words in message
+        (copy / "model.safetensors").unlink(missing_ok=True)
+
+
 def test_neither_torch_nor_vllm_is_needed(whole: Path) -> None:
     program = (
         "import sys; from prefmix.mixing.checkpoints.whole_files import check_whole_files\n"
