@@ -57,10 +57,10 @@ def check_whole_files(spec: MixtureSpec) -> None:
 def _check_checkpoint(policy: Policy, folder: Path) -> None:
     config = _json_object(policy, folder / "config.json")
     if config is None:
-        adapter = (folder / "adapter_config.json").is_file()
+        is_adapter = (folder / "adapter_config.json").is_file()
         remedy = (
             "it is an adapter: serve it with --adapter and --base"
-            if adapter
+            if is_adapter
             else "give a folder in Hugging Face layout"
         )
         raise _error(policy, folder / "config.json", f"the file is missing; {remedy}")
