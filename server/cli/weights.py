@@ -76,7 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "default", _default, "choose the profile of requests that name none", changes=True
     )
     sub.add_argument("name", metavar="PROFILE")
-    command("history", _history, "list the versions that are kept", changes=False)
+    sub = command("history", _history, "list the versions that are kept", changes=False)
+    sub.add_argument(
+        "--plot", metavar="PNG", type=Path, help="also draw the default's weights over the versions"
+    )
+    sub.add_argument("--profile", metavar="PROFILE", help="the profile that --plot draws instead")
     sub = command("rollback", _rollback, "return to an earlier version's content", changes=True)
     sub.add_argument(
         "version",
@@ -226,7 +230,16 @@ def _apply(args: argparse.Namespace) -> int:
 
 
 def _history(args: argparse.Namespace) -> int:
-    print(history_table(_target(args).history()))
+    if args.profile is not None and args.plot is None:
+        raise UsageError("--profile belongs to --plot: it names the profile that is drawn")
+    versions = _target(args).history()
+    print(history_table(versions))
+    if args.plot is not None:
+        from prefmix.weights.report.history_plot import weights_over_versions
+        from prefmix.weights.report.plots import png
+
+        args.plot.write_bytes(png(weights_over_versions(versions, profile=args.profile)))
+        print(f"\nplot  {args.plot}")
     return 0
 
 

@@ -71,7 +71,7 @@ def trajectory(result: FitResult, theme: Theme) -> Figure:
     figure, axes = new_axes(theme)
     num_steps = len(result.path_TK) - 1
     axes.axvspan(_first_averaged(num_steps), num_steps, color=theme.faint, alpha=0.45, lw=0)
-    _lines(axes, theme, result.names, np.arange(num_steps + 1), result.path_TK, marked=num_steps)
+    lines(axes, theme, result.names, np.arange(num_steps + 1), result.path_TK, marked=num_steps)
     axes.set_xlim(0, num_steps)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     unit = "round" if result.rounds_kl_TK is not None else "step of mirror descent"
@@ -85,7 +85,7 @@ def rounds_kl(result: FitResult, theme: Theme) -> Figure:
     assert result.rounds_kl_TK is not None
     figure, axes = new_axes(theme)
     rounds = np.arange(1, len(result.rounds_kl_TK) + 1)
-    _lines(axes, theme, result.names, rounds, result.rounds_kl_TK, marked=len(rounds))
+    lines(axes, theme, result.names, rounds, result.rounds_kl_TK, marked=len(rounds))
     axes.set_xlim(1, len(rounds))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.set_xlabel("round")
@@ -195,7 +195,7 @@ def m_sweep(result: FitResult, theme: Theme) -> Figure:
     figure, axes = new_axes(theme)
     counts = np.array([row["responses"] for row in rows], dtype=np.float64)
     weights_TK = np.array([[row["weights"][name] for name in result.names] for row in rows])
-    _lines(axes, theme, result.names, counts, weights_TK, marked=len(rows))
+    lines(axes, theme, result.names, counts, weights_TK, marked=len(rows))
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [f"{count:.0f}" for count in counts])
     axes.minorticks_off()
@@ -221,7 +221,7 @@ def new_axes(theme: Theme, *, height: float = _SIZE_INCHES[1]) -> tuple[Figure, 
     return figure, axes
 
 
-def _lines(
+def lines(
     axes: Axes,
     theme: Theme,
     names: Sequence[str],
@@ -230,15 +230,18 @@ def _lines(
     *,
     marked: int,
 ) -> None:
-    """One line a policy, with its name at the right end, and markers if there are few points."""
+    """One line a policy, with its name at the right end, and markers if there are few points.
+
+    A line has a gap where a value is NaN.
+    """
     for index, y_T in enumerate(y_TK.T):
         marker = _MARKERS[index % len(_MARKERS)] if marked <= 40 else ""
         colour, style = colour_of(theme, index), _style(theme, index)
         axes.plot(x_T, y_T, color=colour, ls=style, lw=1.6, marker=marker, ms=4, clip_on=False)
-    low, high = min(0.0, float(y_TK.min())), float(y_TK.max()) * 1.05
+    low, high = min(0.0, float(np.nanmin(y_TK))), float(np.nanmax(y_TK)) * 1.05
     high = high if high > low else low + 1
     axes.set_ylim(low, high)
-    spots = _spread(y_TK[-1], least=(high - low) / 18, low=low, high=high)
+    spots = _spread(np.nan_to_num(y_TK[-1]), least=(high - low) / 18, low=low, high=high)
     for index, (name, y) in enumerate(zip(names, spots, strict=True)):
         axes.annotate(
             short(name, _MAX_LABEL),

@@ -94,6 +94,10 @@ MANUALS = {
                 "prefmix weights default careful --url http://127.0.0.1:8000",
             ),
             ("who changed what, and when", "prefmix weights history --weights-store weights.json"),
+            (
+                "the default's weights over time, as a picture",
+                "prefmix weights history --weights-store weights.json --plot history.png",
+            ),
             ("undo", "prefmix weights rollback --url http://127.0.0.1:8000"),
         ),
         environment=(_TOKEN,),

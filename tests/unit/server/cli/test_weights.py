@@ -208,3 +208,14 @@ def test_a_missing_store_names_the_way_out(run: Run, tmp_path: Path) -> None:
         assert "w.json does not exist" in err
         assert "make it with 'prefmix weights apply" in err
     assert not (tmp_path / "w.json").exists()
+
+
+def test_history_is_drawn_on_demand(filled: Run) -> None:
+    code, out, _ = filled("history", "--plot", "h.png")
+    assert (code, out.splitlines()[-1]) == (0, "plot  h.png")
+    assert Path("h.png").read_bytes().startswith(b"\x89PNG")
+    assert filled("history", "--plot", "h.png", "--profile", "x")[0] == 0
+    code, _, err = filled("history", "--profile", "x")
+    assert (code, "--profile belongs to --plot" in err) == (2, True)
+    code, _, err = filled("history", "--plot", "h.png", "--profile", "nobody")
+    assert (code, "has a profile 'nobody'" in err) == (1, True)
