@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prefmix.server.auth.api_keys import client_key
@@ -10,6 +11,7 @@ from prefmix.server.auth.api_keys import client_key
 if TYPE_CHECKING:
     from prefmix.mixing.spec import MixtureSpec
     from prefmix.server.config.serve_config import ServeConfig
+    from prefmix.weights.engines.local import LocalEngine
     from prefmix.weights.engines.remote import RemoteEngine
 
 
@@ -23,6 +25,15 @@ def remote_engine(url: str) -> tuple[RemoteEngine, dict[str, str]]:
 
     remote = RemoteEngine(url, api_key=client_key())
     return remote, {member.name: f"{url} {member.model}" for member in remote.spec.members}
+
+
+def local_engine(config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]) -> LocalEngine:
+    """Starts vLLM in this process, and shows how long that takes. Args: as start_engine."""
+    from prefmix.server.launch.in_process import start_engine
+    from prefmix.server.launch.terminal import stages
+
+    with stages.shown(f"starting the engine with {', '.join(spec.member_names)}"):
+        return start_engine(config, spec, passthrough)
 
 
 def checked_content_hashes(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefmix.mixing.name_list import listed
-from prefmix.server.cli.batch_engine import checked_content_hashes, remote_engine
+from prefmix.server.cli.batch_engine import checked_content_hashes, local_engine, remote_engine
 from prefmix.server.cli.known_profiles import Profiles, known_profiles, stored_profiles
 from prefmix.server.cli.mixture_arguments import mixture_overrides
 from prefmix.server.config.errors import CommandError
@@ -97,7 +97,6 @@ def _local_subject(
     args: argparse.Namespace, passthrough: Sequence[str], scratch: Path
 ) -> EvalSubject:
     from prefmix.server.config.serve_config import load_config
-    from prefmix.server.launch.in_process import start_engine
     from prefmix.weights.averages.errors import ParameterAverageError
     from prefmix.weights.evaluation.parameter_average import with_averages
     from prefmix.weights.evaluation.rows import average_member
@@ -118,7 +117,7 @@ def _local_subject(
     return EvalSubject(
         spec=spec,
         own=own,
-        engine=lambda: start_engine(config, spec, passthrough),
+        engine=lambda: local_engine(config, spec, passthrough),
         content_hashes=checked_content_hashes(config, spec, quiet=True),  # already shown
         profiles=profiles,
         averages=averages,

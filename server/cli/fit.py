@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefmix.server.cli.batch_engine import checked_content_hashes, remote_engine
+from prefmix.server.cli.batch_engine import checked_content_hashes, local_engine, remote_engine
 from prefmix.server.cli.fit_arguments import (
     add_data_flags,
     add_settings_flags,
@@ -139,10 +139,8 @@ def _engine(
             "--server URL",
             exit_code=2,
         )
-    from prefmix.server.launch.in_process import start_engine
-
     hashes = checked_content_hashes(config, spec)
-    return lambda: start_engine(config, spec, passthrough), spec, hashes
+    return lambda: local_engine(config, spec, passthrough), spec, hashes
 
 
 def _publish(

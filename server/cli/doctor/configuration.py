@@ -92,8 +92,6 @@ def _check_ports(report: Report, config: ServeConfig, passthrough: Sequence[str]
 
 def _check_size(report: Report, spec: MixtureSpec) -> None:
     """Compares the size of the checkpoints' files with the memory of the machine."""
-    import psutil  # type: ignore[import-untyped,unused-ignore]  # comes with vLLM
-
     folders = [cached_folder(each.model, each.revision) for each in spec.checkpoints]
     known = {folder for folder in folders if folder is not None}
     size = sum(file.stat().st_size for folder in known for file in folder.glob("*.safetensors"))
@@ -101,7 +99,7 @@ def _check_size(report: Report, spec: MixtureSpec) -> None:
         report.add("downloads", "warning", f"{missing} checkpoints are not on this machine yet")
     if not size:
         return
-    total = psutil.virtual_memory().total
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     text = f"checkpoints of {size / 2**20:,.0f} MiB; the machine has {total / 2**20:,.0f} MiB"
     # Not all of it has to fit: layers that are equal are stored once, and GPUs have their own.
     report.add("size", "ok" if size < 0.8 * total else "warning", text)

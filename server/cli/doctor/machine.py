@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -141,6 +143,7 @@ def _check_folders(report: Report) -> None:
 
 def _available_memory() -> int | None:
     """Bytes of memory that processes can get; None if the system does not tell."""
-    import psutil  # type: ignore[import-untyped,unused-ignore]  # comes with vLLM
-
-    return int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError):
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+        return None if found is None else 1024 * int(found[1])
+    return None

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prefmix.server.config.errors import CommandError
-from prefmix.server.launch.installation import InstallationError
 from prefmix.weights.store.text_tables import aligned
 
 Status = Literal["ok", "warning", "error"]
@@ -50,7 +49,7 @@ class Report:
         try:
             yield
         # Refusals of the start are sentences, each with its remedy; ValueError is their base.
-        except (CommandError, InstallationError, ValueError, OSError) as error:
+        except (CommandError, ImportError, ValueError, OSError) as error:
             self.add(check, "error", str(error) or type(error).__name__)
 
     @property

@@ -12,7 +12,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prefmix.mixing.start_stages import LOADING, MARK, SELF_CHECK, SERVER, WARM_UP
 
@@ -54,19 +54,23 @@ class StartStages:
         self._clock = clock
         orders = [LOADING + index for index in range(num_checkpoints)]
         self._orders = [IMPORT, FILES, PROCESSES, *orders, WARM_UP, SELF_CHECK, SERVER]
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may stop what its thread has begun
         self._began_at = self._said_at = clock()
         self._order, self._text, self._shards, self._said = 0, "", "", ""
         self._width = 0
         self._over = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begins to show."""
-        threading.Thread(target=self._run, name="start-stages", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="start-stages", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Shows nothing more."""
         self._over.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=2)
         with self._lock:
             self._clear()
 
@@ -132,6 +136,23 @@ class StartStages:
             # A full or closed log must not stop the start.
             with contextlib.suppress(OSError):
                 self.tick()
+
+
+@contextlib.contextmanager
+def shown(text: str) -> Iterator[None]:
+    """Shows one stage on stderr for as long as the block takes, even if that holds stderr back.
+
+    Args: text: a phrase, such as "starting the engine".
+    """
+    descriptor = os.dup(2)
+    stages = StartStages(writer(descriptor), is_terminal=os.isatty(descriptor))
+    stages.enter(PROCESSES, text)
+    stages.start()
+    try:
+        yield
+    finally:
+        stages.stop()
+        os.close(descriptor)
 
 
 def writer(descriptor: int) -> Callable[[bytes], None]:

@@ -16,7 +16,20 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 PROGRAMS = {
-    *("apt-get", "cat", "cd", "curl", "docker", "export", "for", "git", "grep", "guidellm", "helm"),
+    *(
+        "apt-get",
+        "cat",
+        "cd",
+        "curl",
+        "docker",
+        "eval",
+        "export",
+        "for",
+        "git",
+        "grep",
+        "guidellm",
+        "helm",
+    ),
     *("kill", "kubectl", "make", "openssl", "pip", "prefmix", "printf", "python", "python3", "ray"),
     *("systemctl", "tmux", "uv", "."),
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,18 @@ def test_each_script_is_printed_and_read_by_its_shell(
 def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "tcsh"]) == 2
     assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
+
+
+def test_the_line_of_the_page_works_in_bash() -> None:
+    line = 'eval "$(prefmix completion bash)"'
+    page = Path(__file__).resolve().parents[5] / "docs" / "installing.md"
+    assert f"    {line}" in page.read_text(encoding="utf-8")
+    run = subprocess.run(
+        ["bash", "--norc", "-c", f"{line}; complete -p prefmix"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.endswith("-F _prefmix prefmix\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 
 import pytest
 
@@ -10,6 +12,7 @@ from prefmix.mixing import start_stages
 from prefmix.mixing.start_stages import announce, announce_loading
 from prefmix.server.launch.terminal import stages
 from prefmix.server.launch.terminal.stages import StartStages
+from prefmix.weights.engines.quiet import held_back_stderr
 
 BAR = "Loading safetensors checkpoint shards:  50% Completed | {}/{} [00:01<00:01,  1.2s/it]\n"
 
@@ -125,3 +128,22 @@ def test_processes_tell_only_who_asks(
         "prefmix-stage: 900 compiling and warming up",
     ]
     assert os.environ[start_stages.VARIABLE] == "1"
+
+
+def test_a_stage_of_a_batch_job_is_shown_although_stderr_is_held_back(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stages, "CALM_S", 0.0)
+    with stages.shown("starting the engine with a, b"), held_back_stderr():
+        os.write(2, b"noise of a library\n")
+        time.sleep(0.6)
+    said = capfd.readouterr().err.splitlines()
+    assert said == ["prefmix: starting the engine with a, b (0 s)"]
+    assert "start-stages" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_handler_may_stop_what_its_own_thread_has_begun() -> None:
+    screen = Screen()
+    screen.stages.enter(stages.IMPORT, "loading vLLM")
+    with screen.stages._lock:
+        screen.stages.stop()
