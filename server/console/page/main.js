@@ -36,7 +36,7 @@ const page = {
     if (!isFinal) return;
     remember();
     clearTimeout(settling);
-    if (at("follow").checked && (mix.last || mix.run)) settling = setTimeout(() => run(mix), SETTLE_MS);
+    if (at("follow").checked && mix.hasRun) settling = setTimeout(() => run(mix), SETTLE_MS);
   },
   answered: () => {
     const scale = klScale(page.mixes.flatMap((mix) => mix.attribution ?? []));

@@ -16,7 +16,7 @@ export class Mix {
    * so far, a list of {user, assistant}.
    */
   constructor(page, letter, { profile = null, weights = {}, turns = [] }) {
-    Object.assign(this, { page, letter, profile, weights, turns, attribution: null, run: null, last: null });
+    Object.assign(this, { page, letter, profile, weights, turns, attribution: null, run: null, hasRun: false, last: null });
     const label = `mix ${letter}`;
     this.choice = new Choice(label, (chosen) => this.choose(chosen));
     this.controls = new Controls({
@@ -92,6 +92,7 @@ export class Mix {
     const began = performance.now();
     const messages = this.messages();
     this.run = run;
+    this.hasRun = true;
     this.attribution = null;
     this.showMeasures(1);
     this.reply.clear();
@@ -139,6 +140,7 @@ export class Mix {
   }
 
   forget() {
+    this.hasRun = false;
     this.last = null;
     this.attribution = null;
     this.facts.textContent = "";

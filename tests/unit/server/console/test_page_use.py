@@ -182,3 +182,20 @@ def test_in_the_affine_space_the_reference_takes_the_rest(opened: Opened) -> Non
     expect(rest).to_have_text("0.25")
     run(page)
     assert asked(page)[-1]["preference_weights"] == {"helpful": 1.5, "harmless": -0.75}
+
+
+def test_after_a_refusal_other_weights_are_answered_at_once(opened: Opened) -> None:
+    page = opened(state="#p=Ask&mix=concise:1")
+    error = {"message": "not these weights"}
+    page.route("**/v1/chat/*", lambda route: route.fulfill(status=400, json={"error": error}))
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(mix(page, "A").get_by_role("alert")).to_have_text("not these weights")
+    page.unroute("**/v1/chat/*")
+    mix(page, "A").get_by_role("slider", name="polite", exact=True).fill("0.5")
+    finished(page)
+    expect(mix(page, "A").get_by_role("alert")).to_be_hidden()
+    # The next turn waits for its prompt.
+    page.get_by_role("button", name="Follow up").click()
+    mix(page, "A").get_by_role("slider", name="polite", exact=True).fill("0.2")
+    page.wait_for_timeout(600)
+    assert len(asked(page)) == 1
