@@ -233,8 +233,8 @@ def test_merge_keys_of_yaml_are_no_duplicates(folder: Path) -> None:
 
 def test_keys_and_flags_are_documented_alike() -> None:
     """Each key of the file but `engine` and the profiles can also be given as a flag."""
-    from prefmix.server.cli.main import OneSentenceParser
     from prefmix.server.cli.serve import add_arguments
+    from prefmix.server.cli.shell.commands import OneSentenceParser
 
     parser = OneSentenceParser()
     add_arguments(parser)
