@@ -12,8 +12,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from prefmix.mixing.checkpoints.lora import AdapterError, read_adapter
+from prefmix.mixing.checkpoints.stamps import Stamps, stamps_of
 from prefmix.mixing.checkpoints.text_files import (
     TextFiles,
     default_files,
@@ -60,7 +62,6 @@ class CheckedMembers:
         )
 
 
-@functools.lru_cache(maxsize=8)
 def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> CheckedMembers:
     """Checks that all members of a mixture agree on every token that is drawn.
 
@@ -69,6 +70,15 @@ def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> Chec
       trust_remote_code: passed on to transformers.
     Raises: CompatibilityError naming both policies and the first difference.
     """
+    folders = (Path(each.model).expanduser() for each in (*spec.checkpoints, *spec.adapters))
+    return _checked(spec, trust_remote_code, tuple(map(stamps_of, folders)))
+
+
+@functools.lru_cache(maxsize=8)
+def _checked(
+    spec: MixtureSpec, trust_remote_code: bool, stamps: tuple[Stamps, ...]
+) -> CheckedMembers:
+    """`check_members` of files that are kept apart from later ones by their stamps."""
     try:
         for adapter in spec.adapters:
             read_adapter(adapter)

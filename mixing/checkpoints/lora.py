@@ -20,6 +20,7 @@ from prefmix.mixing.checkpoints.lora_config import (
     unknown_entries,
     untargeted,
 )
+from prefmix.mixing.checkpoints.stamps import Stamps, stamps_of
 from prefmix.mixing.spec import Policy
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Adapter", "AdapterError", "Factors", "read_adapter"]
 
 _TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _SHARED = ("embed_tokens", "lm_head", "wte", "embed_out")
 
 
@@ -53,11 +55,22 @@ class Adapter:
     helper: Any
     unknown: tuple[str, ...] = ()
     """Entries of the config that neither vLLM nor PEFT knows."""
+    stamps: Stamps = ()
+    """Those of its files when the config and the shapes were read."""
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
-        """Opens the file and yields a function read(module) -> Factors."""
+        """Opens the file and yields a function read(module) -> Factors.
+
+        Raises: AdapterError if the folder has changed since it was checked.
+        """
         from safetensors import safe_open
+
+        if stamps_of(self.folder, _FILES) != self.stamps:
+            raise AdapterError(
+                f"policy {self.name!r}: the files in {str(self.folder)!r} have changed since they "
+                "were checked; start again when they are complete"
+            )
 
         with safe_open(self.folder / "adapter_model.safetensors", framework="pt") as file:
 
@@ -78,7 +91,6 @@ class Adapter:
             return not any(bool(read(module).lora_b.any()) for module in self.ranks)
 
 
-@functools.lru_cache(maxsize=64)
 def read_adapter(policy: Policy) -> Adapter:
     """Reads an adapter's config and the shapes of its tensors.
 
@@ -86,9 +98,14 @@ def read_adapter(policy: Policy) -> Adapter:
       policy: its `model` is a local folder or a hub id.
     Raises: AdapterError naming the policy, the file and what to do.
     """
+    folder = _folder(policy)
+    return _read(policy, folder, stamps_of(folder, _FILES))
+
+
+@functools.lru_cache(maxsize=64)
+def _read(policy: Policy, folder: Path, stamps: Stamps) -> Adapter:
     from safetensors import SafetensorError, safe_open
 
-    folder = _folder(policy)
     wrong = f"policy {policy.name!r}: the adapter in {str(folder)!r} "
     helper, config = read_config(folder, wrong)
     path = folder / "adapter_model.safetensors"
@@ -154,6 +171,7 @@ def read_adapter(policy: Policy) -> Adapter:
         ranks=ranks,
         helper=helper,
         unknown=tuple(unknown_entries(config)),
+        stamps=stamps,
     )
 
 

@@ -98,12 +98,10 @@ def test_files_beside_an_adapter_that_differ_from_the_bases_are_told(tmp_path: P
     assert check_members(spec).warnings == ()
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(adapter)
-    check_members.cache_clear()
     assert check_members(spec).warnings == ()
     tokenizer.chat_template = "{{ messages[0].content }}"
     tokenizer.add_tokens(["<think>"])
     tokenizer.save_pretrained(adapter)
-    check_members.cache_clear()
     template, vocabulary = check_members(spec).warnings
     assert "'base' and 'plain' have different chat templates; that of 'base' is used" in template
     assert f"at index {VOCAB_SIZE}: none and '<think>'); that of 'base' is used" in vocabulary

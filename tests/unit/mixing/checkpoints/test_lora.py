@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefmix.mixing.checkpoints.compatibility import CompatibilityError, check_members
+from prefmix.mixing.checkpoints.lora import AdapterError, read_adapter
 from prefmix.mixing.spec import MixtureSpec, Policy
 from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.engines import AdaptedBase
@@ -128,3 +129,25 @@ def test_a_full_checkpoint_given_as_adapter_is_told_so(
     policy = Policy(name="whole", model=str(folder))
     with pytest.raises(CompatibilityError, match="full checkpoint: serve it with --policy"):
         check_members(MixtureSpec(policies=(policy,), base=str(adapted.base)))
+
+
+def test_files_that_are_replaced_are_read_again(adapted: AdaptedBase, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(adapted.adapters[0], tmp_path / "retrained"))
+    policy = Policy(name="retrained", model=str(folder))
+    spec = MixtureSpec(policies=(policy,), base=str(adapted.base))
+    check_members(spec)
+    before = read_adapter(policy)
+    module = next(iter(before.ranks))
+    with before.opened() as read:
+        scaling = read(module).scaling
+    config = json.loads((folder / "adapter_config.json").read_text())
+    doubled = {**config, "lora_alpha": 2 * config["lora_alpha"]}
+    (folder / "adapter_config.json").write_text(json.dumps(doubled))
+    changed = "policy 'retrained': the files in .* have changed since they were checked"
+    with pytest.raises(AdapterError, match=changed), before.opened():
+        pass
+    with read_adapter(policy).opened() as read:
+        assert read(module).scaling == 2 * scaling
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "r": 99}))
+    with pytest.raises(CompatibilityError, match=r"adapter_config\.json says 99"):
+        check_members(spec)
