@@ -56,7 +56,7 @@ class Adapter:
     unknown: tuple[str, ...] = ()
     """Entries of the config that neither vLLM nor PEFT knows."""
     stamps: Stamps = ()
-    """Those of its files when the config and the shapes were read."""
+    """The stamps of its files when the config and the shapes were read."""
 
     @contextmanager
     def opened(self) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Tells whether files have been replaced since they were read."""
+"""The stamps of files, which tell whether they have been replaced since they were read."""
 
 from __future__ import annotations
 
