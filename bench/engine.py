@@ -15,9 +15,11 @@ from prefmix.bench.contestants.models import Models, add_model_flags, prepare_mo
 from prefmix.bench.contestants.settings import (
     AVERAGE,
     FULL,
+    HALF,
     MULTI_LORA,
     ONE_BY_ONE,
     ONE_POLICY,
+    PARAMETERS,
     SEPARATE,
     TRANSFORMERS,
     TRUNK,
@@ -35,6 +37,8 @@ from prefmix.bench.report import Report, Spread, progress
 CONTESTANTS = {
     "full": FULL,
     "trunk": TRUNK,
+    "parameters": PARAMETERS,
+    "half": HALF,
     "separate": SEPARATE,
     "transformers": TRANSFORMERS,
     "one-by-one": ONE_BY_ONE,

@@ -1,4 +1,5 @@
-"""Keys under which a request's weights travel from the front process to the engine.
+"""Keys under which a request's weights and way of mixing travel from the front process to the
+engine.
 
 `SamplingParams.extra_args[WEIGHTS_KEY]` is a list of M floats in member order. Users of plain
 `vllm serve` can send the same through vLLM's own `vllm_xargs` body field.
@@ -9,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefmix.mixing.ways_to_mix import Mixing
+
 WEIGHTS_KEY = "prefmix_weights"
 
+MIXING_KEY = "prefmix_mixing"
+"""Key of one of prefmix.mixing.ways_to_mix.MIXINGS; without it a request mixes logits."""
 MEASURE_KEY = "prefmix_measure"
 """Key of a string. The request's tokens are measured and their figures kept under the string
 (prefmix.mixing.batch.statistics)."""
@@ -29,14 +34,20 @@ FAILED_PREFIX = "prefmix_failed:"
 """Beginning of the stop reason of a request that policies have failed; their names follow."""
 
 
-def to_extra_args(weights_M: Sequence[float]) -> dict[str, Any]:
-    """The `extra_args` entry that carries `weights_M`."""
-    return {WEIGHTS_KEY: list(weights_M)}
+def to_extra_args(weights_M: Sequence[float], mixing: Mixing = "logits") -> dict[str, Any]:
+    """The entries of `extra_args` that carry the weights and the way of mixing."""
+    return {WEIGHTS_KEY: list(weights_M), MIXING_KEY: mixing}
 
 
 def from_extra_args(extra_args: Mapping[str, Any] | None) -> Any | None:
     """The value under the key, unchecked (see `simplex.check_weights`); None without one."""
     return None if extra_args is None else extra_args.get(WEIGHTS_KEY)
+
+
+def mixing_of(extra_args: Mapping[str, Any] | None) -> object:
+    """A request's way of mixing, unchecked."""
+    given = None if extra_args is None else extra_args.get(MIXING_KEY)
+    return "logits" if given is None else given
 
 
 def measured_as(extra_args: Mapping[str, Any] | None) -> str | None:

@@ -8,6 +8,7 @@ Shapes: B requests, K policies, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -18,6 +19,7 @@ from prefmix.bench.contestants.job import Job
 from prefmix.bench.contestants.vllm_start import mixture_of, start_vllm
 from prefmix.bench.contestants.worker import Worker
 from prefmix.mixing import wire
+from prefmix.mixing.ways_to_mix import Mixing
 
 
 class Contestant:
@@ -43,6 +45,7 @@ class VllmEngine(Contestant):
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._is_mixture = mixture_of(settings) is not None
+        self._mixings: list[Mixing] = settings.get("mixings", ["logits"])
         self._adapters: list[str] = settings.get("adapters", [])
         self.llm = start_vllm(settings)
 
@@ -50,14 +53,15 @@ class VllmEngine(Contestant):
         """One call of `LLM.generate`."""
         from vllm import SamplingParams
 
+        mixings = itertools.cycle(self._mixings)
         params = [
             SamplingParams(
                 temperature=1.0,
                 max_tokens=length,
                 ignore_eos=True,
-                extra_args=wire.to_extra_args(weights_K) if self._is_mixture else None,
+                extra_args=wire.to_extra_args(weights_K, mixing) if self._is_mixture else None,
             )
-            for length, weights_K in zip(job.lengths, job.weights, strict=True)
+            for length, weights_K, mixing in zip(job.lengths, job.weights, mixings, strict=False)
         ]
         outputs = self.llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in job.prompts],

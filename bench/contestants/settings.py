@@ -11,6 +11,9 @@ from prefmix.mixing.spec import MixtureSpec, Policy
 ONE_POLICY = "one policy"
 FULL = "full checkpoints"
 TRUNK = "shared trunk"
+PARAMETERS = "shared trunk, parameters"
+HALF = "shared trunk, half each"
+"""Half of the requests mix logits, half of them parameters."""
 SEPARATE = "separate engines"
 TRANSFORMERS = "transformers loop"
 ONE_BY_ONE = "transformers, one by one"
@@ -50,6 +53,10 @@ def contestant_settings(
         trunk = _mixture(adapters, base=models.base)
         settings |= {
             TRUNK: one("VllmEngine", model=models.base, mixture=trunk),
+            PARAMETERS: one("VllmEngine", model=models.base, mixture=trunk, mixings=["parameters"]),
+            HALF: one(
+                "VllmEngine", model=models.base, mixture=trunk, mixings=["logits", "parameters"]
+            ),
             MULTI_LORA: one(
                 "VllmEngine", model=models.base, adapters=adapters, options={**options, **lora}
             ),

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 import torch
 
+from prefmix.mixing.batch.request_mixing import RequestMixing
+
 
 def find_broken_rows(
     mixed_NV: torch.Tensor,
@@ -57,8 +59,9 @@ def find_broken_rows(
     return codes_N.masked_fill_(is_sound_N, 0)
 
 
-def names_of(code: int, weights_M: Sequence[float], member_names: Sequence[str]) -> tuple[str, ...]:
+def names_of(code: int, request: RequestMixing, member_names: Sequence[str]) -> tuple[str, ...]:
     """The policies that a code other than 0 blames: one, or all with weight in the request."""
-    if 1 <= code <= len(member_names):
+    if 1 <= code <= len(member_names) and not request.mixes_parameters:
         return (member_names[code - 1],)
-    return tuple(name for name, weight in zip(member_names, weights_M, strict=True) if weight != 0)
+    with_weight = zip(member_names, request.weights_M, strict=True)
+    return tuple(name for name, weight in with_weight if weight != 0)

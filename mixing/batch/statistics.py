@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.kernels.mixture_statistics import mixture_statistics
 from prefmix.mixing.spec import MixtureSpec
 
@@ -72,17 +73,14 @@ class MixtureStatisticsCollector:
         self._num_steps = 0
         self._clocks: list[tuple[str, Any, Any]] = []
 
-    def begin_step(self, keys: Sequence[str | None]) -> None:
-        """Starts a step.
-
-        Args:
-          keys: per row, the key under which its figures are kept; None if it is not measured.
-        """
+    def begin_step(self, requests: Sequence[RequestMixing]) -> None:
+        """Starts a step. Args: requests: of its rows."""
         self._step += 1
         self.is_sampled = self._every > 0 and self._step % self._every == 0
+        keys = [request.measured_as for request in requests]
         self.wants_logits = self.is_sampled or any(keys)
         self.wants_all_logits = self.is_sampled or (self.wants_logits and all(keys))
-        self._keys = list(keys)
+        self._keys, self._requests = keys, requests
         self.kept = None
 
     def keep_logits(self, logits: list[torch.Tensor | None]) -> None:
@@ -128,7 +126,7 @@ class MixtureStatisticsCollector:
         if self.is_sampled:
             self._num_steps += 1
             self._pending.append(packed_RF)
-            self._weights.update(map(tuple, kept[1][rows].tolist()))
+            self._weights.update(self._requests[row].weights_M for row in rows)
         for place, row in enumerate(rows):
             key = keys[row]
             if key is not None:
@@ -157,7 +155,12 @@ class MixtureStatisticsCollector:
         columns = [each if each.ndim == 2 else each[:, None] for each in figures]
         packed_RF = torch.cat([column.to(torch.float32) for column in columns], dim=1)
         # A member without weight may have run for other rows, but not on all of the row's tokens.
-        packed_RF[:, 3:].masked_fill_((weights_NM[pick] == 0).repeat(1, 3), torch.nan)
+        # Where parameters are mixed, no member has run as itself.
+        is_unknown_RM = weights_NM[pick] == 0
+        averaged = [self._requests[row].mixes_parameters for row in rows]
+        if any(averaged):
+            is_unknown_RM |= torch.tensor(averaged, device=is_unknown_RM.device)[:, None]
+        packed_RF[:, 3:].masked_fill_(is_unknown_RM.repeat(1, 3), torch.nan)
         return packed_RF
 
     def take_sample(self) -> dict[str, Any]:
@@ -203,7 +206,8 @@ class MixtureStatisticsCollector:
           key: the key under which they are kept.
           sample: one of the n samples that vLLM draws as requests "0_ID", "1_ID", ...; None: all.
         Returns: the engine's request id -> F figures per token: log Z, entropy, the mixture's
-          log-prob, then per member KL, log-prob and agreement. NaN for a member without weight.
+          log-prob, then per member KL, log-prob and agreement. NaN for a member without weight,
+          and for all members where parameters are mixed.
         """
         requests = self._records.get(key, {})
         taken = [req_id for req_id in requests if sample is None or req_id.startswith(f"{sample}_")]

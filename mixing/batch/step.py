@@ -1,10 +1,11 @@
-"""The step under way: which members run, what is measured, and the weights of its tokens.
+"""The step under way: which members run, what is measured, and the coefficients of its tokens.
 
 `Step` holds the state that a forward pass and the mixing after it share. `StepWeights` is the one
 interface to vLLM's two model runners, which keep running requests in different ways:
 prefmix.mixing.batch.weights_v1 and prefmix.mixing.batch.weights_v2 implement it.
 
-Shapes: T tokens, N logits rows, M members, V vocabulary, D_m hidden width of member m.
+Shapes: T tokens, N logits rows, M members, C coefficients of a request, V vocabulary, D_m hidden
+width of member m.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from prefmix.mixing.batch.broken_rows import find_broken_rows
+from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.batch.statistics import MixtureStatisticsCollector
 
 _NOT_TIMED = nullcontext()
@@ -66,18 +68,18 @@ class Step:
         """True if no member is skipped."""
         return all(self.active)
 
-    def begin(self, active_M: list[bool], keys: Sequence[str | None]) -> None:
+    def begin(self, active_M: list[bool], requests: Sequence[RequestMixing]) -> None:
         """Starts a step of a batch.
 
         Args:
-          active_M: per member, True if a request of the batch gives it weight.
-          keys: per request, the key under which its figures are kept; None if it is not measured.
+          active_M: per member, True if it runs for a request of the batch.
+          requests: of the batch, in its order.
         """
         if self.can_skip:
             self.active = active_M
         self._is_checked, self.broken_rows_N = False, None
         if self.statistics is not None:
-            self.statistics.begin_step(keys)
+            self.statistics.begin_step(requests)
 
     def begin_without_batch(self) -> None:
         """Starts a pass without requests, as in profiling, warm-up and graph capture: all members
@@ -118,17 +120,18 @@ class Step:
 
 
 class StepWeights(ABC):
-    """The weights of a step's tokens, as the running requests have them."""
+    """The coefficients of a step's tokens, as the running requests have them
+    (prefmix.mixing.batch.request_mixing)."""
 
     @abstractmethod
     def begin_pass(self, step: Step) -> None:
         """Starts a forward pass: calls `step.begin`, unless the runner did so before the pass."""
 
     @abstractmethod
-    def token_weights(self, num_tokens: int) -> torch.Tensor:
-        """The weights of the pass's tokens.
+    def token_coefficients(self, num_tokens: int) -> torch.Tensor:
+        """The coefficients of the pass's tokens.
 
         Args:
           num_tokens: T, including padding.
-        Returns: float32 [T, M], contiguous.
+        Returns: float32 [T, C], contiguous.
         """

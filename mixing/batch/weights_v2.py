@@ -1,11 +1,11 @@
-"""Request weights under vLLM's V2 model runner: a table with one row per request slot.
+"""Requests' coefficients under vLLM's V2 model runner: a table with one row per request slot.
 
-V2 gives each request a slot for as long as it runs and tells a ModelState about it. The weights of
-a step's tokens are gathered before the forward pass, because a CUDA graph may replay the pass
-without running any Python.
+V2 gives each request a slot for as long as it runs and tells a ModelState about it. The
+coefficients of a step's tokens are gathered before the forward pass, because a CUDA graph may
+replay the pass without running any Python.
 
 Source of the hooks: vllm.v1.worker.gpu.model_states.interface.ModelState (vLLM 0.32).
-Shapes: S request slots, M members, T tokens of a step (padded).
+Shapes: S request slots, M members, C coefficients, T tokens of a step (padded).
 """
 
 from __future__ import annotations
@@ -21,54 +21,53 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 
-from prefmix.mixing import wire
-from prefmix.mixing.batch.request_weights import active_members, rows_of_tokens, weights_of_request
+from prefmix.mixing.batch.request_mixing import RequestMixing, active_members, rows_of_tokens
 from prefmix.mixing.batch.step import Step, StepWeights
 from prefmix.mixing.spec import MixtureSpec
 
 
 class SlotWeights(StepWeights):
-    """The weights of running requests by slot, and those of the step's tokens."""
+    """The coefficients of running requests by slot, and those of the step's tokens."""
 
     def __init__(
         self, spec: MixtureSpec, *, num_slots: int, num_tokens: int, device: torch.device
     ) -> None:
         self.spec = spec
-        shape_SM = (num_slots, spec.num_members)
-        self.table_SM = StagedWriteTensor(shape_SM, dtype=torch.float32, device=device)
-        uniform_M = torch.tensor(spec.uniform_weights, dtype=torch.float32, device=device)
-        self.table_SM.gpu.copy_(uniform_M.expand(shape_SM))
+        default = RequestMixing.of_request(None, spec)
+        default_C = torch.tensor(default.coefficients(spec), dtype=torch.float32, device=device)
+        shape_SC = (num_slots, len(default_C))
+        self.table_SC = StagedWriteTensor(shape_SC, dtype=torch.float32, device=device)
+        self.table_SC.gpu.copy_(default_C.expand(shape_SC))
         # Profiling and graph capture use slots before any request does: they must see all members.
-        self.host_SM = np.ones(shape_SM, dtype=np.float32)
-        self.measured: list[str | None] = [None] * num_slots
-        """Per slot, the key under which the request's figures are kept; None if it is not
-        measured."""
+        self.host_SM = np.ones((num_slots, spec.num_members), dtype=np.float32)
+        self.requests: list[RequestMixing] = [default] * num_slots
+        """Per slot the request that it belongs to."""
         # One storage for every step: full CUDA graphs replay with the addresses they captured.
-        self.token_weights_TM = uniform_M.expand(num_tokens, -1).contiguous()
+        self.coefficients_TC = default_C.expand(num_tokens, -1).contiguous()
 
     def write(self, slot: int, extra_args: Mapping[str, Any] | None) -> None:
-        """Gives `slot` the weights of a new request; `table_SM.apply_write` sends them to the
+        """Gives `slot` to a new request; `table_SC.apply_write` sends its coefficients to the
         device."""
-        weights_M = weights_of_request(extra_args, self.spec)
-        self.host_SM[slot] = weights_M
-        self.measured[slot] = wire.measured_as(extra_args)
-        self.table_SM.stage_write(slot, 0, list(weights_M))
+        request = self.requests[slot] = RequestMixing.of_request(extra_args, self.spec)
+        coefficients = request.coefficients(self.spec)
+        self.host_SM[slot] = coefficients[: self.spec.num_members]
+        self.table_SC.stage_write(slot, 0, list(coefficients))
 
     def begin_step(self, step: Step, batch: InputBatch) -> None:
-        """Gathers the weights of the batch's tokens and tells the step who runs."""
+        """Gathers the coefficients of the batch's tokens and tells the step who runs."""
         num_reqs, num_tokens = batch.num_reqs, batch.num_tokens_after_padding
         rows_T = rows_of_tokens(batch.query_start_loc[: num_reqs + 1], num_tokens)
         slots_T = batch.idx_mapping[:num_reqs][rows_T]
-        weights_TM = self.token_weights_TM[:num_tokens]
-        torch.index_select(self.table_SM.gpu, 0, slots_T, out=weights_TM)
+        coefficients_TC = self.coefficients_TC[:num_tokens]
+        torch.index_select(self.table_SC.gpu, 0, slots_T, out=coefficients_TC)
         slots = batch.idx_mapping_np[:num_reqs]
-        step.begin(active_members(self.host_SM[slots]), [self.measured[slot] for slot in slots])
+        step.begin(active_members(self.host_SM[slots]), [self.requests[slot] for slot in slots])
 
     def begin_pass(self, step: Step) -> None:
         """Nothing is left to do: MixtureModelState has begun the step."""
 
-    def token_weights(self, num_tokens: int) -> torch.Tensor:
-        return self.token_weights_TM[:num_tokens]
+    def token_coefficients(self, num_tokens: int) -> torch.Tensor:
+        return self.coefficients_TC[:num_tokens]
 
 
 class MixtureModelState(DefaultModelState):
@@ -93,7 +92,7 @@ class MixtureModelState(DefaultModelState):
 
     def apply_staged_writes(self) -> None:
         super().apply_staged_writes()
-        self.weights.table_SM.apply_write()
+        self.weights.table_SC.apply_write()
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         inputs: dict[str, Any] = super().prepare_inputs(input_batch, req_states)

@@ -79,7 +79,7 @@ def _error(
     input_I = (input_I / input_I.square().mean().sqrt().clamp(min=1e-30)).to(dtype)
 
     def output(member: int) -> torch.Tensor:
-        stack.run([member], [1] if stack.takes_any_rows else None)
+        stack.run([member], [1])
         rows = input_I[share] if getattr(layer, "input_is_parallel", True) else input_I
         out = layer(rows.to(device)[None])
         return (out[0] if isinstance(out, tuple) else out)[0].float().cpu()

@@ -177,10 +177,10 @@ class MixtureConfig(VerifyAndUpdateConfig):
         check_engine_members(spec, vllm_config)
         run_engine_hooks(spec, vllm_config)
         read_transformers_files(spec, vllm_config)
+        isolate_skipped_policies(vllm_config)
         model_config = vllm_config.model_config
         processors = list(model_config.logits_processors or [])
         model_config.logits_processors = [*processors, processor_path(vllm_config, spec)]
-        isolate_skipped_policies(vllm_config)
         # This process makes requests. The logits processor is loaded during the first one only,
         # which would go unchecked.
         importlib.import_module(REQUESTS_MODULE)

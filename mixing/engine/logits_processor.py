@@ -1,4 +1,5 @@
-"""The logits processor of a mixture: checks each request's weights before the engine sees it.
+"""The logits processor of a mixture: checks each request's weights and way of mixing before the
+engine sees it.
 
 The check rides on vLLM's logits-processor interface, the one place in the front process that the
 sampling parameters of every route pass (`validate_params`). Under V1 the same class also follows
@@ -12,22 +13,26 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from prefmix.mixing import wire
+from prefmix.mixing.batch.engine_settings import can_skip
 from prefmix.mixing.engine.request_limits import check_all_requests
 from prefmix.mixing.simplex import check_weights
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.ways_to_mix import MixingError, check_mixing
 
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
     from vllm.sampling_params import SamplingParams
 
-_PROCESSOR_NAME = re.compile(r"(V1|V2)_(simplex|affine)_(\d+)")
+_PROCESSOR_NAME = re.compile(r"(V1|V2)_(simplex|affine)_(\d+)_(full|trunk|unsalted)")
 
 
 def processor_path(vllm_config: VllmConfig, spec: MixtureSpec) -> str:
     """Import path of the processor class for an engine, as vLLM's `logits_processors` takes it."""
     runner = "V2" if vllm_config.use_v2_model_runner else "V1"
-    return f"{__name__}:{runner}_{spec.weight_space}_{spec.num_members}"
+    trunk = "trunk" if can_skip(vllm_config) else "unsalted"
+    layout = "full" if spec.base is None else trunk
+    return f"{__name__}:{runner}_{spec.weight_space}_{spec.num_members}_{layout}"
 
 
 def __getattr__(name: str) -> Any:
@@ -39,21 +44,29 @@ def __getattr__(name: str) -> Any:
     match = _PROCESSOR_NAME.fullmatch(name)
     if match is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _processor_class(match[1], match[2], int(match[3]))
+    return _processor_class(match[1], match[2], int(match[3]), match[4])
 
 
 @functools.cache
-def _processor_class(runner: str, weight_space: Any, num_members: int) -> type:
+def _processor_class(runner: str, weight_space: Any, num_members: int, layout: str) -> type:
     def validate_params(cls: type, sampling_params: SamplingParams) -> None:
-        """Refuses wrong weights before the engine sees them; vLLM answers with HTTP 400."""
-        weights = wire.from_extra_args(sampling_params.extra_args)
+        """Refuses wrong requests before the engine sees them; vLLM answers with HTTP 400."""
+        extra_args = sampling_params.extra_args
+        weights = wire.from_extra_args(extra_args)
         if weights is not None:
             check_weights(weights, num_members=num_members, weight_space=weight_space)
+        mixing = check_mixing(wire.mixing_of(extra_args), has_base=layout != "full")
+        if mixing == "parameters" and layout == "unsalted":
+            raise MixingError(
+                "this engine cannot mix parameters: with its own scheduler, a KV connector or "
+                "expert parallelism, requests of other weights would read its cache blocks; mix "
+                "logits, or start it without"
+            )
 
     check_all_requests()  # vLLM loads this class wherever it makes requests
     base = _v1_base() if runner == "V1" else _v2_base()
     return type(
-        f"{runner}_{weight_space}_{num_members}",
+        f"{runner}_{weight_space}_{num_members}_{layout}",
         (base,),
         {"__module__": __name__, "validate_params": classmethod(validate_params)},
     )

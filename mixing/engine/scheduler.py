@@ -1,11 +1,12 @@
-"""The scheduler: keeps cache blocks of different sets of policies apart, and ends broken requests.
+"""The scheduler: keeps cache blocks of different policies apart, and ends broken requests.
 
 A policy without weight in a whole step does not run, so its part of that step's KV blocks is never
 written. If a request that needs the policy found such a block in the prefix cache, its answer would
 be silently wrong. So requests only share blocks with requests that give weight to the same members:
 the set of members becomes part of the cache salt, which vLLM mixes into the hash of a prompt's
-first block and thereby into all later hashes. The scheduler does this, because every request enters
-the engine here, whatever its route or client.
+first block and thereby into all later hashes. Blocks of a request that mixes parameters are those
+of its own model: its exact weights take the set's place. The scheduler does this, because every
+request enters the engine here, whatever its route or client.
 
 A request from whose row no token can be drawn (prefmix.mixing.batch.broken_rows) ends with an
 error; the others continue. Its cached blocks are dropped, in case their numbers are spoiled too.
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -28,7 +30,7 @@ from vllm.v1.request import Request, RequestStatus
 from prefmix.mixing import wire
 from prefmix.mixing.batch.broken_rows import names_of
 from prefmix.mixing.batch.engine_settings import SCHEDULER_PATH, spec_of
-from prefmix.mixing.batch.request_weights import weights_of_request
+from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.engine import pulse, self_check
 from prefmix.mixing.engine.grammar_limits import lower_priority
 from prefmix.mixing.spec import MixtureSpec
@@ -37,12 +39,18 @@ from prefmix.mixing.workarounds.zero_kv_blocks import zero_new_blocks
 logger = init_logger(f"vllm.{__name__}")
 
 
-def salt_for(spec: MixtureSpec, weights_M: tuple[float, ...], user_salt: str | None) -> str | None:
-    """The cache salt of a request: its set of active members, then the user's own salt.
+def salt_for(spec: MixtureSpec, request: RequestMixing, user_salt: str | None) -> str | None:
+    """The cache salt of a request: what has computed its blocks, then the user's own salt.
 
-    Injective, so that no user's salt reaches the blocks of another set. Requests that use every
-    member and have no salt keep vLLM's plain hashes.
+    That is the set of active members as a hexadecimal number, or the float32 weights of mixed
+    parameters behind a letter that no such number begins with. Injective, so that no user's salt
+    reaches the blocks of others. Requests that use every member and have no salt keep vLLM's plain
+    hashes.
     """
+    weights_M = request.weights_M
+    if request.mixes_parameters:
+        scales = np.asarray(weights_M[: len(spec.adapters)], dtype=np.float32)
+        return f"p{scales.tobytes().hex()}/{user_salt or ''}"
     mask = sum(1 << index for index, weight in enumerate(weights_M) if weight != 0)
     if user_salt is None and mask == (1 << spec.num_members) - 1:
         return None
@@ -59,7 +67,7 @@ class MixtureScheduler(Scheduler):
         lower_priority(self.structured_output_manager)
 
     def add_request(self, request: Request) -> None:
-        salt = salt_for(self.mixture, self._weights_of(request), request.cache_salt)
+        salt = salt_for(self.mixture, self._mixing_of(request), request.cache_salt)
         if salt != request.cache_salt:
             request.cache_salt = salt
             request.block_hashes.clear()
@@ -98,8 +106,8 @@ class MixtureScheduler(Scheduler):
                 blocks = self.kv_cache_manager.get_block_ids(req_id)
                 self.kv_cache_manager.evict_blocks({block for group in blocks for block in group})
         for request in self.finish_requests(broken, RequestStatus.FINISHED_ERROR):
-            weights_M, names = self._weights_of(request), self.mixture.member_names
-            policies = names_of(broken[request.request_id], weights_M, names)
+            code, names = broken[request.request_id], self.mixture.member_names
+            policies = names_of(code, self._mixing_of(request), names)
             outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
                 EngineCoreOutput(
                     request_id=request.request_id,
@@ -111,10 +119,10 @@ class MixtureScheduler(Scheduler):
                 )
             )
 
-    def _weights_of(self, request: Request) -> tuple[float, ...]:
+    def _mixing_of(self, request: Request) -> RequestMixing:
         sampling_params = request.sampling_params
         extra_args = None if sampling_params is None else sampling_params.extra_args
-        return weights_of_request(extra_args, self.mixture)
+        return RequestMixing.of_request(extra_args, self.mixture)
 
 
 class AsyncMixtureScheduler(MixtureScheduler, AsyncScheduler):

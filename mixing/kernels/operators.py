@@ -9,7 +9,7 @@ operator's schema. Every other implementation is called with the same arguments 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -26,7 +26,6 @@ def operator(
     *,
     cuda: Callable[Arguments, Result],
     fake: Callable[..., Result],
-    changes: Sequence[str] = (),
 ) -> Callable[Arguments, Result]:
     """Registers `prefmix::<name>`. Derivatives are not defined.
 
@@ -38,9 +37,8 @@ def operator(
         knows.
       cuda: computes on a GPU.
       fake: allocates the results only, from tensors without memory.
-      changes: names of the arguments that are changed in place.
     """
-    _LIBRARY.define(name + torch.library.infer_schema(fallback, mutates_args=changes))
+    _LIBRARY.define(name + torch.library.infer_schema(fallback, mutates_args=()))
     _LIBRARY.impl(name, fallback, "CPU")
     _LIBRARY.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"prefmix::{name}", fake, lib=_LIBRARY)

@@ -1,7 +1,11 @@
-"""Linear layers of the base that add each member's LoRA update to that member's rows.
+"""Linear layers of the base that add the adapters' LoRA updates to the rows of a shared trunk.
 
-Shapes: T tokens, n running members, K adapters, I inputs, O outputs; in adapters' factors R is the
-sum of ranks, of inputs and outputs the number of rows of the stack (at most n T).
+    y = W x + [B_1 ... B_K] (s * [A_1; ...; A_K] x)    with the row's scales s
+
+prefmix.mixing.models.stack has the scales.
+
+Shapes: K adapters, I inputs, O outputs; in adapters' factors R is the largest sum of ranks, of
+inputs and outputs the number of rows of the stack.
 """
 
 from __future__ import annotations
@@ -25,7 +29,6 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm.platforms import current_platform
 
 from prefmix.mixing.checkpoints.lora import Adapter, AdapterError, Factors
-from prefmix.mixing.kernels.operators import operator
 from prefmix.mixing.models.joined_adapters import JoinedFactors, join_factors
 from prefmix.mixing.models.stack import Stack
 from prefmix.mixing.parameters.row_placement import (
@@ -45,7 +48,7 @@ _FORWARDS_BY_METHOD = {
 
 
 class AdapterLinearMethod(QuantizeMethodBase):
-    """Computes a linear layer's own product, plus each member's LoRA update of that member's rows.
+    """Computes a linear layer's own product, plus the adapters' updates as each row has them.
 
     The update uses this rank's share of inputs and outputs and is added before anything is reduced
     or gathered, so tensor parallelism needs nothing more.
@@ -62,7 +65,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
         dtype: torch.dtype,
     ) -> None:
         """Args:
-        layer: gets the parameters adapters_a [K, in, R] and adapters_b [K, R, out].
+        layer: gets the parameters adapters_a [K, R, in] and adapters_b [K, R, out].
         inner: the layer's own method.
         parts: from the checkpoint's name of each part of the layer to its place among the
           layer's outputs (q, k, v of a fused layer: 0, 1, 2); None for the whole layer.
@@ -72,10 +75,10 @@ class AdapterLinearMethod(QuantizeMethodBase):
         self.parts = parts
         self.stack = stack
         ranks = [sum(adapter.ranks.get(part, 0) for part in parts) for adapter in adapters]
-        shape_a = (len(adapters), _input_size(layer), max(ranks))
+        shape_a = (len(adapters), max(ranks), _input_size(layer))
         shape_b = (len(adapters), max(ranks), sum(layer.output_partition_sizes))
         for name, shape in (("adapters_a", shape_a), ("adapters_b", shape_b)):
-            # Outputs that an adapter does not change stay zero.
+            # Outputs that an adapter does not change stay zero, as do ranks that it does not have.
             layer.register_parameter(
                 name, nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
             )
@@ -100,21 +103,8 @@ class AdapterLinearMethod(QuantizeMethodBase):
         if self.joined is not None:
             return self.joined.apply(layer, x, bias)
         out: torch.Tensor = self.inner.apply(layer, x, bias)
-        a, b = layer.adapters_a, layer.adapters_b
-        if self.stack.takes_any_rows:
-            _add_updates_operator(out, x, a, b, self.stack.bounds)
-            return out
-        running = self.stack.with_adapter
-        if not running:
-            return out
-        if len(running) < self.stack.num_adapters:
-            a, b = a[running], b[running]
-        num_tokens = x.shape[0] // len(self.stack.members)
-        rows = len(running) * num_tokens
-        low_KTR = torch.bmm(x[:rows].view(len(running), num_tokens, x.shape[-1]), a)
-        own_KTO = out[:rows].view(len(running), num_tokens, out.shape[-1])
-        adapted = torch.baddbmm(own_KTO, low_KTR, b).view(rows, out.shape[-1])
-        return adapted if rows == out.shape[0] else torch.cat([adapted, out[rows:]])
+        low = x @ layer.adapters_a.flatten(0, 1).T
+        return torch.addmm(out, self.stack.scaled(low), layer.adapters_b.flatten(0, 1))
 
     @property
     def input_share(self) -> slice:
@@ -177,24 +167,10 @@ class AdapterLinearMethod(QuantizeMethodBase):
             b_RO = (factors.lora_b.float() * factors.scaling).T.to(dtype)
             _check_finite(adapter, part, a_RI, b_RO)
             own_RI = a_RI[:, self.input_share]
-            self.layer.adapters_a.data[index, :, start : start + rank].copy_(own_RI.T)
+            self.layer.adapters_a.data[index, start : start + rank].copy_(own_RI)
             rows = self.rows[part]
             own_RP = self.layer.adapters_b.data[index, start : start + rank]
             own_RP.index_copy_(1, rows.here, b_RO[:, rows.there])
-
-
-def _add_updates(
-    out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bounds: torch.Tensor
-) -> None:
-    """Adds each adapter's update to its rows, [start, end) in `bounds`."""
-    for index, (start, end) in enumerate(bounds.tolist()):
-        if start < end:
-            out[start:end].addmm_(x[start:end] @ a[index], b[index])
-
-
-_add_updates_operator = operator(
-    "add_updates", _add_updates, cuda=_add_updates, fake=lambda *_: None, changes=["out"]
-)
 
 
 def adapt_linears(

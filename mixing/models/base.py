@@ -9,7 +9,8 @@ buffers), so `compute_logits` always finds the weights next to what they mix.
 
 A single member has weight 1 in every row: it needs no weights and no mixing.
 
-Shapes: T tokens, N logits rows, M members, V vocabulary, D_m hidden width of member m.
+Shapes: T tokens, N logits rows, M members, K adapters, C = M + K coefficients of a request, V
+vocabulary, D_m hidden width of member m.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class MixtureModel(nn.Module, ABC):
     never_drawn: torch.Tensor
     """int64, the ids below V that are not the same token to all members."""
     weights: StepWeights
-    """The weights of the running requests; under V2 set by MixtureModelState."""
+    """The coefficients of the running requests; under V2 set by MixtureModelState."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         super().__init__()
@@ -70,11 +71,13 @@ class MixtureModel(nn.Module, ABC):
         positions: torch.Tensor,
         slots: Sequence[torch.Tensor],
         tokens: Sequence[torch.Tensor] | None,
+        scales_TK: torch.Tensor,
     ) -> None:
         """Fills each member's slot [T, D_m] with its hidden states; zeros where it does not run.
 
         Args:
           tokens: per running member int64 [T_m], the tokens it runs; None if each runs all.
+          scales_TK: scales of the adapters in the first member's rows; [T, 0] without adapters.
         """
 
     @abstractmethod
@@ -129,13 +132,14 @@ class MixtureModel(nn.Module, ABC):
         num_tokens = input_ids.shape[0]
         step, weights = self.step, self.weights
         weights.begin_pass(step)
+        coefficients_TC = weights.token_coefficients(num_tokens)
+        weights_TM, scales_TK = coefficients_TC.tensor_split([step.num_members], dim=1)
         if self.is_single:
             shape = (num_tokens, self.hidden_sizes[0])
             out = torch.empty(shape, dtype=self.dtype, device=input_ids.device)
             with step.timed("forward"):
-                self.run_members(input_ids, positions, [out], None)
+                self.run_members(input_ids, positions, [out], None, scales_TK)
             return out
-        weights_TM = weights.token_weights(num_tokens)
         columns = weights_TM.view(self.dtype)
         widths = [*self.hidden_sizes, columns.shape[-1]]
         out = torch.empty((num_tokens, sum(widths)), dtype=self.dtype, device=input_ids.device)
@@ -144,7 +148,7 @@ class MixtureModel(nn.Module, ABC):
         if step.can_skip and self.takes_any_rows:
             tokens = tokens_of(weights_TM, step.members)
         with step.timed("forward"):
-            self.run_members(input_ids, positions, slots, tokens)
+            self.run_members(input_ids, positions, slots, tokens, scales_TK)
         weight_slot.copy_(columns)
         return out
 

@@ -78,6 +78,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         positions: torch.Tensor,
         slots: Sequence[torch.Tensor],
         tokens: Sequence[torch.Tensor] | None,
+        scales_TK: torch.Tensor,
     ) -> None:
         if tokens is not None:
             self._run_parts(input_ids, positions, slots, tokens)

@@ -10,10 +10,13 @@ On a CPU each member has only the tokens of the requests that give it weight
 step with more rows than one policy's largest step takes several passes. On a GPU all running
 members have all T tokens, and only the pass of all members is compiled.
 
-Two kinds of layer know about the stack. A linear layer adds each member's low-rank update to that
-member's rows (prefmix.mixing.models.adapter_linears). An attention layer passes each member's rows
-to that member's own attention, which has its own KV cache
+Two kinds of layer know about the stack. A linear layer adds the adapters' low-rank updates to the
+rows, each by the row's scale (prefmix.mixing.models.adapter_linears). An attention layer passes
+each member's rows to that member's own attention, which has its own KV cache
 (prefmix.mixing.models.stacked_attention).
+
+A request that mixes parameters has rows in the first member only. They have all adapters by their
+weights, and the first member's KV cache.
 All other layers (norms, rotary embeddings, activations) treat each row alone and are vLLM's own.
 
 The members share the LM head, and a sum of logits W h_k is W applied to a sum of hidden states. So
@@ -62,10 +65,13 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         adapters = [read_adapter(policy) for policy in self.spec.adapters]
         self.max_rows = vllm_config.scheduler_config.max_num_batched_tokens
         """Most rows of a pass on a CPU: those of one policy's largest step."""
+        num_members = self.spec.num_members
         self.stack = Stack(
-            num_members=self.spec.num_members,
+            num_members=num_members,
             num_adapters=len(adapters),
-            max_rows=self.max_rows if self.takes_any_rows else 0,
+            max_rows=self.max_rows * (1 if self.takes_any_rows else num_members),
+            takes_any_rows=self.takes_any_rows,
+            device=self.device,
         )
         config = member_vllm_config(vllm_config, self.spec.checkpoints[0], index=0)
         with attention_per_member(self.stack):
@@ -85,7 +91,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             self.trunk.do_not_compile = True
         for module in compilable:
             module.do_not_compile = True  # part of the trunk's graph, or not compiled at all
-        self.hidden_sizes = [hidden_width(base, config)] * self.spec.num_members
+        self.hidden_sizes = [hidden_width(base, config)] * num_members
         self._parameter_bytes: list[int] | None = None  # set after loading, before repacking
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -98,13 +104,14 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         positions: torch.Tensor,
         slots: Sequence[torch.Tensor],
         tokens: Sequence[torch.Tensor] | None,
+        scales_TK: torch.Tensor,
     ) -> None:
         if self.takes_any_rows:
-            self._run_parts(input_ids, positions, slots, tokens)
+            self._run_parts(input_ids, positions, slots, tokens, scales_TK)
             return
         assert tokens is None, "rows are only left out where any number of them can run"
         members = self.step.members
-        self.stack.run(members)
+        self.stack.run(members, [len(input_ids)] * len(members), scales_TK)
         is_compiled = self.step.everyone_runs
         hidden_RD = (self.trunk if is_compiled else self.trunk.forward)(input_ids, positions)
         parts = dict(zip(members, self.stack.split(hidden_RD), strict=True))
@@ -120,6 +127,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         positions: torch.Tensor,
         slots: Sequence[torch.Tensor],
         tokens: Sequence[torch.Tensor] | None,
+        scales_TK: torch.Tensor,
     ) -> None:
         members = self.step.members
         if tokens is not None or len(members) < len(slots):
@@ -129,7 +137,8 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         parts = dict(zip(members, tokens or [everything] * len(members), strict=True))
         for together in passes_of(parts, max_rows=self.max_rows):
             rows_R = torch.cat([parts[member] for member in together])
-            self.stack.run(together, [len(parts[member]) for member in together])
+            own_TK = scales_TK[parts[0]] if 0 in together else None
+            self.stack.run(together, [len(parts[member]) for member in together], own_TK)
             own = None if tokens is None else [parts[member] for member in together]
             with self.attention.running(together, own):
                 hidden_RD = self.trunk(input_ids[rows_R], positions[..., rows_R])

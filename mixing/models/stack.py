@@ -1,6 +1,12 @@
-"""Rows of several members in one pass of a shared trunk: which rows belong to whom.
+"""Rows of several members in one pass of a shared trunk: which rows belong to whom, and how much of
+each adapter they get.
 
-Shapes: R rows of the stack, R_m rows of member m, K adapters.
+Each row gets the base and all adapters, each times its own scale. A row of the first member has the
+scales of its token: 1 for the first adapter where the request mixes logits, the weights of all
+where it mixes parameters. Rows of another member have 1 for its own adapter; the reference has no
+adapter.
+
+Shapes: T tokens, R rows of the stack, R_m rows of member m, M members, K adapters.
 """
 
 from __future__ import annotations
@@ -13,41 +19,54 @@ import torch
 class Stack:
     """The members whose rows the pass under way holds. Set before a pass, read by all layers."""
 
-    def __init__(self, *, num_members: int, num_adapters: int, max_rows: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        num_members: int,
+        num_adapters: int,
+        max_rows: int,
+        takes_any_rows: bool,
+        device: torch.device,
+    ) -> None:
         """Args:
-        max_rows: the most rows of a pass; 0 if all running members always have equally many.
+        max_rows: the most rows of a pass.
+        takes_any_rows: false if all running members always have equally many rows.
         """
         self.num_adapters = num_adapters
-        self.takes_any_rows = max_rows > 0
+        self.takes_any_rows = takes_any_rows
+        self.members = list(range(num_members))
+        self.lengths: list[int] | None = None
         # One storage for every pass: a compiled graph keeps the tensors it was traced with.
-        self._owners = torch.zeros((max_rows, num_adapters), dtype=torch.bool, device="cpu")
-        self.bounds = torch.zeros((num_adapters, 2), dtype=torch.int64, device="cpu")
-        """First row and end of each adapter's rows; unused if members have equally many rows."""
-        self.run(range(num_members))
+        self._scales_RK = torch.zeros((max_rows, num_adapters), dtype=torch.float32, device=device)
 
-    def run(self, members: Sequence[int], lengths: Sequence[int] | None = None) -> None:
+    def run(
+        self, members: Sequence[int], lengths: Sequence[int], scales_TK: torch.Tensor | None = None
+    ) -> None:
         """Sets the members of the next pass, in this order.
 
         Args:
-          lengths: R_m, the number of rows of each member; None if they are equal.
+          lengths: R_m, the number of rows of each member.
+          scales_TK: float32, the scales of the first member's rows; None for its own adapter alone.
         """
         self.members = list(members)
-        self.lengths = None if lengths is None else list(lengths)
-        if self.lengths is None:
-            return
-        self._owners[: sum(self.lengths)] = False
-        self.bounds.zero_()
+        self.lengths = list(lengths) if self.takes_any_rows else None
+        self._scales_RK[: sum(lengths)] = 0.0
         start = 0
-        for member, length in zip(self.members, self.lengths, strict=True):
-            if member < self.num_adapters:  # the reference is no adapter
-                self._owners[start : start + length, member] = True
-                self.bounds[member] = torch.tensor([start, start + length])
+        for member, length in zip(members, lengths, strict=True):
+            own_TK = self._scales_RK[start : start + length]
+            if member == 0 and scales_TK is not None:
+                own_TK.copy_(scales_TK)
+            elif member < self.num_adapters:
+                own_TK[:, member] = 1.0
             start += length
 
-    def owners(self, num_rows: int) -> torch.Tensor:
-        """bool [R, K]: True if the row belongs to the adapter; unused if members have equally many
-        rows."""
-        return self._owners[:num_rows]
+    def scaled(self, low: torch.Tensor) -> torch.Tensor:
+        """Scales low-rank inputs [R, K * rank] by each row's scales of the K adapters."""
+        num_rows = low.shape[0]
+        scales = self._scales_RK[:num_rows, :, None]
+        places = low.reshape(num_rows, self.num_adapters, -1)
+        # Another member's adapter must leave no trace in a row, whatever it makes: 0 * inf is NaN.
+        return torch.where(scales == 0, 0.0, places * scales).to(low.dtype).reshape(low.shape)
 
     def split(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
         """Splits [R, ...] into each running member's part [R_m, ...]."""
@@ -55,8 +74,3 @@ class Stack:
             length = rows.shape[0] // len(self.members)
             return [rows.narrow(0, place * length, length) for place in range(len(self.members))]
         return torch.split(rows, self.lengths)
-
-    @property
-    def with_adapter(self) -> list[int]:
-        """The running members that have an adapter; they come before the reference."""
-        return [member for member in self.members if member < self.num_adapters]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from prefmix.mixing import wire
+from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.engine import request_limits
 from prefmix.mixing.engine.scheduler import salt_for
 from prefmix.mixing.spec import hf_overrides
@@ -212,14 +213,33 @@ def test_layer_names_off_is_refused_when_compiling(
     EngineArgs(**settings, enforce_eager=True).create_engine_config()
 
 
-def test_salts_keep_sets_of_policies_apart_whatever_the_user_sends(policies: list[Path]) -> None:
-    spec = spec_of_folders(policies)
+def test_salts_keep_policies_apart_whatever_the_user_sends(adapted: AdaptedBase) -> None:
+    spec = adapted.spec()
     vectors = [(1.0, 0.0, 0.0), (0.5, 0.5, 0.0), (0.3, 0.3, 0.4)]
-    user_salts = [None, "x", "1/", "3/", "7/x", "1/x"]
-    salts = [salt_for(spec, vector, user) for vector in vectors for user in user_salts]
+    user_salts = [None, "x", "1/", "3/", "7/x", "1/x", f"p{'0000803f' + '00' * 8}/"]
+    requests = [
+        RequestMixing(weights_M=vector, mixes_parameters=mixes_parameters)
+        for vector in vectors
+        for mixes_parameters in (False, True)
+    ]
+    salts = [salt_for(spec, request, user) for request in requests for user in user_salts]
     assert len(set(salts)) == len(salts)
-    assert salt_for(spec, (0.9, 0.1, 0.0), None) == salt_for(spec, (0.1, 0.9, 0.0), None)
-    assert salt_for(spec, vectors[2], None) is None
+    one, other = (RequestMixing(weights_M=each) for each in ((0.9, 0.1, 0.0), (0.1, 0.9, 0.0)))
+    assert salt_for(spec, one, None) == salt_for(spec, other, None)
+    assert salt_for(spec, RequestMixing(weights_M=vectors[2]), None) is None
+
+
+def test_mixed_parameters_share_blocks_with_their_exact_float32_weights(
+    adapted: AdaptedBase,
+) -> None:
+    spec = adapted.spec()
+
+    def salt(*weights: float) -> str | None:
+        return salt_for(spec, RequestMixing(weights_M=weights, mixes_parameters=True), None)
+
+    assert salt(0.1, 0.2, 0.7) == salt(0.1 + 1e-12, 0.2, 0.7)
+    assert salt(0.1, 0.2, 0.7) != salt(0.1 + 1e-8, 0.2, 0.7)
+    assert salt(1.0, 0.0, 0.0) != salt(0.0, 1.0, 0.0)
 
 
 @pytest.fixture(scope="module")

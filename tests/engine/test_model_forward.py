@@ -62,7 +62,7 @@ class KnownWeights(StepWeights):
     def begin_pass(self, step: Step) -> None:
         pass
 
-    def token_weights(self, num_tokens: int) -> torch.Tensor:
+    def token_coefficients(self, num_tokens: int) -> torch.Tensor:
         return self.weights_TM[:num_tokens]
 
 
@@ -106,7 +106,7 @@ def test_a_token_that_is_never_drawn_is_banned_whatever_the_weights(weights: lis
 def test_a_member_without_weight_does_not_run_and_leaves_no_trace() -> None:
     model = build()
     model.members["p1"].shared.fill_(torch.nan)
-    model.step.begin([True, False], [None])
+    model.step.begin([True, False], [])
     out = step(model, torch.tensor([[1.0, 0.0]]))
     assert model.members["p1"].runs == 0
     assert out.isfinite().all()
@@ -116,7 +116,7 @@ def test_a_member_without_weight_does_not_run_and_leaves_no_trace() -> None:
 def test_where_cache_blocks_are_not_kept_apart_every_member_runs() -> None:
     model = build()
     model.step.can_skip = False
-    model.step.begin([True, False], [None])
+    model.step.begin([True, False], [])
     step(model, torch.tensor([[1.0, 0.0]]))
     assert model.members["p1"].runs == 1
 
@@ -132,12 +132,12 @@ def test_under_v1_a_pass_has_its_batchs_weights_and_uniform_ones_without_a_batch
     with override_forward_context(batch):
         weights.begin_pass(under_way)
         assert under_way.active == [False, True]
-        assert weights.token_weights(2).tolist() == [[0, 1]] * 2
+        assert weights.token_coefficients(2).tolist() == [[0, 1]] * 2
     profiling: Any = SimpleNamespace(attn_metadata=None)
     with override_forward_context(profiling):
         weights.begin_pass(under_way)
         assert under_way.active == [True, True]
-        assert weights.token_weights(2).tolist() == [[0.5, 0.5]] * 2
+        assert weights.token_coefficients(2).tolist() == [[0.5, 0.5]] * 2
 
 
 @pytest.mark.parametrize(("setting", "expected"), [(None, "0"), ("1", "1")])

@@ -21,11 +21,13 @@ from support.engines import RUNNER
 @pytest.mark.parametrize("layout", ["full checkpoints", "shared trunk"])
 def test_exactness_holds_on_the_v2_runner(layout: str) -> None:
     """Each layout has a process, so that two workers share the longest wait of the suite."""
-    tests = Path(__file__).with_name("test_exactness.py")
+    tests = [Path(__file__).with_name("test_exactness.py")]
+    if layout == "shared trunk":
+        tests.append(Path(__file__).with_name("test_parameter_mixing.py"))
     command = [sys.executable, "-m", "pytest", "-q", "-m", "engine", "--show-capture=no"]
     done = subprocess.run(
-        [*command, "-k", layout.split()[-1], str(tests)],
-        cwd=tests.parents[2],
+        [*command, "-k", f"{layout.split()[-1]} or parameter_mixing", *map(str, tests)],
+        cwd=tests[0].parents[2],
         env={**os.environ, "PREFMIX_TEST_RUNNER": "v2"},
         capture_output=True,
         text=True,

@@ -17,7 +17,7 @@ from prefmix.mixing.models.skipping import is_plain_attention
 from prefmix.mixing.spec import MixtureSpec
 from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.engines import AdaptedBase, EngineFactory, model_of
-from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs
+from support.exactness import TOLERANCE_NATS, Job, Oracle, both_ways, generate, random_jobs
 
 
 class Passes:
@@ -170,7 +170,7 @@ def test_rows_of_a_trunk_find_their_adapter_however_it_is_held(
     with Passes(llm) as passes:
         assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
     assert all(rows == tokens for tokens, rows in passes.sizes), passes.sizes
-    mixed = random_jobs(16, num_members=4, vocab_size=VOCAB_SIZE, seed=6)
+    mixed = both_ways(random_jobs(16, num_members=4, vocab_size=VOCAB_SIZE, seed=6))
     assert oracle.worst_error(mixed, generate(llm, mixed)) < TOLERANCE_NATS
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from prefmix.mixing.ways_to_mix import MIXINGS
 from support.checkpoints.tiny_adapters import save_adapter, save_merged
 from support.checkpoints.tiny_policies import PROJECTED, VOCAB_SIZE, save_policy
 from support.engines import RUNNER, AdaptedBase, EngineFactory, model_of, spec_of_folders
@@ -16,6 +17,7 @@ from support.exactness import (
     TOLERANCE_NATS,
     Job,
     Oracle,
+    both_ways,
     generate,
     random_jobs,
     rounding_errors,
@@ -137,7 +139,7 @@ def test_any_architecture_of_plain_attention_is_exact(
     that vLLM does not declare, or rows that it permutes or uses twice."""
     served = served_base(tmp_path, **options)
     llm = own_engine(served.spec(), max_num_batched_tokens=64)
-    batch = jobs(10, num_members=2)
+    batch = both_ways(jobs(10, num_members=2))
     assert Oracle(served.merged).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
@@ -167,7 +169,7 @@ def test_adapters_apart_are_exact_in_models_of_transformers_own_code(
     served = served_base(tmp_path, model_type="olmo2")
     llm = own_engine(served.spec(reference=served.reference()), max_num_batched_tokens=64)
     assert type(model_of(llm).trunk.base).__name__ == "TransformersForCausalLM"
-    batch = jobs(10, num_members=3)
+    batch = both_ways(jobs(10, num_members=3))
     oracle = Oracle([*served.merged, served.base])
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
     alone = [Job(prompt=(9, 8, 7), weights=(0.0, 0.5, 0.5))]
@@ -186,8 +188,9 @@ def test_the_reference_is_the_base_at_any_weight(
         (-1.0, 2.0, 0.0, 0.0),
     ]
     batch = [
-        Job(prompt=(3, 4, 5, index + 6), weights=weights, seed=index)
+        Job(prompt=(3, 4, 5, index + 6), weights=weights, mixing=mixing, seed=index)
         for index, weights in enumerate(vectors)
+        for mixing in MIXINGS
     ]
     oracle = Oracle([*adapted.merged, adapted.base])
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
@@ -203,7 +206,7 @@ def test_compiled_trunk_is_exact_for_every_set_of_members(
     llm = own_engine(adapted.spec(reference=adapted.reference()), enforce_eager=False)
     assert not model_of(llm).trunk.do_not_compile
     oracle = Oracle([*adapted.merged, adapted.base])
-    batch = jobs(12, num_members=4, seed=10)
+    batch = both_ways(jobs(12, num_members=4, seed=10))
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
     for weights in ((0.2, 0.3, 0.5, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)):
         alone = [Job(prompt=(9, 8, 7), weights=weights)]
@@ -230,11 +233,12 @@ def test_members_that_all_run_all_tokens_are_exact(
     """As on GPUs, products are batched, and only members without any weight are skipped."""
     keep_adapters_apart(monkeypatch, any_rows=False)
     llm = own_engine(adapted.spec(reference=adapted.reference()))
-    batch = jobs(12, num_members=4, seed=11)
+    batch = both_ways(jobs(12, num_members=4, seed=11))
     oracle = Oracle([*adapted.merged, adapted.base])
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
-    alone = [Job(prompt=(9, 8, 7), weights=(0.0, 0.5, 0.0, 0.5))]
-    assert oracle.worst_error(alone, generate(llm, alone)) < TOLERANCE_NATS
+    for mixing in MIXINGS:
+        alone = [Job(prompt=(9, 8, 7), weights=(0.0, 0.5, 0.0, 0.5), mixing=mixing)]
+        assert oracle.worst_error(alone, generate(llm, alone)) < TOLERANCE_NATS
 
 
 def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(

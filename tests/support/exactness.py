@@ -7,8 +7,9 @@ nats.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from prefmix.mixing import wire
 from prefmix.mixing.reference import mixture_logprobs_reference
+from prefmix.mixing.ways_to_mix import MIXINGS, Mixing
 
 TOLERANCE_NATS = 1e-4
 """float32 engine against float32 transformers; the promise to users is 2e-3."""
@@ -25,10 +27,11 @@ TOLERANCE_NATS = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One request: prompt token ids, weights in member order, tokens to generate."""
+    """One request: prompt token ids, weights in member order, way to mix, tokens to generate."""
 
     prompt: tuple[int, ...]
     weights: tuple[float, ...]
+    mixing: Mixing = "logits"
     max_tokens: int = 12
     seed: int | None = 0
 
@@ -59,6 +62,11 @@ def random_jobs(
     return jobs
 
 
+def both_ways(jobs: Sequence[Job]) -> list[Job]:
+    """The same requests, of which every second mixes parameters."""
+    return [replace(job, mixing=MIXINGS[index % 2]) for index, job in enumerate(jobs)]
+
+
 def generate(llm: Any, jobs: Sequence[Job], **sampling: Any) -> list[Any]:
     """Runs all jobs at once through a vLLM `LLM`, by default sampled at temperature 1."""
     from vllm import SamplingParams
@@ -68,7 +76,7 @@ def generate(llm: Any, jobs: Sequence[Job], **sampling: Any) -> list[Any]:
         SamplingParams(
             max_tokens=job.max_tokens,
             seed=job.seed,
-            extra_args=wire.to_extra_args(job.weights),
+            extra_args=wire.to_extra_args(job.weights, job.mixing),
             **settings,
         )
         for job in jobs
@@ -96,14 +104,32 @@ class Oracle:
         common = min(member.shape[-1] for member in logits)
         return torch.stack([member[:, :common] for member in logits], dim=1)
 
-    def logprobs(self, tokens: Sequence[int], weights: Sequence[float]) -> torch.Tensor:
+    @torch.no_grad()
+    def averaged(self, weights: Sequence[float]) -> torch.nn.Module:
+        """A model whose parameters are the members' weighted mean."""
+        model = copy.deepcopy(self.models[0])
+        own = [dict(each.named_parameters()) for each in self.models]
+        for name, parameter in model.named_parameters():
+            terms = [
+                weight * each[name].double() for weight, each in zip(weights, own, strict=True)
+            ]
+            parameter.copy_(sum(terms))
+        return model
+
+    @torch.no_grad()
+    def logprobs(
+        self, tokens: Sequence[int], weights: Sequence[float], mixing: Mixing = "logits"
+    ) -> torch.Tensor:
         """float64 [T, V] log-probabilities of the mixture after each of T tokens."""
+        if mixing == "parameters":
+            ids = torch.tensor([list(tokens)])
+            return self.averaged(weights)(ids).logits[0].double().log_softmax(dim=-1)
         weights_TM = torch.tensor([list(weights)] * len(tokens), dtype=torch.float64)
         return mixture_logprobs_reference(self.logits(tokens), weights_TM)
 
     def errors(self, job: Job, tokens: Sequence[int], logprobs: Sequence[float]) -> np.ndarray:
         """Served minus true log-probability of each generated token, in nats."""
-        expected = self.logprobs((*job.prompt, *tokens), job.weights)
+        expected = self.logprobs((*job.prompt, *tokens), job.weights, job.mixing)
         first = len(job.prompt) - 1
         truth = [expected[first + step, token].item() for step, token in enumerate(tokens)]
         return np.asarray(logprobs) - np.asarray(truth)

@@ -49,7 +49,7 @@ def errors(spec_dict: dict[str, Any], folders: list[Path]) -> dict[str, float]:
 
     from prefmix.mixing.spec import MixtureSpec, hf_overrides
     from support.checkpoints.tiny_policies import VOCAB_SIZE
-    from support.exactness import Oracle, generate, random_jobs
+    from support.exactness import Oracle, both_ways, generate, random_jobs
 
     spec = MixtureSpec.from_dict(spec_dict)
     llm = LLM(
@@ -65,6 +65,8 @@ def errors(spec_dict: dict[str, Any], folders: list[Path]) -> dict[str, float]:
     )
     drawn = random_jobs(8, num_members=len(folders), vocab_size=VOCAB_SIZE, seed=0)
     jobs = [replace(job, max_tokens=min(job.max_tokens, 12)) for job in drawn]
+    if spec.base is not None:
+        jobs = both_ways(jobs)
     oracle = Oracle(folders)
     found = {"worst error": oracle.worst_error(jobs, generate(llm, jobs))}
     if all(llm.collective_rpc(mix_plain_heads)):

@@ -32,6 +32,7 @@ PURE_MIXING = {
     "prefmix.mixing.spec",
     "prefmix.mixing.vocabulary",
     "prefmix.mixing.start_stages",
+    "prefmix.mixing.ways_to_mix",
     "prefmix.mixing.wire",
 }
 """The modules of `mixing` that need no engine."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from prefmix.mixing import wire
-from prefmix.mixing.batch.request_weights import active_members, weights_of_request
+from prefmix.mixing.batch.request_mixing import RequestMixing, active_members
 from prefmix.mixing.batch.weights_v1 import WeightTable, apply_batch_update
 from prefmix.mixing.spec import MixtureSpec, Policy
 
@@ -22,14 +22,14 @@ def extra_args(rng: random.Random) -> dict[str, object]:
 
 
 def row_of(table: WeightTable, row: int) -> list[float]:
-    return table.device_SM[row].tolist()
+    return table.device_SC[row].tolist()
 
 
 def test_a_weight_that_float32_cannot_tell_from_zero_is_zero_for_cache_and_engine() -> None:
     table = WeightTable(SPEC, num_rows=1, device=CPU)
     for small in (1e-50, 1e-40, 2e-38, 1e-7):
         sent = wire.to_extra_args([1.0 - 2 * small, small, small])
-        weights_M = weights_of_request(sent, SPEC)
+        weights_M = RequestMixing.of_request(sent, SPEC).weights_M
         table.write(0, sent)
         table.flush(1)
         runs = [weight != 0 for weight in weights_M]
@@ -54,8 +54,8 @@ def test_table_follows_random_batch_changes() -> None:
                 rows[target] = rows[source]
         apply_batch_update(table, batch_size=8, added=added, moved=moved)
         for row, args in enumerate(rows):
-            expected = np.float32(weights_of_request(args, SPEC))
-            np.testing.assert_array_equal(table.device_SM[row].numpy(), expected)
+            expected = np.float32(RequestMixing.of_request(args, SPEC).weights_M)
+            np.testing.assert_array_equal(table.device_SC[row].numpy(), expected)
 
 
 def test_a_recycled_row_never_shows_its_predecessor() -> None:
@@ -75,9 +75,9 @@ def test_active_members_look_at_running_rows_only() -> None:
     assert active_members(np.zeros((0, 3), dtype=np.float32)) == [True, True, True]
 
 
-def test_token_weights_repeat_rows_over_their_tokens() -> None:
+def test_token_coefficients_repeat_rows_over_their_tokens() -> None:
     table = WeightTable(SPEC, num_rows=4, device=CPU)
     one, two = wire.to_extra_args([1, 0, 0]), wire.to_extra_args([0, 1, 0])
     apply_batch_update(table, batch_size=2, added=[(0, one), (1, two)], moved=[])
-    weights_TM = table.token_weights(torch.tensor([0, 2, 3], dtype=torch.int32), 3)
+    weights_TM = table.token_coefficients(torch.tensor([0, 2, 3], dtype=torch.int32), 3)
     assert weights_TM.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0]]

@@ -1,0 +1,98 @@
+"""The way in which one request is mixed, and its use by a step's tokens; for both model runners.
+
+A request's *coefficients* are one row of numbers for all layers and for the mixing after them:
+
+    logits:      | w_1 w_2 ... w_M | 1   0  ...  0  |
+    parameters:  |  1   0  ...  0  | w_1 w_2 ... w_K |
+
+The first M weigh the members' hidden states. The last K scale the adapters in the rows of the first
+member; each further member's rows have its own adapter alone. So a request that mixes parameters
+runs the first member only, with all adapters by their weights. Full checkpoints have no adapters.
+
+Nothing here raises on user data, because an exception in a worker ends the server. The
+logits processor (prefmix.mixing.engine.logits_processor) refuses wrong requests in the front
+process; what slipped through has the default weights and mixes logits.
+
+Shapes: R batch rows, M members, K adapters, C = M + K coefficients, T tokens of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefmix.mixing import wire
+from prefmix.mixing.simplex import WeightsError, check_weights
+from prefmix.mixing.spec import MixtureSpec
+
+_SMALLEST = float(np.finfo(np.float32).tiny)
+"""Smaller weights are zero in float32, or may be taken for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestMixing:
+    """The weights of a request, its way of mixing, and whether its tokens are measured."""
+
+    weights_M: tuple[float, ...]
+    mixes_parameters: bool = False
+    measured_as: str | None = None
+    """The key under which the request's figures are kept; None if it is not measured."""
+
+    @classmethod
+    def of_request(cls, extra_args: Mapping[str, Any] | None, spec: MixtureSpec) -> RequestMixing:
+        """Reads what a request carries. Never raises."""
+        return cls(
+            weights_M=_weights_of(extra_args, spec),
+            mixes_parameters=bool(spec.adapters) and wire.mixing_of(extra_args) == "parameters",
+            measured_as=wire.measured_as(extra_args),
+        )
+
+    def coefficients(self, spec: MixtureSpec) -> tuple[float, ...]:
+        """The C coefficients."""
+        num_adapters = len(spec.adapters)
+        if self.mixes_parameters:  # the reference adds nothing to the base
+            return (*_first_of(spec.num_members), *self.weights_M[:num_adapters])
+        return (*self.weights_M, *_first_of(num_adapters))
+
+
+def _first_of(count: int) -> tuple[float, ...]:
+    return tuple(float(index == 0) for index in range(count))
+
+
+def _weights_of(extra_args: Mapping[str, Any] | None, spec: MixtureSpec) -> tuple[float, ...]:
+    """The M weights that a request carries, or uniform ones."""
+    weights = wire.from_extra_args(extra_args)
+    if weights is None:
+        return spec.uniform_weights
+    try:
+        checked = check_weights(
+            weights, num_members=spec.num_members, weight_space=spec.weight_space
+        )
+    except WeightsError:
+        return spec.uniform_weights
+    # Scheduler and workers must agree on which weights are zero, so float32 decides for both.
+    return tuple(0.0 if abs(weight) < _SMALLEST else weight for weight in checked)
+
+
+def rows_of_tokens(query_start_loc: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """The batch row of each token, without a device sync.
+
+    Args:
+      query_start_loc: int [R + 1], the first token of each row, then the number of tokens.
+      num_tokens: T, which may include padding: padding tokens get the last row.
+    Returns: int64 [T].
+    """
+    tokens_T = torch.arange(num_tokens, dtype=query_start_loc.dtype, device=query_start_loc.device)
+    rows_T = torch.searchsorted(query_start_loc[1:].contiguous(), tokens_T, right=True)
+    return rows_T.clamp_(max=query_start_loc.shape[0] - 2)
+
+
+def active_members(weights_RM: np.ndarray) -> list[bool]:
+    """Per member, True if any row gives it weight; True for all if there is no row."""
+    if not len(weights_RM):
+        return [True] * weights_RM.shape[1]
+    return [bool(active) for active in (weights_RM != 0).any(axis=0)]

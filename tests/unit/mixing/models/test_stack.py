@@ -1,0 +1,59 @@
+"""A pass of a shared trunk: its rows, and how much of each adapter each of them gets."""
+
+from __future__ import annotations
+
+import torch
+
+from prefmix.mixing.models.stack import Stack
+
+CPU = torch.device("cpu")
+WIDE = torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
+"""Low-rank inputs of two adapters of rank 2."""
+
+
+def stack(*, takes_any_rows: bool = True) -> Stack:
+    """Two adapters and a reference, which is member 2."""
+    return Stack(
+        num_members=3, num_adapters=2, max_rows=9, takes_any_rows=takes_any_rows, device=CPU
+    )
+
+
+def scaled(stacked: Stack, num_rows: int) -> list[list[float]]:
+    return stacked.scaled(WIDE.repeat(num_rows, 1)).tolist()
+
+
+def test_rows_have_their_own_members_adapter_and_the_references_none() -> None:
+    stacked = stack()
+    stacked.run([0, 1, 2], [1, 2, 1])
+    first, second = [1.0, 10.0, 0.0, 0.0], [0.0, 0.0, 100.0, 1000.0]
+    assert scaled(stacked, 4) == [first, second, second, [0.0] * 4]
+    stacked.run([1, 0], [1, 1])  # nothing is left of the pass before
+    assert scaled(stacked, 2) == [second, first]
+
+
+def test_rows_of_the_first_member_have_the_scales_of_their_tokens() -> None:
+    """The first token mixes logits, the second parameters."""
+    stacked = stack()
+    stacked.run([0, 1], [2, 1], torch.tensor([[1.0, 0.0], [-0.5, 2.0]]))
+    assert scaled(stacked, 3) == [
+        [1.0, 10.0, 0.0, 0.0],
+        [-0.5, -5.0, 200.0, 2000.0],
+        [0.0, 0.0, 100.0, 1000.0],
+    ]
+
+
+def test_an_adapter_without_weight_leaves_no_trace_whatever_it_makes() -> None:
+    stacked = stack()
+    stacked.run([1], [1])
+    low = torch.tensor([[torch.inf, torch.nan, 3.0, 4.0]], dtype=torch.bfloat16)
+    assert stacked.scaled(low).tolist() == [[0.0, 0.0, 3.0, 4.0]]
+    assert stacked.scaled(low).dtype == torch.bfloat16
+
+
+def test_rows_are_split_by_member_in_the_order_of_the_pass() -> None:
+    rows = torch.arange(6)[:, None]
+    any_rows, alike = stack(), stack(takes_any_rows=False)
+    any_rows.run([2, 0], [4, 2])
+    assert [part[:, 0].tolist() for part in any_rows.split(rows)] == [[0, 1, 2, 3], [4, 5]]
+    alike.run([2, 0], [3, 3])
+    assert [part[:, 0].tolist() for part in alike.split(rows)] == [[0, 1, 2], [3, 4, 5]]
