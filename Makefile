@@ -54,7 +54,7 @@ test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is onl
 
 test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (a quarter of an hour)
 	@PREFMIX_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/engine/test_exactness.py \
-	    tests/engine/test_layouts.py tests/engine/test_trunk.py tests/engine/test_lm_heads.py \
+	    tests/engine/test_layouts.py tests/engine/trunk tests/engine/test_lm_heads.py \
 	    tests/engine/test_broken_rows.py tests/engine/checkpoints/test_vocabularies.py
 
 test-resilience: ready ## load, faults, hostile input, kills and an hour of soak (PREFMIX_RESILIENCE=short: minutes)

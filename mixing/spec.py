@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from prefmix.mixing.ways_to_mix import Mixing, MixingError, check_mixing
+
 WeightSpace = Literal["simplex", "affine"]
 WEIGHT_SPACES: tuple[str, ...] = get_args(WeightSpace)
 
@@ -100,6 +102,8 @@ class MixtureSpec:
     reference, if any, is that model itself."""
     base_revision: str | None = None
     """Hub revision of `base`."""
+    mixing: Mixing = "logits"
+    """The way to mix of requests that name none."""
     vocabulary: VocabularyRule = "prefix"
     """The rule on vocabularies that differ. Tokens that are not the same to all members
     are never drawn. same: not at all. prefix: some members may have added tokens behind the others'
@@ -121,6 +125,10 @@ class MixtureSpec:
             raise SpecError(
                 f"vocabulary is {self.vocabulary!r}; allowed: {', '.join(VOCABULARY_RULES)}"
             )
+        try:
+            check_mixing(self.mixing, has_base=self.base is not None)
+        except MixingError as error:
+            raise SpecError(f"mixing: {error}") from None
         seen: set[str] = set()
         for name in self.member_names:
             if name in seen:
@@ -214,6 +222,7 @@ class MixtureSpec:
             "weight_space": self.weight_space,
             "base": self.base,
             "base_revision": self.base_revision,
+            "mixing": self.mixing,
             "vocabulary": self.vocabulary,
             "defaults_from": self.defaults_from,
         }
@@ -249,6 +258,7 @@ class MixtureSpec:
             weight_space=data.get("weight_space", "simplex"),
             base=data.get("base"),
             base_revision=data.get("base_revision"),
+            mixing=data.get("mixing", "logits"),
             vocabulary=data.get("vocabulary", "prefix"),
             defaults_from=data.get("defaults_from"),
         )

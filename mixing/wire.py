@@ -15,7 +15,8 @@ from prefmix.mixing.ways_to_mix import Mixing
 WEIGHTS_KEY = "prefmix_weights"
 
 MIXING_KEY = "prefmix_mixing"
-"""Key of one of prefmix.mixing.ways_to_mix.MIXINGS; without it a request mixes logits."""
+"""Key of one of prefmix.mixing.ways_to_mix.MIXINGS; without it a request
+mixes as the server does by default."""
 MEASURE_KEY = "prefmix_measure"
 """Key of a string. The request's tokens are measured and their figures kept under the string
 (prefmix.mixing.batch.statistics)."""
@@ -45,9 +46,8 @@ def from_extra_args(extra_args: Mapping[str, Any] | None) -> Any | None:
 
 
 def mixing_of(extra_args: Mapping[str, Any] | None) -> object:
-    """A request's way of mixing, unchecked."""
-    given = None if extra_args is None else extra_args.get(MIXING_KEY)
-    return "logits" if given is None else given
+    """The value under the key, unchecked; None without one."""
+    return None if extra_args is None else extra_args.get(MIXING_KEY)
 
 
 def measured_as(extra_args: Mapping[str, Any] | None) -> str | None:

@@ -45,9 +45,10 @@ class RequestMixing:
     @classmethod
     def of_request(cls, extra_args: Mapping[str, Any] | None, spec: MixtureSpec) -> RequestMixing:
         """Reads what a request carries. Never raises."""
+        mixing = wire.mixing_of(extra_args) or spec.mixing
         return cls(
             weights_M=_weights_of(extra_args, spec),
-            mixes_parameters=bool(spec.adapters) and wire.mixing_of(extra_args) == "parameters",
+            mixes_parameters=bool(spec.adapters) and mixing == "parameters",
             measured_as=wire.measured_as(extra_args),
         )
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 # VerifyAndUpdateConfig's own module is light; vLLM loads it before any model.
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
+from prefmix.mixing.batch.engine_settings import can_skip
 from prefmix.mixing.checkpoints.safe_files import cached_folder
 from prefmix.mixing.checkpoints.whole_files import native_files
-from prefmix.mixing.engine.logits_processor import processor_path
+from prefmix.mixing.engine.logits_processor import UNSALTED, processor_path
 from prefmix.mixing.engine.request_limits import REQUESTS_MODULE, check_all_requests
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec, SpecError
 
@@ -178,6 +179,8 @@ class MixtureConfig(VerifyAndUpdateConfig):
         run_engine_hooks(spec, vllm_config)
         read_transformers_files(spec, vllm_config)
         isolate_skipped_policies(vllm_config)
+        if spec.mixing == "parameters" and not can_skip(vllm_config):
+            raise UnsupportedEngineError(UNSALTED)
         model_config = vllm_config.model_config
         processors = list(model_config.logits_processors or [])
         model_config.logits_processors = [*processors, processor_path(vllm_config, spec)]

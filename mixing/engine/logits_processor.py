@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.sampling_params import SamplingParams
 
+UNSALTED = (
+    "this engine cannot mix parameters: with another scheduler, a KV connector or expert "
+    "parallelism, requests of other weights would read the cache blocks; mix logits, or start it "
+    "without"
+)
+"""The refusal of an engine without prefmix's scheduler."""
+
 _PROCESSOR_NAME = re.compile(r"(V1|V2)_(simplex|affine)_(\d+)_(full|trunk|unsalted)")
 
 
@@ -55,13 +62,11 @@ def _processor_class(runner: str, weight_space: Any, num_members: int, layout: s
         weights = wire.from_extra_args(extra_args)
         if weights is not None:
             check_weights(weights, num_members=num_members, weight_space=weight_space)
-        mixing = check_mixing(wire.mixing_of(extra_args), has_base=layout != "full")
+        mixing = wire.mixing_of(extra_args)
+        if mixing is not None:
+            check_mixing(mixing, has_base=layout != "full")
         if mixing == "parameters" and layout == "unsalted":
-            raise MixingError(
-                "this engine cannot mix parameters: with its own scheduler, a KV connector or "
-                "expert parallelism, requests of other weights would read its cache blocks; mix "
-                "logits, or start it without"
-            )
+            raise MixingError(UNSALTED)
 
     check_all_requests()  # vLLM loads this class wherever it makes requests
     base = _v1_base() if runner == "V1" else _v2_base()

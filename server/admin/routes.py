@@ -152,7 +152,12 @@ async def put_profile(
 
     def edit(current: ProfileSet) -> ProfileSet:
         return edits.with_profile(
-            current, name, body.weights, spec=spec, provenance=body.provenance
+            current,
+            name,
+            body.weights,
+            spec=spec,
+            provenance=body.provenance,
+            mixing=body.mixing,
         )
 
     spec = _state(request).live.spec

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefmix.mixing.ways_to_mix import Mixing
+
 
 class ProfileBody(BaseModel):
     """A profile to store."""
@@ -14,6 +16,8 @@ class ProfileBody(BaseModel):
 
     weights: dict[str, Any]
     """Policy to number: ratios on the simplex, divided by their sum."""
+    mixing: Mixing | None = None
+    """The profile's way to mix, logits or parameters; null leaves it to the server."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Origin of the weights; stored unchanged."""
 

@@ -13,7 +13,7 @@ from prefmix.server.api.answer_headers import REQUEST_ID_HEADER
 from prefmix.server.api.resolve import Resolution
 from prefmix.server.telemetry import request_log
 from prefmix.server.telemetry.load_metrics import count_refused
-from prefmix.server.telemetry.metrics import NO_PROFILE, REJECTED, count_request
+from prefmix.server.telemetry.metrics import MIXED, NO_PROFILE, REJECTED, count_request
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestLifetime
 
 CLIENT_GONE = 499
@@ -45,6 +45,7 @@ class Account:
     def admitted(self, resolution: Resolution) -> None:
         """Notes the weights of an admitted request."""
         self._resolution = resolution
+        MIXED.labels(resolution.mixing).inc()
 
     def first_byte(self) -> None:
         """Notes the time of the first byte of a streamed answer."""
@@ -94,6 +95,7 @@ class Account:
             outcome=outcome,
             profile=profile,
             weights_version=None if resolution is None else resolution.version,
+            mixing=None if resolution is None else resolution.mixing,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             first_byte_s=self._first_byte_s,

@@ -34,6 +34,7 @@ def mixture_field(resolution: Resolution) -> bytes:
         "profile": resolution.profile,
         "weights": {name: float(f"{weight:.9g}") for name, weight in pairs},
         "weights_version": resolution.version,
+        "mixing": resolution.mixing,
     }
     return json.dumps({MIXTURE_FIELD: about}, ensure_ascii=False)[1:-1].encode()
 

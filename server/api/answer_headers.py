@@ -9,6 +9,7 @@ from prefmix.server.api.resolve import Resolution
 PROFILE_HEADER = "x-prefmix-profile"
 WEIGHTS_HEADER = "x-prefmix-weights"
 VERSION_HEADER = "x-prefmix-weights-version"
+MIXING_HEADER = "x-prefmix-mixing"
 REQUEST_ID_HEADER = "x-request-id"
 IGNORED_HEADER = "x-prefmix-ignored-fields"
 
@@ -24,6 +25,10 @@ HEADER_DESCRIPTIONS: dict[str, dict[str, Any]] = {
     VERSION_HEADER: {
         "description": "Version of the profiles in force at admission.",
         "schema": {"type": "integer"},
+    },
+    MIXING_HEADER: {
+        "description": "The way in which the policies were mixed: logits or parameters.",
+        "schema": {"type": "string"},
     },
     REQUEST_ID_HEADER: {
         "description": "The id that came with the request, or a new one.",
@@ -46,6 +51,7 @@ def answer_headers(
         PROFILE_HEADER: resolution.profile,
         WEIGHTS_HEADER: ",".join(f"{name}={weight:.9g}" for name, weight in pairs),
         VERSION_HEADER: str(resolution.version),
+        MIXING_HEADER: resolution.mixing,
         REQUEST_ID_HEADER: request_id,
     }
     if ignored_fields is not None:

@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.server.http.errors import RequestError, short_repr
 
 FIELD = "preference_attribution"
@@ -48,6 +49,16 @@ class Attribution:
         self.by_token = wish == "tokens"
         self._name = uuid.uuid4().hex if self.is_wanted else ""
         self._num_prompts = 0
+
+    def check(self, mixing: Mixing) -> None:
+        """Raises RequestError if it cannot be measured of an answer that is mixed so."""
+        if self.is_wanted and mixing == "parameters":
+            raise RequestError(
+                f"{FIELD} cannot be measured where parameters are mixed, as the policies do not "
+                'run one by one; ask with preference_mixing "logits", or score the finished answer '
+                'under each policy alone (preference_weights {"POLICY": 1})',
+                param=FIELD,
+            )
 
     def next_key(self) -> str:
         """The key for the figures of the request's next prompt."""

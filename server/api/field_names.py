@@ -13,14 +13,19 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from prefmix.mixing.wire import WEIGHTS_KEY
+from prefmix.mixing.wire import MIXING_KEY, WEIGHTS_KEY
 from prefmix.server.http.errors import RequestError, short_repr
 from prefmix.server.http.request_json import RepeatedNames
 
-OWN_FIELDS = ("preference_weights", "preference_profile", "preference_attribution")
+OWN_FIELDS = (
+    "preference_weights",
+    "preference_profile",
+    "preference_mixing",
+    "preference_attribution",
+)
 """Fields of a body. A field that is added here is also known by its misspellings."""
 
-OWN_XARGS = (WEIGHTS_KEY,)
+OWN_XARGS = (WEIGHTS_KEY, MIXING_KEY)
 """Entries of `vllm_xargs`."""
 
 _PREFIXES = ("preference", "prefmix")

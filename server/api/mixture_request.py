@@ -69,6 +69,7 @@ class MixtureRequest:
         try:
             self._resolution = self._state.resolve(body.preferences())
             self._attribution = Attribution(body.preference_attribution)
+            self._attribution.check(self._resolution.mixing)
             self._num_samples = body.num_samples
             self._reservation = self._state.admission.reserve(body.num_prompts * self._num_samples)
         except RequestError as error:
@@ -112,7 +113,7 @@ class MixtureRequest:
         vLLM asks for the sampling parameters once a prompt, just before it adds the prompt.
         """
         self._reservation.hand_over(self._num_samples)
-        weights = to_extra_args(self._resolution.weights)
+        weights = to_extra_args(self._resolution.weights, self._resolution.mixing)
         extra_args = {**(sampling_params.extra_args or {}), **weights}
         extra_args.pop(MEASURE_KEY, None)  # a client's own key could find others' figures
         if self._attribution.is_wanted:

@@ -10,9 +10,11 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
 from prefmix.mixing.spec import Policy
 from prefmix.mixing.vocabulary import CommonVocabulary
+from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.api.resolve import split_model
 from prefmix.server.api.state import MixtureState, mixture_state
 from prefmix.server.http.openai_route import OpenAIRoute
+from prefmix.weights.store.profiles import ProfileSet
 
 router = APIRouter(route_class=OpenAIRoute)
 
@@ -66,6 +68,8 @@ def describe(state: MixtureState) -> dict[str, Any]:
         "object": "mixture",
         "model": state.model_names[0],
         "weight_space": spec.weight_space,
+        "mixing": spec.mixing,
+        "ways_to_mix": list(MIXINGS if spec.base is not None else MIXINGS[:1]),
         "policies": [_policy(policy) for policy in spec.policies],
         "base": spec.base,
         "reference": None if spec.reference is None else _policy(spec.reference),
@@ -75,8 +79,13 @@ def describe(state: MixtureState) -> dict[str, Any]:
         "version": profiles.version,
         "sha256": profiles.sha256,
         "answers_at_once": state.admission.max_answers,
-        "profiles": {name: {"weights": profiles.weights(name)} for name in profiles.profiles},
+        "profiles": {name: _profile(profiles, name) for name in profiles.profiles},
     }
+
+
+def _profile(profiles: ProfileSet, name: str) -> dict[str, Any]:
+    """A profile without its provenance, which is for the admin."""
+    return {key: value for key, value in profiles.profile(name).items() if key != "provenance"}
 
 
 def _vocabulary(vocabulary: CommonVocabulary | None) -> dict[str, int] | None:

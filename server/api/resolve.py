@@ -1,4 +1,5 @@
-"""Resolution of a request's weights: the only place where profile and policy names become numbers.
+"""Resolution of a request's weights and way to mix: the only place where names of profiles and
+policies become numbers.
 
 A request may choose its weights in four ways, at most one of them at a time:
   preference_weights   {"helpful": 3, "harmless": 1}
@@ -6,6 +7,9 @@ A request may choose its weights in four ways, at most one of them at a time:
   model                "prefmix@cautious"
   vllm_xargs           {"prefmix_weights": [0.75, 0.25]}, vLLM's own pass-through field
 A request that chooses none gets the default profile.
+
+It chooses its way to mix by `preference_mixing`, or {"prefmix_mixing": ...} in vllm_xargs; else its
+profile does, or the server's default.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ from dataclasses import dataclass
 from prefmix.mixing.name_list import listed
 from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
 from prefmix.mixing.spec import MixtureSpec
-from prefmix.mixing.wire import WEIGHTS_KEY, from_extra_args
+from prefmix.mixing.ways_to_mix import Mixing, MixingError, check_mixing
+from prefmix.mixing.wire import MIXING_KEY, WEIGHTS_KEY, from_extra_args, mixing_of
 from prefmix.server.http.errors import RequestError, UnknownModelError, short_repr
 from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet
 
@@ -35,6 +40,8 @@ class Resolution:
     """The served model name, without any @PROFILE."""
     member_names: tuple[str, ...]
     """The members, in weight order."""
+    mixing: Mixing
+    """The way in which the policies are mixed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +53,10 @@ class Preferences:
     """`preference_weights`; None if absent."""
     profile: object = None
     """`preference_profile`; None if absent."""
+    mixing: object = None
+    """`preference_mixing`; None if absent."""
     extra_args: Mapping[str, object] | None = None
-    """`vllm_xargs`; only the entry under `wire.WEIGHTS_KEY` matters here."""
+    """`vllm_xargs`; only the entries under `wire.WEIGHTS_KEY` and `wire.MIXING_KEY` matter here."""
 
 
 def resolve(
@@ -92,7 +101,32 @@ def resolve(
         version=profiles.version,
         model=model,
         member_names=spec.member_names,
+        mixing=_mixing(preferences, spec, profiles, profile),
     )
+
+
+def _mixing(
+    preferences: Preferences, spec: MixtureSpec, profiles: ProfileSet, profile: str
+) -> Mixing:
+    given: dict[str, object] = {
+        "preference_mixing": preferences.mixing,
+        f"vllm_xargs.{MIXING_KEY}": mixing_of(preferences.extra_args),
+    }
+    named = {field: value for field, value in given.items() if value is not None}
+    if len(named) > 1:
+        raise RequestError(
+            f"{' and '.join(named)} were both given; send one of them",
+            param="preference_mixing",
+        )
+    if not named and profile in profiles.mixings:
+        named = {f"the mixing of profile {profile!r}": profiles.mixings[profile]}
+    for field, value in named.items():
+        try:
+            return check_mixing(value, has_base=spec.base is not None)
+        except MixingError as error:
+            param = field.partition(".")[0] if field in given else "preference_profile"
+            raise RequestError(f"{field}: {error}", param=param) from None
+    return spec.mixing
 
 
 def split_model(

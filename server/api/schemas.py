@@ -31,6 +31,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.renderers import TokenizeParams
 from vllm.sampling_params import SamplingParams
 
+from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
 from prefmix.server.api.bounded_schema import bounded
 from prefmix.server.api.resolve import Preferences
@@ -52,6 +53,10 @@ _WEIGHTS_SCHEMA = {
 _ATTRIBUTION_SCHEMA = {
     "anyOf": [{"type": "boolean"}, {"const": "tokens"}, {"type": "null"}],
     "title": "Preference Attribution",
+}
+_MIXING_SCHEMA = {
+    "anyOf": [{"enum": list(MIXINGS), "type": "string"}, {"type": "null"}],
+    "title": "Preference Mixing",
 }
 _PROFILE_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Preference Profile"}
 
@@ -95,6 +100,15 @@ class PreferenceFields(BaseModel):
         ),
         examples=["default"],
     )
+    preference_mixing: Annotated[Any, WithJsonSchema(_MIXING_SCHEMA)] = Field(
+        default=None,
+        description=(
+            "logits mixes the policies' predictions of each token. parameters lets one model "
+            "predict it, the mean of the policies' parameters by the same weights, at the cost of "
+            "one policy; for adapters of one base. Default: the profile's, else the server's."
+        ),
+        examples=["logits"],
+    )
     preference_attribution: Annotated[Any, WithJsonSchema(_ATTRIBUTION_SCHEMA)] = Field(
         default=None,
         description=(
@@ -134,6 +148,7 @@ class PreferenceFields(BaseModel):
             model=getattr(self, "model", None),
             weights=self.preference_weights,
             profile=self.preference_profile,
+            mixing=self.preference_mixing,
             extra_args=getattr(self, "vllm_xargs", None),
         )
 

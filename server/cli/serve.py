@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from prefmix.mixing.spec import WeightSpace
+from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
 from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.launch.installation import require_vllm
@@ -36,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weight-space",
         choices=get_args(WeightSpace),
         help="simplex: non-negative ratios; affine: any numbers that sum to 1; default simplex",
+    )
+    mixture.add_argument(
+        "--mixing",
+        choices=MIXINGS,
+        help="the way to mix of requests that name none. logits: the policies' predictions of each "
+        "token (default); parameters: the policies' parameters, at the cost of one policy, with "
+        "--base only",
     )
     _add_address_flags(parser.add_argument_group("address and surfaces"))
     _add_profile_flags(parser.add_argument_group("profiles"))
@@ -201,6 +209,7 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration fields that were given as flags."""
     fields = (
         "weight_space",
+        "mixing",
         "name",
         "host",
         "port",

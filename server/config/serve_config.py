@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from prefmix.mixing.spec import MixtureSpec, Policy, SpecError, VocabularyRule, WeightSpace
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.server.config.addresses import HostName, ProxyAddress
 from prefmix.server.config.errors import ConfigError
 from prefmix.server.config.limits import (
@@ -72,6 +73,9 @@ class ServeConfig(BaseModel):
     """Name -> model of the reference policy; exactly one."""
     weight_space: WeightSpace = "simplex"
     """simplex: weights are non-negative ratios. affine: weights are any numbers that sum to 1."""
+    mixing: Mixing = "logits"
+    """The way to mix of requests that name none. logits mixes the policies' predictions, parameters
+    their parameters (adapters of one base only)."""
     vocabulary: VocabularyRule = "prefix"
     """The rule on vocabularies that differ. same refuses them, prefix allows added tokens behind
     the last common one, common allows added tokens anywhere; those that differ are never drawn."""
@@ -79,7 +83,7 @@ class ServeConfig(BaseModel):
     """The policy whose files give tokenizer, chat template, end tokens and defaults of generation;
     None: the first policy, or the base."""
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Profile name -> {policy: number}."""
+    """Profile name -> {policy: number}, or {"weights": {policy: number}, "mixing": ...}."""
     default_profile: str | None = None
     """The profile of requests that name neither weights nor a profile."""
     host: str = "127.0.0.1"
@@ -150,6 +154,7 @@ class ServeConfig(BaseModel):
                 policies=tuple(_policy(name, entry) for name, entry in table.items()),
                 reference=reference[0] if reference else None,
                 weight_space=self.weight_space,
+                mixing=self.mixing,
                 base=None if self.base is None else self.base.model,
                 base_revision=None if self.base is None else self.base.revision,
                 vocabulary=self.vocabulary,
@@ -192,7 +197,12 @@ class ServeConfig(BaseModel):
     def profile_set(self, spec: MixtureSpec) -> ProfileSet:
         """The profiles to start with. Raises: ConfigError."""
         try:
-            return build_profile_set(self.profiles, spec, default=self.default_profile)
+            return build_profile_set(
+                {name: _parts(entry)[0] for name, entry in self.profiles.items()},
+                spec,
+                default=self.default_profile,
+                mixings={name: _parts(entry)[1] for name, entry in self.profiles.items()},
+            )
         except ProfileError as error:
             raise ConfigError(f"profiles: {error}") from None
 
@@ -245,6 +255,13 @@ def _file_values(path: Path, *, replaced: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(data.get(key), str):
             data[key] = str(folder / expanded(data[key], where=f"{path}: {key}"))
     return data
+
+
+def _parts(profile: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(weights, way to mix or None) of a profile in the file; a policy may be named `weights`."""
+    if isinstance(profile.get("weights"), Mapping) and profile.keys() <= {"weights", "mixing"}:
+        return profile["weights"], profile.get("mixing")
+    return profile, None
 
 
 def _policy(name: str, entry: PolicyEntry) -> Policy:

@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.telemetry import bounded_labels
 from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet
 from prefmix.weights.store.profiles import NO_PROFILE as NO_PROFILE  # for those that count
@@ -51,6 +52,9 @@ REQUESTS = Counter(
     "by the client, refused (503: overloaded or ending), timeout (504), drained (cut by the end of "
     "the server). Profile custom is weights in the request, none a request refused before.",
     ["profile", "outcome"],
+)
+MIXED = Counter(
+    "prefmix_requests_mixed", "Admitted requests for text by their way of mixing.", ["mixing"]
 )
 REJECTED = Counter(
     "prefmix_weights_rejected", "Requests refused because of their weights, by reason.", ["reason"]
@@ -208,6 +212,8 @@ class MixtureMetrics:
         self._names = spec.member_names
         for reason in REASONS:
             REJECTED.labels(reason)
+        for mixing in MIXINGS if spec.base is not None else MIXINGS[:1]:
+            MIXED.labels(mixing)
         _expect_requests((CUSTOM_PROFILE, NO_PROFILE))
         for name in self._names:
             for each in (_POLICY_TOKENS, _KL, _AGREEMENT, _TOKEN_WEIGHT, POLICY_FAILURES):

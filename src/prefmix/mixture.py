@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
 
     from prefmix.mixing.spec import MixtureSpec, VocabularyRule, WeightSpace
+    from prefmix.mixing.ways_to_mix import Mixing
     from prefmix.weights.engines.local import LocalEngine
 
     Sampling: TypeAlias = SamplingParams | Mapping[str, Any]
@@ -50,6 +51,7 @@ class Mixture:
         adapters: Mapping[str, Model] | None = None,
         reference: Mapping[str, Model] | None = None,
         weight_space: WeightSpace | None = None,
+        mixing: Mixing | None = None,
         vocabulary: VocabularyRule | None = None,
         defaults_from: str | None = None,
         profiles: Mapping[str, Weights] | None = None,
@@ -69,6 +71,7 @@ class Mixture:
           adapters: name to adapter (PEFT format) of `base`, in weight order.
           reference: name and model of the policy that the others were aligned from.
           weight_space: "simplex", the default, or "affine".
+          mixing: the way to mix of prompts that name none: "logits", the default, or "parameters".
           vocabulary: how far vocabularies may differ; tokens that differ are never drawn. "same":
             not at all. "prefix", the default: by added tokens behind the last common one.
             "common": by added tokens anywhere.
@@ -91,6 +94,7 @@ class Mixture:
             "adapters": adapters,
             "reference": reference,
             "weight_space": weight_space,
+            "mixing": mixing,
             "vocabulary": vocabulary,
             "defaults_from": defaults_from,
             "profiles": profiles,
@@ -172,14 +176,16 @@ class Mixture:
         *,
         weights: Weights | Sequence[Weights | None] | None = None,
         profile: str | Sequence[str | None] | None = None,
+        mixing: Mixing | Sequence[Mixing | None] | None = None,
         attribution: bool | Literal["tokens"] | None = None,
         use_tqdm: bool | Callable[..., Any] = False,
         **options: Any,
     ) -> list[RequestOutput]:
         """Completes prompts with the mixture.
 
-        Each output also has `preference_weights` and `preference_profile`, which it was drawn
-        with. Each of its completions has `preference_attribution`, None unless asked for.
+        Each output also has `preference_weights`, `preference_profile` and `preference_mixing`,
+        which it was drawn with. Each of its completions has `preference_attribution`, None unless
+        asked for.
 
         Args:
           prompts: as `vllm.LLM.generate` takes them: strings, token ids, vLLM's dictionaries.
@@ -187,6 +193,8 @@ class Mixture:
             list with one for each. They are not changed.
           weights: {policy: number} for all prompts, or a list with one for each.
           profile: the name of a profile instead, in the same way.
+          mixing: "logits" mixes the policies' predictions, "parameters" their parameters at the
+            cost of one policy, where they are adapters of one base; in the same way.
           attribution: True measures which policy carried each answer, "tokens" also measures
             every token: `preference_attribution` over HTTP (prefmix.server.api.attribution).
           use_tqdm: vLLM's progress bar; off unless asked for.
@@ -201,7 +209,12 @@ class Mixture:
             "generate",
             prompts,
             len(prompt_to_seq(prompts)),
-            {"sampling_params": sampling_params, "weights": weights, "profile": profile},
+            {
+                "sampling_params": sampling_params,
+                "weights": weights,
+                "profile": profile,
+                "mixing": mixing,
+            },
             attribution,
             {"use_tqdm": use_tqdm, **options},
         )
@@ -213,6 +226,7 @@ class Mixture:
         *,
         weights: Weights | Sequence[Weights | None] | None = None,
         profile: str | Sequence[str | None] | None = None,
+        mixing: Mixing | Sequence[Mixing | None] | None = None,
         attribution: bool | Literal["tokens"] | None = None,
         use_tqdm: bool | Callable[..., Any] = False,
         **options: Any,
@@ -231,7 +245,12 @@ class Mixture:
             "chat",
             messages,
             len(conversation_to_seq(messages)),
-            {"sampling_params": sampling_params, "weights": weights, "profile": profile},
+            {
+                "sampling_params": sampling_params,
+                "weights": weights,
+                "profile": profile,
+                "mixing": mixing,
+            },
             attribution,
             {"use_tqdm": use_tqdm, **self._engine.chat_options(options)},
         )
@@ -309,7 +328,7 @@ class Mixture:
           method: `generate` or `chat`.
           prompts: the method's first argument.
           num_prompts: the number of prompts.
-          per_prompt: sampling_params, weights and profile, once or for each prompt.
+          per_prompt: sampling_params, weights, profile and mixing, once or for each prompt.
           wish: the caller's `attribution`.
           options: the method's other arguments.
         """

@@ -28,7 +28,7 @@ MODEL_TABLES = ("policies", "adapters", "reference")
 """Keywords that map names to models."""
 
 KEYWORDS = (
-    *("config", "policies", "base", "adapters", "reference", "weight_space"),
+    *("config", "policies", "base", "adapters", "reference", "weight_space", "mixing"),
     *("vocabulary", "defaults_from"),
     *("profiles", "default_profile", "weights_store"),
     *("allow_unsafe_weights", "allow_unsafe_engine_flags"),

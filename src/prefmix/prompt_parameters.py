@@ -51,6 +51,7 @@ def prompt_parameters(
     default: Callable[[], SamplingParams],
     weights: Any,
     profile: Any,
+    mixing: Any,
     attribution: Attribution,
     spec: MixtureSpec,
     profiles: ProfileSet,
@@ -63,6 +64,7 @@ def prompt_parameters(
       default: makes the sampling parameters of a prompt that has none.
       weights: {policy: number} or None; one or N of these.
       profile: a name or None; one or N of these.
+      mixing: "logits", "parameters" or None; one or N of these.
       attribution: the call's.
       spec: the mixture.
       profiles: the profiles in force.
@@ -71,10 +73,12 @@ def prompt_parameters(
     given_N = _each(sampling_params, num_prompts, name="sampling_params")
     weights_N = _each(weights, num_prompts, name="weights")
     profile_N = _each(profile, num_prompts, name="profile")
-    is_by_prompt = _is_list(weights) or _is_list(profile)
+    mixing_N = _each(mixing, num_prompts, name="mixing")
+    is_by_prompt = any(map(_is_list, (weights, profile, mixing)))
     own = {id(given): _own_copy(given, default) for given in given_N}
     found = []
-    for index, (given, each, name) in enumerate(zip(given_N, weights_N, profile_N, strict=True)):
+    wishes = zip(given_N, weights_N, profile_N, mixing_N, strict=True)
+    for index, (given, each, name, way) in enumerate(wishes):
         # vLLM makes a deep copy before it changes anything but plain fields.
         params = copy.copy(own[id(given)])
         if not isinstance(params.extra_args, Mapping | None):
@@ -83,17 +87,19 @@ def prompt_parameters(
                 param="sampling_params",
             )
         preferences = Preferences(
-            weights=_plain_numbers(each), profile=name, extra_args=params.extra_args
+            weights=_plain_numbers(each), profile=name, mixing=way, extra_args=params.extra_args
         )
         try:
             resolution = resolve(
                 preferences, spec=spec, profiles=profiles, model_names=(MODEL_NAME,)
             )
+            attribution.check(resolution.mixing)
         except RequestError as error:
             message = f"prompt {index}: {error}" if is_by_prompt else str(error)
             raise RequestError(message, param=error.param, reason=error.reason) from None
         key = attribution.next_key() if attribution.is_wanted else None
-        params.extra_args = {**(params.extra_args or {}), **to_extra_args(resolution.weights)}
+        own_args = to_extra_args(resolution.weights, resolution.mixing)
+        params.extra_args = {**(params.extra_args or {}), **own_args}
         params.extra_args.pop(MEASURE_KEY, None)
         if key is not None:
             params.extra_args[MEASURE_KEY] = key

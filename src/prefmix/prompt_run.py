@@ -53,6 +53,7 @@ def run_prompts(
         noted: Any = output
         noted.preference_weights = each.weights
         noted.preference_profile = each.resolution.profile
+        noted.preference_mixing = each.resolution.mixing
         _attribute(llm, noted, each, by_token=attribution.by_token)
     return outputs
 

@@ -184,6 +184,7 @@ def test_answers_report_the_weights_they_used(
         "profile": profile,
         "weights": {name: float(weight) for name, weight in pairs},
         "weights_version": 1,
+        "mixing": "logits",
     }
 
 

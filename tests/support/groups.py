@@ -16,7 +16,7 @@ LONGEST_FIRST = (
     r"server/test_lifecycle\.py",
     r"server/test_api_processes\.py",
     r"server/test_admin_live\.py",
-    r"engine/test_trunk\.py",
+    r"engine/trunk/test_trunk\.py",
     r"engine/test_layouts\.py",
     r"server/test_console\.py",
     r"server/test_fit\.py",

@@ -38,6 +38,7 @@ class Body:
 
     model: str | None = None
     weights: object = None
+    mixing: object = None
     preference_attribution: object = None
     num_prompts: int = 1
     num_samples: int = 1
@@ -47,7 +48,7 @@ class Body:
     start_prompt: Callable[[Any], None] | None = None
 
     def preferences(self) -> Preferences:
-        return Preferences(model=self.model, weights=self.weights)
+        return Preferences(model=self.model, weights=self.weights, mixing=self.mixing)
 
     def bind(self, *, model: str, start_prompt: Callable[[Any], None]) -> None:
         self.model, self.start_prompt = model, start_prompt

@@ -17,6 +17,7 @@ from prefmix.weights.store.profiles import (
     ProfileError,
     ProfileSet,
     check_profile_name,
+    profile_mixing,
     profile_weights,
 )
 
@@ -28,6 +29,7 @@ def with_profile(
     *,
     spec: MixtureSpec | None = None,
     provenance: Mapping[str, Any] | None = None,
+    mixing: object = None,
 ) -> ProfileSet:
     """Adds or replaces one profile.
 
@@ -37,6 +39,7 @@ def with_profile(
       preferences: `{member: number}`, ratios on the simplex.
       spec: the mixture; None checks against the members of the set itself.
       provenance: the origin of the weights; None removes the one before.
+      mixing: its way to mix; None leaves it to the server, and removes the one before.
     Raises: ProfileError, StoreFormatError.
     """
     spec = spec or spec_of_members(profiles.member_names, profiles.weight_space)
@@ -45,8 +48,15 @@ def with_profile(
     origins = {key: value for key, value in profiles.provenance.items() if key != name}
     if provenance:
         origins[name] = dict(provenance)
-    weights_M = profile_weights(name, preferences, spec)
-    return replace(profiles, profiles={**profiles.profiles, name: weights_M}, provenance=origins)
+    mixings = {key: value for key, value in profiles.mixings.items() if key != name}
+    if mixing is not None:
+        mixings[name] = profile_mixing(name, mixing)
+    return replace(
+        profiles,
+        profiles={**profiles.profiles, name: profile_weights(name, preferences, spec)},
+        provenance=origins,
+        mixings=mixings,
+    )
 
 
 def without_profile(profiles: ProfileSet, name: str) -> ProfileSet:
@@ -60,6 +70,7 @@ def without_profile(profiles: ProfileSet, name: str) -> ProfileSet:
         profiles,
         profiles={key: value for key, value in profiles.profiles.items() if key != name},
         provenance={key: value for key, value in profiles.provenance.items() if key != name},
+        mixings={key: value for key, value in profiles.mixings.items() if key != name},
     )
 
 
@@ -83,11 +94,13 @@ def merged(
     """
     other = _adapted(profiles, other, source=source, spec=spec)
     kept = {k: v for k, v in profiles.provenance.items() if k not in other.profiles}
+    kept_mixings = {k: v for k, v in profiles.mixings.items() if k not in other.profiles}
     return replace(
         profiles,
         profiles={**profiles.profiles, **other.profiles},
         default=other.default if with_its_default else profiles.default,
         provenance={**kept, **other.provenance},
+        mixings={**kept_mixings, **other.mixings},
     )
 
 

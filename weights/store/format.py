@@ -5,8 +5,9 @@
      "changed": {"version": 3, "at": "2026-11-22T14:03:09Z", "by": "ops"}}
 
 `policies` are the members in weight order, the reference last. Weights sum to 1; a member without
-an entry has weight 0. `provenance` is optional and kept as it is. `changed` is optional, too: it
-says who made the version that it names, and counts for no other. A set in the affine space has the
+an entry has weight 0. `provenance` is optional and kept as it is; so is `mixing`, the profile's way
+to mix. `changed` is optional, too: it says who made the version that it names, and counts for no
+other. A set in the affine space has the
 key `"weight_space": "affine"`; without that key weights are on the simplex.
 """
 
@@ -182,6 +183,7 @@ def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
         default=default,
         version=version,
         provenance={name: value.get("provenance", {}) for name, value in profiles.items()},
+        mixings={name: value["mixing"] for name, value in profiles.items() if "mixing" in value},
     )
     return replace(found, signature=_signature(data["changed"])) if "changed" in data else found
 
@@ -223,7 +225,7 @@ def _weights(name: str, profile: object) -> dict[str, Any]:
     where = f"profiles.{check_profile_name(name)}"
     if not isinstance(profile, dict):
         raise StoreFormatError(f'{where} is {profile!r:.80}, expected {{"weights": {{...}}}}')
-    _check_keys(profile, required=("weights",), optional=("provenance",), where=where)
+    _check_keys(profile, required=("weights",), optional=("mixing", "provenance"), where=where)
     check_provenance(profile.get("provenance", {}), where=f"{where}.provenance")
     weights = profile["weights"]
     if not isinstance(weights, dict):

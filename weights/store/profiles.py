@@ -17,6 +17,7 @@ from typing import Any
 from prefmix.mixing.name_list import listed
 from prefmix.mixing.simplex import WeightsError, weights_from_preferences
 from prefmix.mixing.spec import MixtureSpec, SpecError, WeightSpace, check_name
+from prefmix.mixing.ways_to_mix import Mixing, MixingError, check_mixing
 
 MAX_PROFILES = 256
 """Default of the most profiles that a server takes."""
@@ -75,6 +76,8 @@ class ProfileSet:
     """The origin of each profile's weights by name, JSON-ready; only profiles that have one."""
     weight_space: WeightSpace = "simplex"
     """The set that the weight vectors lie in."""
+    mixings: Mapping[str, Mixing] = field(default_factory=dict)
+    """The way to mix of profiles that have one of their own, by name."""
     signature: Signature | None = field(default=None, compare=False)
     """Author and time of the version, if they are known; no part of the content."""
     _hashes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -101,10 +104,10 @@ class ProfileSet:
         return dict(zip(self.member_names, self.profiles[name], strict=True))
 
     def profile(self, name: str) -> dict[str, Any]:
-        """One profile as a JSON-ready object; its provenance only if it has one."""
-        provenance = self.provenance.get(name)
-        origin = {"provenance": dict(provenance)} if provenance else {}
-        return {"weights": self.weights(name), **origin}
+        """One profile as a JSON-ready object; way to mix and provenance only if it has them."""
+        mixing, provenance = self.mixings.get(name), self.provenance.get(name)
+        own = {"mixing": mixing, "provenance": dict(provenance) if provenance else None}
+        return {"weights": self.weights(name), **{key: own[key] for key in own if own[key]}}
 
     def content(self) -> dict[str, Any]:
         """The set as JSON-ready objects, each weight under its member's name."""
@@ -138,6 +141,7 @@ def build_profile_set(
     default: str | None = None,
     version: int = 1,
     provenance: Mapping[str, Mapping[str, Any]] | None = None,
+    mixings: Mapping[str, object] | None = None,
 ) -> ProfileSet:
     """Checks every profile and the default, and builds the set.
 
@@ -147,6 +151,7 @@ def build_profile_set(
       default: the default profile's name; None takes `default` if there is one, else the first.
       version: number of the set.
       provenance: the origin of each profile's weights by name; empty ones are dropped.
+      mixings: the way to mix of each profile by name; None for those without.
     Raises: ProfileError naming the profile, what came and what is allowed.
     """
     if not preferences:
@@ -170,6 +175,11 @@ def build_profile_set(
         version=version,
         provenance={name: origin for name, origin in (provenance or {}).items() if origin},
         weight_space=spec.weight_space,
+        mixings={
+            name: profile_mixing(name, mixing)
+            for name, mixing in (mixings or {}).items()
+            if mixing is not None
+        },
     )
 
 
@@ -192,6 +202,17 @@ def check_profile_name(name: object) -> str:
         return check_name(name, what="profile")
     except SpecError as error:
         raise ProfileError(str(error)) from None
+
+
+def profile_mixing(name: str, mixing: object) -> Mixing:
+    """A profile's way to mix, whether or not its policies can be mixed so.
+
+    Raises: ProfileError naming the profile, what came and what is allowed.
+    """
+    try:
+        return check_mixing(mixing, has_base=True)
+    except MixingError as error:
+        raise ProfileError(f"profile {name!r}: mixing: {error}") from None
 
 
 def profile_weights(name: str, preferences: object, spec: MixtureSpec) -> tuple[float, ...]:

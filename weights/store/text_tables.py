@@ -55,6 +55,10 @@ def difference_table(old: ProfileSet, new: ProfileSet) -> str:
     ]
     if old.default != new.default:
         rows.append(["(default)", "", old.default, new.default])
+    for name in dict.fromkeys([*old.mixings, *new.mixings]):
+        before, after = old.mixings.get(name), new.mixings.get(name)
+        if before != after:
+            rows.append([name, "(mixing)", before or "-", after or "-"])
     for name in old.profiles.keys() & new.profiles.keys():
         if old.provenance.get(name, {}) != new.provenance.get(name, {}):
             rows.append([name, "(provenance)", "", "changed"])

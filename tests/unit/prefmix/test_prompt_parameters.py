@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.mixing.wire import MEASURE_KEY, WEIGHTS_KEY
+from prefmix.mixing.wire import MEASURE_KEY, MIXING_KEY, WEIGHTS_KEY
 from prefmix.prompt_parameters import (
     PromptParameters,
     listed_conversations,
@@ -35,10 +36,16 @@ def parameters(num_prompts: int = 1, wish: object = None, **given: Any) -> list[
     return prompt_parameters(
         num_prompts,
         attribution=Attribution(wish),
-        spec=SPEC,
         profiles=PROFILES,
         default=lambda: SamplingParams(max_tokens=99),
-        **{"sampling_params": None, "weights": None, "profile": None, **given},
+        **{
+            "sampling_params": None,
+            "weights": None,
+            "profile": None,
+            "mixing": None,
+            "spec": SPEC,
+            **given,
+        },
     )
 
 
@@ -55,6 +62,17 @@ def test_once_for_all_or_once_for_each() -> None:
     assert [each.resolution.profile for each in mixed] == ["custom", "sly", "even"]
     assert [each.weights for each in mixed[:2]] == [{"a": 1, "b": 0}, {"a": 0, "b": 1}]
     assert parameters(0) == []
+
+
+def test_each_prompt_may_have_its_own_way_to_mix() -> None:
+    trunk = dataclasses.replace(SPEC, base="org/base")
+    found = parameters(3, spec=trunk, mixing=["parameters", None, "logits"])
+    ways = [each.sampling_params.extra_args[MIXING_KEY] for each in found]
+    assert ways == [each.resolution.mixing for each in found] == ["parameters", "logits", "logits"]
+    with pytest.raises(RequestError, match=r"prompt 1: preference_mixing: 'sum' is no way to mix"):
+        parameters(2, spec=trunk, mixing=["logits", "sum"])
+    with pytest.raises(RequestError, match="cannot be measured where parameters are mixed"):
+        parameters(wish=True, spec=trunk, mixing="parameters")
 
 
 class Column(Sequence[Any]):
@@ -87,7 +105,11 @@ def test_sampling_parameters_are_copied_and_filled() -> None:
     found = parameters(3, sampling_params=[own, {"max_tokens": 4}, None], weights={"b": 1})
     assert own.extra_args == {"mine": [1], MEASURE_KEY: "another's"}
     assert [each.sampling_params.max_tokens for each in found] == [3, 4, 99]
-    assert found[0].sampling_params.extra_args == {"mine": [1], WEIGHTS_KEY: [0, 1]}
+    assert found[0].sampling_params.extra_args == {
+        "mine": [1],
+        WEIGHTS_KEY: [0, 1],
+        MIXING_KEY: "logits",
+    }
     shared = parameters(2, sampling_params=own, weights=[{"a": 1}, {"b": 1}])
     assert carried(shared) == [[1, 0], [0, 1]], "prompts that share an object share no weights"
 

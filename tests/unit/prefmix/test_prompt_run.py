@@ -17,7 +17,12 @@ from prefmix.server.http.errors import RequestError
 from prefmix.weights.engines.errors import EngineError
 
 RESOLUTION = Resolution(
-    weights=(0.25, 0.75), profile="kind", version=1, model="prefmix", member_names=("a", "b")
+    weights=(0.25, 0.75),
+    profile="kind",
+    version=1,
+    model="prefmix",
+    member_names=("a", "b"),
+    mixing="logits",
 )
 ROW = [0.0, 1.0, -0.5, 0.1, 0.2, -0.3, -0.6, 1.0, 0.0]
 """Figures of one token: log Z, entropy, log-probability, then KL, log-probability, agreement."""

@@ -138,7 +138,7 @@ def test_get_changes_nothing(admin: Admin, method: str, path: str) -> None:
 
 def test_a_profile_is_stored_and_in_force(admin: Admin, log: pytest.LogCaptureFixture) -> None:
     before = admin.live.current
-    body = {"weights": {"a": 1, "b": 3}, "provenance": {"seed": 4}}
+    body = {"weights": {"a": 1, "b": 3}, "mixing": "parameters", "provenance": {"seed": 4}}
     answer = admin.ask("PUT", "/profiles/x", body).json()
     after = admin.live.current
     assert answer == {
@@ -154,6 +154,7 @@ def test_a_profile_is_stored_and_in_force(admin: Admin, log: pytest.LogCaptureFi
     shown = admin.ask("GET", "/weights")
     assert shown.json()["profiles"]["x"] == {
         "weights": {"a": 0.25, "b": 0.75, "base": 0.0},
+        "mixing": "parameters",
         "provenance": {"seed": 4},
     }
     assert shown.headers["ETag"] == f'"{after.sha256}"'

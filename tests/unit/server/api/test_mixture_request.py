@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from http import HTTPStatus
@@ -15,10 +16,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.types import Message
 
-from prefmix.mixing.wire import MEASURE_KEY, WEIGHTS_KEY
+from prefmix.mixing.wire import MEASURE_KEY, MIXING_KEY, WEIGHTS_KEY
 from prefmix.server.api.mixture_request import MixtureRequest
 from prefmix.server.http.errors import RequestError
-from prefmix.server.telemetry.metrics import NO_PROFILE, REJECTED, REQUESTS
+from prefmix.server.telemetry.metrics import MIXED, NO_PROFILE, REJECTED, REQUESTS
 from prefmix.server.traffic.admission_control import OverloadedError
 from prefmix.server.traffic.request_lifetime import RequestLifetime, Termination
 from prefmix.server.traffic.shared_counts import SharedCounts
@@ -119,10 +120,43 @@ async def _nobody(message: Message) -> None: ...
 
 def test_the_weights_replace_what_a_client_has_put_in_their_place() -> None:
     async def work(request: MixtureRequest, _: RequestLifetime) -> None:
-        others = {WEIGHTS_KEY: [9, 9], MEASURE_KEY: "of another request", "own": 1}
+        others = {
+            WEIGHTS_KEY: [9, 9],
+            MIXING_KEY: "parameters",
+            MEASURE_KEY: "of another request",
+            "own": 1,
+        }
         body = admitted(request, weights={"a": 3, "b": 1}, extra_args=others)
-        assert body.sampling_params().extra_args == {WEIGHTS_KEY: [0.75, 0.25], "own": 1}
+        carried = {WEIGHTS_KEY: [0.75, 0.25], MIXING_KEY: "logits", "own": 1}
+        assert body.sampling_params().extra_args == carried
         assert others[MEASURE_KEY] == "of another request", "the client's own is left as it is"
+
+    run(work)
+
+
+def on_a_trunk(request: MixtureRequest) -> MixtureRequest:
+    spec = dataclasses.replace(request._state.spec, base="org/base")
+    request._state = dataclasses.replace(request._state, spec=spec)
+    return request
+
+
+def test_a_way_to_mix_goes_to_the_engine_and_is_counted() -> None:
+    before = MIXED.labels("parameters")._value.get()
+
+    async def work(request: MixtureRequest, _: RequestLifetime) -> None:
+        body = admitted(on_a_trunk(request), mixing="parameters")
+        assert body.sampling_params().extra_args[MIXING_KEY] == "parameters"
+
+    run(work)
+    assert MIXED.labels("parameters")._value.get() == before + 1
+
+
+def test_attribution_needs_the_policies_one_by_one() -> None:
+    async def work(request: MixtureRequest, _: RequestLifetime) -> None:
+        wish = {"mixing": "parameters", "preference_attribution": True}
+        with pytest.raises(RequestError, match="score the finished answer") as caught:
+            admitted(on_a_trunk(request), **wish)
+        assert caught.value.param == "preference_attribution"
 
     run(work)
 

@@ -66,5 +66,6 @@ def test_the_mixture_tells_which_tokens_are_drawn(client: TestClient) -> None:
     changed = dataclasses.replace(state, vocabulary=vocabulary, spec=spec)
     setattr(client.app.state, STATE_KEY, changed)  # type: ignore[attr-defined]
     mixture = client.get("/v1/mixture").json()
+    assert (mixture["mixing"], mixture["ways_to_mix"]) == ("logits", ["logits"])
     assert mixture["vocabulary"] == {"size": 9, "never_drawn": 6}
     assert mixture["defaults_from"] == spec.policy_names[-1]

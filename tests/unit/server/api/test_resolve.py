@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.mixing.wire import WEIGHTS_KEY
+from prefmix.mixing.wire import MIXING_KEY, WEIGHTS_KEY
 from prefmix.server.api.answer_headers import answer_headers
 from prefmix.server.api.resolve import Preferences, Resolution, resolve
 from prefmix.server.http.errors import RequestError, UnknownModelError
@@ -164,6 +165,7 @@ def test_headers_are_compact() -> None:
         "x-prefmix-profile": "custom",
         "x-prefmix-weights": "helpful=0.5,harmless=0.5,honest=0",
         "x-prefmix-weights-version": "7",
+        "x-prefmix-mixing": "logits",
         "x-request-id": "r",
     }
 
@@ -181,3 +183,54 @@ def test_affine_weights_leave_the_rest_to_the_reference() -> None:
         model_names=("m",),
     )
     assert resolution.weights == (1.5, -1.0, 0.0, 0.5)
+
+
+TRUNK = replace(SPEC, base="org/base")
+
+
+def way(spec: MixtureSpec = TRUNK, *, mixings: Any = None, **fields: Any) -> str:
+    """The way to mix of a request for profiles of which some have a way of their own."""
+    profiles = build_profile_set({"plain": {"helpful": 1}, "own": {"helpful": 1}}, spec)
+    profiles = replace(profiles, mixings=mixings or {"own": "parameters"})
+    return resolve(Preferences(**fields), spec=spec, profiles=profiles, model_names=("m",)).mixing
+
+
+def test_the_request_decides_its_way_to_mix_then_its_profile_then_the_server() -> None:
+    xargs = {MIXING_KEY: "parameters"}
+    server = replace(TRUNK, mixing="parameters")
+    assert way() == way(profile="plain") == way(weights={"honest": 1}) == "logits"
+    assert way(mixing="parameters") == way(extra_args=xargs) == "parameters"
+    assert way(profile="own") == way(model="m@own") == "parameters"
+    assert way(profile="own", mixing="logits") == "logits"
+    assert way(server) == way(server, weights={"honest": 1}) == "parameters"
+    assert way(server, mixing="logits") == "logits"
+    assert way(server, profile="own", mixings={"own": "logits"}) == "logits"
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields", "param", "message"),
+    [
+        (
+            TRUNK,
+            {"mixing": "sum"},
+            "preference_mixing",
+            "'sum' is no way to mix; allowed: logits, ",
+        ),
+        (TRUNK, {"mixing": ["logits"]}, "preference_mixing", "is no way to mix"),
+        (SPEC, {"mixing": "parameters"}, "preference_mixing", "with `prefmix average`"),
+        (SPEC, {"profile": "own"}, "preference_profile", "mixing of profile 'own': full check"),
+        (SPEC, {"extra_args": {MIXING_KEY: "parameters"}}, "vllm_xargs", "full checkpoints"),
+        (
+            TRUNK,
+            {"mixing": "logits", "extra_args": {MIXING_KEY: "logits"}},
+            "preference_mixing",
+            "both given",
+        ),
+    ],
+)
+def test_a_way_that_does_not_exist_here_is_refused(
+    spec: MixtureSpec, fields: dict[str, Any], param: str, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        way(spec, **fields)
+    assert caught.value.param == param

@@ -201,6 +201,12 @@ def test_flags_alone_are_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         ("policies: {a: org/a}\nprofiles: {x: {b: 1}}", ["profile 'x'", "'b'", "a"]),
         ("policies: {a: org/a}\nprofiles: {x: {a: .nan}}", ["profile 'x'", "nan", "finite"]),
         ("policies: {a: org/a}\nprofiles: {x: 3}", ["profiles.x", "3"]),
+        (
+            "policies: {a: org/a}\nprofiles: {x: {weights: {a: 1}, mixing: sum}}",
+            ["profile 'x'", "mixing", "'sum'", "logits, parameters"],
+        ),
+        ("policies: {a: org/a}\nmixing: parameters", ["mixing", "full checkpoints", "average"]),
+        ("policies: {a: org/a}\nmixing: sum", ["mixing", "'sum'", "'parameters'"]),
         ("policies: {a: org/a}\ndefault_profile: x", ["'x'", "does not exist", "default"]),
         ("policies: {a: org/a", ["line 1", "mixture.yaml"]),
         ("- a\n- b", ["list", "mapping"]),
@@ -224,6 +230,19 @@ def test_unreadable_files_are_named(folder: Path, name: str) -> None:
     (folder / "binary").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(ConfigError, match=name):
         load_config(folder / name, {})
+
+
+def test_profiles_may_have_a_way_to_mix_beside_their_weights(folder: Path) -> None:
+    """A policy may be named like either key."""
+    text = (
+        "base: org/base\nadapters: {weights: org/a, mixing: org/b}\nmixing: parameters\n"
+        "profiles: {x: {weights: 1, mixing: 3}, y: {weights: {weights: 1}, mixing: logits}}"
+    )
+    config = load_config(write(folder, text), {})
+    profiles = config.profile_set(config.spec())
+    assert profiles.profiles == {"x": (0.25, 0.75), "y": (1.0, 0.0)}
+    assert profiles.mixings == {"y": "logits"}
+    assert config.spec().mixing == "parameters"
 
 
 def test_merge_keys_of_yaml_are_no_duplicates(folder: Path) -> None:

@@ -61,6 +61,17 @@ def test_provenance_is_kept_as_it_is() -> None:
     assert other.sha256 != profiles.sha256, "another origin is another content"
 
 
+def test_a_profile_may_have_a_way_to_mix() -> None:
+    own = {"weights": {"a": 1}, "mixing": "parameters"}
+    profiles = read(data(profiles={"even": own, "plain": {"weights": {"a": 1}}}))
+    assert profiles.mixings == {"even": "parameters"}
+    stored = json.loads(dump(profiles))["profiles"]
+    assert stored["even"]["mixing"] == "parameters"
+    assert "mixing" not in stored["plain"]
+    other = read(data(profiles={"even": {"weights": {"a": 1}}, "plain": {"weights": {"a": 1}}}))
+    assert other.sha256 != profiles.sha256, "another way to mix is another content"
+
+
 @pytest.mark.parametrize(
     ("document", "parts"),
     [
@@ -95,6 +106,10 @@ def test_provenance_is_kept_as_it_is() -> None:
         (
             data(profiles={"even": {"weights": {"a": 1}, "provenance": {"kl": math.nan}}}),
             ["profiles.even.provenance", "NaN"],
+        ),
+        (
+            data(profiles={"even": {"weights": {"a": 1}, "mixing": "sum"}}),
+            ["'even'", "mixing", "'sum'", "logits, parameters"],
         ),
         (data(defualt_profile="even"), ["'defualt_profile'", "'default_profile'?"]),
         (weights([1, 0]), ["profiles.even.weights is [1, 0]"]),

@@ -35,6 +35,7 @@ from prefmix.weights.store.format import spec_of_members
 from prefmix.weights.store.numbering import Served
 from prefmix.weights.store.profiles import ProfileError, ProfileSet, build_profile_set
 from prefmix.weights.store.store import WeightsStore
+from prefmix.weights.store.text_tables import difference_table
 
 SPEC = MixtureSpec(policies=(Policy(name="a", model="x"), Policy(name="b", model="y")))
 
@@ -169,6 +170,14 @@ def test_merging_keeps_the_default_and_replacing_does_not() -> None:
     assert list(replaced(ours, fit, source="fit.json").profiles) == ["x"]
     plain = build_profile_set({"x": {"b": 1}}, SPEC)
     assert merged(ours, plain, source="fit.json").provenance == {}, "the old origin is untrue now"
+    mixed = build_profile_set({"x": {"a": 1}}, SPEC, mixings={"x": "parameters"})
+    taken = merged(ours, mixed, source="fit.json")
+    assert taken.mixings == {"x": "parameters"}
+    assert with_profile(taken, "z", {"a": 1}, mixing="logits").mixings["z"] == "logits"
+    for removed in (merged(taken, plain, source="fit.json"), with_profile(taken, "x", {"a": 1})):
+        assert removed.mixings == {}, "the new weights leave it to the server"
+    assert without_profile(with_default(taken, "y"), "x").mixings == {}
+    assert "(mixing)" in difference_table(taken, ours)
     foreign = build_profile_set({}, spec_of_members(["a", "c"]))
     with pytest.raises(StoreFormatError, match=r"fit\.json: policies are a, c"):
         merged(ours, foreign, source="fit.json")
