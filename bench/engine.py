@@ -47,6 +47,9 @@ CONTESTANTS = {
 }
 """Words of --contestants; one policy served alone always takes part."""
 
+BY_CHOICE = ("one-by-one", "half")
+"""Contestants that take part only if they are named."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `prefmix bench engine`."""
@@ -57,10 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--contestants",
         nargs="+",
         choices=CONTESTANTS,
-        default=[word for word in CONTESTANTS if word != "one-by-one"],
+        default=[word for word in CONTESTANTS if word not in BY_CHOICE],
         metavar="NAME",
         help=f"beside one policy alone: {', '.join(CONTESTANTS)}; default all that can be built "
-        "but one-by-one, the transformers loop without batches, which is slow",
+        "but one-by-one, the transformers loop without batches, which is slow, and half, a trunk "
+        "of which every second request mixes parameters",
     )
     add("--vary-lengths", action="store_true", help="requests draw from 1/4 to 7/4 of --tokens")
     add("--top-logprobs", type=int, default=20, help="asked of separate engines; default 20")

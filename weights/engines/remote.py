@@ -174,6 +174,7 @@ class RemoteEngine:
             "model": self._mixture["model"],
             "prompt": [list(prompt) for prompt in prompts],
             "preference_weights": weights,
+            "preference_mixing": "logits",
             **body,
         }
         return self._json("POST", "/v1/completions", request)

@@ -33,7 +33,7 @@ def flags(*words: str) -> argparse.Namespace:
 def test_everyone_takes_part_on_the_same_terms() -> None:
     everyone = contestants(ALL)
     assert next(iter(everyone)) == names.ONE_POLICY
-    assert len(everyone) == 8
+    assert len(everyone) == 10
     for settings in everyone.values():
         assert settings["engine_flags"] == ["--seed=1"]
         assert settings["num_threads"] == 1
@@ -52,6 +52,14 @@ def test_both_layouts_are_mixtures_of_all_policies() -> None:
         assert everyone[name]["model"] == spec.checkpoints[0].model
 
 
+def test_a_trunk_mixes_either_way_or_both_in_turn() -> None:
+    everyone = contestants(ALL)
+    trunks = [everyone[name] for name in (names.TRUNK, names.PARAMETERS, names.HALF)]
+    assert len({str(each["mixture"]) for each in trunks}) == 1
+    assert trunks[1]["mixings"] == ["parameters"]
+    assert sorted(trunks[2]["mixings"]) == ["logits", "parameters"]
+
+
 @pytest.mark.parametrize(
     ("models", "present"),
     [
@@ -61,7 +69,7 @@ def test_both_layouts_are_mixtures_of_all_policies() -> None:
         ),
         (
             Models(policies=(), base="z", adapters=("x", "y", "w"), average=None),
-            {names.ONE_POLICY, names.TRUNK, names.MULTI_LORA},
+            {names.ONE_POLICY, names.TRUNK, names.PARAMETERS, names.HALF, names.MULTI_LORA},
         ),
     ],
 )
