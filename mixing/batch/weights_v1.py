@@ -34,7 +34,8 @@ class RowWeights(StepWeights):
 
         self._table = table
         self._context = get_forward_context
-        self._default_C = table.device_SC[0].clone()  # no request has written to it yet
+        default = RequestMixing.of_request(None, table.spec).coefficients(table.spec)
+        self._default_C = torch.tensor(default, device=table.device_SC.device)
 
     def begin_pass(self, step: Step) -> None:
         if self._context().attn_metadata:

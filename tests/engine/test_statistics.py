@@ -30,7 +30,7 @@ def generate(llm: Any, jobs: list[Job], keys: list[str | None], **sampling: Any)
             seed=job.seed,
             ignore_eos=True,
             logprobs=0,
-            extra_args={**wire.to_extra_args(job.weights), wire.MEASURE_KEY: key},
+            extra_args={**wire.to_extra_args(job.weights, job.mixing), wire.MEASURE_KEY: key},
             **sampling,
         )
         for job, key in zip(jobs, keys, strict=True)
@@ -153,9 +153,27 @@ def test_sampled_kl_is_the_mean_over_tokens(engine: EngineFactory, policies: lis
     assert sample["tokens_by_member"] == [len(kl)] * 3
     assert np.array(sample["kl"]) / len(kl) == pytest.approx(kl.mean(0), rel=0.01)
     assert sample["agreement"] == agreement.sum(0).tolist()
-    assert sample["weights"] == [
-        (tuple(np.float32([0.2, 0.3, 0.5]).tolist()), len(kl)),
-    ]
+    assert sample["weights"] == [((0.2, 0.3, 0.5), len(kl))]
+
+
+def test_mixed_parameters_have_no_figures_by_policy(
+    engine: EngineFactory, adapted: AdaptedBase
+) -> None:
+    llm, oracle = engine(adapted.spec(), **MEASURED), Oracle(adapted.merged)
+    llm.collective_rpc("prefmix_start_statistics", args=(1,))
+    job = Job(prompt=(4, 5, 6), weights=(0.2, 0.3, 0.5), mixing="parameters")
+    [output] = generate(llm, [job], ["key"])
+    tokens, logprobs = served(output.outputs[0])
+    assert oracle.worst_error([job], [output]) < TOLERANCE_NATS
+    [taken] = llm.collective_rpc("prefmix_take_request", args=("key",))
+    [figures] = [np.array(rows) for rows in taken.values()]
+    assert figures[:, 0] == pytest.approx(0.0, abs=TOLERANCE_NATS), "log Z"
+    assert figures[:, 2] == pytest.approx(logprobs, abs=TOLERANCE_NATS)
+    assert np.isnan(figures[:, 3:]).all()
+    [sample] = llm.collective_rpc("prefmix_take_sample")
+    assert sample["tokens"] == len(tokens)
+    assert sample["tokens_by_member"] == [0, 0, 0]
+    assert sample["weights"] == [(job.weights, len(tokens))]
 
 
 def test_parallel_samples_are_told_apart_and_unasked_requests_cost_nothing(
