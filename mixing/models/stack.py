@@ -64,9 +64,12 @@ class Stack:
         """Scales low-rank inputs [R, K * rank] by each row's scales of the K adapters."""
         num_rows = low.shape[0]
         scales = self._scales_RK[:num_rows, :, None]
-        places = low.reshape(num_rows, self.num_adapters, -1)
-        # Another member's adapter must leave no trace in a row, whatever it makes: 0 * inf is NaN.
-        return torch.where(scales == 0, 0.0, places * scales).to(low.dtype).reshape(low.shape)
+        scaled = low.reshape(num_rows, self.num_adapters, -1) * scales
+        if low.dtype == torch.float16:
+            # Finite factors may overflow here, and another member's adapter must leave no trace in
+            # a row, whatever it makes: 0 * inf is NaN.
+            scaled = torch.where(scales == 0, 0.0, scaled)
+        return scaled.to(low.dtype).reshape(low.shape)
 
     def split(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
         """Splits [R, ...] into each running member's part [R_m, ...]."""

@@ -45,9 +45,10 @@ def test_rows_of_the_first_member_have_the_scales_of_their_tokens() -> None:
 def test_an_adapter_without_weight_leaves_no_trace_whatever_it_makes() -> None:
     stacked = stack()
     stacked.run([1], [1])
-    low = torch.tensor([[torch.inf, torch.nan, 3.0, 4.0]], dtype=torch.bfloat16)
+    low = torch.tensor([[torch.inf, torch.nan, 3.0, 4.0]], dtype=torch.float16)
     assert stacked.scaled(low).tolist() == [[0.0, 0.0, 3.0, 4.0]]
-    assert stacked.scaled(low).dtype == torch.bfloat16
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert stacked.scaled(low.to(dtype)).dtype == dtype
 
 
 def test_rows_are_split_by_member_in_the_order_of_the_pass() -> None:
