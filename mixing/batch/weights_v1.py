@@ -35,7 +35,7 @@ class RowWeights(StepWeights):
         self._table = table
         self._context = get_forward_context
         default = RequestMixing.of_request(None, table.spec).coefficients(table.spec)
-        self._default_C = torch.tensor(default, device=table.device_SC.device)
+        self._default_C = torch.tensor(default, dtype=torch.float32).to(table.device_SC.device)
 
     def begin_pass(self, step: Step) -> None:
         if self._context().attn_metadata:

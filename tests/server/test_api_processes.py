@@ -15,11 +15,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.auth.access_levels import LEVELS, Level
 from prefmix.server.telemetry.engine_statistics import INTERVAL_S
 from support.admin_server import KEY, PLAIN, TOKEN, Live, change_under_load, wait
 from support.dying_server import dies, named
 from support.engines import AdaptedBase
+from support.exactness import TOLERANCE_NATS, Job, Oracle
 from support.server_process import PREFMIX, ServerProcess, engine_flags, free_port
 
 
@@ -149,6 +151,29 @@ def requests_counted(metrics: str) -> set[float]:
     return {float(found[4]) for line in metrics.splitlines() if (found := counted.match(line))}
 
 
+def check_both_ways_to_mix(client: httpx.Client, oracle: Oracle) -> None:
+    """The answers say in which way they were mixed, and have its log-probabilities."""
+    assert client.get("/v1/mixture").json()["ways_to_mix"] == ["logits", "parameters"]
+    prompt = (5, 6, 7)
+    body = {"prompt": prompt, "max_tokens": 6, "logprobs": 0, "return_token_ids": True}
+    wishes = {"preference_weights": {"plain": 1, "rs": 3}, "preference_mixing": "parameters"}
+    for mixing in MIXINGS:
+        answer = client.post(
+            "/v1/completions", json={**body, **wishes, "preference_mixing": mixing}
+        )
+        found = answer.json()
+        assert answer.headers["x-prefmix-mixing"] == found["prefmix"]["mixing"] == mixing
+        job = Job(prompt=prompt, weights=(0.25, 0.75, 0.0), mixing=mixing)
+        (choice,) = found["choices"]
+        errors = oracle.errors(job, choice["token_ids"], choice["logprobs"]["token_logprobs"])
+        assert abs(errors).max() < TOLERANCE_NATS
+    refused = client.post(
+        "/v1/completions", json={**body, **wishes, "preference_attribution": True}
+    )
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "preference_attribution"
+
+
 def test_two_api_processes_serve_one_trunk_and_end_together(
     adapted: AdaptedBase, tmp_path: Path
 ) -> None:
@@ -173,6 +198,8 @@ def test_two_api_processes_serve_one_trunk_and_end_together(
                 seen.add(response.headers["x-prefmix-weights"])
                 assert client.post("/invocations", json=body).status_code == 404
         assert seen == {"plain=0.5,rs=0.5,start=0"}
+        with server.client(key=None) as client:
+            check_both_ways_to_mix(client, Oracle([*adapted.merged[:2], adapted.base]))
         with server.client(key=None) as client, contextlib.ExitStack() as stack:
             body = {"prompt": "hi", "max_tokens": 250, "stream": True, "ignore_eos": True}
             streams = []

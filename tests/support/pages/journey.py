@@ -50,6 +50,7 @@ PARSED = {
     ("docs/installing.md", "pip install --no-deps"): _NETWORK,
     ("docs/installing.md", "pip wheel"): _NETWORK,
     ("docs/installing.md", "uv build"): _NETWORK,
+    ("docs/mixing.md", "curl http://127.0.0.1:8000"): _OTHER_SERVER,
     ("docs/performance.md", "prefmix bench"): _MINUTES,
     ("docs/performance.md", "pip install guidellm"): _NETWORK,
     ("docs/reliability.md", "make test-resilience"): _MAKE,
