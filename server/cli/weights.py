@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefmix.mixing.name_list import listed
+from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.cli.weights_server import ServerTarget
 from prefmix.server.cli.weights_target import (
     FileTarget,
@@ -69,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("name", metavar="PROFILE")
     sub.add_argument(
         "pairs", metavar="POLICY=NUMBER", nargs="+", help="ratios, which are divided by their sum"
+    )
+    sub.add_argument(
+        "--mixing", choices=MIXINGS, help="the profile's way to mix; default: the server's"
     )
     sub = command("delete", _delete, "remove a profile", changes=True)
     sub.add_argument("name", metavar="PROFILE")
@@ -198,7 +202,10 @@ def _show(args: argparse.Namespace) -> int:
 
 def _set(args: argparse.Namespace) -> int:
     preferences = _preferences(args.pairs)
-    return _report(_target(args).set_profile(args.name, preferences, _precondition(args)), args)
+    receipt = _target(args).set_profile(
+        args.name, preferences, _precondition(args), mixing=args.mixing
+    )
+    return _report(receipt, args)
 
 
 def _delete(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.server.cli.weights_target import Precondition, Receipt, read_profiles
 from prefmix.weights.engines.proxies import may_use_proxy
 from prefmix.weights.store.format import document, from_document
@@ -50,10 +51,17 @@ class ServerTarget:
         return [self._profiles(entry) for entry in versions]
 
     def set_profile(
-        self, name: str, preferences: Mapping[str, float], precondition: Precondition
+        self,
+        name: str,
+        preferences: Mapping[str, float],
+        precondition: Precondition,
+        *,
+        mixing: Mixing | None = None,
     ) -> Receipt:
         """See Target."""
-        body = {"weights": dict(preferences)}
+        body: dict[str, Any] = {"weights": dict(preferences)}
+        if mixing is not None:
+            body["mixing"] = mixing
         return self._change("PUT", f"/admin/profiles/{_quote(name)}", precondition, body)
 
     def delete_profile(self, name: str, precondition: Precondition) -> Receipt:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.store import edits
 from prefmix.weights.store.change import Change, Edit, Rollback
 from prefmix.weights.store.durable_file import read_regular_file
@@ -59,9 +60,15 @@ class Target(Protocol):
         """Reads every version that is kept, the present one last."""
 
     def set_profile(
-        self, name: str, preferences: Mapping[str, float], precondition: Precondition
+        self,
+        name: str,
+        preferences: Mapping[str, float],
+        precondition: Precondition,
+        *,
+        mixing: Mixing | None = None,
     ) -> Receipt:
-        """Adds or replaces a profile."""
+        """Adds or replaces a profile. Args: mixing: its way to mix; None leaves it to the
+        server."""
 
     def delete_profile(self, name: str, precondition: Precondition) -> Receipt:
         """Removes a profile."""
@@ -110,11 +117,17 @@ class FileTarget:
         return self._store.history()
 
     def set_profile(
-        self, name: str, preferences: Mapping[str, float], precondition: Precondition
+        self,
+        name: str,
+        preferences: Mapping[str, float],
+        precondition: Precondition,
+        *,
+        mixing: Mixing | None = None,
     ) -> Receipt:
         """See Target."""
         return self._change(
-            lambda current: edits.with_profile(current, name, preferences), precondition
+            lambda current: edits.with_profile(current, name, preferences, mixing=mixing),
+            precondition,
         )
 
     def delete_profile(self, name: str, precondition: Precondition) -> Receipt:

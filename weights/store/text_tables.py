@@ -27,10 +27,15 @@ def aligned(rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
 
 
 def profile_table(profiles: ProfileSet) -> str:
-    """One line a profile; a star marks the default."""
+    """One line a profile, with its own way to mix if it has one; a star marks the default."""
     heading = ["profile", *profiles.member_names]
     rows = [
-        [name + (" *" if name == profiles.default else ""), *map(_number, weights_M)]
+        [
+            name
+            + (f" ({profiles.mixings[name]})" if name in profiles.mixings else "")
+            + (" *" if name == profiles.default else ""),
+            *map(_number, weights_M),
+        ]
         for name, weights_M in profiles.profiles.items()
     ]
     return aligned([heading, *rows])

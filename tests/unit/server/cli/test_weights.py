@@ -45,6 +45,15 @@ def filled(run: Run) -> Run:
     return run
 
 
+def test_a_profile_is_set_with_its_way_to_mix(filled: Run) -> None:
+    assert filled("set", "x", "a=1", "b=1", "--mixing", "parameters")[0] == 0
+    assert "x (parameters)" in filled("show")[1]
+    assert json.loads(filled("show", "--json")[1])["profiles"]["x"]["mixing"] == "parameters"
+    _, out, _ = filled("diff", "2", "3")
+    assert "(mixing)" in out
+    assert "parameters" in out
+
+
 def test_show_prints_an_aligned_table(filled: Run) -> None:
     code, out, err = filled("show")
     assert (code, err) == (0, "")
