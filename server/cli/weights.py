@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -230,10 +231,19 @@ def _apply(args: argparse.Namespace) -> int:
     if not args.dry_run and (present := target.read().default) != applied:
         print(
             f"the default is still {present!r}: the new weights are for requests with "
-            f"preference_profile {applied!r}\nor model NAME@{applied}; for all others: prefmix "
-            f"weights default {applied}"
+            f"preference_profile {applied!r}\nor model NAME@{applied}. For all others: "
+            f"prefmix weights default {applied} {_target_flag(args)}\n(apply --default does both "
+            "at once)"
         )
     return code
+
+
+def _target_flag(args: argparse.Namespace) -> str:
+    """The flag that names the target once more, for a command that a message shows."""
+    flag, value = (
+        ("--url", args.url) if args.url is not None else ("--weights-store", args.weights_store)
+    )
+    return f"{flag} {shlex.quote(str(value))}"
 
 
 def _history(args: argparse.Namespace) -> int:

@@ -115,7 +115,8 @@ def test_apply_merges_or_replaces(filled: Run, tmp_path: Path) -> None:
     )
     out = filled("apply", "y.json")[1]
     assert "the default is still 'fitted'" in out
-    assert "weights default y" in out
+    assert "For all others: prefmix weights default y --weights-store w.json\n" in out
+    assert "apply --default" in out
     shown = json.loads(filled("show", "--json")[1])
     assert (shown["default_profile"], list(shown["profiles"])) == ("fitted", ["fitted", "x", "y"])
     filled("apply", "y.json", "--replace")
