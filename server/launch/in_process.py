@@ -67,8 +67,10 @@ def check_models(
     Raises: CompatibilityError, CheckpointFilesError.
     """
     from prefmix.mixing.checkpoints.compatibility import check_members
+    from prefmix.mixing.checkpoints.hub import check_hub
 
     check_files(config, spec)
+    check_hub(spec)
     return check_members(spec, trust_remote_code=trust_remote_code)
 
 

@@ -40,6 +40,7 @@ PURE_MIXING = {
 OPEN_MIXING = PURE_MIXING | {
     "prefmix.mixing.checkpoints.compatibility",
     "prefmix.mixing.checkpoints.lora",
+    "prefmix.mixing.checkpoints.hub",
     "prefmix.mixing.checkpoints.safe_files",
     "prefmix.mixing.checkpoints.text_files",
     "prefmix.mixing.checkpoints.whole_files",
