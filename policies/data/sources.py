@@ -60,6 +60,13 @@ def may_be_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and not name.endswith(_FILE_ENDS)
 
 
+def check_there(source: Source) -> None:
+    """Raises TrainError for a missing path; what may be a hub id is left to `raw_rows`."""
+    is_path = source.is_local or not may_be_hub_id(source.name)
+    if is_path and not Path(source.name).expanduser().exists():
+        raise TrainError(_absent(source))
+
+
 def raw_rows(source: Source) -> Iterator[tuple[str, Any]]:
     """Yields (name of the row, row) of JSON Lines, JSON, Parquet, a folder or a hub id.
 
@@ -150,16 +157,14 @@ def _of_folder(path: Path, source: Source) -> Any:
 
 
 def _of_hub(source: Source) -> Any:
-    absent = f"there is no file or folder {source.name}"
-    if source.is_local or not may_be_hub_id(source.name):
-        raise TrainError(absent)
+    check_there(source)
     from datasets import load_dataset
 
     reason = _hub_refusal(source.name)
     if reason is not None and not _is_cached(source.name):
         raise TrainError(
-            f"{absent}, and the hub gives no data set of that name ({reason}); give a file, a "
-            "folder, or a hub id that can be reached"
+            f"{_absent(source)}, and the hub gives no data set of that name ({reason}); give a "
+            "file, a folder, or a hub id that can be reached"
         )
     try:
         return _chosen_split(load_dataset(source.name, source.subset), source)
@@ -167,6 +172,10 @@ def _of_hub(source: Source) -> Any:
         raise
     except Exception as error:  # datasets, Arrow and the hub's client raise any kind
         raise TrainError(f"cannot load the data set {source.name}: {_line(error)}") from None
+
+
+def _absent(source: Source) -> str:
+    return f"there is no file or folder {source.name}"
 
 
 def _hub_refusal(name: str) -> str | None:

@@ -61,7 +61,8 @@ class FunctionReward:
         except (Exception, SystemExit) as error:  # someone else's code may raise anything
             name = self._name_of_failing_row(batch, error)
             raise TrainError(
-                f"{name}: the reward function {self._label} raised {type(error).__name__}: {error}"
+                f"{name}: the reward function {self._label} raised {type(error).__name__}: "
+                f"{' '.join(str(error).split())}"
             ) from error
         return self._checked(returned, batch)
 

@@ -118,4 +118,5 @@ def _executed(path: Path) -> ModuleType:
 
 def _not_imported(spec: str, error: BaseException) -> TrainError:
     kind = "" if isinstance(error, ImportError | ValueError) else f"{type(error).__name__}: "
-    return TrainError(f"cannot import the reward function {spec!r} ({kind}{error}); {_FORMS}")
+    reason = " ".join(str(error).split())
+    return TrainError(f"cannot import the reward function {spec!r} ({kind}{reason}); {_FORMS}")

@@ -17,6 +17,7 @@ from prefmix.policies.rewards.reward import Answers, Reward
 from prefmix.policies.safe_files import check_safe
 from prefmix.policies.train.cards import about, write_cards
 from prefmix.policies.train.checkpoints import load_config, load_tokenizer
+from prefmix.policies.train.inputs import check_inputs
 from prefmix.policies.train.progress import quiet_libraries
 from prefmix.policies.train.settings import (
     DirectSettings,
@@ -26,7 +27,6 @@ from prefmix.policies.train.settings import (
 )
 from prefmix.policies.train.splitter import by_prompts, split_pairs
 from prefmix.policies.train.stages import Stages, Tell, say
-from prefmix.policies.train.trackers import check_trackers
 from prefmix.policies.train.trainers import (
     EVALUATION,
     train_direct,
@@ -45,7 +45,7 @@ def run(settings: TrainSettings, *, tell: Tell = say) -> Path:
     Raises: TrainError about the data, the base, the reward or the output; the output then does not
       exist.
     """
-    check_trackers(settings)
+    check_inputs(settings)
     quiet_libraries()
     data = _read(settings)
     check_safe(settings.base, "base model", allow_unsafe_weights=settings.allow_unsafe_weights)
@@ -231,7 +231,7 @@ def _split(
     (folder / "split.json").write_text(json.dumps(parts) + "\n", encoding="utf-8")
     return {
         **{
-            f"threshold{f'_{number}' if len(thresholds) > 1 else ''}": threshold
+            f"threshold{f'_half_{number}' if len(thresholds) > 1 else ''}": threshold
             for number, threshold in enumerate(thresholds, start=1)
         },
         "easy": len(easy),

@@ -54,11 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Trains one policy; returns the exit code."""
     from prefmix.policies.train import SettingsError, TrainError
+    from prefmix.policies.train.inputs import check_inputs
 
     if passthrough:
         raise CommandError("'prefmix train' takes nothing after '--'", exit_code=2)
     try:
         settings = _settings(args)
+        check_inputs(settings)
         require_extra("train")
         from prefmix.policies.train.jobs import run as run_job
 

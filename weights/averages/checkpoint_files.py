@@ -83,7 +83,7 @@ def write_parameters(
 ) -> int:
     """Writes tensors in files of at most `FILE_BYTES`, with an index if there are several.
 
-    In memory are, at most, the tensors of one file, once more while the file is written.
+    In memory are, at most, the tensors of one file.
 
     Args:
       folder: exists.

@@ -6,13 +6,16 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prefmix.weights.averages.errors import ParameterAverageError
 
 RECORD = "average.json"
 """The file that marks a folder as one of ours, and says what it was made of."""
+
+_FILE_MODE, _FOLDER_MODE = 0o644, 0o755
+"""As of trained policies: a safetensors file is written for its owner alone."""
 
 
 @contextmanager
@@ -34,18 +37,24 @@ def output_folder(
     check_output(output, force=force, sources=sources)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = output.with_name(output.name + ".partial")
+        unfinished.mkdir(exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ParameterAverageError(
             f"{output} lies in a file, not in a folder; give another --output"
         ) from None
+    except OSError as error:
+        raise ParameterAverageError(
+            f"{output} cannot be made ({error.strerror}); give another --output"
+        ) from None
     free = shutil.disk_usage(output.parent).free
     if needed_bytes > free:
+        with suppress(OSError):  # not empty: of another command, or of one that was killed
+            unfinished.rmdir()
         raise ParameterAverageError(
             f"{output} would hold {needed_bytes / 1e9:.1f} GB of parameters, but its disk has "
             f"{free / 1e9:.1f} GB left; give another --output"
         )
-    unfinished = output.with_name(output.name + ".partial")
-    unfinished.mkdir(exist_ok=True)
     handle = os.open(unfinished, os.O_RDONLY)
     try:
         try:
@@ -57,6 +66,8 @@ def output_folder(
         try:
             _empty(unfinished)
             yield unfinished
+            for path in unfinished.rglob("*"):
+                path.chmod(_FOLDER_MODE if path.is_dir() else _FILE_MODE)
             _sync(unfinished)
             check_output(output, force=force, sources=sources)  # it may have appeared meanwhile
             _publish(unfinished, output)

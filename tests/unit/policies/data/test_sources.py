@@ -112,7 +112,7 @@ def test_the_hub_is_asked_once_and_its_refusal_told(monkeypatch: pytest.MonkeyPa
         raise ConnectionError("no route to the hub\nand much more")
 
     monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
-    message = r"no file or folder org/pairs, and the hub .*\(no route to the hub\); give a file"
+    message = r"no file or folder org/pairs, and the hub .*\(no route to the hub\); give a"
     with pytest.raises(TrainError, match=message):
         read_rows(Source(name="org/pairs"), PAIR_FIELDS)
     assert asked == [("org/pairs", 10.0)]

@@ -68,3 +68,30 @@ def test_unknown_key_of_the_file_is_named(
     config.write_text("lora_rnk: 8\n")
     assert main(["train", "dpo", "--config", str(config), *REQUIRED]) == 2
     assert "unknown setting 'lora_rnk' (did you mean 'lora_rank'?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "./pairs"], "no file or folder {here}/pairs"),
+        (["--data", "pairs"], "no file or folder pairs"),
+        (["--data", "data/pairs.jsonl"], "no file or folder data/pairs.jsonl"),
+        (
+            ["--data", "there.jsonl", "--eval-data", "gone.parquet"],
+            "no file or folder gone.parquet",
+        ),
+        (["--data", "there.jsonl", "--report-to", "trackio"], "package trackio is not installed"),
+    ],
+)
+def test_missing_inputs_are_found_before_anything_is_imported(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.jsonl").write_text("")
+    monkeypatch.setattr("prefmix.server.cli.train.require_extra", lambda extra: pytest.fail(extra))
+    assert main(["train", "dpo", "--base", "b", "--output", "o", *words]) in (1, 2)
+    assert message.format(here=tmp_path) in capsys.readouterr().err

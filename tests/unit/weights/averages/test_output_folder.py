@@ -13,6 +13,7 @@ def _write(output: Path, text: str = "new", *, force: bool = False, **settings: 
     with output_folder(output, force=force, **options) as folder:  # type: ignore[arg-type]
         assert not any(folder.iterdir())
         (folder / "model").write_text(text)
+        (folder / "model").chmod(0o600)
         (folder / RECORD).write_text("{}")
 
 
@@ -21,6 +22,7 @@ def test_folder_appears_whole(tmp_path: Path) -> None:
     _write(output)
     assert {path.name for path in output.iterdir()} == {"model", RECORD}
     assert [path.name for path in output.parent.iterdir()] == ["out"]
+    assert {path.stat().st_mode & 0o777 for path in output.iterdir()} == {0o644}
     (tmp_path / "empty").mkdir()
     _write(tmp_path / "empty")
     assert (tmp_path / "empty" / "model").exists()
@@ -86,6 +88,8 @@ def test_places_that_cannot_hold_it_are_refused(tmp_path: Path) -> None:
         _write(tmp_path / "file" / "out")
     with pytest.raises(ParameterAverageError, match="is a link"):
         _write(tmp_path / "link")
+    with pytest.raises(ParameterAverageError, match="/proc/gone/out cannot be made"):
+        _write(Path("/proc/gone/out"))
     with pytest.raises(ParameterAverageError, match=r"would hold 1000000000\.0 GB"):
         _write(tmp_path / "out", needed_bytes=10**18)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
