@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from prefmix.mixing import wire
 from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.engine import request_limits
 from prefmix.mixing.engine.scheduler import salt_for
-from prefmix.mixing.spec import hf_overrides
+from prefmix.mixing.spec import MixtureSpec, hf_overrides
+from prefmix.mixing.ways_to_mix import MIXINGS
 from support.engines import AdaptedBase, EngineFactory, spec_of_folders
 from support.exactness import TOLERANCE_NATS, Job, Oracle, generate
 
@@ -240,6 +242,31 @@ def test_mixed_parameters_share_blocks_with_their_exact_float32_weights(
     assert salt(0.1, 0.2, 0.7) == salt(0.1 + 1e-12, 0.2, 0.7)
     assert salt(0.1, 0.2, 0.7) != salt(0.1 + 1e-8, 0.2, 0.7)
     assert salt(1.0, 0.0, 0.0) != salt(0.0, 1.0, 0.0)
+
+
+def test_engines_that_do_not_keep_blocks_apart_mix_no_parameters(adapted: AdaptedBase) -> None:
+    """Another scheduler names no blocks: requests of other weights would read them."""
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+
+    def processor(spec: MixtureSpec, **options: Any) -> Any:
+        settings = {"model": str(adapted.base), "hf_overrides": hf_overrides(spec), **options}
+        config = EngineArgs(**settings).create_engine_config()
+        return resolve_obj_by_qualname(config.model_config.logits_processors[-1].replace(":", "."))
+
+    spec = adapted.spec()
+    foreign = {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}
+    for mixing in MIXINGS:
+        asked = SamplingParams(extra_args=wire.to_extra_args((0.2, 0.3, 0.5), mixing))
+        processor(spec).validate_params(asked)
+        if mixing == "logits":
+            processor(spec, **foreign).validate_params(asked)
+        else:
+            with pytest.raises(ValueError, match="would read the cache blocks"):
+                processor(spec, **foreign).validate_params(asked)
+    with pytest.raises(ValueError, match="would read the cache blocks"):
+        processor(replace(spec, mixing="parameters"), **foreign)
 
 
 @pytest.fixture(scope="module")
