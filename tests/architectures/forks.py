@@ -6,6 +6,7 @@ each step of a trial is a fork: it finds all imports done and leaves nothing beh
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -16,6 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+LIMIT_S = 120.0
+"""Time for a step, which takes seconds where vLLM runs the model at all."""
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Outcome:
 
 
 def call(
-    work: Callable[..., Any], *args: Any, log: Path, limit_s: float = 300.0, **kwargs: Any
+    work: Callable[..., Any], *args: Any, log: Path, limit_s: float = LIMIT_S, **kwargs: Any
 ) -> Outcome:
     """Calls `work`, whose value must be JSON, in a fork; its output goes to the end of `log`."""
     result = log.with_suffix(".result")
@@ -60,6 +66,8 @@ def _run(
     code = 1
     try:
         os.setsid()
+        # Without this a step would go on for minutes when the command is killed.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(opened, 1)
         os.dup2(opened, 2)
