@@ -187,5 +187,9 @@ def test_without_a_token_there_are_no_admin_routes(tmp_path: Path, preloaded: Pr
         assert "admin" not in live.server.stdout
         # This server is also the one without a console.
         assert httpx.get(f"{live.server.url}/console", verify=PLAIN).status_code == 404
-        assert "console" not in live.server.stdout
+        first = httpx.get(f"{live.server.url}/", headers={"accept": "text/html"}, verify=PLAIN)
+        assert first.json()["links"].keys() & {"console", "mixture"} == {"mixture"}
+        facts = dict(line.split(maxsplit=1) for line in live.server.stdout.splitlines() if line)
+        assert "console" not in facts
+        assert "console" not in facts["open"]
         assert live.complete().headers["x-prefmix-weights-version"] == "1"
