@@ -17,10 +17,7 @@ EPILOG = """\
 MODEL is a local folder in Hugging Face layout or a hub id. A folder begins with /, ./, ../ or ~,
 or is the name of a folder that exists. Flags override the file.
 
-All words after -- go to vLLM, for example: prefmix serve mixture.yaml -- --max-model-len 4096
-
-PREFMIX_API_KEY holds the API key, or PREFMIX_API_KEY_FILE names a file of keys.
-PREFMIX_ADMIN_TOKEN or PREFMIX_ADMIN_TOKEN_FILE do the same for admin tokens."""
+All words after -- go to vLLM."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

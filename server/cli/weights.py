@@ -289,6 +289,8 @@ def _print_profiles(profiles: ProfileSet, *, where: str) -> None:
     print(f"{where}, version {profiles.version}, sha256 {profiles.sha256[:12]}\n")
     print(profile_table(profiles))
     print("\n* the default")
+    if (signed := profiles.signed) is not None:
+        print(f"changed {signed.at} by {signed.by}")
 
 
 def _preferences(pairs: Sequence[str]) -> dict[str, float]:

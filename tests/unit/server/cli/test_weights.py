@@ -66,6 +66,8 @@ def test_show_prints_an_aligned_table(filled: Run) -> None:
     assert shown["version"] == 2
     assert shown["profiles"]["fitted"] == FIT["profiles"]["fitted"]  # type: ignore[index]
     assert out.splitlines()[0].endswith(shown["sha256"][:12])
+    changed = shown["changed"]
+    assert out.splitlines()[-1] == f"changed {changed['at']} by {changed['by']}"
 
 
 def test_set_default_delete_and_rollback(filled: Run) -> None:
