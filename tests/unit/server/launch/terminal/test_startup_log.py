@@ -130,6 +130,9 @@ def test_an_interrupt_is_no_cause() -> None:
         "(APIServer pid=7) WARNING 11-22 00:29:17 [member_checks.py:29] policies 'a' and 'b' have",
         "(APIServer pid=7) ERROR 11-22 00:29:17 [repo_utils.py:124] Error parsing config for /x: "
         "Unrecognized model in /x. Should have a `model_type` key in its config.json.",
+        "(Worker pid=7) WARNING 11-22 03:01:00 [utils.py:597] Failed to create oneDNN linear, "
+        "fallback to torch linear. Exception: could not create a primitive",
+        "WARNING 11-22 03:01:00 [argparse_utils.py:458] Found duplicate keys --enforce-eager",
     ],
 )
 def test_harmless_is_recognised(line: str) -> None:
