@@ -38,6 +38,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     group = ["--data-parallel-size", "2", "--data-parallel-size-local", "1"]
     group += ["--data-parallel-address", "127.0.0.1"]
     group += ["--data-parallel-rpc-port", str(free_port()), "--dtype", "float32"]
+    group += ["--kv-cache-memory-bytes", str(64 * 2**20)]
     both = Nodes(
         Live(folder / "first", "--", *group),
         ServerProcess(
