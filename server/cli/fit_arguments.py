@@ -63,7 +63,9 @@ def add_settings_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `settings_from_flags` reads, in groups."""
     _add_objective_flags(parser.add_argument_group("objective"))
     _add_sampling_flags(parser.add_argument_group("sampling"))
-    _add_descent_flags(parser.add_argument_group("descent, for --sampler reference and --scores"))
+    _add_descent_flags(
+        parser.add_argument_group("descent, for --scores and all but --sampler mixture")
+    )
 
 
 def _add_objective_flags(group: argparse._ArgumentGroup) -> None:
@@ -72,8 +74,8 @@ def _add_objective_flags(group: argparse._ArgumentGroup) -> None:
         "--objective",
         choices=("maxmin", "fixed"),
         default="maxmin",
-        help="maxmin: equal distance from every policy (default); fixed: the given importances, "
-        "which are only measured",
+        help="maxmin: least largest distance from a policy (default); fixed: the given "
+        "importances, which are only measured",
     )
     add(
         "--importance",
@@ -89,13 +91,15 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--sampler",
-        choices=("mixture", "reference"),
+        choices=("mixture", "sequence", "reference"),
         default="mixture",
-        help="mixture: fit the mixture that is served (default); reference: the paper's estimator",
+        help="mixture: fit the mixture that is served (default); sequence: the product of whole "
+        "sequences, on responses of the served mixture; reference: the same on responses of the "
+        "reference policy, as in the paper",
     )
     add("--responses", type=int, default=16, help="responses to each prompt; default 16")
     add("--max-tokens", type=int, default=128, help="longest response; default 128")
-    add("--rounds", type=int, default=12, help="rounds of --sampler mixture; default 12")
+    add("--rounds", type=int, default=6, help="rounds of --sampler mixture; default 6")
     add("--round-prompts", type=int, default=64, help="prompts in each round; default 64")
     add("--seed", type=int, default=0, help="seed of the sampling and the batches; default 0")
 
@@ -107,8 +111,8 @@ def _add_descent_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--step-size",
         type=float,
-        help="size of a step in units of 1 / curvature, default 4; with --sampler mixture, share "
-        "of a Newton step that each round takes, default 0.5",
+        help="size of a step in units of 1 / curvature, default 4; with --sampler mixture, the "
+        "largest move of a weight in the first round, default 0.25",
     )
     add(
         "--schedule",
@@ -129,7 +133,7 @@ def settings_from_flags(args: argparse.Namespace) -> FitSettings:
 
     importances = _importances(args)
     steps = {} if args.step_size is None else {"step_size": args.step_size}
-    rounds = {} if args.step_size is None else {"round_step_size": args.step_size}
+    rounds = {} if args.step_size is None else {"round_radius": args.step_size}
     try:
         descent = DescentSettings(
             num_steps=args.steps,

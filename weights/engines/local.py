@@ -9,7 +9,9 @@ Shapes: M members of the mixture (policies, then the reference if there is one).
 
 from __future__ import annotations
 
+import math
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +26,21 @@ Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """Sums over a response's tokens, in nats; NaN for members without weight."""
+
+    log_partition: float
+    """log of each token's normaliser, summed: the log importance weight from the served mixture to
+    the sequence-level product."""
+    entropy: float
+    """Entropy of the mixture."""
+    kl_M: tuple[float, ...]
+    """KL(mixture || member)."""
+    logprob_M: tuple[float, ...]
+    """log-probability of the token under the member."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
     """One sampled response."""
 
@@ -33,6 +50,8 @@ class Response:
     """Log-probability of the whole response under the weights it was drawn with, in nats."""
     text: str = ""
     """The response as text, special tokens left out."""
+    figures: Figures | None = None
+    """What the engine measured while it drew the response; None from one that cannot."""
 
 
 class Engine(Protocol):
@@ -50,7 +69,7 @@ class Engine(Protocol):
         max_tokens: int,
         seed: int,
     ) -> list[list[Response]]:
-        """`num_responses` responses to each prompt at temperature 1."""
+        """`num_responses` responses to each prompt at temperature 1, with their figures."""
 
     def score(
         self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
@@ -89,6 +108,7 @@ class LocalEngine:
         """
         self.llm = llm
         self.chat_options = dict(chat_options or {})
+        self._measures = False
         llm.collective_rpc("prefmix_check_rows")
         _check(llm)
 
@@ -146,9 +166,13 @@ class LocalEngine:
         max_tokens: int,
         seed: int,
     ) -> list[list[Response]]:
-        """`num_responses` responses to each prompt at temperature 1."""
+        """`num_responses` responses to each prompt at temperature 1, with their figures."""
         from vllm import SamplingParams
 
+        if not self._measures:
+            self.llm.collective_rpc("prefmix_start_statistics", args=(0,))
+            self._measures = True
+        keys = [uuid.uuid4().hex for _ in prompts]
         params = [
             SamplingParams(
                 n=num_responses,
@@ -157,9 +181,9 @@ class LocalEngine:
                 logprobs=0,
                 seed=seed + index * num_responses,
                 detokenize=False,
-                extra_args=wire.to_extra_args(weights_M),
+                extra_args={**wire.to_extra_args(weights_M), wire.MEASURE_KEY: key},
             )
-            for index in range(len(prompts))
+            for index, key in enumerate(keys)
         ]
         outputs = self._generate(prompts, params)
         # All tokens at once: vLLM would decode them one by one.
@@ -170,11 +194,19 @@ class LocalEngine:
                     tokens=tuple(answer.token_ids),
                     logprob=answer.cumulative_logprob,
                     text=decode(list(answer.token_ids), skip_special_tokens=True),
+                    figures=figures.get(answer.index),
                 )
                 for answer in output.outputs
             ]
-            for output in outputs
+            for output, figures in zip(outputs, map(self._figures, keys), strict=True)
         ]
+
+    def _figures(self, key: str) -> dict[int, Figures]:
+        """The figures of a prompt's responses by their index."""
+        answers = self.llm.collective_rpc("prefmix_take_request", args=(key,))
+        # Ranks that do not gather logits answer nothing.
+        found: dict[str, Any] = next((answer for answer in answers if answer), {})
+        return {_index_of(req_id): _summed(rows) for req_id, rows in found.items()}
 
     def score(
         self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
@@ -216,6 +248,24 @@ class LocalEngine:
             outputs = self.llm.generate(tokens, params, use_tqdm=False)
         raise_if_failed(outputs)
         return outputs
+
+
+def _index_of(req_id: str) -> int:
+    """The index of a response; vLLM's ids of one of n > 1 begin with it and "_" (vLLM 0.32)."""
+    index, separator, _ = req_id.partition("_")
+    return int(index) if separator and index.isdigit() else 0
+
+
+def _summed(rows: Sequence[Sequence[float]]) -> Figures:
+    """The sums of a response's figures by token, as the engine's statistics return them."""
+    log_partition, entropy, _, *by_member = map(math.fsum, zip(*rows, strict=True))
+    count = len(by_member) // 3
+    return Figures(
+        log_partition=log_partition,
+        entropy=entropy,
+        kl_M=tuple(by_member[:count]),
+        logprob_M=tuple(by_member[count : 2 * count]),
+    )
 
 
 def _check(llm: Any) -> None:

@@ -6,6 +6,7 @@ other users notice nothing but load.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 
 from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.weights.engines.local import Response, Tokens
+from prefmix.weights.engines.local import Figures, Response, Tokens
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.proxies import may_use_proxy
 
@@ -90,7 +91,7 @@ class RemoteEngine:
         max_tokens: int,
         seed: int,
     ) -> list[list[Response]]:
-        """`num_responses` responses to each prompt at temperature 1."""
+        """`num_responses` responses to each prompt at temperature 1, with their figures."""
 
         size = min(num_responses, self._share)
 
@@ -105,12 +106,14 @@ class RemoteEngine:
                 logprobs=0,
                 seed=first_seed,  # vLLM's sample i of n has this seed plus i
                 return_token_ids=True,
+                preference_attribution=True,
             )
             return [
                 Response(
                     tokens=tuple(choice["token_ids"]),
                     logprob=sum(choice["logprobs"]["token_logprobs"]),
                     text=choice["text"],
+                    figures=_figures(choice.get("preference_attribution"), self.spec.member_names),
                 )
                 for choice in answer["choices"]
             ]
@@ -197,6 +200,26 @@ class RemoteEngine:
             found: dict[str, Any] = answer.json()
             return found
         raise RemoteError(f"{self.url}{path} answered {answer.status_code}: {answer.text:.300}")
+
+
+def _figures(described: dict[str, Any] | None, members: Sequence[str]) -> Figures | None:
+    """The figures of a choice, from its attribution: means over tokens become sums."""
+    if described is None or not described["num_tokens"]:
+        return None
+    count = described["num_tokens"]
+
+    def total(value: float | None) -> float:
+        return math.nan if value is None else count * value
+
+    of_members = [described["policies"][name] for name in members]
+    return Figures(
+        log_partition=math.nan
+        if described["log_partition"] is None
+        else described["log_partition"],
+        entropy=total(described["mean_entropy"]),
+        kl_M=tuple(total(each["mean_kl"]) for each in of_members),
+        logprob_M=tuple(total(each["mean_logprob"]) for each in of_members),
+    )
 
 
 def _spec(mixture: dict[str, Any]) -> MixtureSpec:

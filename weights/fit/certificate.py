@@ -1,16 +1,26 @@
-"""The certificate of fitted weights: how far they can be trusted, in numbers and then in words.
+"""The certificate of sequence-level weights: how far they can be trusted, in numbers and in words.
 
-At the optimum KL(mixture || pi_k) is equal for all active policies and smaller for inactive ones,
-and F = -sum_k w_k KL_k. The gap max_k KL_k - sum_k w_k KL_k is therefore 0 at the optimum. It is an
-upper bound on how much F could still fall, because F is convex.
+At the optimum of F, KL(mixture || pi_k) is equal for all active policies and smaller for inactive
+ones, and F = -sum_k w_k KL_k. The gap max_k KL_k - sum_k w_k KL_k is therefore 0 at the optimum. It
+is an upper bound on how much F could still fall, because F is convex.
 
 With a floor m under every weight, only the weight above it can move: the bound is then
 (1 - K m) max_k KL_k - sum_k (w_k - m) KL_k. It is 0 if all policies above the floor are equally
 far; policies at the floor may be nearer.
 
-Shapes: P prompts, K policies, B bootstrap samples.
+On the responses that the weights were fitted to, the gap is 0 by construction, whatever the truth.
+So it is cross-fitted: prompts are split into folds, and each fold's KLs are measured at weights
+fitted to the other folds. KLs from m responses are biased by O(1/m); twice those of all responses
+minus the mean of those of either half are biased by O(1/m^2) only (`debiased_kl_per_prompt`).
+
+The weights minimise a mean over prompts, so their errors are those of an M-estimator: with H the
+Hessian and S the covariance of the prompts' gradients, both on the plane of the weights that are
+not at an edge, their covariance is H^-1 S H^-1 / P.
+
+Shapes: P prompts, K policies, A active policies, F folds.
 Source: the optimality conditions of prefmix.weights.fit.objective; for the O(1/m) bias, Wang et al.
-  2025 (arXiv 2502.18699), whose m-sample estimator this is.
+  2025 (arXiv 2502.18699), whose m-sample estimator this is; Huber 1967 for the errors of weights;
+  Quenouille 1956 for the halves.
 """
 
 from __future__ import annotations
@@ -23,6 +33,7 @@ import numpy as np
 
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.fit import objective
+from prefmix.weights.fit.intervals import Interval, above_zero, interval_of_largest
 from prefmix.weights.fit.mirror_descent import Descent, DescentSettings, descend
 from prefmix.weights.fit.objective import Floats, Responses
 
@@ -32,9 +43,11 @@ ENOUGH_ESS = 4.0
 """Smallest number of effective responses per prompt, regardless of their share."""
 MAX_SPREAD = 0.03
 """Largest difference between the weights of different seeds that counts as settled."""
-NUM_BOOTSTRAP = 500
-_BLOCK = 20
-"""Bootstrap samples a block, which limits memory; a divisor of NUM_BOOTSTRAP."""
+MAX_BIAS = 0.05
+"""Largest correction of a weight for few responses; what is left of the bias is smaller then."""
+NUM_FOLDS = 4
+_AT_EDGE = 1e-3
+"""A weight this little above its floor is at an edge, where it has no error of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +59,10 @@ class Certificate:
     kl: dict[str, float]
     """KL(mixture || policy) by policy."""
     gap: float
-    """Upper bound on how much F could still fall above the floor; 0 at the optimum."""
-    gap_interval: tuple[float, float]
-    """95 % bootstrap interval of the gap over prompts."""
+    """Upper bound on how much F could still fall above the floor, on prompts that the weights were
+    not fitted to; 0 at the optimum. Of importances that were given, on all prompts."""
+    gap_interval: Interval
+    """95 % interval of the gap (prefmix.weights.fit.intervals)."""
     ess: float
     """Mean effective number of responses a prompt."""
     ess_fraction: float
@@ -56,9 +70,15 @@ class Certificate:
     ess_by_length: tuple[dict[str, float], ...]
     """Quartiles of response length: {mean_tokens, prompts, ess_fraction}."""
     m_sweep: tuple[dict[str, Any], ...]
-    """The fit repeated with fewer responses a prompt: {responses, weights, objective}."""
+    """The fit repeated with fewer responses a prompt: {responses, weights, objective}, before the
+    correction for their number. Empty if nothing was fitted."""
     seed_spread: float
-    """Largest difference of any weight between seeds."""
+    """Largest difference of any weight between runs of the descent; it says nothing of the error
+    that other responses or prompts would bring."""
+    weight_error: dict[str, float] | None
+    """Standard error of each weight over prompts, 0 at an edge; None if nothing was fitted."""
+    correction: float
+    """Largest move of a weight by the correction for the number of responses."""
     verdict: str
     """`trustworthy`, or what to change."""
 
@@ -75,83 +95,143 @@ def certify(
     runs: Sequence[Descent],
     settings: DescentSettings,
     lengths_PJ: Floats | None = None,
+    correction: float = 0.0,
     progress: Progress | None = None,
 ) -> Certificate:
-    """Measures the certificate of fitted weights.
+    """Measures the certificate of weights.
 
     Args:
       responses: the responses that the weights were fitted on.
-      weights_K: the fitted weights.
+      weights_K: the weights.
       names: the K policies.
-      runs: the fit's restarts, for the spread over seeds.
-      settings: settings of the fit, for the m-sweep.
+      runs: the fit's restarts, for the spread over seeds; none if the weights were given.
+      settings: settings of the fit, for the folds and the m-sweep.
       lengths_PJ: tokens of each response, NaN in the padding.
+      correction: largest move of a weight by `corrected`.
       progress: where progress is shown; None shows nothing.
     """
     progress = progress or Progress(quiet=True)
-    kl_PK = objective.kl_per_prompt(responses, weights_K)
-    kl_BK = bootstrap_means(kl_PK, seed=settings.seed, progress=progress)
-    gap, gap_interval = gap_of_means(
-        kl_PK.mean(axis=0), kl_BK, weights_K, min_weight=settings.min_weight
-    )
+    floor = settings.min_weight
+    kl_PK = debiased_kl_per_prompt(responses, weights_K)
     size_P = objective.effective_sample_size(responses, weights_K)
-    ends_RK = np.stack([run.weights_K for run in runs])
+    error_K = None if not runs else weight_errors(responses, weights_K, min_weight=floor)
+    if runs:
+        lead_PK = _cross_fitted_leads(responses, settings, progress=progress)
+    else:
+        lead_PK = leads(kl_PK, weights_K, min_weight=floor)
+    gap, gap_interval = above_zero(
+        interval_of_largest(lead_PK, is_picked=bool(runs), seed=settings.seed)
+    )
+    ends_RK = np.stack([run.weights_K for run in runs] or [weights_K])
     found = Certificate(
-        objective=objective.value(responses, weights_K),
+        objective=-float(weights_K @ kl_PK.mean(axis=0)),
         kl=dict(zip(names, kl_PK.mean(axis=0).tolist(), strict=True)),
         gap=gap,
         gap_interval=gap_interval,
         ess=float(size_P.mean()),
         ess_fraction=float((size_P / responses.num_responses_P).mean()),
         ess_by_length=_ess_by_length(responses, weights_K, lengths_PJ),
-        m_sweep=_m_sweep(responses, settings, names=names, progress=progress),
+        m_sweep=_m_sweep(responses, settings, names=names, progress=progress) if runs else (),
         seed_spread=float(np.ptp(ends_RK, axis=0).max()),
+        weight_error=None if error_K is None else dict(zip(names, error_K.tolist(), strict=True)),
+        correction=correction,
         verdict="",
     )
-    return replace(found, verdict=_verdict(found, responses))
+    return replace(found, verdict=_verdict(found, responses) if runs else "")
 
 
-def bootstrap_means(kl_PK: Floats, *, seed: int, progress: Progress) -> Floats:
-    """The mean KLs of bootstrap samples of the prompts, [B, K].
+def corrected(responses: Responses, weights_K: Floats, settings: DescentSettings) -> Floats:
+    """The weights without the O(1/m) part of their bias: twice `weights_K` minus the mean of the
+    answers from either half of every prompt's responses.
+
+    Args:
+      responses: at least 2 a prompt.
+      weights_K: the answer from all responses.
+      settings: settings of the fit.
+    """
+    halves_2K = [descend(half, settings).weights_K for half in responses.halves()]
+    floor = settings.min_weight
+    free_K = np.maximum(2 * weights_K - np.mean(halves_2K, axis=0) - floor, 0.0)
+    slope = 1 - len(weights_K) * floor
+    total = free_K.sum()
+    moved_K: Floats = floor + (free_K * (slope / total) if total > 0 else free_K)
+    return moved_K
+
+
+def debiased_kl_per_prompt(responses: Responses, weights_K: Floats) -> Floats:
+    """KL(mixture || policy k) by prompt, in nats, [P, K], biased by O(1/m^2) instead of O(1/m).
+
+    Those of single prompts may be negative; means over prompts are what it is for.
+    """
+    kl_PK = objective.kl_per_prompt(responses, weights_K)
+    if (responses.num_responses_P < 2).any():
+        return kl_PK
+    first_PK, second_PK = (objective.kl_per_prompt(h, weights_K) for h in responses.halves())
+    debiased_PK: Floats = 2 * kl_PK - (first_PK + second_PK) / 2
+    return debiased_PK
+
+
+def leads(kl_PK: Floats, weights_K: Floats, *, min_weight: float = 0.0) -> Floats:
+    """Each policy's lead over the weighted mean, by prompt, [P, K]; the largest mean is the gap.
 
     Args:
       kl_PK: KL(mixture || policy k) by prompt, in nats.
-      seed: seed of the bootstrap.
-      progress: where progress is shown.
-    """
-    rng = np.random.default_rng(seed)
-    num_prompts, num_policies = kl_PK.shape
-    share_P = np.full(num_prompts, 1 / num_prompts)
-    kl_BK = np.empty((NUM_BOOTSTRAP, num_policies))
-    with progress.stage("certify", NUM_BOOTSTRAP, "bootstrap samples").working() as stage:
-        for begin in range(0, NUM_BOOTSTRAP, _BLOCK):
-            # A bootstrap of means needs only the number of times that each prompt is drawn.
-            counts_BP = rng.multinomial(num_prompts, share_P, _BLOCK)
-            kl_BK[begin : begin + _BLOCK] = counts_BP @ kl_PK / num_prompts
-            stage.advance(_BLOCK)
-    return kl_BK
-
-
-def gap_of_means(
-    kl_K: Floats, kl_BK: Floats, weights_K: Floats, *, min_weight: float = 0.0
-) -> tuple[float, tuple[float, float]]:
-    """The equaliser gap and its 95 % bootstrap interval.
-
-    A maximum of noisy means is biased upwards. The bootstrap estimates this bias, and the interval
-    is shifted down by it, but not below 0: no gap is negative.
-
-    Args:
-      kl_K: KL(mixture || policy k), in nats.
-      kl_BK: the same of bootstrap samples.
       weights_K: the mixture's weights.
       min_weight: floor of every weight; only the weight above it counts.
     """
-    free_K = weights_K - min_weight
     slope = 1 - len(weights_K) * min_weight
-    gap_B = slope * kl_BK.max(axis=1) - kl_BK @ free_K
-    gap = max(0.0, float(slope * kl_K.max() - free_K @ kl_K))
-    low, high = np.quantile(gap_B, [0.025, 0.975]) - (gap_B.mean() - gap)
-    return gap, (max(0.0, float(low)), float(high))
+    lead_PK: Floats = slope * kl_PK - (kl_PK @ (weights_K - min_weight))[:, None]
+    return lead_PK
+
+
+def weight_errors(responses: Responses, weights_K: Floats, *, min_weight: float = 0.0) -> Floats:
+    """Standard errors of fitted weights over prompts, [K]; 0 at an edge.
+
+    Args:
+      responses: the responses that they were fitted on.
+      weights_K: the fitted weights.
+      min_weight: floor of every weight.
+    """
+    error_K = np.zeros(len(weights_K))
+    active_A = np.flatnonzero(weights_K > min_weight + _AT_EDGE)
+    if len(active_A) < 2 or responses.num_prompts < 2:
+        return error_K
+    _, probability_PJ = objective.tilt(responses, weights_K)
+    gradient_PA = objective.gradient_per_prompt(responses, weights_K)[:, active_A]
+    centred_PJA = responses.log_ratios_PJK[:, :, active_A] - gradient_PA[:, None, :]
+    hessian_AA = np.einsum("pj,pja,pjb->ab", probability_PJ, centred_PJA, centred_PJA)
+    hessian_AA /= responses.num_prompts
+    # Directions in which the active weights keep their sum.
+    plane = np.linalg.svd(np.ones((1, len(active_A))))[2][1:].T
+    inverse = plane @ np.linalg.pinv(plane.T @ hessian_AA @ plane) @ plane.T
+    covariance_AA = inverse @ np.cov(gradient_PA.T) @ inverse / responses.num_prompts
+    error_K[active_A] = np.sqrt(np.maximum(np.diag(covariance_AA), 0.0))
+    return error_K
+
+
+def _cross_fitted_leads(
+    responses: Responses, settings: DescentSettings, *, progress: Progress
+) -> Floats:
+    """Each prompt's leads at weights that were fitted, and corrected, without its fold."""
+    num_prompts = responses.num_prompts
+    fold_P = np.random.default_rng(settings.seed).permutation(num_prompts) % NUM_FOLDS
+    lead_PK = np.empty((num_prompts, responses.num_policies))
+    if num_prompts < NUM_FOLDS:
+        weights_K = descend(responses, settings).weights_K
+        kl_PK = debiased_kl_per_prompt(responses, weights_K)
+        return leads(kl_PK, weights_K, min_weight=settings.min_weight)
+    with progress.stage("certify", NUM_FOLDS, "folds of prompts").working() as stage:
+        for fold in range(NUM_FOLDS):
+            others = responses.take(np.flatnonzero(fold_P != fold))
+            weights_K = descend(others, settings).weights_K
+            if (others.num_responses_P >= 2).all():
+                weights_K = corrected(others, weights_K, settings)
+            kl_PK = debiased_kl_per_prompt(
+                responses.take(np.flatnonzero(fold_P == fold)), weights_K
+            )
+            lead_PK[fold_P == fold] = leads(kl_PK, weights_K, min_weight=settings.min_weight)
+            stage.advance(1)
+    return lead_PK
 
 
 def _ess_by_length(
@@ -198,40 +278,31 @@ def _m_sweep(
 
 def _verdict(found: Certificate, responses: Responses) -> str:
     """`trustworthy`, or the first thing to change."""
-    fewest = int(responses.num_responses_P.min())
-    if fewest == 1:
-        return (
-            "not trustworthy: some prompts have a single response, which makes the objective "
-            "linear and the answer a vertex; sample at least 16 responses a prompt"
-        )
     if found.ess_fraction < ENOUGH_ESS_FRACTION or found.ess < ENOUGH_ESS:
         return (
             f"not trustworthy: the estimate rests on {found.ess:.1f} of "
             f"{responses.num_responses_P.mean():.0f} responses a prompt; sample more responses, "
-            "shorter ones, or fit with --sampler mixture"
+            "shorter ones, or fit with --sampler mixture or sequence"
         )
     if found.seed_spread > MAX_SPREAD:
         return (
             f"not settled: weights of different seeds differ by {found.seed_spread:.3f}; "
             "take more steps, larger batches or more prompts"
         )
-    drift = _drift(found.m_sweep)
-    if drift > 2 * MAX_SPREAD:
+    if found.correction > MAX_BIAS:
         return (
-            f"biased: half of the responses move a weight by {drift:.3f}; "
-            "sample more responses a prompt"
+            f"biased: {responses.num_responses_P.mean():.0f} responses a prompt move a weight by "
+            f"about {found.correction:.3f}; sample more, or fit with --sampler mixture or sequence"
         )
-    if found.gap_interval[0] > 0.05 * max(abs(kl) for kl in found.kl.values()):
+    largest = max(abs(kl) for kl in found.kl.values())
+    if found.gap_interval[0] > 0.05 * largest:
         return (
             f"not converged: the KLs still differ by {found.gap:.3f} nats; take more steps or a "
             "larger step size"
         )
+    if found.gap_interval[1] > 0.2 * largest:
+        return (
+            f"not settled: on other prompts F could fall by up to {found.gap_interval[1]:.2f} "
+            "nats; fit on more prompts or responses"
+        )
     return "trustworthy"
-
-
-def _drift(m_sweep: Sequence[dict[str, Any]]) -> float:
-    """The largest move of a weight in the last doubling of the responses."""
-    if len(m_sweep) < 2:
-        return 0.0
-    half, full = (row["weights"] for row in m_sweep[-2:])
-    return float(max(abs(full[name] - half[name]) for name in full))

@@ -1,14 +1,16 @@
 """Responses, drawn and scored in parts that are kept on disk, so that a killed job can go on.
 
 A draw is a folder of Parquet parts: `sample-00000.parquet` (tokens, text, log-probability under
-the mixture that drew them) and `score-<member>-00000.parquet` for every scored member. A part is
-written aside and renamed, so that it is whole or missing. A part that exists is never made again.
+the mixture that drew them, figures that the engine measured meanwhile) and, for a member that has
+no figures because it had no weight, `score-<member>-00000.parquet`. A part is written aside and
+renamed, so that it is whole or missing. A part that exists is never made again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,13 +23,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefmix.mixing.spec import MixtureSpec
-from prefmix.weights.engines.local import Engine, Tokens
+from prefmix.weights.engines.local import Engine, Figures, Tokens
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
-from prefmix.weights.fit.score_table import LOGPROB, PROPOSAL
+from prefmix.weights.fit.score_table import ENTROPY, KL, LOGPROB, PROPOSAL
 
 PART_PROMPTS = 64
 """Prompts a part; a killed job loses at most one part."""
+
+_FORMAT = 2
+"""Changes when parts hold other columns than those of an earlier version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +102,9 @@ class Draws:
         paths = self._sample(folder, prompts, settings, title)
         columns = {member: self._score(folder, paths, member, title) for member in self._members}
         whole = pa.concat_tables([pq.read_table(path) for path in paths])
-        table = whole.select(["prompt_id", "response_id", "num_tokens", PROPOSAL])
+        table = whole.select(["prompt_id", "response_id", "num_tokens", PROPOSAL, ENTROPY])
+        for member in self._members:
+            table = table.append_column(f"{KL}{member}", whole[f"{KL}{member}"])
         for member, values in columns.items():
             table = table.append_column(f"{LOGPROB}{member}", pa.array(values, type=pa.float64()))
         texts, tokens = whole["text"].to_pylist(), whole["tokens"].to_pylist()
@@ -119,17 +126,50 @@ class Draws:
                 path = folder / f"sample-{index:05}.parquet"
                 is_new = not path.exists()
                 if is_new:
-                    _write(path, _sampled(self._engine(), part, settings, offset=begin))
+                    _write(path, self._sampled(part, settings, offset=begin))
                 self._sampling.advance(len(part) * settings.num_responses, is_new=is_new)
                 paths.append(path)
         return paths
 
+    def _sampled(self, prompts: Sequence[Prompt], settings: DrawSettings, *, offset: int) -> Any:
+        """The sampled responses to the prompts of one part, as an Arrow table."""
+        engine, members = self._engine(), self._spec.member_names
+        tokenized = engine.tokenize(prompts)
+        drawn = engine.sample(
+            tokenized,
+            settings.weights_M,
+            num_responses=settings.num_responses,
+            max_tokens=settings.max_tokens,
+            # Seeds of different parts and fits must not overlap.
+            seed=(settings.seed * 1_000_003 + offset * settings.num_responses) % 2**31,
+        )
+        rows = [
+            {
+                "prompt_id": prompt.id,
+                "response_id": index,
+                "num_tokens": len(response.tokens),
+                PROPOSAL: response.logprob,
+                "prompt_tokens": list(prompt_tokens),
+                "tokens": list(response.tokens),
+                "text": response.text,
+                **_columns(response.figures, members),
+            }
+            for prompt, prompt_tokens, responses in zip(prompts, tokenized, drawn, strict=True)
+            for index, response in enumerate(responses)
+        ]
+        return pa.Table.from_pylist(rows)
+
     def _score(self, folder: Path, samples: Sequence[Path], member: str, title: str) -> np.ndarray:
-        """The log-probability of every response under one member alone."""
+        """The log-probability of every response under one member alone, measured or scored."""
         one_hot = [float(name == member) for name in self._spec.member_names]
         values = []
         with self._scoring.working(f"{title}, {member}" if title else member):
             for index, sample in enumerate(samples):
+                measured = pq.read_table(sample, columns=[f"{LOGPROB}{member}"])[0].to_numpy()
+                if np.isfinite(measured).all():
+                    values.append(measured)
+                    self._scoring.advance(len(measured), is_new=False)
+                    continue
                 path = folder / f"score-{member}-{index:05}.parquet"
                 is_new = not path.exists()
                 if is_new:
@@ -142,36 +182,19 @@ class Draws:
 
 def cache_name(decides: Sequence[Any]) -> str:
     """The name of a draw's folder: the hash of everything, JSON-ready, that decides the draw."""
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps([_FORMAT, *decides], sort_keys=True).encode()).hexdigest()[:20]
 
 
-def _sampled(
-    engine: Engine, prompts: Sequence[Prompt], settings: DrawSettings, *, offset: int
-) -> Any:
-    """The sampled responses to the prompts of one part, as an Arrow table."""
-    tokenized = engine.tokenize(prompts)
-    drawn = engine.sample(
-        tokenized,
-        settings.weights_M,
-        num_responses=settings.num_responses,
-        max_tokens=settings.max_tokens,
-        # Seeds of different parts and fits must not overlap.
-        seed=(settings.seed * 1_000_003 + offset * settings.num_responses) % 2**31,
-    )
-    rows = [
-        {
-            "prompt_id": prompt.id,
-            "response_id": index,
-            "num_tokens": len(response.tokens),
-            PROPOSAL: response.logprob,
-            "prompt_tokens": list(prompt_tokens),
-            "tokens": list(response.tokens),
-            "text": response.text,
-        }
-        for prompt, prompt_tokens, responses in zip(prompts, tokenized, drawn, strict=True)
-        for index, response in enumerate(responses)
-    ]
-    return pa.Table.from_pylist(rows)
+def _columns(figures: Figures | None, members: Sequence[str]) -> dict[str, float]:
+    """The figures of a response by column; NaN where nothing was measured."""
+    nothing = (math.nan,) * len(members)
+    kl_M, logprob_M = (nothing, nothing) if figures is None else (figures.kl_M, figures.logprob_M)
+    return {
+        ENTROPY: math.nan if figures is None else figures.entropy,
+        "log_partition": math.nan if figures is None else figures.log_partition,
+        **{f"{KL}{name}": kl for name, kl in zip(members, kl_M, strict=True)},
+        **{f"{LOGPROB}{name}": value for name, value in zip(members, logprob_M, strict=True)},
+    }
 
 
 def _pairs(sample: Path) -> Iterator[tuple[Tokens, Tokens]]:

@@ -1,9 +1,9 @@
 """The fit job: draws responses, fits weights to their scores, and measures the served mixture.
 
-Two samplers fit two different objectives. `mixture` fits the token-level mixture that is served, on
-its own responses, round by round. `reference` fits the sequence-level product of the paper, on one
-sample of the reference policy. Both end with the KLs of the *served* mixture, measured on fresh
-responses.
+The samplers fit two different objectives. `mixture` fits the token-level mixture that is served, on
+its own responses, round by round. `sequence` and `reference` fit the sequence-level product of the
+paper, on one sample of the served mixture at equal weights, or of the reference policy. All end
+with the KLs of the *served* mixture, measured on fresh responses.
 
 Everything drawn is kept under the cache folder, by the hash of all that decides it: a fit that was
 killed goes on, and a repeated one draws nothing.
@@ -25,9 +25,9 @@ from prefmix.weights.fit import score_table
 from prefmix.weights.fit.deployed import measure_deployed
 from prefmix.weights.fit.draws import Draws, DrawSettings, cache_name
 from prefmix.weights.fit.objective import Floats
-from prefmix.weights.fit.on_policy import OnPolicyFit
-from prefmix.weights.fit.result import FitResult
-from prefmix.weights.fit.score_table import ScoreTable
+from prefmix.weights.fit.on_policy import Measured, OnPolicyFit
+from prefmix.weights.fit.result import NOTHING_FITTED, FitResult
+from prefmix.weights.fit.score_table import ENTROPY, KL, ScoreTable
 from prefmix.weights.fit.settings import FitError, FitSettings, importances_to_weights
 from prefmix.weights.fit.table_fit import fit_table
 
@@ -62,7 +62,7 @@ class FitJob:
         if settings.sampler == "reference" and spec.reference is None:
             raise FitError(
                 "the reference sampler draws from the reference policy, and none was given; "
-                "add --reference NAME=MODEL or use --sampler mixture"
+                "add --reference NAME=MODEL or use --sampler mixture or sequence"
             )
         self.spec, self.prompts, self.settings = spec, list(prompts), settings
         self.content_hashes = content_hashes
@@ -86,10 +86,17 @@ class FitJob:
         elif self.settings.sampler == "mixture":
             found = self._fit_mixture()
         else:
-            found = self._fit_reference()
-        fresh = self._scored(found.weights_K, self.prompts, seed=EVALUATION_SEED, title="measure")
+            found = self._fit_sequences()
+        table, fresh = self._drawn(
+            found.weights_K, self.prompts, seed=EVALUATION_SEED, title="measure"
+        )
         deployed = measure_deployed(
-            fresh, found.weights_K, min_weight=found.min_weight, progress=self._progress
+            fresh,
+            found.weights_K,
+            names=found.names,
+            min_weight=found.min_weight,
+            mean_tokens=float(table.num_tokens_N.mean()),
+            multiplier_K=found.multiplier_K,
         )
         self._draws.finish()
         return found.with_deployed(deployed)
@@ -98,13 +105,20 @@ class FitJob:
         """The token-level fit: rounds of fresh responses at the current weights."""
         fit = OnPolicyFit(
             num_policies=len(self.spec.policies),
-            step_size=self.settings.round_step_size,
+            radius=self.settings.round_radius,
             min_weight=self.settings.descent.min_weight,
         )
         for index in range(self.settings.num_rounds):
             prompts = self._round_prompts(index)
-            table = self._scored(fit.current_K, prompts, seed=index, title=f"round {index + 1}")
-            fit.step(table.responses())
+            _, measured = self._drawn(
+                fit.current_K, prompts, seed=index, title=f"round {index + 1}"
+            )
+            if not np.isfinite(measured.kl_NK).all():
+                raise FitError(
+                    "the engine did not measure the policies while it drew responses, and "
+                    "--sampler mixture needs that; use --sampler sequence"
+                )
+            fit.step(measured)
         return FitResult(
             names=self.spec.policy_names,
             weights_K=fit.weights_K,
@@ -115,13 +129,20 @@ class FitJob:
             deployed=None,
             verdict="",  # spoken once the served mixture is measured
             min_weight=self.settings.descent.min_weight,
+            multiplier_K=fit.multiplier_K,
         )
 
-    def _fit_reference(self) -> FitResult:
-        """The sequence-level fit, on one sample of the reference policy."""
-        reference_M = [float(member == self.spec.reference) for member in self.spec.members]
-        table = self._scored(reference_M, self.prompts, seed=0, title="reference")
-        return fit_table(table, self.settings, progress=self._progress)
+    def _fit_sequences(self) -> FitResult:
+        """The sequence-level fit, on one sample of the reference or of the served mixture."""
+        sampler, spec = self.settings.sampler, self.spec
+        if sampler == "reference":
+            proposal = [float(member == spec.reference) for member in spec.members]
+        else:
+            proposal = [1 / len(spec.policies)] * len(spec.policies)
+        table, _ = self._drawn(proposal, self.prompts, seed=0, title=sampler)
+        return fit_table(
+            table, self.settings, fitted=f"{sampler} (sequence level)", progress=self._progress
+        )
 
     def _take_importances(self, importances: Mapping[str, float]) -> FitResult:
         weights_K = importances_to_weights(importances, self.spec.policy_names)
@@ -133,13 +154,14 @@ class FitJob:
             rounds_kl_TK=None,
             certificate=None,
             deployed=None,
-            verdict="the importances were given, nothing was fitted",
+            verdict=NOTHING_FITTED,
         )
 
-    def _scored(
+    def _drawn(
         self, weights: Sequence[float] | Floats, prompts: Sequence[Prompt], *, seed: int, title: str
-    ) -> ScoreTable:
-        """Responses of the mixture at some weights, scored under every policy."""
+    ) -> tuple[ScoreTable, Measured]:
+        """Responses of the mixture at some weights, with log-probabilities of every policy, and
+        what was measured while they were sampled."""
         weights_M = [float(weight) for weight in weights]
         weights_M += [0.0] * (self.spec.num_members - len(weights_M))
         settings = DrawSettings(
@@ -150,7 +172,23 @@ class FitJob:
         )
         name = cache_name([asdict(settings), dict(self.content_hashes), hash_of_prompts(prompts)])
         drawn = self._draws.draw(name, prompts, settings, title=title)
-        return score_table.check(drawn.table, source=title, policies=self.spec.policy_names)
+        names = self.spec.policy_names
+        plain = [name for name in drawn.table.column_names if name != ENTROPY]
+        table = score_table.check(
+            drawn.table.select([name for name in plain if not name.startswith(KL)]),
+            source=title,
+            policies=names,
+        )
+        assert table.proposal_N is not None
+        _, prompt_of_N = np.unique(table.prompt_ids_N, return_inverse=True)
+        measured = Measured(
+            prompt_of_N=prompt_of_N,
+            logprob_N=table.proposal_N,
+            policy_logprobs_NK=table.scores_NK,
+            kl_NK=np.stack([drawn.table[f"{KL}{name}"].to_numpy() for name in names], axis=1),
+            entropy_N=drawn.table[ENTROPY].to_numpy(),
+        )
+        return table, measured
 
     def _round_prompts(self, index: int) -> list[Prompt]:
         """The prompts of a round: the next ones of an endless shuffled deck."""

@@ -5,9 +5,9 @@
 With l_k = log pi_k(y|x) - log proposal(y|x) this is log sum_y prod_k pi_k(y|x)^{w_k}: on the
 simplex the reference policy is only the proposal and drops out of F. F is convex (a log-sum-exp of
 linear terms), at most 0, and 0 at every vertex, so for policies that differ no vertex is ever
-optimal; its minimum is the max-min mixture. With l_k = reward_k / beta it is the same dual in
-reward form, where vertices can be optimal. Nothing here needs autograd: the gradient is a weighted
-mean.
+optimal; its minimum is the max-min mixture. A reward and a KL coefficient beta define a policy
+proportional to pi_0 e^(reward / beta), whose l_k is reward / beta - log E_{pi_0} e^(reward / beta)
+(`Responses.normalised`). Nothing here needs autograd: the gradient is a weighted mean.
 
 Estimates from m responses are biased by O(1/m) towards the vertices; see `effective_sample_size`.
 
@@ -18,10 +18,11 @@ Source: Wang et al. 2025, MPO: An Efficient Post-Processing Framework for Mixing
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -35,6 +36,9 @@ class Responses:
     """l_k of each response; 0 in the padding."""
     log_mass_PJ: Floats
     """Log of each response's share of its prompt: -log m, or -inf in the padding."""
+    is_normalised: bool = False
+    """True if each policy's probability ratios average 1 over a prompt's responses, as those of
+    policies that are known by their rewards only; parts of the responses are normalised anew."""
 
     @property
     def num_prompts(self) -> int:
@@ -54,18 +58,48 @@ class Responses:
 
     def take(self, prompts: Indices) -> Responses:
         """The responses of some prompts, repeats allowed."""
-        return Responses(
-            log_ratios_PJK=self.log_ratios_PJK[prompts], log_mass_PJ=self.log_mass_PJ[prompts]
+        return replace(
+            self,
+            log_ratios_PJK=self.log_ratios_PJK[prompts],
+            log_mass_PJ=self.log_mass_PJ[prompts],
         )
 
     def first(self, num_responses: int) -> Responses:
         """The first responses of every prompt, at most `num_responses`, for an m-sweep."""
-        kept_PJ = np.isfinite(self.log_mass_PJ)[:, :num_responses]
-        with np.errstate(divide="ignore"):
-            log_mass_PJ = np.where(kept_PJ, -np.log(kept_PJ.sum(axis=1, keepdims=True)), -np.inf)
-        return Responses(
-            log_ratios_PJK=self.log_ratios_PJK[:, :num_responses], log_mass_PJ=log_mass_PJ
+        return self._picked(np.arange(self.log_mass_PJ.shape[1]) < num_responses)
+
+    def halves(self) -> tuple[Responses, Responses]:
+        """The first and the second half of every prompt's responses, of which each has at least 2.
+
+        An odd one is in the second half.
+        """
+        place_J = np.arange(self.log_mass_PJ.shape[1])
+        is_first_PJ = place_J < self.num_responses_P[:, None] // 2
+        return self._picked(is_first_PJ), self._picked(~is_first_PJ)
+
+    def normalised(self) -> Responses:
+        """The same with log ratios of which each policy's exponentials average 1 over a prompt."""
+        total_PK = logsumexp(self.log_ratios_PJK + self.log_mass_PJ[:, :, None], axis=1)
+        kept_PJ1 = np.isfinite(self.log_mass_PJ)[:, :, None]
+        return replace(
+            self,
+            log_ratios_PJK=np.where(kept_PJ1, self.log_ratios_PJK - total_PK[:, None, :], 0.0),
+            is_normalised=True,
         )
+
+    def _picked(self, is_picked_PJ: NDArray[np.bool_]) -> Responses:
+        """The picked responses of every prompt, moved to the front."""
+        kept_PJ = np.isfinite(self.log_mass_PJ) & is_picked_PJ
+        count_P1 = kept_PJ.sum(axis=1, keepdims=True)
+        order_PJ = np.argsort(~kept_PJ, axis=1, kind="stable")[:, : count_P1.max()]
+        ratios_PJK = np.take_along_axis(self.log_ratios_PJK, order_PJ[:, :, None], axis=1)
+        inside_PJ = np.arange(order_PJ.shape[1]) < count_P1
+        picked = replace(
+            self,
+            log_ratios_PJK=np.where(inside_PJ[:, :, None], ratios_PJK, 0.0),
+            log_mass_PJ=np.where(inside_PJ, -np.log(count_P1), -np.inf),
+        )
+        return picked.normalised() if self.is_normalised else picked
 
 
 def from_flat(log_ratios_NK: Floats, prompt_of_N: NDArray[np.int64]) -> Responses:

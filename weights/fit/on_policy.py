@@ -1,160 +1,174 @@
 """The fit of the token-level mixture, which is the one that is served, on its own responses.
 
-The served mixture normalises every token separately; the sequence-level product of
-`prefmix.weights.fit.objective` does not, and fitting one does not equalise the KLs of the other.
-This fit draws responses from the mixture at the current weights, and g_k = E[log pi_k(y|x)] moves
-the weights: a policy far from the mixture gains weight. There are no importance weights, so the
-variance stays low at any length.
+The aim is the least largest distance: min over w of max_k KL(mixture_w || pi_k). The served
+mixture normalises every token separately, so this is not the sequence-level problem of
+`prefmix.weights.fit.objective`: there, the KLs of all policies with weight are equal at the
+optimum; here they need not be, and weights at which they are equal need not be optimal.
 
-A round's responses also tell how the KLs change with a step: dKL_k = -(H dw)_k + the same for all
-k, where H is the covariance of the log ratios under the mixture. H is the Hessian of F: exact for
-the product of whole sequences, close for the mixture of tokens. A round therefore goes part of the
-way to the weights at which all KLs would be equal: a damped Newton step, which is equally fast
-along steep and flat directions.
+With sums over the tokens t of a response y of the mixture, everything is measured while sampling:
 
-Shapes: P prompts, J responses of a prompt, K policies, T rounds.
+    KL_k = E[ sum_t KL_t,k ]                   KL_t,k = KL(mixture || pi_k) at token t
+    J_kj = dKL_k / dw_j = E[ (log p(y) - log pi_k(y)) s_j(y) ]
+    s_j  = d log p(y) / dw_j = sum_t (log pi_j(y_t) + KL_t,j + H_t)
+
+H_t is the mixture's entropy; it is the same for all j, as is log p(y) for all k, and without them
+J is -Cov(log pi_k, log pi_j + sum_t KL_t,j). The identity for s_j holds because the mixture's mean
+of log pi_j at a token is -KL_t,j - H_t. The mean of s_j is 0. The covariance of log pi_k and log
+pi_j alone is the Hessian of the sequence-level F, not -J.
+
+A round draws responses at the current weights. Its KLs and J make a linear model; the models of
+all rounds are pooled, near ones with more weight, and `minimax_step` goes to the smallest largest
+KL of the pooled model inside a box that shrinks from round to round. The problem is not convex:
+what is found is a local optimum.
+
+Shapes: N responses, P prompts, K policies, T rounds.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-from scipy.optimize import nnls
+from numpy.typing import NDArray
 
+from prefmix.weights.fit.minimax_step import minimax_step
 from prefmix.weights.fit.mirror_descent import with_floor
-from prefmix.weights.fit.objective import Floats, Responses
+from prefmix.weights.fit.objective import Floats
 
-_RIDGE = 1e-3
-"""Share of the mean curvature that is added in every direction."""
-_SUM_ROW = 1e3
-"""Factor on the least-squares row that makes the weights sum to 1."""
+LEAST_SAMPLED = 1e-3
+"""Least weight that a round samples with: a policy without weight would not be measured."""
+_SHRINK, _LEAST_RADIUS = 0.75, 0.03
+"""The box's share of the round before, and its least radius."""
+_POOLED_WITHIN = 0.2
+"""Distance, as a share of the total weight, at which a round counts exp(-1/2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Responses of the mixture with what was measured while they were sampled, in nats."""
+
+    prompt_of_N: NDArray[np.intp]
+    """Prompt of each response, 0 .. P-1; each prompt has at least two."""
+    logprob_N: Floats
+    """log p(y) of the mixture."""
+    policy_logprobs_NK: Floats
+    """log pi_k(y)."""
+    kl_NK: Floats
+    """sum_t KL_t,k; NaN in the columns of policies that the mixture gave no weight."""
+    entropy_N: Floats
+    """sum_t H_t."""
+
+    def kl_per_prompt(self) -> Floats:
+        """KL(mixture || policy) by prompt, [P, K]. Log ratios stand in for KLs not measured."""
+        log_ratio_NK = self.logprob_N[:, None] - self.policy_logprobs_NK
+        return self._by_prompt(np.where(np.isnan(self.kl_NK), log_ratio_NK, self.kl_NK))
+
+    def jacobian_per_prompt(self) -> Floats:
+        """dKL_k / dw_j by prompt, [P, K, K]; NaN in column j if KL_t,j was not measured."""
+        log_ratio_NK = self.logprob_N[:, None] - self.policy_logprobs_NK
+        score_NK = self.policy_logprobs_NK + self.kl_NK + self.entropy_N[:, None]
+        # Each prompt's mean is taken out, which costs one response of its sample: m / (m - 1).
+        centred_NK = log_ratio_NK - self._by_prompt(log_ratio_NK)[self.prompt_of_N]
+        count_P = np.bincount(self.prompt_of_N)
+        product_NKK = centred_NK[:, :, None] * score_NK[:, None, :]
+        mean_PKK = self._by_prompt(product_NKK)
+        jacobian_PKK: Floats = mean_PKK * (count_P / (count_P - 1))[:, None, None]
+        return jacobian_PKK
+
+    def _by_prompt(self, values_N: Floats) -> Floats:
+        """Means over the responses of each prompt."""
+        count_P = np.bincount(self.prompt_of_N)
+        sums_P = np.zeros((len(count_P), *values_N.shape[1:]))
+        np.add.at(sums_P, self.prompt_of_N, values_N)
+        return sums_P / count_P.reshape(-1, *[1] * (values_N.ndim - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    weights_K: Floats
+    kl_K: Floats
+    jacobian_KK: Floats
+    num_prompts: int
 
 
 class OnPolicyFit:
-    """Damped Newton steps, one per round, each from the round's own responses."""
+    """Minimax steps, one per round, on the pooled models of all rounds so far."""
 
-    def __init__(self, *, num_policies: int, step_size: float, min_weight: float = 0.0) -> None:
+    def __init__(self, *, num_policies: int, radius: float = 0.25, min_weight: float = 0.0) -> None:
         """Begins at uniform weights.
 
         Args:
           num_policies: K.
-          step_size: the share of the way to its target that a round goes, in (0, 1]; constant.
+          radius: the largest move of any weight in the first round; later ones are shorter.
           min_weight: floor of every weight.
         """
-        self._step_size, self._min_weight = step_size, min_weight
+        self._radius, self._min_weight = radius, min_weight
         self._path = [with_floor(np.full(num_policies, 1 / num_policies), min_weight)]
-        self._kls: list[Floats] = []
-        self._hessian_KK = np.zeros((num_policies, num_policies))
+        self._rounds: list[_Round] = []
+        self._multiplier_K = np.full(num_policies, 1 / num_policies)
 
     @property
     def current_K(self) -> Floats:
-        """The weights of the next round, whose responses are to be drawn there."""
-        return self._path[-1]
+        """The weights of the next round, whose responses are to be drawn there; all positive."""
+        positive_K = np.maximum(self._path[-1], LEAST_SAMPLED)
+        weights_K: Floats = positive_K / positive_K.sum()
+        return weights_K
 
-    def step(self, responses: Responses) -> None:
+    def step(self, measured: Measured) -> None:
         """Moves the weights by one round.
 
         Args:
-          responses: fresh responses of the mixture at `current_K`, log ratios against the mixture.
+          measured: fresh responses of the mixture at `current_K`.
         """
-        weights_K = self._path[-1]
-        # The log ratios are against the mixture itself: their mean is minus the KL.
-        kl_K = -mean_log_ratio(responses)
-        # The Hessian changes slowly: earlier rounds still count.
-        share = 0.5 if self._kls else 1
-        self._hessian_KK += (covariance(responses) - self._hessian_KK) * share
-        target_K = newton_target(weights_K, kl_K, self._hessian_KK, min_weight=self._min_weight)
-        self._kls.append(kl_K)
-        self._path.append(weights_K + self._step_size * (target_K - weights_K))
+        kl_PK, jacobian_PKK = measured.kl_per_prompt(), measured.jacobian_per_prompt()
+        self._rounds.append(
+            _Round(
+                weights_K=self.current_K,
+                kl_K=kl_PK.mean(axis=0),
+                jacobian_KK=jacobian_PKK.mean(axis=0),
+                num_prompts=len(kl_PK),
+            )
+        )
+        radius = self._radius * _SHRINK ** (len(self._rounds) - 1)
+        centre_K = self._path[-1]
+        kl_K, jacobian_KK = self._model(centre_K)
+        moved_K, self._multiplier_K = minimax_step(
+            centre_K,
+            kl_K,
+            jacobian_KK,
+            radius=max(radius, min(_LEAST_RADIUS, self._radius)),
+            min_weight=self._min_weight,
+        )
+        self._path.append(moved_K)
+
+    def _model(self, centre_K: Floats) -> tuple[Floats, Floats]:
+        """(KLs, Jacobian) at `centre_K` of the pooled linear models of all rounds."""
+        distance_T = np.array(
+            [np.abs(each.weights_K - centre_K).sum() / 2 for each in self._rounds]
+        )
+        share_T = np.exp(-0.5 * (distance_T / _POOLED_WITHIN) ** 2)
+        share_T *= [each.num_prompts for each in self._rounds]
+        share_T /= share_T.sum()
+        jacobian_KK = np.tensordot(share_T, [each.jacobian_KK for each in self._rounds], axes=1)
+        kls_TK = [each.kl_K + jacobian_KK @ (centre_K - each.weights_K) for each in self._rounds]
+        return np.tensordot(share_T, kls_TK, axes=1), jacobian_KK
 
     @property
     def path_TK(self) -> Floats:
-        """The weights of every round, the starting point first, [T + 1, K]."""
+        """The weights of every round, the starting point first and the answer last, [T + 1, K]."""
         return np.stack(self._path)
 
     @property
     def kl_TK(self) -> Floats:
         """KL(mixture || policy) measured in every round, in nats a response, [T, K]."""
-        return np.stack(self._kls)
+        return np.stack([each.kl_K for each in self._rounds])
 
     @property
     def weights_K(self) -> Floats:
-        """The answer: the mean of the second half of the iterates."""
-        answer_K: Floats = averaged_half(self.path_TK).mean(axis=0)
-        return answer_K
+        """The answer."""
+        return self._path[-1]
 
-
-def averaged_half(path_TK: Floats) -> Floats:
-    """The iterates whose mean is the answer: the second half of the steps."""
-    return path_TK[1 + (len(path_TK) - 1) // 2 :]
-
-
-def unrest(path_TK: Floats) -> float:
-    """The remaining movement of the averaged iterates, largest over policies.
-
-    Either their standard error or the distance between the means of their two halves, whichever is
-    larger.
-    """
-    averaged_TK = averaged_half(path_TK)
-    if len(averaged_TK) < 2:
-        return float("inf")
-    error_K = averaged_TK.std(axis=0, ddof=1) / np.sqrt(len(averaged_TK))
-    middle = len(averaged_TK) // 2
-    trend_K = averaged_TK[middle:].mean(axis=0) - averaged_TK[:middle].mean(axis=0)
-    return float(np.maximum(error_K, np.abs(trend_K)).max())
-
-
-def newton_target(
-    weights_K: Floats, kl_K: Floats, hessian_KK: Floats, *, min_weight: float = 0.0
-) -> Floats:
-    """The weights at which the largest KL would be smallest, if the KLs were linear in a step.
-
-    Minimises -kl.(v - w) + (v - w) H (v - w) / 2 over the v with v_k >= min_weight that sum to 1.
-    At the minimum all policies above the floor are equally far. The problem is solved as
-    non-negative least squares.
-
-    Args:
-      weights_K: w, the weights at which KLs and Hessian were measured.
-      kl_K: KL(mixture || policy k), in nats.
-      hessian_KK: H.
-      min_weight: floor of every weight.
-    """
-    num_policies = len(weights_K)
-    scale = float(np.trace(hessian_KK)) / num_policies
-    slope = 1 - num_policies * min_weight
-    if min(scale, slope) <= np.finfo(np.float64).eps:
-        return weights_K  # the policies cannot be told apart, or the floor leaves no choice
-    value_K, vector_KK = np.linalg.eigh(hessian_KK)
-    # A sample says little about directions in which policies hardly differ: no long steps there.
-    root_K = np.sqrt(np.maximum(value_K, 0.0) + _RIDGE * scale)
-    matrix_KK = root_K[:, None] * vector_KK.T
-    wanted_K = matrix_KK @ (weights_K - min_weight) + vector_KK.T @ (kl_K - kl_K.mean()) / root_K
-    sum_row_1K = np.full((1, num_policies), _SUM_ROW * np.sqrt(scale))
-    free_K, _ = nnls(
-        np.vstack([matrix_KK, sum_row_1K]), np.append(wanted_K, sum_row_1K[0, 0] * slope)
-    )
-    return with_floor(free_K / free_K.sum(), min_weight)
-
-
-def covariance(responses: Responses) -> Floats:
-    """Covariance of the log ratios over a prompt's responses, averaged over prompts, [K, K]."""
-    share_PJ = np.exp(responses.log_mass_PJ)
-    centred_PJK = responses.log_ratios_PJK - log_ratio_per_prompt(responses)[:, None, :]
-    flat_NK = centred_PJK.reshape(-1, responses.num_policies)
-    mean_KK: Floats = (flat_NK * share_PJ.reshape(-1, 1)).T @ flat_NK / responses.num_prompts
-    return mean_KK
-
-
-def mean_log_ratio(responses: Responses) -> Floats:
-    """Mean log ratio, over the responses of a prompt and then over prompts, [K]."""
-    mean_K: Floats = log_ratio_per_prompt(responses).mean(axis=0)
-    return mean_K
-
-
-def log_ratio_per_prompt(responses: Responses) -> Floats:
-    """Mean log ratio of each prompt's responses, [P, K].
-
-    Its negative estimates KL(mixture || policy) if the mixture itself drew the responses.
-    """
-    share_PJ = np.exp(responses.log_mass_PJ)
-    mean_PK: Floats = np.einsum("pj,pjk->pk", share_PJ, responses.log_ratios_PJK)
-    return mean_PK
+    @property
+    def multiplier_K(self) -> Floats:
+        """The multipliers lambda of the last step: the policies that the answer is bound by."""
+        return self._multiplier_K

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from prefmix.weights.fit.certificate import MAX_SPREAD, Certificate
+from prefmix.weights.fit.certificate import Certificate
 from prefmix.weights.fit.deployed import Deployed
 from prefmix.weights.fit.objective import Floats
-from prefmix.weights.fit.on_policy import unrest
 
+NOTHING_FITTED = "the importances were given, nothing was fitted"
+ENOUGH_PROMPTS = 5
+"""Fewest prompts that an interval over prompts says anything about others from."""
 AT_FLOOR = 0.005
 """A fitted weight less than this above the floor counts as held up by the floor."""
 
@@ -23,8 +25,8 @@ class FitResult:
     names: tuple[str, ...]
     weights_K: Floats
     fitted: str
-    """The objective that the weights minimise: `mixture (token level)`, `reference (sequence
-    level)` or `rewards`; `fixed importances` minimise none."""
+    """The objective that the weights minimise: `mixture (token level)`, `sequence (sequence
+    level)`, `reference (sequence level)` or `rewards`; `fixed importances` minimise none."""
     path_TK: Floats
     """The weights step by step, or round by round; the starting point is the first row."""
     rounds_kl_TK: Floats | None
@@ -36,9 +38,13 @@ class FitResult:
     verdict: str
     """`trustworthy`, or what to change."""
     in_reward_form: bool = False
-    """True if the K are rewards: a certificate's `kl` is then KL - reward / beta of each."""
+    """True if the K are rewards: a certificate's `kl` is then that to the policy that a reward
+    defines, proportional to the reference e^(reward / beta)."""
     min_weight: float = 0.0
     """The floor that the weights were fitted above."""
+    multiplier_K: Floats | None = None
+    """The multipliers of the minimax problem (prefmix.weights.fit.minimax_step); None if another
+    was solved."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -56,7 +62,7 @@ class FitResult:
     def with_deployed(self, deployed: Deployed) -> FitResult:
         """The result with the KLs of the served mixture, which the verdict then speaks of, too."""
         if self.rounds_kl_TK is not None:
-            verdict = _verdict_on_rounds(self.path_TK, deployed)
+            verdict = _verdict_on_rounds(deployed)
         elif self.certificate is not None:
             verdict = self._verdict_on_certified(deployed)
         else:
@@ -66,22 +72,31 @@ class FitResult:
     def _verdict_on_certified(self, deployed: Deployed) -> str:
         if self.verdict != "trustworthy":
             return self.verdict
-        kls = [kl for name, kl in deployed.kl.items() if name not in self.at_floor]
-        spread = max(kls, default=0.0) - min(kls, default=0.0)
+        low, high = deployed.gap_interval
         return (
-            "trustworthy for the sequence-level objective; the deployed mixture's KLs differ by "
-            f"{spread:.2f} nats (--sampler mixture fits those)"
+            "trustworthy for the sequence-level objective, which is not what is served: the served "
+            f"mixture's largest KL is {low:.2f} to {high:.2f} nats above the weighted mean "
+            "(--sampler mixture makes the largest smallest)"
         )
 
 
-def _verdict_on_rounds(path_TK: Floats, deployed: Deployed) -> str:
-    if (moved := unrest(path_TK)) > MAX_SPREAD:
+def _verdict_on_rounds(deployed: Deployed) -> str:
+    if deployed.num_prompts < ENOUGH_PROMPTS:
         return (
-            f"not settled: the averaged weights still move (by {moved:.3f}); "
-            "take more rounds (--rounds), prompts or responses"
+            f"not trustworthy: intervals from {deployed.num_prompts} prompts say nothing; give at "
+            f"least {ENOUGH_PROMPTS}, better 64"
         )
-    if deployed.gap_interval[0] > 0.1 * max(deployed.kl.values()):
+    if deployed.fall_interval is None:
+        return "trustworthy"  # a single policy
+    low, high = deployed.fall_interval
+    if low > 0.05 * deployed.largest:
         return (
-            f"not converged: the deployed KLs differ by {deployed.gap:.2f} nats; take more rounds"
+            f"not converged: nearby weights lower the largest KL by up to {deployed.fall:.2f} "
+            "nats; take more rounds (--rounds)"
+        )
+    if high > 0.2 * deployed.largest:
+        return (
+            f"not settled: nearby weights could lower the largest KL by up to {high:.2f} nats; "
+            "take more prompts, responses or rounds"
         )
     return "trustworthy"

@@ -25,6 +25,8 @@ from prefmix.mixing.name_list import listed
 from prefmix.weights.fit.objective import Floats, Responses, from_flat
 
 LOGPROB, REWARD, PROPOSAL = "logprob_", "reward_", "proposal_logprob"
+KL, ENTROPY = "kl_", "entropy"
+"""Sums over tokens, in nats, that an engine measured while it drew the responses; optional."""
 REFERENCE_COLUMN = f"{LOGPROB}reference"
 
 
@@ -55,9 +57,11 @@ class ScoreTable:
     def responses(self, *, beta: float | None = None) -> Responses:
         """The log ratios of the objective, grouped by prompt.
 
+        In reward form these are of the policies that the rewards define: proportional to the
+        reference e^(reward / beta), normalised over each prompt's responses.
+
         Args:
-          beta: the KL coefficient that turns rewards into log ratios, reward / beta; required in
-            reward form, and refused otherwise.
+          beta: the KL coefficient; required in reward form, and refused otherwise.
         Raises: ScoreTableError for a beta that is missing or not wanted.
         """
         if self.proposal_N is None:
@@ -75,7 +79,8 @@ class ScoreTable:
                 )
             log_ratios_NK = self.scores_NK - self.proposal_N[:, None]
         _, prompt_of_N = np.unique(self.prompt_ids_N, return_inverse=True)
-        return from_flat(log_ratios_NK, prompt_of_N)
+        responses = from_flat(log_ratios_NK, prompt_of_N)
+        return responses.normalised() if self.in_reward_form else responses
 
     def lengths(self) -> Floats:
         """Tokens of each response in the order of `responses`, [P, J]; NaN in the padding."""

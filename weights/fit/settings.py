@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from prefmix.mixing.name_list import listed
 from prefmix.weights.fit.mirror_descent import DescentSettings
 from prefmix.weights.fit.objective import Floats
 
-Sampler = Literal["mixture", "reference"]
+Sampler = Literal["mixture", "sequence", "reference"]
 
 
 class FitError(ValueError):
@@ -24,31 +24,34 @@ class FitSettings:
     """The sampler, and how much is drawn and computed. Checked when made."""
 
     sampler: Sampler = "mixture"
-    """`mixture` fits the mixture that is served; `reference` is the paper's estimator."""
+    """`mixture` fits the mixture that is served; `sequence` fits the sequence-level product, on
+    responses of the served mixture at equal weights, `reference` on responses of the reference
+    policy, as in the paper."""
     importances: dict[str, float] | None = None
     """Fixed user importances (the MORLHF case): the weights are given and only measured."""
     num_responses: int = 16
-    """Responses a prompt; few responses bias the reference sampler's fit towards vertices."""
+    """Responses a prompt; few responses bias a sequence-level fit towards vertices."""
     max_tokens: int = 128
     """Length limit of a response, in tokens."""
-    num_rounds: int = 12
+    num_rounds: int = 6
     """Rounds of the mixture sampler."""
     round_prompts: int = 64
     """Prompts a round of the mixture sampler."""
-    round_step_size: float = 0.5
-    """Share of the way to its target that a round of the mixture sampler goes, in (0, 1]."""
+    round_radius: float = 0.25
+    """Largest move of a weight in the first round of the mixture sampler, in (0, 1]."""
     num_restarts: int = 8
-    """Runs of the descent from different starts and seeds (reference sampler)."""
+    """Runs of the descent from different starts and seeds (sequence-level fits)."""
     descent: DescentSettings = field(default_factory=DescentSettings)
-    """Steps, batches and schedule of the reference sampler; floor and seed of both samplers."""
+    """Steps, batches and schedule of sequence-level fits; floor and seed of all samplers."""
 
     def __post_init__(self) -> None:
-        if self.sampler not in ("mixture", "reference"):
-            raise FitError(f"sampler is {self.sampler!r}; allowed: mixture, reference")
-        if self.sampler == "mixture" and not 0 < self.round_step_size <= 1:
+        if self.sampler not in get_args(Sampler):
+            allowed = ", ".join(get_args(Sampler))
+            raise FitError(f"sampler is {self.sampler!r}; allowed: {allowed}")
+        if self.sampler == "mixture" and not 0 < self.round_radius <= 1:
             raise FitError(
-                f"the step size is {self.round_step_size}; of the mixture sampler it is the share "
-                "of a whole step, above 0 and at most 1"
+                f"the step size is {self.round_radius}; of the mixture sampler it is the largest "
+                "move of a weight in the first round, above 0 and at most 1"
             )
         for name, least in (
             ("num_responses", 2),

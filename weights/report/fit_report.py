@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from prefmix.weights.fit.result import FitResult
-from prefmix.weights.fit.summary import distance_name, floor_note, is_fitted, what_was_fitted
+from prefmix.weights.fit.summary import (
+    deployed_numbers,
+    distance_name,
+    floor_note,
+    half_width,
+    is_fitted,
+    what_was_fitted,
+)
 from prefmix.weights.report import html_page, plots
 from prefmix.weights.report.html_page import PAGE, Chart, scrolling, table
 from prefmix.weights.store.durable_file import replace_file
@@ -62,15 +69,20 @@ def _charts(result: FitResult) -> Iterator[Chart]:
         yield Chart(
             file="trajectory.png",
             draw=partial(plots.trajectory, result),
-            caption="The weights along the fit. The answer is the mean over the shaded half"
-            + (", over all restarts." if result.certificate is not None else "."),
+            caption="The weights along the fit. "
+            + (
+                "The answer is the last."
+                if result.rounds_kl_TK is not None
+                else "The mean over the shaded half and all restarts is corrected for the number "
+                "of responses."
+            ),
         )
     if result.rounds_kl_TK is not None:
         yield Chart(
             file="rounds.png",
             draw=partial(plots.rounds_kl, result),
             caption="Distance of the served mixture from each policy, round by round. At the "
-            "optimum all policies that have weight are equally far.",
+            "optimum the policies that bind the answer are equally far, the others nearer.",
         )
     if result.certificate is not None and result.certificate.ess_by_length:
         yield Chart(
@@ -122,8 +134,14 @@ def _notes(result: FitResult) -> list[str]:
 def _weights_table(result: FitResult) -> str:
     heading = ["reward" if result.in_reward_form else "policy", "weight", ""]
     deployed, certificate = result.deployed, result.certificate
+    error = None if certificate is None else certificate.weight_error
+    multipliers = None if deployed is None else deployed.multipliers
+    if error is not None:
+        heading.append("95 %")
     if deployed is not None:
         heading += ["deployed KL", "95 % interval"]
+    if multipliers is not None:
+        heading.append("binds")
     if certificate is not None:
         heading.append(distance_name(result))
     rows = []
@@ -131,9 +149,13 @@ def _weights_table(result: FitResult) -> str:
         colour = f"var(--policy-{index % len(plots.LIGHT.palette)})"
         bar = f'<td class="bar"><i style="width:{100 * weight:.1f}%;background:{colour}"></i></td>'
         cells = [f"<th>{escape(name)}</th>", f"<td>{weight:.3f}</td>", bar]
+        if error is not None:
+            cells.append(f"<td>{half_width(error[name])}</td>")
         if deployed is not None:
             low, high = deployed.kl_interval[name]
             cells += [f"<td>{deployed.kl[name]:.2f}</td>", f"<td>{low:.2f} to {high:.2f}</td>"]
+        if multipliers is not None:
+            cells.append(f"<td>{multipliers[name]:.2f}</td>")
         if certificate is not None:
             cells.append(f"<td>{certificate.kl[name]:.2f}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -144,12 +166,9 @@ def _weights_table(result: FitResult) -> str:
 def _numbers(result: FitResult) -> list[tuple[str, str]]:
     rows = []
     if result.deployed is not None:
-        deployed = result.deployed
-        low, high = deployed.gap_interval
-        measured = f"{deployed.num_responses:,} fresh, {deployed.mean_tokens:.1f} tokens each"
         rows += [
-            ("gap of the deployed KLs", f"{deployed.gap:.3f} nats ({low:.3f} to {high:.3f})"),
-            ("responses measured", measured),
+            (f"{name[:1].lower()}{name[1:]}", ", ".join(told))
+            for name, told in deployed_numbers(result)
         ]
     else:
         rows.append(("deployed KLs", "not measured: there was no engine to draw from"))
@@ -159,11 +178,14 @@ def _numbers(result: FitResult) -> list[tuple[str, str]]:
         ess = f"{found.ess:.1f} a prompt, {found.ess_fraction:.0%} of those drawn"
         rows += [
             ("objective F", f"{found.objective:.3f} nats"),
-            ("gap of the fitted objective", f"{found.gap:.3f} nats ({low:.3f} to {high:.3f})"),
+            ("gap of the sequences' KLs", f"{found.gap:.3f} nats ({low:.3f} to {high:.3f})"),
             ("effective sample size", ess),
         ]
         if is_fitted(result):
-            rows.append(("largest difference between seeds", f"{found.seed_spread:.3f}"))
+            rows += [
+                ("largest correction of a weight", f"{found.correction:.3f}"),
+                ("largest difference between starting points", f"{found.seed_spread:.3f}"),
+            ]
     return rows
 
 

@@ -67,10 +67,11 @@ def png(figure: Figure) -> bytes:
 
 
 def trajectory(result: FitResult, theme: Theme) -> Figure:
-    """The weights along the fit; the mean over the shaded half is the answer."""
+    """The weights along the fit; of a descent, the mean over the shaded half is used."""
     figure, axes = new_axes(theme)
     num_steps = len(result.path_TK) - 1
-    axes.axvspan(_first_averaged(num_steps), num_steps, color=theme.faint, alpha=0.45, lw=0)
+    if result.rounds_kl_TK is None:
+        axes.axvspan(_first_averaged(num_steps), num_steps, color=theme.faint, alpha=0.45, lw=0)
     lines(axes, theme, result.names, np.arange(num_steps + 1), result.path_TK, marked=num_steps)
     axes.set_xlim(0, num_steps)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))

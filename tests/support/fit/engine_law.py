@@ -25,7 +25,7 @@ def mixture(policies: list[Path]) -> MixtureSpec:
 
 
 def check_engine(engine: Any, policies: list[Path]) -> None:
-    """Sampled log-probabilities and one-hot scores equal transformers'."""
+    """Sampled log-probabilities, figures and one-hot scores equal transformers'."""
     prompts = engine.tokenize(PROMPTS)
     weights = (0.3, 0.7, 0.0)
     drawn = engine.sample(prompts, weights, num_responses=3, max_tokens=6, seed=1)
@@ -41,9 +41,25 @@ def check_engine(engine: Any, policies: list[Path]) -> None:
         after = oracle.logprobs((*prompt, *tokens), row)[len(prompt) - 1 :]
         return sum(after[step, token].item() for step, token in enumerate(tokens))
 
+    def true_law(prompt: Any, tokens: Any, row: Any) -> Any:
+        return oracle.logprobs((*prompt, *tokens), row)[len(prompt) - 1 : -1].double().numpy()
+
     truth = [true_logprob(prompt, tokens, weights) for prompt, tokens in pairs]
-    sampled = [response.logprob for responses in drawn for response in responses]
-    assert sampled == pytest.approx(truth, abs=1e-3)
+    sampled = [response for responses in drawn for response in responses]
+    assert [response.logprob for response in sampled] == pytest.approx(truth, abs=1e-3)
+    for (prompt, tokens), response in zip(pairs, sampled, strict=True):
+        law, figures = true_law(prompt, tokens, weights), response.figures
+        assert figures is not None
+        assert figures.entropy == pytest.approx(-(np.exp(law) * law).sum(), abs=1e-3)
+        for member, row in enumerate(np.eye(3)[:2]):
+            own = true_law(prompt, tokens, row)
+            assert figures.kl_M[member] == pytest.approx(
+                (np.exp(law) * (law - own)).sum(), abs=1e-3
+            )
+            assert figures.logprob_M[member] == pytest.approx(
+                true_logprob(prompt, tokens, row), abs=1e-3
+            )
+        assert np.isnan([figures.kl_M[2], figures.logprob_M[2]]).all()  # no weight
     for row in np.eye(3):
         truth = [true_logprob(prompt, tokens, row) for prompt, tokens in pairs]
         assert engine.score(pairs, tuple(row)) == pytest.approx(truth, abs=1e-3)

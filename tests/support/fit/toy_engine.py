@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.weights.engines.local import Response, Tokens
+from prefmix.weights.engines.local import Figures, Response, Tokens
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.fit.objective import Floats
 
@@ -23,11 +23,12 @@ NUM_TOKENS, LENGTH = 4, 4
 class ToyEngine:
     """K policies, then a reference; the token after t depends on t and the prompt's number."""
 
-    def __init__(self, *, num_policies: int = 3, seed: int = 0, num_prompts: int = 8) -> None:
+    def __init__(self, *, num_policies: int = 3, seed: int = 0, num_prompts: int = 24) -> None:
         rng = np.random.default_rng(seed)
         shape = (num_prompts, NUM_TOKENS + 1, NUM_TOKENS)
         base = rng.normal(size=shape)
-        own = rng.normal(size=(num_policies, *shape)) * 0.8
+        reach_K = np.linspace(0.6, 1.2, num_policies).reshape(-1, 1, 1, 1)
+        own = rng.normal(size=(num_policies, *shape)) * reach_K
         self.logits_MPST = np.concatenate([base + own, base[None]])
         self.prompts = [
             Prompt(id=str(index), text=f"prompt {index}") for index in range(num_prompts)
@@ -65,13 +66,40 @@ class ToyEngine:
                 tokens[:, step] = (law_PST[prompt, state] + noise).argmax(axis=1)
                 state = tokens[:, step] + 1
             logprobs = self._logprobs(law_PST[prompt], tokens)
+            figures = self._figures(prompt, law_PST[prompt], tokens, weights_M)
             drawn.append(
                 [
-                    Response(tokens=tuple(row), logprob=float(logprob))
-                    for row, logprob in zip(tokens.tolist(), logprobs, strict=True)
+                    Response(tokens=tuple(row), logprob=float(logprob), figures=measured)
+                    for row, logprob, measured in zip(
+                        tokens.tolist(), logprobs, figures, strict=True
+                    )
                 ]
             )
         return drawn
+
+    def _figures(
+        self, prompt: int, law_ST: Floats, tokens_NL: np.ndarray, weights_M: Sequence[float]
+    ) -> list[Figures]:
+        """The figures of responses to one prompt; NaN for members without weight."""
+        states_NL = np.concatenate([np.zeros((len(tokens_NL), 1), int), tokens_NL[:, :-1] + 1], 1)
+        members_MST = log_softmax(self.logits_MPST[:, prompt], axis=-1)
+        kl_MS = (np.exp(law_ST) * (law_ST - members_MST)).sum(axis=-1)
+        entropy_S = -(np.exp(law_ST) * law_ST).sum(axis=-1)
+        takes_part_M = np.append(weights_M, [0.0] * (len(members_MST) - len(weights_M))) > 0
+        logprob_MN = np.stack([self._logprobs(law, tokens_NL) for law in members_MST])
+        kl_MN = kl_MS[:, states_NL].sum(axis=2)
+        kl_MN[~takes_part_M] = logprob_MN[~takes_part_M] = np.nan
+        return [
+            Figures(
+                log_partition=0.0,
+                entropy=float(entropy),
+                kl_M=tuple(kl_M.tolist()),
+                logprob_M=tuple(logprob_M.tolist()),
+            )
+            for entropy, kl_M, logprob_M in zip(
+                entropy_S[states_NL].sum(axis=1), kl_MN.T, logprob_MN.T, strict=True
+            )
+        ]
 
     def score(
         self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]

@@ -21,7 +21,7 @@ from support.fit.toy_engine import ToyEngine
 
 
 def job(toy: ToyEngine, cache: Path, **settings: Any) -> FitJob:
-    defaults: dict[str, Any] = {"num_responses": 64, "num_rounds": 20}
+    defaults: dict[str, Any] = {"num_responses": 64, "num_rounds": 6}
     return FitJob(
         spec=toy.spec,
         prompts=toy.prompts,
@@ -46,11 +46,13 @@ def test_mixture_sampler_equalises_the_deployed_kls(tmp_path: Path) -> None:
         assert low - 0.1 < kl < high + 0.1
     assert result.verdict == "trustworthy"
     assert result.rounds_kl_TK is not None
-    assert result.rounds_kl_TK.shape == (20, 3)
+    assert result.rounds_kl_TK.shape == (6, 3)
 
 
 def test_reference_sampler_certifies_the_sequence_level_objective(tmp_path: Path) -> None:
-    result = job(ToyEngine(seed=2), tmp_path, sampler="reference", num_responses=256).run()
+    result = job(
+        ToyEngine(seed=2, num_prompts=48), tmp_path, sampler="reference", num_responses=256
+    ).run()
     assert result.certificate is not None
     kls = list(result.certificate.kl.values())
     assert max(kls) - min(kls) < 0.05
@@ -141,11 +143,11 @@ def test_reference_sampler_needs_a_reference(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"sampler": "best"}, "allowed: mixture, reference"),
+        ({"sampler": "best"}, "allowed: mixture, sequence, reference"),
         ({"num_responses": 1}, "num_responses is 1; it must be at least 2"),
         ({"num_rounds": 1}, "num_rounds is 1"),
-        ({"round_step_size": 3.0}, "the step size is 3.0; .* above 0 and at most 1"),
-        ({"round_step_size": float("nan")}, "the step size is nan"),
+        ({"round_radius": 3.0}, "the step size is 3.0; .* above 0 and at most 1"),
+        ({"round_radius": float("nan")}, "the step size is nan"),
     ],
 )
 def test_impossible_settings_are_refused(setting: dict[str, Any], message: str) -> None:
@@ -184,7 +186,7 @@ def test_given_importances_of_rewards_are_not_called_a_kl() -> None:
     result = fit_table(table(responses=16, rewards=True), settings, beta=0.5)
     assert result.weights == {"a": 1.0, "b": 0.0}
     text = summary(result)
-    assert "KL - reward/beta" in text
+    assert "KL to its policy" in text
     assert "sequence KL" not in text
     assert re.search(r"^reward +weight", text, flags=re.MULTILINE)
     assert result.at_floor == ()

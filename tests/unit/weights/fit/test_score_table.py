@@ -45,7 +45,7 @@ def test_a_proposal_column_takes_the_references_place() -> None:
     assert table.responses().log_ratios_PJK[0, 0].tolist() == [-3.0, -1.0]
 
 
-def test_rewards_are_divided_by_beta() -> None:
+def test_rewards_are_divided_by_beta_and_normalised_by_prompt() -> None:
     table = score_table.check(
         pa.table(
             columns(
@@ -59,7 +59,9 @@ def test_rewards_are_divided_by_beta() -> None:
         source="t",
     )
     assert table.in_reward_form
-    assert table.responses(beta=0.5).log_ratios_PJK[1, 1].tolist() == [8.0, 0.0]
+    assert table.responses(beta=0.5).log_ratios_PJK[1, 1].tolist() == pytest.approx(
+        [8.0 - np.log((np.exp(6.0) + np.exp(8.0)) / 2), 0.0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ CHARTS = {
     "mixture": {"simplex", "kl", "trajectory", "rounds"},
     "reference": CERTIFIED | {"trajectory"},
     "rewards": CERTIFIED | {"trajectory"},
-    "fixed": CERTIFIED,
+    "fixed": CERTIFIED - {"m_sweep"},  # nothing was fitted
 }
 KINDS = tuple(CHARTS)
 SETTINGS = FitSettings(num_restarts=2, descent=DescentSettings(num_steps=40))
@@ -70,6 +70,8 @@ def made_up_deployed(names: tuple[str, ...]) -> Deployed:
     return Deployed(
         kl=kl,
         kl_interval={name: (value - 0.1, value + 0.1) for name, value in kl.items()},
+        largest=1.7,
+        largest_interval=(1.6, 1.8),
         gap=0.05,
         gap_interval=(0.01, 0.2),
         num_responses=2048,
@@ -96,7 +98,12 @@ def made_up_result(kind: str, names: tuple[str, ...]) -> FitResult:
         path_TK=path_TK,
         rounds_kl_TK=rng.uniform(1, 2, (12, num_policies)),
         certificate=None,
-        deployed=made_up_deployed(names),
+        deployed=replace(
+            made_up_deployed(names),
+            fall=0.02,
+            fall_interval=(0.0, 0.06),
+            multipliers=dict.fromkeys(names, 1 / num_policies),
+        ),
         verdict="trustworthy",
     )
 
@@ -225,9 +232,13 @@ def test_summary_is_narrow_and_complete(kind: str, num_policies: int) -> None:
     assert result.verdict in re.sub(r"\s+", " ", text)
     for name, weight in result.weights.items():
         assert re.search(rf"^{name} +{weight:.3f}", text, flags=re.MULTILINE)
-    assert ("Deployed gap" in text) == (result.deployed is not None)
+    assert ("Largest KL" in text) == (result.deployed is not None)
+    assert ("Deployed gap" in text) == (kind == "reference")
+    assert ("Could fall by" in text) == (kind == "mixture")
     assert ("Objective F" in text) == (result.certificate is not None)
-    assert ("Seed spread" in text) == (kind in ("reference", "rewards"))
+    assert ("Descent spread" in text) == (kind in ("reference", "rewards"))
+    if num_policies <= 6:
+        assert len(text.splitlines()) <= 32
 
 
 def test_summary_cuts_long_names_not_lines() -> None:
