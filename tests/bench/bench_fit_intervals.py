@@ -25,6 +25,7 @@ from prefmix.weights.engines.progress import Progress
 from prefmix.weights.fit import objective
 from prefmix.weights.fit.certificate import leads
 from prefmix.weights.fit.deployed import REACH, measure_deployed
+from prefmix.weights.fit.mirror_descent import DescentSettings
 from prefmix.weights.fit.objective import Floats, Responses
 from prefmix.weights.fit.on_policy import Measured, OnPolicyFit
 from prefmix.weights.fit.score_table import ScoreTable
@@ -37,6 +38,8 @@ from support.fit.tree_world import TreeWorld
 Hits = dict[tuple[str, str], list[bool]]
 """(interval, weights) -> for each interval made, whether it holds the truth."""
 
+DESCENT = DescentSettings(num_steps=200, batch_prompts=128)
+"""Whole batches, which need fewer steps."""
 BUDGETS = ((6, 32, 2), (6, 32, 4), (6, 64, 4), (6, 64, 16), (12, 64, 16))
 """Rounds, prompts a round and responses a prompt of the fits; the last but one is the default."""
 
@@ -146,7 +149,7 @@ def check_sequences(
         proposal = np.append(np.full(num_policies, 1 / num_policies), 0.0)
     _, table = draw(world, proposal, rng, prompts=128, each=16)
     quiet = Progress(quiet=True)
-    result = fit_table(table, FitSettings(num_restarts=2), progress=quiet)
+    result = fit_table(table, FitSettings(num_restarts=2, descent=DESCENT), progress=quiet)
     found = result.certificate
     assert found is not None
     assert found.weight_error is not None

@@ -76,7 +76,8 @@ class Certificate:
     """Largest difference of any weight between runs of the descent; it says nothing of the error
     that other responses or prompts would bring."""
     weight_error: dict[str, float] | None
-    """Standard error of each weight over prompts, 0 at an edge; None if nothing was fitted."""
+    """Standard error of each weight over prompts, with the size of its correction for the number
+    of responses; 0 at an edge. None if nothing was fitted."""
     correction: float
     """Largest move of a weight by the correction for the number of responses."""
     verdict: str
@@ -95,7 +96,7 @@ def certify(
     runs: Sequence[Descent],
     settings: DescentSettings,
     lengths_PJ: Floats | None = None,
-    correction: float = 0.0,
+    correction_K: Floats | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
     """Measures the certificate of weights.
@@ -107,14 +108,20 @@ def certify(
       runs: the fit's restarts, for the spread over seeds; none if the weights were given.
       settings: settings of the fit, for the folds and the m-sweep.
       lengths_PJ: tokens of each response, NaN in the padding.
-      correction: largest move of a weight by `corrected`.
+      correction_K: moves of the weights by `corrected`.
       progress: where progress is shown; None shows nothing.
     """
     progress = progress or Progress(quiet=True)
     floor = settings.min_weight
     kl_PK = debiased_kl_per_prompt(responses, weights_K)
     size_P = objective.effective_sample_size(responses, weights_K)
-    error_K = None if not runs else weight_errors(responses, weights_K, min_weight=floor)
+    if correction_K is None:
+        correction_K = np.zeros(len(weights_K))
+    error_K = None
+    if runs:
+        error_K = weight_errors(responses, weights_K, min_weight=floor)
+        # The correction is uncertain itself, by no more than its size.
+        error_K = np.where(error_K > 0, np.hypot(error_K, correction_K), 0.0)
     if runs:
         lead_PK = _cross_fitted_leads(responses, settings, progress=progress)
     else:
@@ -134,7 +141,7 @@ def certify(
         m_sweep=_m_sweep(responses, settings, names=names, progress=progress) if runs else (),
         seed_spread=float(np.ptp(ends_RK, axis=0).max()),
         weight_error=None if error_K is None else dict(zip(names, error_K.tolist(), strict=True)),
-        correction=correction,
+        correction=float(np.abs(correction_K).max()),
         verdict="",
     )
     return replace(found, verdict=_verdict(found, responses) if runs else "")

@@ -40,7 +40,7 @@ def fit_table(
             "a vertex; score at least 2 responses a prompt, better 16"
         )
     fitted = fitted or ("rewards" if table.in_reward_form else "reference (sequence level)")
-    correction = 0.0
+    correction_K = np.zeros(len(table.names))
     if settings.importances is not None:
         fitted = "fixed importances"
         # No floor holds for weights that were given.
@@ -58,7 +58,7 @@ def fit_table(
             stage.finish()
         plain_K = np.mean([run.weights_K for run in runs], axis=0)
         weights_K = corrected(responses, plain_K, settings.descent)
-        correction = float(np.abs(weights_K - plain_K).max())
+        correction_K = weights_K - plain_K
     certificate = certify(
         responses,
         weights_K,
@@ -66,7 +66,7 @@ def fit_table(
         runs=runs,
         settings=settings.descent,
         lengths_PJ=table.lengths(),
-        correction=correction,
+        correction_K=correction_K,
         progress=progress,
     )
     return FitResult(
