@@ -51,7 +51,7 @@ class Response:
     text: str = ""
     """The response as text, special tokens left out."""
     figures: Figures | None = None
-    """What the engine measured while it drew the response; None from one that cannot."""
+    """The engine's measurements while it drew the response; None from one that cannot."""
 
 
 class Engine(Protocol):

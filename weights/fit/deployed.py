@@ -47,7 +47,7 @@ class Deployed:
     gap_interval: Interval
     """95 % interval of the gap."""
     fall: float | None = None
-    """How much lower the largest KL could become within REACH, at most; None without multipliers,
+    """The most by which the largest KL could be lower within REACH; None without multipliers,
     and for responses whose KLs were not measured while sampling. Moves towards policies of weight
     0 are left out."""
     fall_interval: Interval | None = None
