@@ -28,7 +28,7 @@ export function takeKey() {
   if (!window.opener) return Promise.resolve();
   return new Promise((resolve) => {
     addEventListener("message", ({ origin, data }) => {
-      if (origin !== location.origin || typeof data.apiKey !== "string") return;
+      if (origin !== location.origin || typeof data?.apiKey !== "string") return;
       apiKey = data.apiKey;
       resolve();
     });
