@@ -88,10 +88,12 @@ def launch(
     set_no_telemetry()
     set_safe_path()
     set_plugins()
+    log = StartupLog(enabled=is_quiet, num_checkpoints=len(spec.checkpoints))
+    watch = EndWatch(log.say)
     with (
         live_settings(config.weights_store, config.admin_port, config.max_profiles) as live,
-        StartupLog(enabled=is_quiet, num_checkpoints=len(spec.checkpoints)) as log,
-        _start_signals(log, live) as signals,
+        log,
+        _start_signals(log, live, watch) as signals,
     ):
         set_run_folder(live.folder)
         try:
@@ -104,6 +106,7 @@ def launch(
         except CommandError:
             raise
         except Exception as error:
+            watch.stop()
             if not is_quiet:
                 raise
             what = "the server failed" if signals.is_ready else "the server did not start"
@@ -113,12 +116,10 @@ def launch(
     return 0
 
 
-def _start_signals(log: StartupLog, live: LiveSettings) -> StartSignals:
+def _start_signals(log: StartupLog, live: LiveSettings, watch: EndWatch) -> StartSignals:
     def before_exit() -> None:
         log.close()
         run_folder.remove(live.folder)
-
-    watch = EndWatch(log.say)
 
     def on_signal() -> None:
         log.mute()

@@ -20,6 +20,7 @@ class EndWatch:
         """Args: write: writes a line."""
         self._write = write
         self._thread: threading.Thread | None = None
+        self._over = threading.Event()
 
     def start(self) -> None:
         """Begins to watch. May be called again, and in a signal's handler."""
@@ -27,14 +28,18 @@ class EndWatch:
             self._thread = threading.Thread(target=self._run, name="end-watch", daemon=True)
             self._thread.start()
 
+    def stop(self) -> None:
+        """Writes nothing more: an error, which follows, is the last line."""
+        self._over.set()
+
     def _run(self) -> None:
         began = time.monotonic()
-        time.sleep(FIRST_S)
-        while True:
+        wait_s = FIRST_S
+        while not self._over.wait(wait_s):
+            wait_s = REPEAT_S
             names = running_children()
             what = ", ".join(names) if names else "this process, which tidies up"
             self._write(f"ending for {time.monotonic() - began:.0f} s, still running: {what}")
-            time.sleep(REPEAT_S)
 
 
 def running_children() -> list[str]:

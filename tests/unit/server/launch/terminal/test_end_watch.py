@@ -6,7 +6,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
+
+from prefmix.server.launch.terminal import end_watch
 
 SCRIPT = """
 import subprocess, sys, time
@@ -40,3 +45,14 @@ def test_the_processes_that_are_left_are_named(tmp_path: Path) -> None:
         r"prefmix: ending for \d+ s, still running: python\S* \(process \d+\)", first
     )
     assert second.endswith("still running: this process, which tidies up")
+
+
+def test_nothing_is_said_after_the_end_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is the last line, however long the rest of the process takes."""
+    monkeypatch.setattr(end_watch, "FIRST_S", 0.1)
+    lines: list[str] = []
+    watch = end_watch.EndWatch(lines.append)
+    watch.start()
+    watch.stop()
+    time.sleep(0.4)
+    assert lines == []
