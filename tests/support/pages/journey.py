@@ -36,6 +36,7 @@ PARSED = {
     ("docs/deploying.md", "kubectl apply"): _CLUSTER,
     ("docs/deploying.md", "prefmix weights apply fitted.json"): _CLUSTER,
     ("docs/deploying.md", "for pod in"): _CLUSTER,
+    ("docs/deploying.md", "CUDA_VISIBLE_DEVICES=0"): "needs GPUs",
     ("docs/deploying.md", "prefmix serve serve.yaml -- --tensor"): "needs GPUs",
     ("docs/deploying.md", "prefmix serve serve.yaml --weights-store"): (
         "needs two machines; tests/server/test_two_nodes.py has both on loopback"
