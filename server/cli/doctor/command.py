@@ -6,6 +6,7 @@ It takes the words of `prefmix serve`, makes the same checks, and goes on after 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from prefmix.server.cli import serve
@@ -31,6 +32,8 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.server.cli.doctor.machine import check_machine
     from prefmix.server.config.serve_config import load_config
 
+    if args.config is not None and not os.path.lexists(args.config):
+        raise CommandError(f"{args.config} does not exist; name a configuration", exit_code=2)
     report = Report()
     with held_back_stderr(CommandError):
         has_vllm = check_machine(report)

@@ -110,6 +110,15 @@ def test_a_broken_configuration_is_a_finding(
     assert found["python"][0] == "ok"
 
 
+def test_a_configuration_that_is_not_there_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "/nonexistent/mixture.yaml"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert said.err.startswith("prefmix: error: /nonexistent/mixture.yaml does not exist")
+
+
 def test_a_missing_vllm_is_a_finding(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
