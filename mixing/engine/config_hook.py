@@ -72,6 +72,12 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
             "--load-format dummy reads no base, so nothing says where the adapters belong; drop it",
         ),
         (
+            spec.base is not None and _quantises_while_loading(model_config),
+            "vLLM quantises a base while it loads it, before anything says where the adapters "
+            "belong; drop --quantization, give a base that is quantised already, or serve full "
+            "checkpoints with --policy",
+        ),
+        (
             vllm_config.compilation_config.mode == CompilationMode.STOCK_TORCH_COMPILE,
             "torch would compile the choice of policies with them, for one step and for ever; drop "
             "--compilation-config.mode 1",
@@ -135,6 +141,16 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
     for is_refused, reason in refused:
         if is_refused:
             raise UnsupportedEngineError(reason)
+
+
+def _quantises_while_loading(model_config: ModelConfig) -> bool:
+    """True if linear layers of a checkpoint in floating point become quantised ones."""
+    from vllm.config.quantization import resolve_quantization_config
+
+    wanted = resolve_quantization_config(
+        model_config.quantization, model_config.quantization_config
+    )
+    return wanted is not None and bool(wanted.linear or wanted.targets)
 
 
 def _has_worker_methods(path: str) -> bool:

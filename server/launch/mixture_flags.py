@@ -90,6 +90,8 @@ LIMITED = {
     "logprobs_mode": "only log-probabilities: the logits of a mixture have no zero point",
     "pipeline_parallel_size": "only 1; use `--tensor-parallel-size`",
     "prefill_context_parallel_size": "only 1; use `--tensor-parallel-size`",
+    "quantization": "quantising while loading is not for a shared trunk",
+    "quantization_config": "quantising while loading is not for a shared trunk",
     "runner": "only `generate`: pooling runs no mixture",
     "spec_method": "refused: speculative decoding drafts for one model",
     "spec_model": "refused: speculative decoding drafts for one model",
@@ -163,7 +165,7 @@ middleware model_class_overrides model_loader_extra_config moe_backend nnodes no
 num_gpu_blocks_override numa_bind numa_bind_cpus numa_bind_nodes offload_backend
 offload_group_size offload_num_in_group offload_params offload_prefetch_step optimization_level
 otlp_traces_endpoint override_generation_config performance_mode prefix_cache_retention_interval
-prefix_caching_hash_algo prefix_match_unit pt_load_map_location quantization quantization_config
+prefix_caching_hash_algo prefix_match_unit pt_load_map_location
 ray_workers_use_nsight reasoning_config reasoning_parser reasoning_parser_plugin
 renderer_num_workers response_role return_sampling_mask return_tokens_as_token_ids root_path
 safetensors_load_strategy safetensors_prefetch_block_size safetensors_prefetch_num_threads

@@ -23,8 +23,7 @@ def config_of(spec: MixtureSpec, **options: Any) -> Any:
     return EngineArgs(
         model=spec.checkpoints[0].model,
         hf_overrides=hf_overrides(spec),
-        dtype="float32",
-        **{"enforce_eager": True, "max_model_len": 64, **options},
+        **{"dtype": "float32", "enforce_eager": True, "max_model_len": 64, **options},
     ).create_engine_config()
 
 
@@ -123,6 +122,10 @@ def test_each_members_model_config_has_its_own_hook(
         ({"load_format": "sharded_state"}, "--load-format sharded_state reads one checkpoint"),
         ({"load_format": "runai_streamer"}, "--load-format runai_streamer reads one checkpoint"),
         ({"load_format": "dummy"}, "nothing says where the adapters belong"),
+        (
+            {"quantization": "fp8_per_channel", "dtype": "bfloat16"},
+            "quantises a base while it loads it",
+        ),
         ({"compilation_config": {"mode": 1}}, "compile the choice of policies"),
         ({"worker_extension_cls": "argparse.Namespace"}, "must be derived from prefmix"),
     ],
@@ -147,6 +150,7 @@ def test_pooling_is_refused(policies: list[Path], options: dict[str, Any]) -> No
         {"logprobs_mode": "processed_logprobs"},
         {"load_format": "fastsafetensors"},
         {"load_format": "dummy"},
+        {"quantization": "fp8_per_channel", "dtype": "bfloat16"},
         {"worker_extension_cls": WORKER_EXTENSION},
         {"disable_hybrid_kv_cache_manager": True},
     ],
