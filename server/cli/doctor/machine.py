@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from prefmix.server.cli.doctor.report import Report
-from prefmix.server.launch.environment import check_entry_points, set_plugins
+from prefmix.server.launch.environment import check_entry_points
 from prefmix.server.launch.in_process import import_vllm
 from prefmix.server.launch.installation import InstallationError, require_vllm
 from prefmix.server.launch.start_checks import check_front_end
@@ -33,7 +33,6 @@ def check_machine(report: Report) -> bool:
     has_vllm = _check_vllm(report)
     if has_vllm:
         with report.errors("plugins"):
-            set_plugins()
             check_entry_points()
             report.ok("plugins", "vLLM finds prefmix by its entry points")
         with report.errors("front end"):

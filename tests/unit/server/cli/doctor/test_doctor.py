@@ -22,6 +22,7 @@ CONFIG = ROOT / "policies" / "demo" / "serve.yaml"
 def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks of vLLM have tests of their own; here it is not imported."""
     monkeypatch.setattr(machine, "import_vllm", lambda: None)
+    monkeypatch.setattr(machine, "check_entry_points", lambda: None)
     monkeypatch.setattr(machine, "check_front_end", lambda: None)
     monkeypatch.setattr(machine, "_check_processor", lambda report: None)
     monkeypatch.setattr(configuration, "_check_engine", lambda *_: None)
