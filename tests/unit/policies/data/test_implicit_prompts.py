@@ -86,7 +86,8 @@ def test_pairs_without_a_prompt_are_refused(row: Any, message: str) -> None:
 @pytest.mark.train
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs the train extra")
 @pytest.mark.filterwarnings("ignore")
-def test_prompts_are_those_of_trl() -> None:
+def test_prompts_are_those_of_trl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")  # an import of TRL's sets it
     from trl.data_utils import maybe_extract_prompt
 
     rng = random.Random(0)

@@ -65,7 +65,7 @@ def test_config_of_the_sum_says_nothing_of_one_adapters_layers(tmp_path: Path) -
     other = save_adapter(
         tmp_path / "other", base, seed=2, rank=3, layers=[1], layers_to_transform=[1]
     )
-    shares = {Policy(name=each.name, model=str(each)): 0.5 for each in (one, other)}
+    shares = {Policy(name=each.name, model=str(each)): 0.5 for each in (other, one)}
     (tmp_path / "sum").mkdir()
     written = write_adapter_average(tmp_path / "sum", shares, base="the-base")
     config = json.loads((tmp_path / "sum" / "adapter_config.json").read_text())
