@@ -47,8 +47,8 @@ class RowWeights(StepWeights):
         attn_metadata = self._context().attn_metadata
         if not attn_metadata:
             return self._default_C.expand(num_tokens, -1).contiguous()
-        # Every attention layer's metadata describes the same batch.
-        metadata = next(iter(attn_metadata.values()))
+        # The metadata of every layer that does not attend in chunks describes the batch itself.
+        metadata = next(each for each in attn_metadata.values() if has_whole_requests(each))
         return self._table.token_coefficients(metadata.query_start_loc, num_tokens)
 
 
@@ -100,6 +100,14 @@ class WeightTable:
     def running(self) -> Sequence[RequestMixing]:
         """The requests of the batch."""
         return self.requests[: self.num_active_rows]
+
+
+def has_whole_requests(metadata: Any) -> bool:
+    """False for layers that attend in chunks, whose metadata has a request for each chunk.
+
+    Source: vllm.model_executor.layers.attention.chunked_local_attention (vLLM 0.32).
+    """
+    return not hasattr(metadata, "make_virtual_batches_block_table")
 
 
 # V1 builds the logits processor and the model separately. Both see the same compilation config,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from prefmix.mixing import wire
 from prefmix.mixing.batch.request_mixing import RequestMixing, active_members
-from prefmix.mixing.batch.weights_v1 import WeightTable, apply_batch_update
+from prefmix.mixing.batch.weights_v1 import RowWeights, WeightTable, apply_batch_update
 from prefmix.mixing.spec import MixtureSpec, Policy
 
 SPEC = MixtureSpec(policies=tuple(Policy(name=name, model=name) for name in "abc"))
@@ -81,3 +83,22 @@ def test_token_coefficients_repeat_rows_over_their_tokens() -> None:
     apply_batch_update(table, batch_size=2, added=[(0, one), (1, two)], moved=[])
     weights_TM = table.token_coefficients(torch.tensor([0, 2, 3], dtype=torch.int32), 3)
     assert weights_TM.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0]]
+
+
+def test_a_layer_that_attends_in_chunks_does_not_say_whose_a_token_is(
+    vllm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its metadata has a request for each chunk; here the first of two requests has three."""
+    table = WeightTable(SPEC, num_rows=4, device=torch.device("cpu"))
+    for row, weights in enumerate(([1.0, 0.0, 0.0], [0.0, 0.5, 0.5])):
+        table.write(row, wire.to_extra_args(weights))
+    table.flush(2)
+    chunks = SimpleNamespace(
+        query_start_loc=torch.tensor([0, 2, 4, 6, 7], dtype=torch.int32),
+        make_virtual_batches_block_table=lambda table: table,
+    )
+    whole = SimpleNamespace(query_start_loc=torch.tensor([0, 6, 7], dtype=torch.int32))
+    context = SimpleNamespace(attn_metadata={"layers.0.attn": chunks, "layers.1.attn": whole})
+    monkeypatch.setattr("vllm.forward_context.get_forward_context", lambda: context)
+    coefficients_TC = RowWeights(table).token_coefficients(7)
+    assert torch.equal(coefficients_TC, table.device_SC[[0, 0, 0, 0, 0, 0, 1]])
