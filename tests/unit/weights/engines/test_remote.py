@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from prefmix.weights.engines.remote import RemoteEngine, RemoteError
+from prefmix.weights.engines.remote import RemoteEngine, RemoteError, _figures
 from support.loopback_server import LoopbackServer, serving
 
 AT_ONCE = 12
@@ -102,3 +103,22 @@ def test_a_server_that_stays_busy_is_given_up(monkeypatch: pytest.MonkeyPatch) -
         pytest.raises(RemoteError, match="answered 503"),
     ):
         engine.sample([(5,)] * 9, [1.0], num_responses=1, max_tokens=3, seed=0)
+
+
+def test_figures_are_sums_of_an_attribution_over_its_tokens() -> None:
+    described = {
+        "num_tokens": 4,
+        "mean_entropy": 0.5,
+        "log_partition": -1.5,
+        "policies": {
+            "a": {"mean_logprob": -0.25, "mean_kl": 0.75, "agreement": 1.0},
+            "b": {"mean_logprob": None, "mean_kl": None, "agreement": None},
+        },
+    }
+    found = _figures(described, ("a", "b"))
+    assert found is not None
+    assert (found.entropy, found.log_partition) == (2.0, -1.5)
+    assert (found.kl_M[0], found.logprob_M[0]) == (3.0, -1.0)
+    assert math.isnan(found.kl_M[1])
+    assert math.isnan(found.logprob_M[1])
+    assert _figures(None, ("a", "b")) is None
