@@ -10,10 +10,9 @@ from typing import Any
 
 from prefmix.weights.fit.result import FitResult
 from prefmix.weights.store.change import Change
-from prefmix.weights.store.durable_file import replace_file
 from prefmix.weights.store.edits import merged
 from prefmix.weights.store.errors import StoreFormatError, StoreMissingError
-from prefmix.weights.store.format import dump, for_mixture, spec_of_members
+from prefmix.weights.store.format import for_mixture, spec_of_members
 from prefmix.weights.store.profiles import ProfileSet, build_profile_set
 from prefmix.weights.store.store import WeightsStore
 
@@ -86,14 +85,14 @@ def write_profile(
         default=profile,
         provenance={profile: provenance},
     )
+    store = WeightsStore(path)
     if force:
-        replace_file(path, dump(fitted).encode())
+        store.start_over(fitted)
         return Change(None, fitted), provenance
 
     def edit(present: ProfileSet) -> ProfileSet:
         return merged(present, fitted, source="the fitted profile", with_its_default=make_default)
 
-    store = WeightsStore(path)
     if not path.exists() and store.create(fitted).sha256 == fitted.sha256:
         return Change(None, store.read()), provenance
     return store.change(edit), provenance

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.weights.store.change import Change, Edit, Rollback, check_expected
+from prefmix.weights.store.durable_file import replace_file
 from prefmix.weights.store.errors import (
     StoreError,
     StoreFormatError,
@@ -191,6 +192,14 @@ class WeightsStore:
                 first = signed(replace(initial, version=self.next_version()), by=None)
                 self._files.write(first, kept="there is still no store")
                 return first
+
+    def start_over(self, first: ProfileSet) -> None:
+        """Writes `first` in the place of whatever the file holds, without looking at it.
+
+        Raises: StoreBusyError, StoreFileError; OSError if the file cannot be replaced.
+        """
+        with self._files.locked():
+            replace_file(self._files.current, dump(first).encode())
 
     def next_version(self) -> int:
         """The number that a new store file would get: above all that were given."""

@@ -29,7 +29,8 @@ TRAIN = (
     "torch, transformers, tokenizers, safetensors, tqdm, trl, peft, accelerate and datasets are "
     "not installed: pip install 'prefmix[train]', or in a clone: make setup-train"
 )
-TRAIN_WORDS = ["train", "dpo", "--base", "b", "--data", "d.jsonl", "--output", "o"]
+DATA = str(ROOT / "examples" / "prompts.jsonl")
+TRAIN_WORDS = ["train", "dpo", "--base", "b", "--data", DATA, "--output", "o"]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -126,7 +126,7 @@ def test_a_fit_claims_no_more_than_it_knows_of_its_weights_and_gap() -> None:
         truth_K = objective.kl_per_prompt(exact(world), result.weights_K).mean(axis=0)
         gaps.append(covers(found.gap_interval, float(truth_K.max() - result.weights_K @ truth_K)))
     assert 0.9 <= np.mean(weights) <= 0.99
-    assert np.mean(gaps) >= 0.93
+    assert np.mean(gaps) >= 0.9
     assert np.mean(moved) > 0.5
 
 

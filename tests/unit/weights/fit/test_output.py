@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,12 @@ def test_a_folder_that_is_missing_or_in_the_way_is_refused_before_the_fit(path: 
     path.mkdir()
     with pytest.raises(StoreError):
         check_output(path, None)
+
+
+def test_two_that_replace_one_file_wait_for_each_other(tmp_path: Path) -> None:
+    """Both would write to one file aside, and the later one would find it gone."""
+    path = tmp_path / "w.json"
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(write, path, force=True) for _ in range(40)]:
+            done.result()
+    assert set(WeightsStore(path).read().profiles) == {"fitted"}
