@@ -45,7 +45,7 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
     for index, member in enumerate(spec.checkpoints):
         with _named(member):
             config = member_vllm_config(vllm_config, member, index=index).model_config
-            _check_plain_text_model(member, config)
+            _check_plain_text_model(member, config, on_trunk=spec.base is not None)
         _check_head_sizes(member, config)
         if config.is_moe and vllm_config.parallel_config.data_parallel_size > 1:
             raise CompatibilityError(
@@ -115,7 +115,7 @@ def _quantization(hf_config: Any) -> str:
     )
 
 
-def _check_plain_text_model(member: Policy, config: Any) -> None:
+def _check_plain_text_model(member: Policy, config: Any, *, on_trunk: bool) -> None:
     for is_refused, kind in (
         (config.architectures[0] in _MULTIMODAL_MODELS, "multimodal"),
         (getattr(config.hf_config, "is_encoder_decoder", False), "an encoder-decoder model"),
@@ -127,14 +127,25 @@ def _check_plain_text_model(member: Policy, config: Any) -> None:
         (not info.is_text_generation_model, "no text-generation model"),
         (info.supports_multimodal, "multimodal"),
         (info.is_hybrid or info.is_attention_free, "a state-space or hybrid model"),
-        (
-            getattr(config.hf_text_config, "attention_chunk_size", None),
-            "a model that attends in chunks",
-        ),
         (config.use_mla, "a model with multi-head latent attention"),
     ):
         if is_refused:
             raise _no_plain_text_model(member, kind, architecture)
+    text_config = config.hf_text_config
+    if not getattr(text_config, "attention_chunk_size", None):
+        return
+    if on_trunk:
+        raise CompatibilityError(
+            f"policy {member.name!r} attends in chunks ({architecture}), which cut up the requests "
+            "that a shared trunk joins; merge the adapters into it (peft: merge_and_unload) and "
+            "serve full checkpoints with --policy"
+        )
+    if "full_attention" not in (getattr(text_config, "layer_types", None) or ()):
+        raise CompatibilityError(
+            f"policy {member.name!r} attends in chunks in every layer ({architecture}), so no "
+            "layer says which request a token belongs to; a mixture takes models of which some "
+            "layers attend to the whole text"
+        )
 
 
 def _no_plain_text_model(member: Policy, kind: str, architecture: str) -> CompatibilityError:

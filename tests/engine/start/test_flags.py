@@ -6,12 +6,44 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from vllm.v1.sample.logits_processor import LogitsProcessor
 
 from support.checkpoints.tiny_policies import save_policy
-from support.engines import EngineFactory, spec_of_folders
+from support.engines import RUNNER, EngineFactory, spec_of_folders
 from support.exactness import TOLERANCE_NATS, Job, generate, served
 
 PROMPTS = [tuple(range(2, 60)), (5, 6, 7)]
+
+SCHEDULING: dict[str, Any] = {
+    "block_size": 32,
+    "max_num_batched_tokens": 48,
+    "long_prefill_token_threshold": 16,
+    "scheduling_policy": "priority",
+    "async_scheduling": True,
+    "enable_prefix_caching": False,
+    "disable_cascade_attn": True,
+    "use_fp64_gumbel": True,
+    "optimization_level": 1,
+}
+"""Flags that change the order and the size of what is computed, but no result."""
+
+
+class OnlyEvenTokens(LogitsProcessor):
+    """A processor of a user's own."""
+
+    def __init__(self, *_: Any) -> None:
+        """It keeps no state."""
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """Nothing to do: all requests are alike."""
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        logits[:, 1::2] = -torch.inf
+        return logits
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +64,8 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         {"kv_cache_dtype": "fp8", "dtype": "bfloat16"},
         {"kv_cache_dtype_skip_layers": ["1"], "kv_cache_dtype": "fp8", "dtype": "bfloat16"},
         {"logprobs_mode": "processed_logprobs"},
+        SCHEDULING,
+        {"logits_processors": [OnlyEvenTokens], "dtype": "float16", "seed": 7},
     ],
     ids=str,
 )
@@ -39,6 +73,8 @@ def test_one_hot_answers_are_those_of_plain_vllm_with_the_same_flags(
     own_engine: EngineFactory, windowed: list[Path], flags: dict[str, Any]
 ) -> None:
     """Three policies of which one answers; as a rule the engine's rounding is the same, too."""
+    if RUNNER == "v2" and "logits_processors" in flags:
+        pytest.skip("the processor is written for the V1 runner")
     mixed = []
     llm = own_engine(spec_of_folders(windowed), **flags)
     for index in range(3):
@@ -51,4 +87,6 @@ def test_one_hot_answers_are_those_of_plain_vllm_with_the_same_flags(
         for (tokens, logprobs), plain in zip(answers, alone, strict=True):
             own_tokens, own_logprobs = served(plain.outputs[0])
             assert tokens == own_tokens
+            if "logits_processors" in flags:
+                assert not any(token % 2 for token in tokens)
             assert logprobs == pytest.approx(own_logprobs, abs=TOLERANCE_NATS)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from transformers import AutoConfig
+from vllm.engine.arg_utils import EngineArgs
 
 from prefmix.mixing.spec import hf_overrides
-from support.checkpoints.tiny_policies import VOCAB_SIZE
-from support.engines import spec_of_folders
+from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
+from support.engines import AdaptedBase, EngineFactory, spec_of_folders
+from support.exactness import TOLERANCE_NATS, Oracle, generate, random_jobs
 
 SMALL = {
     "hidden_size": 64,
@@ -22,7 +24,14 @@ SMALL = {
     "vocab_size": VOCAB_SIZE,
     "max_position_embeddings": 256,
 }
-CHUNKS = {"attention_chunk_size": 32, "head_dim": 32, "num_local_experts": 2}
+CHUNKS = {
+    "attention_chunk_size": 32,
+    "head_dim": 32,
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "intermediate_size_mlp": 128,
+}
+"""Llama 4: layers that attend in chunks of 32 tokens, between others that attend to all."""
 LATENT = {
     "kv_lora_rank": 32,
     "q_lora_rank": None,
@@ -45,7 +54,6 @@ LATENT = {
         ("bart", "BartForConditionalGeneration", {}, "an encoder-decoder model"),
         ("bert", "BertModel", {}, "no text-generation model"),
         ("mamba", "MambaForCausalLM", {}, "a state-space or hybrid model"),
-        ("llama4_text", "Llama4ForCausalLM", CHUNKS, "a model that attends in chunks"),
         (
             "deepseek_v2",
             "DeepseekV2ForCausalLM",
@@ -63,8 +71,6 @@ def test_other_models_than_those_of_plain_attention_are_refused_before_loading(
     kind: str,
     is_first: bool,
 ) -> None:
-    from vllm.engine.arg_utils import EngineArgs
-
     other = Path(shutil.copytree(policies[0], tmp_path / "other"))
     config = AutoConfig.for_model(model_type, **{**SMALL, **more}, architectures=[architecture])
     config.save_pretrained(other)
@@ -76,4 +82,47 @@ def test_other_models_than_those_of_plain_attention_are_refused_before_loading(
         enforce_eager=True,
     )
     with pytest.raises(ValueError, match=f"policy 'other' is {kind} .*{architecture}"):
+        arguments.create_engine_config()
+
+
+def test_layers_that_attend_in_chunks_are_exact_in_full_checkpoints(
+    own_engine: EngineFactory, policies: list[Path], tmp_path: Path
+) -> None:
+    """Their metadata has a request for each chunk, which must not be taken for the requests."""
+    sizes = {**CHUNKS, "no_rope_layers": [1, 0], "bos_token_id": 0, "eos_token_id": 1}
+    folders = [
+        save_policy(tmp_path / name, seed=seed, model_type="llama4_text", **sizes)
+        for seed, name in enumerate(("one", "two"))
+    ]
+    batch = random_jobs(10, num_members=2, vocab_size=VOCAB_SIZE, seed=2, longest=100)
+    for members in (folders, [policies[0], folders[1]]):
+        llm = own_engine(spec_of_folders(members), max_num_batched_tokens=64, max_num_seqs=16)
+        outputs = generate(llm, batch)
+        assert Oracle(members).worst_error(batch, outputs) < TOLERANCE_NATS
+
+
+@pytest.mark.parametrize("is_trunk", [True, False])
+def test_other_models_that_attend_in_chunks_are_refused(
+    adapted: AdaptedBase, policies: list[Path], tmp_path: Path, is_trunk: bool
+) -> None:
+    folder = Path(shutil.copytree(adapted.base, tmp_path / "chunks"))
+    layers = [1, 0] if is_trunk else [1, 1]
+    config = AutoConfig.for_model(
+        "llama4_text",
+        **{**SMALL, **CHUNKS, "no_rope_layers": layers},
+        architectures=["Llama4ForCausalLM"],
+    )
+    config.save_pretrained(folder)
+    spec = spec_of_folders([policies[0], folder])
+    words = "'chunks' attends in chunks in every layer"
+    if is_trunk:
+        spec = AdaptedBase(folder, adapted.adapters, adapted.merged).spec()
+        words = "attends in chunks .* that a shared trunk joins"
+    arguments = EngineArgs(
+        model=spec.checkpoints[0].model,
+        hf_overrides=hf_overrides(spec),
+        max_model_len=64,
+        enforce_eager=True,
+    )
+    with pytest.raises(ValueError, match=words):
         arguments.create_engine_config()
