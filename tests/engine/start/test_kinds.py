@@ -95,8 +95,9 @@ def test_layers_that_attend_in_chunks_are_exact_in_full_checkpoints(
         for seed, name in enumerate(("one", "two"))
     ]
     batch = random_jobs(10, num_members=2, vocab_size=VOCAB_SIZE, seed=2, longest=100)
-    for members in (folders, [policies[0], folders[1]]):
-        llm = own_engine(spec_of_folders(members), max_num_batched_tokens=64, max_num_seqs=16)
+    for members in (folders, [folders[1], policies[0]]):
+        sizes_of_steps = {"max_num_batched_tokens": 64, "max_num_seqs": 16, "block_size": 32}
+        llm = own_engine(spec_of_folders(members), **sizes_of_steps)
         outputs = generate(llm, batch)
         assert Oracle(members).worst_error(batch, outputs) < TOLERANCE_NATS
 
