@@ -49,6 +49,8 @@ def load_function(spec: str) -> Callable[..., Any]:
         module = _module_of_file(Path(source).expanduser(), spec)
     else:
         module = _module(source, spec)
+    if not name:
+        raise TrainError(f"the reward function {spec!r} has no name behind the file; {_FORMS}")
     found: Any = module
     for part in name.split("."):
         try:

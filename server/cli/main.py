@@ -126,8 +126,9 @@ def _chosen(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpar
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    bare = {each.lstrip("-"): each for each in known}  # two dashes in common are no likeness
+    close = difflib.get_close_matches(word.lstrip("-"), bare, n=1)
+    return f" (did you mean {bare[close[0]]!r}?)" if close else ""
 
 
 def _help() -> str:

@@ -247,6 +247,8 @@ def _target_flag(args: argparse.Namespace) -> str:
 
 
 def _history(args: argparse.Namespace) -> int:
+    if args.plot is not None and args.plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot is {str(args.plot)!r}, and the picture is a PNG: end it in .png")
     if args.profile is not None and args.plot is None:
         raise UsageError("--profile belongs to --plot: it names the profile that is drawn")
     versions = _target(args).history()

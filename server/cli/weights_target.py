@@ -168,7 +168,8 @@ class FileTarget:
             )
         except StoreMissingError as error:
             raise StoreMissingError(
-                f"{error}; make it with 'prefmix weights apply FILE', or let 'prefmix serve "
-                "--weights-store PATH' make it"
+                f"{error}; make it with 'prefmix weights apply FILE', where FILE is what 'prefmix "
+                "fit --output FILE' wrote or another store, or let 'prefmix serve --weights-store "
+                "PATH' make it"
             ) from None
         return Receipt.of(change)

@@ -215,6 +215,15 @@ def profile_mixing(name: str, mixing: object) -> Mixing:
         raise ProfileError(f"profile {name!r}: mixing: {error}") from None
 
 
+def check_mixings(profiles: ProfileSet, spec: MixtureSpec) -> None:
+    """Raises: ProfileError naming a profile whose way to mix a mixture does not have."""
+    for name, mixing in profiles.mixings.items():
+        try:
+            check_mixing(mixing, has_base=spec.base is not None)
+        except MixingError as error:
+            raise ProfileError(f"profile {name!r}: mixing: {error}") from None
+
+
 def profile_weights(name: str, preferences: object, spec: MixtureSpec) -> tuple[float, ...]:
     """A profile's M weights from `{member: number}`, by the rules of a request's.
 

@@ -25,7 +25,12 @@ from prefmix.weights.store.errors import (
 from prefmix.weights.store.files import StoreFiles
 from prefmix.weights.store.format import dump, for_mixture, parse
 from prefmix.weights.store.numbering import Served, numbered
-from prefmix.weights.store.profiles import ProfileSet, check_num_profiles
+from prefmix.weights.store.profiles import (
+    ProfileError,
+    ProfileSet,
+    check_mixings,
+    check_num_profiles,
+)
 from prefmix.weights.store.signing import signed
 
 HISTORY_LIMIT = 50
@@ -170,7 +175,13 @@ class WeightsStore:
     def _read(self, path: Path) -> ProfileSet:
         content = self._files.read(path)
         profiles = parse(content, source=str(path), max_profiles=self._max_profiles)
-        return profiles if self.spec is None else for_mixture(profiles, self.spec, source=str(path))
+        if self.spec is None:
+            return profiles
+        try:
+            check_mixings(profiles, self.spec)
+        except ProfileError as error:
+            raise StoreFormatError(f"{path}: {error}") from None
+        return for_mixture(profiles, self.spec, source=str(path))
 
     # --- changing ----------------------------------------------------------------------------
 
@@ -298,6 +309,8 @@ class WeightsStore:
         check_expected(before, expected)
         after = signed(replace(edit(before), version=before.version + 1), by=by)
         check_num_profiles(len(after.profiles), self._max_profiles)
+        if self.spec is not None:
+            check_mixings(after, self.spec)
         if after.sha256 == before.sha256:
             after = before
         # What is about to be written must be readable: the same checks as for a file from outside.

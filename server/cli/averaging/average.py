@@ -59,5 +59,5 @@ def _run(args: argparse.Namespace) -> None:
         f"average  {subject.told}\n"
         f"text     tokenizer and defaults of generation of {subject.spec.defaults.name!r}\n"
         f"wrote    {args.output}, {num_bytes / 1e6:.1f} MB of parameters\n\n"
-        f"Plain vLLM serves it: vllm serve {args.output}"
+        f"Plain vLLM serves it: vllm serve {args.output.absolute()}"
     )

@@ -83,7 +83,7 @@ def _write_merged(args: argparse.Namespace, subject: Averaged, shares: dict[Any,
         num_bytes = write_merged(folder, base, shares, text_from=own)
     print(
         f"wrote    {args.output}, {num_bytes / 1e6:.1f} MB of parameters\n\n"
-        f"Plain vLLM serves it: vllm serve {args.output}"
+        f"Plain vLLM serves it: vllm serve {args.output.absolute()}"
     )
 
 
@@ -121,7 +121,7 @@ def _how_to_serve(args: argparse.Namespace, base: str, rank: int) -> str:
         )
     return (
         f"Plain vLLM serves it: vllm serve {base} --enable-lora --max-lora-rank {fitting} "
-        f"--lora-modules {args.output.name}={args.output}"
+        f"--lora-modules {args.output.name}={args.output.absolute()}"
     )
 
 

@@ -101,7 +101,8 @@ def _values(flag: argparse.Action) -> list[str]:
 def _bash(commands: list[Node]) -> str:
     nodes = [node for command in commands for node in command.nodes()]
     words = [
-        f"        {shlex.quote(' '.join(node.path))}) words={shlex.quote(' '.join(node.words))} ;;"
+        f"        {shlex.quote(' '.join(node.path))}) words={shlex.quote(' '.join(node.words))}"
+        f"{'; files=' if node.children or node.choices else ''} ;;"
         for node in nodes
     ]
     parents = [
@@ -126,6 +127,8 @@ def _bash(commands: list[Node]) -> str:
             '    local cur="${COMP_WORDS[COMP_CWORD]}" prev="" path="" words="" children=""',
             "    local files=1 index word passed=",
             '    [ "$COMP_CWORD" -gt 0 ] && prev="${COMP_WORDS[COMP_CWORD-1]}"',
+            '    if [ "$cur" = "=" ]; then cur=""',  # --flag=VALUE is three words to bash
+            '    elif [ "$prev" = "=" ]; then prev="${COMP_WORDS[COMP_CWORD-2]}"; fi',
             f"    children={shlex.quote(names)}",
             "    for ((index = 1; index < COMP_CWORD; index++)); do",
             '        word="${COMP_WORDS[index]}"',
@@ -154,10 +157,11 @@ def _bash(commands: list[Node]) -> str:
             '    [ "${COMP_WORDS[1]}" = help ] && { words=' + shlex.quote(names) + "; files=; }",
             '    COMPREPLY=( $(compgen -W "$words" -- "$cur") )',
             '    if [ -n "$files" ] && [ "${cur#-}" = "$cur" ]; then',
+            "        compopt -o filenames 2>/dev/null",  # zsh has none, and needs none
             '        COMPREPLY+=( $(compgen -f -- "$cur") )',
             "    fi",
             "}",
-            "complete -o filenames -F _prefmix prefmix",
+            "complete -F _prefmix prefmix",
             "",
         ]
     )

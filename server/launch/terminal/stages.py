@@ -57,7 +57,7 @@ class StartStages:
         self._lock = threading.RLock()  # a signal's handler may stop what its thread has begun
         self._began_at = self._said_at = clock()
         self._order, self._text, self._shards, self._said = 0, "", "", ""
-        self._width = 0
+        self._width, self._drawn = 0, ""
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -123,13 +123,16 @@ class StartStages:
         bar = "#" * filled + "." * (_BAR_CHARS - filled)
         columns = shutil.get_terminal_size().columns - 1
         line = f"prefmix: {bar} {text}"[:columns]
+        if line == self._drawn:
+            return
+        self._drawn = line
         self._write(f"\r{line.ljust(self._width)}".encode())
         self._width = len(line)
 
     def _clear(self) -> None:
         if self._width:
             self._write(b"\r" + b" " * self._width + b"\r")
-            self._width = 0
+            self._width, self._drawn = 0, ""
 
     def _run(self) -> None:
         while not self._over.wait(_TICK_S):

@@ -245,7 +245,7 @@ def test_functions_of_a_file_are_found(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("FILE:shrot", r"has no 'shrot'\); .*did you mean 'short'\?"),
-        ("FILE", r"has no ''\); expected module:function, or file\.py:function"),
+        ("FILE", r"has no name behind the file; expected module:function, or file\.py:function"),
         ("FILE:LIMIT", "is a int, no function"),
         ("FILE:Needy", "is a class and cannot be made without arguments .TypeError"),
         ("gone.py:short", r"there is no file gone\.py"),

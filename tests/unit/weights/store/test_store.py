@@ -464,3 +464,17 @@ def test_a_change_that_the_format_cannot_carry_is_refused(store: WeightsStore) -
     with pytest.raises(StoreError, match="would break the store"):
         store.change(lambda current: replace(current, default="nobody"))
     assert json.loads(store.path.read_text())["version"] == 1
+
+
+def test_full_checkpoints_take_no_profile_that_mixes_parameters(
+    store: WeightsStore, tmp_path: Path
+) -> None:
+    """Neither by a change nor from the file: every request of the profile would be refused."""
+    with pytest.raises(ProfileError, match=r"profile 'p': mixing: full checkpoints"):
+        store.change(lambda current: with_profile(current, "p", {"a": 1}, mixing="parameters"))
+    assert store.read().version == 1
+    outside = WeightsStore(store.path)
+    outside.change(lambda current: with_profile(current, "p", {"a": 1}, mixing="parameters"))
+    with pytest.raises(StoreFormatError, match=r"w\.json: profile 'p': mixing: full checkpoints"):
+        store.read()
+    assert store.change(Rollback(store, 1)).after.mixings == {}

@@ -57,6 +57,8 @@ def test_flags_and_their_values_are_offered(bash_script: Path) -> None:
     assert complete(bash_script, "serve", "--admin") == ["--admin-port"]
     assert complete(bash_script, "serve", "--port", "8001", "--admin") == ["--admin-port"]
     assert complete(bash_script, "serve", "--weight-space", "") == ["simplex", "affine"]
+    assert complete(bash_script, "serve", "--weight-space", "=") == ["simplex", "affine"]
+    assert complete(bash_script, "serve", "--weight-space", "=", "af") == ["affine"]
     assert "--if-match" in complete(bash_script, "weights", "set", "--")
     assert "--if-match" not in complete(bash_script, "weights", "show", "--")
     assert complete(bash_script, "completion", "z") == ["zsh"]
@@ -111,3 +113,14 @@ def test_the_line_of_the_page_works_in_bash() -> None:
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.endswith("-F _prefmix prefmix\n")
+
+
+def test_files_are_offered_only_where_a_file_may_stand(bash_script: Path, tmp_path: Path) -> None:
+    """A clone has folders whose names are those of commands or begin alike."""
+    for name in ("weights", "server"):
+        (tmp_path / name).mkdir()
+    assert complete(bash_script, "weights", "se", folder=tmp_path) == ["set"]
+    shells = complete(bash_script, "completion", "", folder=tmp_path)
+    assert shells == ["bash", "zsh", "fish", "-h", "--help"]
+    assert "server" in complete(bash_script, "serve", "", folder=tmp_path)
+    assert "-o filenames" not in script("bash").splitlines()[-1], "commands would end in a slash"
