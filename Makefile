@@ -12,8 +12,7 @@ export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
 # One thread a process: with two threads each they would wait for one another. `-n logical` is a
-# process a core, `-n auto` one more, for tests that wait for servers (tests/conftest.py). `make test`
-# runs both at once (scripts/all_tests.py).
+# process a core, `-n auto` one more, for tests that wait for servers (tests/conftest.py).
 # tests/support/groups.py says what one process runs together, and what comes first.
 PARALLEL := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
     --dist loadscope --no-loadscope-reorder --maxprocesses 5
@@ -42,8 +41,7 @@ serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)
 	    "         \"max_tokens\": 80, \"preference_weights\": {\"positive\": 1, \"concise\": 2}}'" ''
 	@exec $(BIN)/prefmix serve policies/demo/serve.yaml --port $(PORT)
 
-test: ready ## unit tests, engines and servers on a CPU (about seven minutes on two cores)
-	@$(BIN)/python scripts/all_tests.py
+test: test-unit test-engine ## unit tests, then engines and servers on a CPU (about a quarter of an hour on two cores)
 	@$(BIN)/python tests/support/tools.py
 
 test-unit: ready ## the fast tests: no engine, about a minute

@@ -73,7 +73,8 @@ def unlike(
 @pytest.fixture(scope="module")
 def oracle(unlike: tuple[MixtureSpec, list[Path]]) -> Oracle:
     class OverCommonTokens(Oracle):
-        def logprobs(self, tokens: Any, weights: Any) -> torch.Tensor:
+        def logprobs(self, tokens: Any, weights: Any, mixing: str = "logits") -> torch.Tensor:
+            assert mixing == "logits"
             logits_TMV = self.logits(tokens).double()
             mixed_TV = torch.einsum("tmv,m->tv", logits_TMV, torch.tensor(weights).double())
             mixed_TV[:, PAD] = -torch.inf

@@ -20,13 +20,23 @@ from prefmix.server.launch.terminal.startup_log import say
 
 end_watch.FIRST_S, end_watch.REPEAT_S = 0.1, 0.5
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-watch = end_watch.EndWatch(say)
+lines = []
+
+def told(line):
+    say(line)
+    lines.append(line)
+
+def wait_for(words):
+    while not (lines and words in lines[-1]):
+        time.sleep(0.05)
+
+watch = end_watch.EndWatch(told)
 watch.start()
 watch.start()
-time.sleep(0.4)
+wait_for("python")
 child.kill()
 child.wait()
-time.sleep(0.5)
+wait_for("this process")
 """
 
 
@@ -40,11 +50,11 @@ def test_the_processes_that_are_left_are_named(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(root)},
     )
     assert run.returncode == 0, run.stderr
-    first, second = run.stderr.splitlines()[:2]
+    first, *_, last = run.stderr.splitlines()
     assert re.fullmatch(
         r"prefmix: ending for \d+ s, still running: python\S* \(process \d+\)", first
     )
-    assert second.endswith("still running: this process, which tidies up")
+    assert last.endswith("still running: this process, which tidies up")
 
 
 def test_nothing_is_said_after_the_end_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
