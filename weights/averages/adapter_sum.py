@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from prefmix.mixing.checkpoints.lora import read_adapter
 from prefmix.mixing.spec import Policy
 from prefmix.weights.averages.errors import ParameterAverageError
+from prefmix.weights.engines.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -127,6 +128,7 @@ def write_adapter_average(
     *,
     base: str | None = None,
     rank: int | None = None,
+    progress: Progress | None = None,
 ) -> WrittenAdapter:
     """Writes the average of LoRA adapters' updates as an adapter in PEFT's format, in float32.
 
@@ -135,6 +137,7 @@ def write_adapter_average(
       shares: adapter -> its share, not empty.
       base: the base that the adapter's config names; None is that of the first adapter.
       rank: the highest rank of a layer; None keeps the sums of ranks, which are exact.
+      progress: shows how many layers are done; None is silent.
     """
     from safetensors.torch import save_file
 
@@ -142,12 +145,15 @@ def write_adapter_average(
     ranks: dict[str, int] = {}
     errors: dict[str, float] = {}
     with opened_sum(shares) as total:
-        for module in total.modules:
-            exact = total.update(module)
-            update = exact if rank is None else truncated(exact, rank)
-            stem = f"base_model.model.{module}.lora_"
-            tensors |= {f"{stem}A.weight": update.lora_a, f"{stem}B.weight": update.lora_b}
-            ranks[module], errors[module] = update.rank, update.error
+        stage = (progress or Progress(quiet=True)).stage("write", len(total.modules), "layers")
+        with stage.working():
+            for module in total.modules:
+                exact = total.update(module)
+                update = exact if rank is None else truncated(exact, rank)
+                stem = f"base_model.model.{module}.lora_"
+                tensors |= {f"{stem}A.weight": update.lora_a, f"{stem}B.weight": update.lora_b}
+                ranks[module], errors[module] = update.rank, update.error
+                stage.advance(1)
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
     given = json.loads(
         (read_adapter(next(iter(shares))).folder / ADAPTER_CONFIG).read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ from prefmix.weights.averages.copied_files import (
     write_config,
 )
 from prefmix.weights.averages.errors import ParameterAverageError
+from prefmix.weights.engines.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ def write_average(
     *,
     text_from: Policy | None = None,
     with_overrides: bool = False,
+    progress: Progress | None = None,
 ) -> int:
     """Writes the average of full checkpoints, computed in float32 and stored in the first's dtypes.
 
@@ -40,6 +42,7 @@ def write_average(
       text_from: the model that gives tokenizer, chat template, special tokens and defaults of
         generation; None is the first policy.
       with_overrides: true writes the policies' overrides of the config into the config.
+      progress: shows how many tensors are done; None is silent.
     Returns: the number of bytes of the parameters.
     Raises: ParameterAverageError if the policies compute different functions of their parameters,
       or differ in the names or shapes of their tensors.
@@ -58,7 +61,7 @@ def write_average(
 
         write_config(folder, config, folders[0], text)
         copy_text_files(folder, text)
-        return write_parameters(folder, checkpoints[0].forms, average)
+        return write_parameters(folder, checkpoints[0].forms, average, progress=progress)
 
 
 def average_bytes(shares: Mapping[Policy, float]) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefmix.mixing.spec import Policy
 from prefmix.weights.averages.errors import ParameterAverageError
+from prefmix.weights.engines.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,11 @@ def opened(folders: Sequence[Path]) -> Iterator[list[OpenCheckpoint]]:
 
 
 def write_parameters(
-    folder: Path, forms: Mapping[str, TensorForm], tensor: Callable[[str], torch.Tensor]
+    folder: Path,
+    forms: Mapping[str, TensorForm],
+    tensor: Callable[[str], torch.Tensor],
+    *,
+    progress: Progress | None = None,
 ) -> int:
     """Writes tensors in files of at most `FILE_BYTES`, with an index if there are several.
 
@@ -89,18 +94,24 @@ def write_parameters(
       folder: exists.
       forms: tensor name -> its form, whose bytes decide in which file a tensor is.
       tensor: name -> the tensor; asked for once each, in order.
+      progress: shows how many are done; None is silent.
     Returns: the number of bytes of all tensors.
     """
     from safetensors.torch import save_file
 
+    stage = (progress or Progress(quiet=True)).stage("write", len(forms), "tensors")
     groups = _groups(forms)
     width = f"{len(groups):05}"
     weight_map: dict[str, str] = {}
-    for number, names in enumerate(groups, start=1):
-        file = PARAMETERS if len(groups) == 1 else f"model-{number:05}-of-{width}.safetensors"
-        tensors = {name: tensor(name).contiguous() for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, file)
+    with stage.working():
+        for number, names in enumerate(groups, start=1):
+            file = PARAMETERS if len(groups) == 1 else f"model-{number:05}-of-{width}.safetensors"
+            tensors = {}
+            for name in names:
+                tensors[name] = tensor(name).contiguous()
+                stage.advance(1)
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(names, file)
     num_bytes = sum(form.num_bytes for form in forms.values())
     if len(groups) > 1:
         index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}

@@ -13,6 +13,7 @@ from prefmix.weights.averages.adapter_sum import ADAPTER_CONFIG, Update, opened_
 from prefmix.weights.averages.checkpoint_files import fetched_folder, opened, write_parameters
 from prefmix.weights.averages.copied_files import checked_config, copy_text_files, write_config
 from prefmix.weights.averages.errors import ParameterAverageError
+from prefmix.weights.engines.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,12 @@ _ANOTHER_WAY = "export the adapter, without --merge, and merge it with peft (mer
 
 
 def write_merged(
-    folder: Path, base: Policy, shares: Mapping[Policy, float], *, text_from: Policy | None = None
+    folder: Path,
+    base: Policy,
+    shares: Mapping[Policy, float],
+    *,
+    text_from: Policy | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Writes base + sum_k w_k s_k B_k A_k, computed in float32 and stored in the base's dtypes.
 
@@ -31,6 +37,7 @@ def write_merged(
       shares: adapter -> its share; none writes the base itself.
       text_from: the adapter whose own tokenizer, chat template and defaults of generation prevail
         over those of the base; None if none do.
+      progress: shows how many tensors are done; None is silent.
     Returns: the number of bytes of the parameters.
     Raises: ParameterAverageError if an adapted layer has no tensor of its own in the base's files.
     """
@@ -50,7 +57,7 @@ def write_merged(
         write_config(folder, config, source, source)
         own = [] if text_from is None else [read_adapter(text_from).folder]
         copy_text_files(folder, source, *own)
-        return write_parameters(folder, checkpoint.forms, merged)
+        return write_parameters(folder, checkpoint.forms, merged, progress=progress)
 
 
 def _tensor_name(module: str, names: Mapping[str, object]) -> str:

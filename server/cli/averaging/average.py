@@ -41,6 +41,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     from prefmix.weights.averages.checkpoint_average import average_bytes, write_average
+    from prefmix.weights.engines.progress import Progress
 
     subject = averaged(args)
     if subject.spec.base is not None:
@@ -53,7 +54,11 @@ def _run(args: argparse.Namespace) -> None:
     record: dict[str, Any] = {"kind": "checkpoint"}
     with writing(args, subject, record, needed_bytes=average_bytes(subject.shares)) as folder:
         num_bytes = write_average(
-            folder, subject.shares, text_from=subject.spec.defaults, with_overrides=True
+            folder,
+            subject.shares,
+            text_from=subject.spec.defaults,
+            with_overrides=True,
+            progress=Progress(),
         )
     print(
         f"average  {subject.told}\n"

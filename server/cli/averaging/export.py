@@ -75,12 +75,13 @@ def _run(args: argparse.Namespace) -> None:
 def _write_merged(args: argparse.Namespace, subject: Averaged, shares: dict[Any, float]) -> None:
     from prefmix.weights.averages.checkpoint_average import average_bytes
     from prefmix.weights.averages.merged_checkpoint import write_merged
+    from prefmix.weights.engines.progress import Progress
 
     (base,) = subject.spec.checkpoints
     own = subject.spec.defaults if subject.spec.defaults in subject.spec.adapters else None
     record = {"kind": "merged checkpoint", "base": base.model}
     with writing(args, subject, record, needed_bytes=average_bytes({base: 1.0})) as folder:
-        num_bytes = write_merged(folder, base, shares, text_from=own)
+        num_bytes = write_merged(folder, base, shares, text_from=own, progress=Progress())
     print(
         f"wrote    {args.output}, {num_bytes / 1e6:.1f} MB of parameters\n\n"
         f"Plain vLLM serves it: vllm serve {args.output.absolute()}"
@@ -91,11 +92,14 @@ def _write_adapter(args: argparse.Namespace, subject: Averaged, shares: dict[Any
     from prefmix.mixing.checkpoints.lora import read_adapter
     from prefmix.weights.averages.adapter_sum import write_adapter_average
     from prefmix.weights.averages.copied_files import copy_text_files
+    from prefmix.weights.engines.progress import Progress
 
     assert subject.spec.base is not None
     record: dict[str, Any] = {"kind": "adapter", "base": subject.spec.base}
     with writing(args, subject, record, needed_bytes=0) as folder:
-        written = write_adapter_average(folder, shares, base=subject.spec.base, rank=args.rank)
+        written = write_adapter_average(
+            folder, shares, base=subject.spec.base, rank=args.rank, progress=Progress()
+        )
         if subject.spec.defaults in subject.spec.adapters:
             copy_text_files(folder, read_adapter(subject.spec.defaults).folder)
         record |= {"rank": written.rank, "relative_errors": written.errors}

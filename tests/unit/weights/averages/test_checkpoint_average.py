@@ -1,5 +1,6 @@
 """The parameter average of full checkpoints: the numbers, the files beside them, the refusals."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from prefmix.weights.averages import checkpoint_files  # noqa: E402
 from prefmix.weights.averages.checkpoint_average import write_average  # noqa: E402
 from prefmix.weights.averages.checkpoint_files import INDEX, PARAMETERS  # noqa: E402
 from prefmix.weights.averages.errors import ParameterAverageError  # noqa: E402
+from prefmix.weights.engines.progress import Progress  # noqa: E402
 from support.checkpoints.tiny_policies import save_policy  # noqa: E402
 
 
@@ -185,3 +187,15 @@ def test_parts_of_a_large_average_make_the_same_model(
     found = AutoModelForCausalLM.from_pretrained(parts).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_terminal_shows_how_many_tensors_are_done(tmp_path: Path) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    one = _checkpoint(tmp_path / "one", {"a": torch.zeros(2), "b": torch.zeros(3)})
+    shown = Terminal()
+    _average(tmp_path / "average", {one: 1.0}, progress=Progress(shown))
+    assert "write" in shown.getvalue()
+    assert "2/2 tensors" in shown.getvalue()
