@@ -60,7 +60,7 @@ def _texts() -> Iterator[Hostile]:
         yield with_key(f"a role of {name}", CHAT, chat(messages=said))
         yield with_key(f"a role of {name}", "/tokenize", {"messages": said})
         body = {"input": "Hi.", "previous_response_id": text}
-        yield with_key(f"an id of {name}", RESPONSES, body, statuses=(404,))
+        yield with_key(f"an id of {name}", RESPONSES, body, statuses=(400,))
     for line in (
         "x-request-id: " + "a" * 8000,
         "x-request-id: a\tb",
