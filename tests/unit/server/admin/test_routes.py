@@ -138,7 +138,7 @@ def test_get_changes_nothing(admin: Admin, method: str, path: str) -> None:
 
 def test_a_profile_is_stored_and_in_force(admin: Admin, log: pytest.LogCaptureFixture) -> None:
     before = admin.live.current
-    body = {"weights": {"a": 1, "b": 3}, "mixing": "parameters", "provenance": {"seed": 4}}
+    body = {"weights": {"a": 1, "b": 3}, "mixing": "logits", "provenance": {"seed": 4}}
     answer = admin.ask("PUT", "/profiles/x", body).json()
     after = admin.live.current
     assert answer == {
@@ -154,7 +154,7 @@ def test_a_profile_is_stored_and_in_force(admin: Admin, log: pytest.LogCaptureFi
     shown = admin.ask("GET", "/weights")
     assert shown.json()["profiles"]["x"] == {
         "weights": {"a": 0.25, "b": 0.75, "base": 0.0},
-        "mixing": "parameters",
+        "mixing": "logits",
         "provenance": {"seed": 4},
     }
     assert shown.headers["ETag"] == f'"{after.sha256}"'
@@ -163,6 +163,14 @@ def test_a_profile_is_stored_and_in_force(admin: Admin, log: pytest.LogCaptureFi
         f"by=ops did=put:x old=1:{before.sha256[:12]} new=2:{after.sha256[:12]} applied"
     )
     assert "secret" not in log.text
+
+
+def test_full_checkpoints_take_no_profile_that_mixes_parameters(admin: Admin) -> None:
+    before = admin.live.current
+    refused = admin.ask("PUT", "/profiles/x", {"weights": {"a": 1}, "mixing": "parameters"})
+    assert refused.status_code == 400
+    assert "full checkpoints have no parameters to mix" in refused.json()["error"]["message"]
+    assert admin.live.current == admin.store.read() == before
 
 
 def test_default_delete_and_rollback(admin: Admin, log: pytest.LogCaptureFixture) -> None:
