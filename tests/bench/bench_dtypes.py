@@ -1,4 +1,4 @@
-"""The two dtypes of a CPU beside each other: one policy and a shared trunk of three, in one run.
+"""The two dtypes of a CPU beside each other: one policy, in one run.
 
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 .venv/bin/python tests/bench/bench_dtypes.py
 
@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from prefmix.bench.contestants.models import add_model_flags, prepare_models
-from prefmix.bench.contestants.settings import ONE_POLICY, TRUNK, contestant_settings
+from prefmix.bench.contestants.settings import ONE_POLICY, contestant_settings
 from prefmix.bench.engine import measure_rounds, started
 from prefmix.bench.engine_flags import (
     add_engine_flags,
@@ -38,13 +38,14 @@ def main() -> None:
     add_engine_flags(parser)
     add_model_flags(parser, size="134m")
     args = parser.parse_args()
+    args.vary_lengths = False
     with tempfile.TemporaryDirectory() as folder:
         models = prepare_models(args, Path(folder), num_policies=NUM_POLICIES)
         settings = {}
         for dtype in DTYPES:
             common = common_settings(argparse.Namespace(**{**vars(args), "dtype": dtype}), [])
             known = contestant_settings(models, num_policies=NUM_POLICIES, common=common)
-            settings |= {f"{name}, {dtype}": known[name] for name in (ONE_POLICY, TRUNK)}
+            settings |= {f"{ONE_POLICY}, {dtype}": known[ONE_POLICY]}
         with started(settings) as (workers, _):
             times = measure_rounds(args, workers, num_policies=NUM_POLICIES, batch=args.batch)
     print(f"{'contestant':<24}  {'tokens/s':>9}  {'first ms':>9}  {'of bfloat16':>11}")
