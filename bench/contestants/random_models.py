@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from prefmix.mixing.checkpoints.file_names import ADAPTER_CONFIG, ADAPTER_PARAMETERS, PARAMETERS
+
 CHAT_TEMPLATE = (
     "<s>{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -133,7 +135,7 @@ def save_average(folder: Path, models: Sequence[Path]) -> Path:
       models: local folders of one architecture and shape, each with one model.safetensors.
     Raises: ValueError if their tensors differ in name or shape.
     """
-    states = [load_file(model / "model.safetensors") for model in models]
+    states = [load_file(model / PARAMETERS) for model in models]
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     for model, other in zip(models, shapes, strict=True):
         if other != shapes[0]:
@@ -143,7 +145,7 @@ def save_average(folder: Path, models: Sequence[Path]) -> Path:
         for name, first in states[0].items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(mean, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(mean, folder / PARAMETERS, metadata={"format": "pt"})
     for path in models[0].iterdir():
         if path.suffix == ".json":
             (folder / path.name).write_bytes(path.read_bytes())
@@ -154,7 +156,7 @@ def save_adapter(folder: Path, base: Path, *, rank: int, seed: int) -> Path:
     """Writes a LoRA adapter of every linear layer of a local base, in PEFT's format."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    with safe_open(base / "model.safetensors", framework="pt") as checkpoint:
+    with safe_open(base / PARAMETERS, framework="pt") as checkpoint:
         for name in checkpoint.keys():  # noqa: SIM118, it is no dictionary
             module = name.removesuffix(".weight")
             if module.endswith(ADAPTED):
@@ -164,7 +166,7 @@ def save_adapter(folder: Path, base: Path, *, rank: int, seed: int) -> Path:
                 tensors[f"base_model.model.{module}.lora_A.weight"] = lora_a
                 tensors[f"base_model.model.{module}.lora_B.weight"] = lora_b
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / ADAPTER_PARAMETERS, metadata={"format": "pt"})
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -174,5 +176,5 @@ def save_adapter(folder: Path, base: Path, *, rank: int, seed: int) -> Path:
         "bias": "none",
         "target_modules": list(ADAPTED),
     }
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2))
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2))
     return folder

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefmix.mixing.checkpoints.hub import first_line
 from prefmix.mixing.checkpoints.lora import AdapterError, read_adapter
 from prefmix.mixing.checkpoints.stamps import Stamps, stamps_of
 from prefmix.mixing.checkpoints.text_files import (
     TextFiles,
     default_files,
-    first_line,
     read_adapters_own,
     read_checkpoint,
 )

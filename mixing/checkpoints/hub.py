@@ -1,4 +1,4 @@
-"""Models that would come from the hub: on a machine that cannot reach it they are missing folders.
+"""Models that come from the hub, which on a machine that cannot reach it are missing folders.
 
 The hub's client tries again for a minute before it says so.
 """
@@ -10,10 +10,11 @@ import os
 import socket
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError, cached_folder
-from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.spec import MixtureSpec, Policy
 
 CONNECT_S = 5.0
 """Longest wait for a connection."""
@@ -40,6 +41,46 @@ def check_hub(spec: MixtureSpec) -> None:
             f"hub's cache, and the hub cannot be asked: {reason}; name a folder, or copy the model "
             "to this machine first"
         )
+
+
+def fetched_folder(
+    policy: Policy,
+    *,
+    holds: str,
+    refuse: type[ValueError],
+    patterns: Sequence[str] | None = None,
+) -> Path:
+    """The folder with a policy's files; those of a hub id are fetched unless they are cached.
+
+    Args:
+      holds: the files that a folder must have, for the error.
+      refuse: the error's class.
+      patterns: the files to fetch; None means all.
+    Raises: `refuse` if there is no such folder, or the hub does not give it.
+    """
+    path = Path(policy.model).expanduser()
+    if path.is_dir():
+        return path
+    remedy = f"give a folder with {holds}, or a hub id"
+    if path.is_absolute():
+        raise refuse(f"policy {policy.name!r}: there is no folder {policy.model!r}; {remedy}")
+    from huggingface_hub import snapshot_download
+
+    allowed = None if patterns is None else list(patterns)
+    try:
+        return Path(
+            snapshot_download(policy.model, revision=policy.revision, allow_patterns=allowed)
+        )
+    except (OSError, ValueError) as error:  # the hub's own errors are among them
+        raise refuse(
+            f"policy {policy.name!r}: cannot fetch {policy.model!r} ({first_line(error)}); "
+            f"{remedy} that can be reached"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _unreachable() -> str | None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefmix.mixing.checkpoints.file_names import ADAPTER_CONFIG, ADAPTER_PARAMETERS
+from prefmix.mixing.checkpoints.hub import fetched_folder
 from prefmix.mixing.checkpoints.lora_config import (
     AdapterError,
     read_config,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Adapter", "AdapterError", "Factors", "read_adapter"]
 
 _TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_FILES = (ADAPTER_CONFIG, ADAPTER_PARAMETERS)
 _SHARED = ("embed_tokens", "lm_head", "wte", "embed_out")
 
 
@@ -72,7 +74,7 @@ class Adapter:
                 "were checked; start again when they are complete"
             )
 
-        with safe_open(self.folder / "adapter_model.safetensors", framework="pt") as file:
+        with safe_open(self.folder / ADAPTER_PARAMETERS, framework="pt") as file:
 
             def read(module: str) -> Factors:
                 stem = f"base_model.model.{module}.lora_"
@@ -98,7 +100,7 @@ def read_adapter(policy: Policy) -> Adapter:
       policy: its `model` is a local folder or a hub id.
     Raises: AdapterError naming the policy, the file and what to do.
     """
-    folder = _folder(policy)
+    folder = fetched_folder(policy, holds=ADAPTER_CONFIG, refuse=AdapterError)
     return _read(policy, folder, stamps_of(folder, _FILES))
 
 
@@ -108,14 +110,14 @@ def _read(policy: Policy, folder: Path, stamps: Stamps) -> Adapter:
 
     wrong = f"policy {policy.name!r}: the adapter in {str(folder)!r} "
     helper, config = read_config(folder, wrong)
-    path = folder / "adapter_model.safetensors"
+    path = folder / ADAPTER_PARAMETERS
     if not path.is_file():
         others = [file.name for file in folder.glob("adapter_model.*")]
         came = f" (there is {others[0]})" if others else ""
         remedy = "save it with peft's save_pretrained(..., safe_serialization=True)"
         if not others and any(folder.glob("*.safetensors")):
             remedy = "it is a full checkpoint: serve it with --policy, without --base"
-        raise AdapterError(f"{wrong}has no adapter_model.safetensors{came}; {remedy}")
+        raise AdapterError(f"{wrong}has no {ADAPTER_PARAMETERS}{came}; {remedy}")
     shapes: dict[tuple[str, str], list[int]] = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -154,7 +156,7 @@ def _read(policy: Policy, folder: Path, stamps: Stamps) -> Adapter:
             if not shape[0] == other[1] == rank:
                 raise AdapterError(
                     f"{wrong}has rank {shape[0]} (lora_A) and {other[1]} (lora_B) at {module!r}, "
-                    f"but adapter_config.json says {rank}"
+                    f"but {ADAPTER_CONFIG} says {rank}"
                 )
             ranks[module] = rank
     if not ranks:
@@ -173,25 +175,3 @@ def _read(policy: Policy, folder: Path, stamps: Stamps) -> Adapter:
         unknown=tuple(unknown_entries(config)),
         stamps=stamps,
     )
-
-
-def _folder(policy: Policy) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    path = Path(policy.model).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_absolute():
-        raise AdapterError(
-            f"policy {policy.name!r}: there is no folder {policy.model!r}; "
-            "give a folder with adapter_config.json, or a hub id"
-        )
-    try:
-        return Path(snapshot_download(policy.model, revision=policy.revision))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise AdapterError(
-            f"policy {policy.name!r}: cannot fetch the adapter {policy.model!r} ({reason}); "
-            "give a folder with adapter_config.json, or a hub id"
-        ) from error

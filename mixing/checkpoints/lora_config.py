@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from prefmix.mixing.checkpoints.file_names import ADAPTER_CONFIG, CONFIG
+
 _MERGE = "merge it into the base (peft: merge_and_unload) and serve full checkpoints with --policy"
 
 
@@ -145,16 +147,16 @@ def read_config(folder: Path, wrong: str) -> tuple[Any, dict[str, Any]]:
     """
     from vllm.lora.peft_helper import PEFTHelper
 
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         remedy = (
             "it is a full checkpoint: serve it with --policy, without --base"
-            if (folder / "config.json").is_file()
+            if (folder / CONFIG).is_file()
             else "give a folder as written by peft's save_pretrained"
         )
-        raise AdapterError(f"{wrong}has no adapter_config.json; {remedy}")
-    unreadable = f"{wrong}has an unreadable adapter_config.json: "
+        raise AdapterError(f"{wrong}has no {ADAPTER_CONFIG}; {remedy}")
+    unreadable = f"{wrong}has an unreadable {ADAPTER_CONFIG}: "
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise AdapterError(f"{unreadable}{error}") from error
     if not isinstance(config, dict):

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from prefmix.mixing.checkpoints.file_names import CONFIG, GENERATION_CONFIG
+from prefmix.mixing.checkpoints.hub import fetched_folder, first_line
 from prefmix.mixing.checkpoints.lora import read_adapter
 from prefmix.mixing.checkpoints.vocabularies import CompatibilityError, MemberTokens
 from prefmix.mixing.spec import MixtureSpec, Policy
@@ -28,7 +30,7 @@ GENERATION_DEFAULTS = (
 """Source: vllm.config.ModelConfig.get_diff_sampling_param (vLLM 0.32)."""
 
 _TOKENIZER = "tokenizer.json"
-_GENERATION = "generation_config.json"
+_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +118,7 @@ def read_adapters_own(adapter: Policy, base: TextFiles) -> TextFiles | None:
         tokenizer = _tokenizer(Policy(name=adapter.name, model=str(folder)), False)
         tokens = MemberTokens(adapter.name, tokenizer, base.tokens.num_rows)
         assert tokens.highest >= 0
-        own = _generation(str(folder), None) if (folder / _GENERATION).is_file() else None
+        own = _generation(str(folder), None) if (folder / GENERATION_CONFIG).is_file() else None
         files = TextFiles(tokens, *(own or (base.generation, base.given_defaults)))
         assert files.end_token_ids is not None
     except Exception as error:  # transformers and tokenizers raise any, even Exception itself
@@ -166,36 +168,21 @@ def default_files(spec: MixtureSpec) -> dict[str, str]:
     if source == spec.checkpoints[0]:
         return {}
     if source not in spec.adapters:
-        folder = str(_fetched(source))
-        return {"tokenizer": folder, "generation_config": folder}
+        folder = fetched_folder(
+            source,
+            holds=f"{CONFIG} and {_TOKENIZER}",
+            refuse=CompatibilityError,
+            patterns=_SMALL_FILES,
+        )
+        return {"tokenizer": str(folder), "generation_config": str(folder)}
     own = read_adapter(source).folder
     if not (own / _TOKENIZER).is_file():
         raise CompatibilityError(
             f"defaults_from is {source.name!r}, but beside that adapter there is no {_TOKENIZER}; "
             "save its tokenizer there, or leave defaults_from out"
         )
-    has_generation = (own / _GENERATION).is_file()
+    has_generation = (own / GENERATION_CONFIG).is_file()
     return {"tokenizer": str(own)} | ({"generation_config": str(own)} if has_generation else {})
-
-
-def _fetched(source: Policy) -> Path:
-    """The folder of a checkpoint's small files; of a hub id they are fetched."""
-    path = Path(source.model).expanduser()
-    if path.is_dir():
-        return path
-    _check_folder(source)
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.jinja", "*.model", "*.txt"]
-        return Path(
-            snapshot_download(source.model, revision=source.revision, allow_patterns=patterns)
-        )
-    except (OSError, ValueError) as error:
-        raise CompatibilityError(
-            f"policy {source.name!r}: cannot fetch the tokenizer of {source.model!r} "
-            f"({first_line(error)}); give a folder, or a hub id that can be reached"
-        ) from error
 
 
 def _generation(model: str, revision: str | None) -> tuple[Any, dict[str, Any]] | None:
@@ -223,11 +210,6 @@ def _tokenizer(member: Policy, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(
             member.model, revision=member.revision, trust_remote_code=trust_remote_code
         )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _check_folder(member: Policy) -> None:

@@ -12,13 +12,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prefmix.mixing.checkpoints.file_names import (
+    ADAPTER_CONFIG,
+    ADAPTER_PARAMETERS,
+    CONFIG,
+    GENERATION_CONFIG,
+    INDEX,
+    PARAMETERS,
+)
 from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError, cached_folder
 from prefmix.mixing.spec import MixtureSpec, Policy
 
-_INDEX = "model.safetensors.index.json"
 _JSON_FILES = (
     "added_tokens.json",
-    "generation_config.json",
+    GENERATION_CONFIG,
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -55,16 +62,16 @@ def check_whole_files(spec: MixtureSpec) -> None:
 
 
 def _check_checkpoint(policy: Policy, folder: Path) -> None:
-    config = _json_object(policy, folder / "config.json")
+    config = _json_object(policy, folder / CONFIG)
     if config is None:
-        is_adapter = (folder / "adapter_config.json").is_file()
+        is_adapter = (folder / ADAPTER_CONFIG).is_file()
         remedy = (
             "it is an adapter: serve it with --adapter and --base"
             if is_adapter
             else "give a folder in Hugging Face layout"
         )
-        raise _error(policy, folder / "config.json", f"the file is missing; {remedy}")
-    adapter = folder / "adapter_model.safetensors"
+        raise _error(policy, folder / CONFIG, f"the file is missing; {remedy}")
+    adapter = folder / ADAPTER_PARAMETERS
     if adapter.is_file():
         raise _error(
             policy,
@@ -77,7 +84,7 @@ def _check_checkpoint(policy: Policy, folder: Path) -> None:
     for name in _OTHER_FILES:
         _readable(policy, folder / name)
     _check_index(policy, folder)
-    is_listed = (folder / _INDEX).is_file()
+    is_listed = (folder / INDEX).is_file()
     _check_choice(policy, folder, is_listed)
     file_of: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -97,12 +104,12 @@ def _check_checkpoint(policy: Policy, folder: Path) -> None:
 
 def _check_choice(policy: Policy, folder: Path, is_listed: bool) -> None:
     """Checks that vLLM and transformers read the same files of a checkpoint."""
-    whole, native = folder / "model.safetensors", native_files(folder)
+    whole, native = folder / PARAMETERS, native_files(folder)
     if is_listed and whole.is_file() and whole.name not in _listed(policy, folder):
         raise _error(
             policy,
             whole,
-            f"{_INDEX} names other files, which vLLM would read, but transformers reads this one; "
+            f"{INDEX} names other files, which vLLM would read, but transformers reads this one; "
             "remove the one of the two that does not belong to this checkpoint",
         )
     if native and not is_listed and len(native) < len(list(folder.glob("*.safetensors"))):
@@ -121,15 +128,15 @@ def native_files(folder: Path) -> list[Path]:
 
 def _check_adapter(policy: Policy, folder: Path) -> None:
     """A missing file is left to prefmix.mixing.checkpoints.lora, which says what it should be."""
-    _json_object(policy, folder / "adapter_config.json")
-    path = folder / "adapter_model.safetensors"
+    _json_object(policy, folder / ADAPTER_CONFIG)
+    path = folder / ADAPTER_PARAMETERS
     if path.exists():
         _shapes(policy, path)
 
 
 def _check_index(policy: Policy, folder: Path) -> None:
     """Checks that every file named in the index of a checkpoint in parts is there."""
-    path = folder / _INDEX
+    path = folder / INDEX
     missing = sorted(name for name in _listed(policy, folder) if not (folder / name).is_file())
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -143,7 +150,7 @@ def _check_index(policy: Policy, folder: Path) -> None:
 
 def _listed(policy: Policy, folder: Path) -> set[str]:
     """The names of the files in the index of a checkpoint in parts; none without an index."""
-    path = folder / _INDEX
+    path = folder / INDEX
     index = _json_object(policy, path)
     if index is None:
         return set()
@@ -183,7 +190,7 @@ def _check_rows(
             field, size = next(iter(sizes.items()))
             raise _error(
                 policy,
-                path.parent / "config.json",
+                path.parent / CONFIG,
                 f"{field} is {size}, but {name} in {path.name} has {shape[0]} rows; config and "
                 "parameters belong to different models: copy both from one",
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prefmix.server.cli.eval_rewards import load_rewards
 from prefmix.server.cli.eval_subject import eval_subject
-from prefmix.server.cli.mixture_arguments import add_mixture_flags
+from prefmix.server.cli.mixture_arguments import add_mixture_arguments
 from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.launch.installation import require_extra
 
@@ -37,10 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "prefmix eval [CONFIG.yaml] --prompts FILE --reward NAME=REWARD [flags] [-- vLLM flags]"
     )
-    parser.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file"
-    )
-    add_mixture_flags(parser.add_argument_group("mixture"))
+    add_mixture_arguments(parser)
     _add_data_flags(parser.add_argument_group("input and output"))
     _add_row_flags(parser.add_argument_group("rows"))
     _add_sampling_flags(parser.add_argument_group("sampling"))

@@ -13,7 +13,7 @@ from prefmix.server.cli.fit_arguments import (
     add_settings_flags,
     settings_from_flags,
 )
-from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
+from prefmix.server.cli.mixture_arguments import add_mixture_arguments, mixture_overrides
 from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.launch.installation import require_extra
 
@@ -40,10 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "prefmix fit [CONFIG.yaml] --prompts FILE | --scores FILE [flags] [-- vLLM flags]"
     )
-    parser.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file"
-    )
-    add_mixture_flags(parser.add_argument_group("mixture"))
+    add_mixture_arguments(parser)
     add_data_flags(parser.add_argument_group("input and output"))
     add_settings_flags(parser)
 

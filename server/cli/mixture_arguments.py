@@ -4,39 +4,60 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from prefmix.mixing.spec import VOCABULARY_RULES
+from prefmix.mixing.spec import VOCABULARY_RULES, WeightSpace
 
 
-def add_mixture_flags(parser: argparse._ActionsContainer) -> None:
-    """Adds the flags of `add_policy_flags`, --reference, --vocabulary, --defaults-from and
-    --allow-unsafe-engine-flags."""
-    add_policy_flags(parser)
+def add_mixture_arguments(
+    parser: argparse.ArgumentParser, *, weight_space: bool = False
+) -> argparse._ArgumentGroup:
+    """Adds CONFIG.yaml and the group "mixture".
+
+    The group has the flags of `add_policy_flags`, --reference, --vocabulary, --defaults-from and
+    --allow-unsafe-engine-flags.
+
+    Args:
+      weight_space: also --weight-space, for commands that use the configuration's profiles.
+    Returns: the group.
+    """
     parser.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file"
+    )
+    group = parser.add_argument_group("mixture")
+    add_policy_flags(group)
+    group.add_argument(
         "--reference",
         metavar="NAME=MODEL",
         help="the policy from which the others were aligned; with --base, the base itself",
     )
-    parser.add_argument(
+    group.add_argument(
         "--vocabulary",
         choices=VOCABULARY_RULES,
         help="same: all policies have the same tokens; prefix: some may have added tokens behind "
         "the others' last one (default); common: added tokens may differ anywhere. Tokens that "
         "differ are never drawn",
     )
-    parser.add_argument(
+    group.add_argument(
         "--defaults-from",
         metavar="NAME",
         help="the policy whose files give tokenizer, chat template, end tokens and defaults of "
         "generation; default: the first policy, or the base",
     )
-    parser.add_argument(
+    group.add_argument(
         "--allow-unsafe-engine-flags",
         action="store_true",
         default=None,
         help="also take flags of vLLM, from the file or after --, that can load and run any code",
     )
+    if weight_space:
+        group.add_argument(
+            "--weight-space",
+            choices=get_args(WeightSpace),
+            help="simplex: non-negative ratios (default); affine: any numbers that sum to 1, of "
+            "which the reference takes what the others leave",
+        )
+    return group
 
 
 def add_policy_flags(parser: argparse._ActionsContainer) -> None:
@@ -64,7 +85,7 @@ def add_policy_flags(parser: argparse._ActionsContainer) -> None:
 
 
 def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of ServeConfig that were given by the flags of `add_mixture_flags`.
+    """The fields of ServeConfig that were given by the flags of `add_mixture_arguments`.
 
     Raises: ConfigError for a malformed flag or a missing folder.
     """
@@ -79,7 +100,10 @@ def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
         overrides["adapters"] = policies_from_flags("--adapter", args.adapter)
     if getattr(args, "reference", None) is not None:
         overrides["reference"] = policies_from_flags("--reference", [args.reference])
-    flags = ("vocabulary", "defaults_from", "allow_unsafe_weights", "allow_unsafe_engine_flags")
+    flags = (
+        *("vocabulary", "defaults_from", "weight_space"),
+        *("allow_unsafe_weights", "allow_unsafe_engine_flags"),
+    )
     for field in flags:
         if getattr(args, field, None) is not None:
             overrides[field] = getattr(args, field)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from prefmix.mixing.spec import WeightSpace
 from prefmix.mixing.ways_to_mix import MIXINGS
-from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
+from prefmix.server.cli.mixture_arguments import add_mixture_arguments, mixture_overrides
 from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.launch.installation import require_vllm
 
@@ -25,16 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = "prefmix serve [CONFIG.yaml] [flags] [-- any vLLM engine or server flag]"
-    parser.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file"
-    )
-    mixture = parser.add_argument_group("mixture")
-    add_mixture_flags(mixture)
-    mixture.add_argument(
-        "--weight-space",
-        choices=get_args(WeightSpace),
-        help="simplex: non-negative ratios; affine: any numbers that sum to 1; default simplex",
-    )
+    mixture = add_mixture_arguments(parser, weight_space=True)
     mixture.add_argument(
         "--mixing",
         choices=MIXINGS,
@@ -205,7 +194,6 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration fields that were given as flags."""
     fields = (
-        "weight_space",
         "mixing",
         "name",
         "host",

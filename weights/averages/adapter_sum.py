@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefmix.mixing.checkpoints.file_names import ADAPTER_CONFIG, ADAPTER_PARAMETERS
 from prefmix.mixing.checkpoints.lora import read_adapter
 from prefmix.mixing.spec import Policy
 from prefmix.weights.averages.errors import ParameterAverageError
@@ -24,9 +25,6 @@ from prefmix.weights.engines.progress import Progress
 
 if TYPE_CHECKING:
     import torch
-
-ADAPTER = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +69,9 @@ class AdapterSum:
         self._shares = list(shares.values())
         self.modules = tuple(dict.fromkeys(name for each in self._adapters for name in each.ranks))
         """The linear layers that are updated."""
+        first = self._adapters[0].folder / ADAPTER_CONFIG
+        self.first_config: dict[str, Any] = json.loads(first.read_text(encoding="utf-8"))
+        """The first adapter's config, as PEFT wrote it."""
 
     def update(self, module: str) -> Update:
         """The sum of the updates of one layer.
@@ -145,6 +146,7 @@ def write_adapter_average(
     ranks: dict[str, int] = {}
     errors: dict[str, float] = {}
     with opened_sum(shares) as total:
+        given = total.first_config
         stage = (progress or Progress(quiet=True)).stage("write", len(total.modules), "layers")
         with stage.working():
             for module in total.modules:
@@ -154,10 +156,7 @@ def write_adapter_average(
                 tensors |= {f"{stem}A.weight": update.lora_a, f"{stem}B.weight": update.lora_b}
                 ranks[module], errors[module] = update.rank, update.error
                 stage.advance(1)
-    save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
-    given = json.loads(
-        (read_adapter(next(iter(shares))).folder / ADAPTER_CONFIG).read_text(encoding="utf-8")
-    )
+    save_file(tensors, folder / ADAPTER_PARAMETERS, metadata={"format": "pt"})
     config = _config(ranks, base or given.get("base_model_name_or_path"), given)
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")

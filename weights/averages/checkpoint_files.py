@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefmix.mixing.checkpoints import hub
+from prefmix.mixing.checkpoints.file_names import CONFIG, INDEX, PARAMETERS
 from prefmix.mixing.spec import Policy
 from prefmix.weights.averages.errors import ParameterAverageError
 from prefmix.weights.engines.progress import Progress
 
 if TYPE_CHECKING:
     import torch
-
-PARAMETERS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 FILE_BYTES = 2**30
 """The most bytes of tensors in one file that is written; a larger tensor has its own file."""
@@ -124,21 +123,9 @@ def fetched_folder(policy: Policy) -> Path:
 
     Raises: ParameterAverageError if it cannot be fetched.
     """
-    folder = Path(policy.model)
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(policy.model, revision=policy.revision, allow_patterns=list(_FETCHED))
-        )
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ParameterAverageError(
-            f"policy {policy.name!r}: cannot fetch {policy.model!r} ({reason}); give a folder, or "
-            "a hub id that can be reached"
-        ) from None
+    return hub.fetched_folder(
+        policy, holds=f"{CONFIG} and {PARAMETERS}", refuse=ParameterAverageError, patterns=_FETCHED
+    )
 
 
 def _file_names(folder: Path) -> list[str]:

@@ -14,16 +14,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from prefmix.mixing.checkpoints.file_names import CONFIG, GENERATION_CONFIG
 from prefmix.mixing.spec import Policy
 from prefmix.weights.averages.errors import ParameterAverageError
 
-CONFIG = "config.json"
-_GENERATION = "generation_config.json"
 _TEMPLATES = "additional_chat_templates"
 _OF_THE_CONFIG = (CONFIG, "configuration_*.py", "modeling_*.py")
 _OF_TEXT = (
     *("tokenizer*", "tokenization_*.py", "*.model", "*.tiktoken", "vocab*", "merges.txt"),
-    *("special_tokens_map.json", "added_tokens.json", "chat_template*", _GENERATION),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template*", GENERATION_CONFIG),
 )
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -132,7 +131,7 @@ def copy_text_files(folder: Path, *sources: Path) -> None:
     for source in sources:
         if any(_found(source, ("tokenizer*", "vocab*", "*.model"))):
             for path in list(_found(folder, _OF_TEXT)):
-                if path.name != _GENERATION:
+                if path.name != GENERATION_CONFIG:
                     path.unlink()
             shutil.rmtree(folder / _TEMPLATES, ignore_errors=True)
         for path in _found(source, _OF_TEXT):

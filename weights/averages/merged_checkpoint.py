@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefmix.mixing.checkpoints.file_names import ADAPTER_CONFIG
 from prefmix.mixing.checkpoints.lora import read_adapter
 from prefmix.mixing.spec import Policy
-from prefmix.weights.averages.adapter_sum import ADAPTER_CONFIG, Update, opened_sum
+from prefmix.weights.averages.adapter_sum import Update, opened_sum
 from prefmix.weights.averages.checkpoint_files import fetched_folder, opened, write_parameters
 from prefmix.weights.averages.copied_files import checked_config, copy_text_files, write_config
 from prefmix.weights.averages.errors import ParameterAverageError

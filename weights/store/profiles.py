@@ -204,13 +204,15 @@ def check_profile_name(name: object) -> str:
         raise ProfileError(str(error)) from None
 
 
-def profile_mixing(name: str, mixing: object) -> Mixing:
-    """A profile's way to mix, whether or not its policies can be mixed so.
+def profile_mixing(name: str, mixing: object, *, has_base: bool = True) -> Mixing:
+    """A profile's way to mix.
 
+    Args:
+      has_base: true if the policies are adapters of one base; by default nothing is asked of them.
     Raises: ProfileError naming the profile, what came and what is allowed.
     """
     try:
-        return check_mixing(mixing, has_base=True)
+        return check_mixing(mixing, has_base=has_base)
     except MixingError as error:
         raise ProfileError(f"profile {name!r}: mixing: {error}") from None
 
@@ -218,10 +220,7 @@ def profile_mixing(name: str, mixing: object) -> Mixing:
 def check_mixings(profiles: ProfileSet, spec: MixtureSpec) -> None:
     """Raises: ProfileError naming a profile whose way to mix a mixture does not have."""
     for name, mixing in profiles.mixings.items():
-        try:
-            check_mixing(mixing, has_base=spec.base is not None)
-        except MixingError as error:
-            raise ProfileError(f"profile {name!r}: mixing: {error}") from None
+        profile_mixing(name, mixing, has_base=spec.base is not None)
 
 
 def profile_weights(name: str, preferences: object, spec: MixtureSpec) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefmix.mixing.name_list import listed
 from prefmix.server.cli.known_profiles import known_profiles
-from prefmix.server.cli.mixture_arguments import add_mixture_flags, mixture_overrides
+from prefmix.server.cli.mixture_arguments import add_mixture_arguments, mixture_overrides
 from prefmix.server.config.errors import CommandError
 
 if TYPE_CHECKING:
@@ -48,17 +48,7 @@ class Averaged:
 
 def add_average_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Adds the flags that both commands have; returns the group of the output."""
-    parser.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file"
-    )
-    mixture = parser.add_argument_group("mixture")
-    add_mixture_flags(mixture)
-    mixture.add_argument(
-        "--weight-space",
-        choices=("simplex", "affine"),
-        help="simplex (default): weights >= 0, normalised; affine: any sign, and the reference "
-        "takes 1 minus their sum",
-    )
+    add_mixture_arguments(parser, weight_space=True)
     weights = parser.add_argument_group("weights")
     which = weights.add_mutually_exclusive_group(required=True)
     which.add_argument("--profile", metavar="NAME", help="those of a profile")
@@ -93,10 +83,7 @@ def averaged(args: argparse.Namespace) -> Averaged:
     from prefmix.mixing.simplex import WeightsError, weights_from_preferences
     from prefmix.server.config.serve_config import load_config
 
-    overrides = mixture_overrides(args)
-    if args.weight_space is not None:
-        overrides["weight_space"] = args.weight_space
-    config = load_config(args.config, overrides)
+    config = load_config(args.config, mixture_overrides(args))
     spec = config.spec()
     if args.weights is not None:
         try:

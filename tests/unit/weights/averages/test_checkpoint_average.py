@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
+from prefmix.mixing.checkpoints.file_names import INDEX, PARAMETERS  # noqa: E402
 from prefmix.mixing.spec import Policy  # noqa: E402
 from prefmix.weights.averages import checkpoint_files  # noqa: E402
 from prefmix.weights.averages.checkpoint_average import write_average  # noqa: E402
-from prefmix.weights.averages.checkpoint_files import INDEX, PARAMETERS  # noqa: E402
 from prefmix.weights.averages.errors import ParameterAverageError  # noqa: E402
 from prefmix.weights.engines.progress import Progress  # noqa: E402
 from support.checkpoints.tiny_policies import save_policy  # noqa: E402

@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
+from prefmix.mixing.checkpoints.file_names import PARAMETERS  # noqa: E402
 from prefmix.mixing.spec import Policy  # noqa: E402
-from prefmix.weights.averages.checkpoint_files import PARAMETERS  # noqa: E402
 from prefmix.weights.averages.errors import ParameterAverageError  # noqa: E402
 from prefmix.weights.averages.merged_checkpoint import write_merged  # noqa: E402
 from support.checkpoints.tiny_adapters import save_adapter, save_merged  # noqa: E402

@@ -7,9 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from prefmix.mixing.checkpoints.file_names import PARAMETERS  # noqa: E402
 from prefmix.mixing.checkpoints.lora import read_adapter  # noqa: E402
 from prefmix.mixing.spec import MixtureSpec, Policy  # noqa: E402
-from prefmix.weights.averages.checkpoint_files import PARAMETERS  # noqa: E402
 from prefmix.weights.averages.errors import ParameterAverageError  # noqa: E402
 from prefmix.weights.evaluation.parameter_average import with_averages  # noqa: E402
 from support.checkpoints.tiny_adapters import save_adapter, save_merged  # noqa: E402
