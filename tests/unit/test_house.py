@@ -39,6 +39,7 @@ PURE_MIXING = {
 
 OPEN_MIXING = PURE_MIXING | {
     "prefmix.mixing.checkpoints.compatibility",
+    "prefmix.mixing.checkpoints.file_names",
     "prefmix.mixing.checkpoints.lora",
     "prefmix.mixing.checkpoints.hub",
     "prefmix.mixing.checkpoints.safe_files",

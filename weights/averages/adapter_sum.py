@@ -69,9 +69,12 @@ class AdapterSum:
         self._shares = list(shares.values())
         self.modules = tuple(dict.fromkeys(name for each in self._adapters for name in each.ranks))
         """The linear layers that are updated."""
-        first = self._adapters[0].folder / ADAPTER_CONFIG
-        self.first_config: dict[str, Any] = json.loads(first.read_text(encoding="utf-8"))
+
+    @property
+    def first_config(self) -> dict[str, Any]:
         """The first adapter's config, as PEFT wrote it."""
+        text = (self._adapters[0].folder / ADAPTER_CONFIG).read_text(encoding="utf-8")
+        return dict(json.loads(text))
 
     def update(self, module: str) -> Update:
         """The sum of the updates of one layer.
