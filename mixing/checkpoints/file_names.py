@@ -8,7 +8,7 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 PARAMETERS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-"""Which file of a checkpoint in parts holds which tensor."""
+"""The file that says in which file of a checkpoint in parts each tensor is."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_PARAMETERS = "adapter_model.safetensors"
