@@ -1,6 +1,7 @@
 """Defines what a mixture is, and computes it in vLLM's engine.
 
   spec, simplex, wire, reference   the mixture itself: members, weights, keys, definition
+  candidates                       the pick of one answer among several
   checkpoints/                     checks of policies and adapters before an engine starts
   engine/                          hooks of vLLM: plugin, config, admission, scheduler, workers
   models/                          the two composite models that vLLM runs

@@ -28,6 +28,7 @@ from prefmix.server.admin.listener import HOST, admin_app, listen, serve_admin
 from prefmix.server.admin.live_weights import LiveWeights
 from prefmix.server.admin.store_watch import watch
 from prefmix.server.api import generate, models, vllm_handlers
+from prefmix.server.api.candidates.wish import CandidateLimits
 from prefmix.server.api.state import STATE_KEY, MixtureState
 from prefmix.server.auth import failed_logins
 from prefmix.server.auth.access_levels import LEVELS, check_levels, path_of
@@ -59,6 +60,7 @@ from prefmix.server.telemetry import (
 from prefmix.server.telemetry.engine_statistics import EngineStatistics
 from prefmix.server.telemetry.metrics import MixtureMetrics
 from prefmix.server.traffic import readiness
+from prefmix.server.traffic.engine_load import num_engines
 from prefmix.server.traffic.middleware import TEXT_PATHS
 from prefmix.server.traffic.setup import TrafficSetup
 from prefmix.weights.store.profiles import CurrentProfiles, ProfileSet, build_profile_set
@@ -115,9 +117,10 @@ class PrefmixEndpoints:
         vllm_handlers.repeat_asked_model(state.openai_serving_models)
         paths = state.openai_serving_models.base_model_paths
         live: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
+        limits: Limits = getattr(args, LIMITS_ATTRIBUTE, Limits())
         traffic = TrafficSetup(
             engine_client,
-            getattr(args, LIMITS_ATTRIBUTE, Limits()),
+            limits,
             folder=None if live is None else live.folder,
             num_processes=args.api_server_count or 1,
         )
@@ -132,6 +135,7 @@ class PrefmixEndpoints:
             statistics=statistics,
             admission=traffic.admission,
             max_model_len=engine_client.vllm_config.model_config.max_model_len,
+            candidates=candidate_limits(engine_client, limits),
             vocabulary=CommonVocabulary.of_config(engine_client.vllm_config.model_config.hf_config),
             unread_fields=unread_fields(engine_client.vllm_config),
         )
@@ -225,6 +229,13 @@ def mixture_spec(engine_client: Any) -> MixtureSpec:
             "'prefmix serve', or leave prefmix out of VLLM_PLUGINS"
         )
     return MixtureSpec.from_dict(data)
+
+
+def candidate_limits(engine_client: Any, limits: Limits) -> CandidateLimits:
+    """The limits on candidates, which only one engine can serve: it alone is asked for figures."""
+    if num_engines(engine_client) > 1:
+        return CandidateLimits(most=0, refusal="it needs one engine, and several answer here")
+    return CandidateLimits(most=limits.max_candidates, max_tokens=limits.max_candidate_tokens)
 
 
 def unread_fields(vllm_config: Any) -> frozenset[str]:

@@ -61,6 +61,11 @@ async def add_to_answer(response: Response, fields_of: FieldsOf) -> JSONResponse
     body = json.loads(bytes(response.body))
     for choice in body["choices"]:
         choice.update(await fields_of(choice["index"]))
+    return copied(response, body)
+
+
+def copied(response: Response, body: Any) -> JSONResponse:
+    """Copies a complete answer with another body."""
     headers = {
         name: value
         for name, value in response.headers.items()

@@ -10,6 +10,7 @@ PROFILE_HEADER = "x-prefmix-profile"
 WEIGHTS_HEADER = "x-prefmix-weights"
 VERSION_HEADER = "x-prefmix-weights-version"
 MIXING_HEADER = "x-prefmix-mixing"
+ESS_HEADER = "x-prefmix-ess"
 REQUEST_ID_HEADER = "x-request-id"
 IGNORED_HEADER = "x-prefmix-ignored-fields"
 
@@ -29,6 +30,10 @@ HEADER_DESCRIPTIONS: dict[str, dict[str, Any]] = {
     MIXING_HEADER: {
         "description": "The way in which the policies were mixed: logits or parameters.",
         "schema": {"type": "string"},
+    },
+    ESS_HEADER: {
+        "description": "The effective number of candidates, the smallest of the answers.",
+        "schema": {"type": "number"},
     },
     REQUEST_ID_HEADER: {
         "description": "The id that came with the request, or a new one.",

@@ -33,9 +33,10 @@ class Attribution:
     The engine keeps the figures of each prompt under a key of its own.
     """
 
-    def __init__(self, wish: object) -> None:
+    def __init__(self, wish: object, *, for_candidates: bool = False) -> None:
         """Args:
         wish: the body's field, unchecked.
+        for_candidates: true has the figures kept, whatever the wish is.
         Raises: RequestError unless the wish is true, "tokens", false or absent.
         """
         if wish not in (None, False, True, "tokens") or (
@@ -46,8 +47,10 @@ class Attribution:
                 param=FIELD,
             )
         self.is_wanted = bool(wish)
+        self.is_measured = self.is_wanted or for_candidates
+        """True if the engine keeps figures for the request."""
         self.by_token = wish == "tokens"
-        self._name = uuid.uuid4().hex if self.is_wanted else ""
+        self._name = uuid.uuid4().hex if self.is_measured else ""
         self._num_prompts = 0
 
     def check(self, mixing: Mixing) -> None:

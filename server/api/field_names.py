@@ -22,6 +22,7 @@ OWN_FIELDS = (
     "preference_profile",
     "preference_mixing",
     "preference_attribution",
+    "preference_candidates",
 )
 """Fields of a body. A field that is added here is also known by its misspellings."""
 

@@ -8,7 +8,8 @@ ends, its account is closed once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable
+import json
+from collections.abc import AsyncIterable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +24,18 @@ from prefmix.server.api.answer_fields import (
     RESPONSES_PATH,
     add_to_answer,
     add_to_chunk,
+    copied,
     mixture_field,
     usage_of_answer,
     usage_of_event,
     with_field,
 )
-from prefmix.server.api.answer_headers import answer_headers
+from prefmix.server.api.answer_headers import ESS_HEADER, answer_headers
 from prefmix.server.api.answer_stream import ERROR_EVENT, AnswerStream, failure_event
 from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
 from prefmix.server.api.attribution import Attribution, describe
+from prefmix.server.api.candidates.answer import FiguresLostError, with_picked
+from prefmix.server.api.candidates.wish import Candidates
 from prefmix.server.api.resolve import Resolution
 from prefmix.server.api.state import MixtureState
 from prefmix.server.http.errors import RequestError
@@ -51,6 +55,9 @@ class MixtureRequest:
     """The model as the client named it, with its @PROFILE; answers repeat it."""
     _resolution: Resolution
     _attribution: Attribution
+    _candidates: Candidates
+    _shows_token_ids: bool
+    _seed: int | None = None
     _reservation: Reservation
     _num_samples: int
 
@@ -68,9 +75,17 @@ class MixtureRequest:
         """
         try:
             self._resolution = self._state.resolve(body.preferences())
-            self._attribution = Attribution(body.preference_attribution)
+            self._candidates = Candidates(body.preference_candidates, self._state.candidates)
+            self._candidates.check(
+                self._resolution.mixing,
+                stream=bool(getattr(body, "stream", False)),
+                echo=bool(getattr(body, "echo", False)),
+            )
+            self._attribution = Attribution(
+                body.preference_attribution, for_candidates=self._candidates.is_wanted
+            )
             self._attribution.check(self._resolution.mixing)
-            self._num_samples = body.num_samples
+            self._num_samples = body.num_samples * self._candidates.number
             self._reservation = self._state.admission.reserve(body.num_prompts * self._num_samples)
         except RequestError as error:
             self._account.refused(error.status, reason=error.reason)
@@ -79,6 +94,8 @@ class MixtureRequest:
         self.lifetime.on_close(lambda: self._release(background_id))
         self._account.admitted(self._resolution)
         self.asked_model = getattr(body, "model", None) or self._resolution.model
+        if self._candidates.is_wanted:
+            self._shows_token_ids = body.show_token_ids()
         body.bind(model=self._resolution.model, start_prompt=self.start_prompt)
 
     def _release(self, background_id: str | None) -> None:
@@ -111,12 +128,16 @@ class MixtureRequest:
         """Adds the weights to the sampling parameters of one prompt, which then enters the engine.
 
         vLLM asks for the sampling parameters once a prompt, just before it adds the prompt.
+
+        Raises: RequestError if candidates are not defined under these parameters.
         """
+        self._candidates.prepare(sampling_params)
+        self._seed = getattr(sampling_params, "seed", None)
         self._reservation.hand_over(self._num_samples)
         weights = to_extra_args(self._resolution.weights, self._resolution.mixing)
         extra_args = {**(sampling_params.extra_args or {}), **weights}
         extra_args.pop(MEASURE_KEY, None)  # a client's own key could find others' figures
-        if self._attribution.is_wanted:
+        if self._attribution.is_measured:
             extra_args[MEASURE_KEY] = self._attribution.next_key()
         sampling_params.extra_args = extra_args
 
@@ -131,11 +152,13 @@ class MixtureRequest:
         if response.status_code == HTTPStatus.OK:
             response.body = with_field(bytes(response.body), mixture_field(self._resolution))
             response.headers["content-length"] = str(len(response.body))
-        if self._attribution.is_wanted:
-            if response.status_code == HTTPStatus.OK:
-                response = await add_to_answer(response, self._fields_of)
-            else:
+        if self._attribution.is_measured:
+            if response.status_code != HTTPStatus.OK:
                 await self._discard_attribution()
+            elif self._candidates.is_wanted:
+                response = await self._picked(response)
+            else:
+                response = await add_to_answer(response, self._fields_of)
         elif self._reports_usage() and response.status_code == HTTPStatus.OK:
             self._account.used(usage_of_answer(bytes(response.body)))
         self._account.close(response.status_code)
@@ -184,12 +207,43 @@ class MixtureRequest:
         """The fields that this server adds to a choice."""
         return {ATTRIBUTION_FIELD: await self._attribution_of(choice)}
 
+    async def _picked(self, response: Response) -> Response:
+        """The answer with one of each choice's candidates; 503 if their figures are lost."""
+        figures = [await self._state.statistics.take(key) for key in self._attribution.keys]
+        body = json.loads(bytes(response.body))
+        try:
+            ess = with_picked(
+                body,
+                figures,
+                self._candidates.number,
+                seed=self._seed,
+                fields_of=self._fields_of_picked,
+                shows_token_ids=self._shows_token_ids,
+            )
+        except FiguresLostError as error:
+            lost = error.response()
+            lost.background = response.background  # where vLLM counts the request as ended
+            return lost
+        answer = copied(response, body)
+        answer.headers[ESS_HEADER] = f"{ess:.4g}"
+        return answer
+
+    def _fields_of_picked(self, rows: Sequence[Sequence[float]], ess: float) -> dict[str, Any]:
+        """The fields that this server adds to a picked choice."""
+        if not self._attribution.is_wanted:
+            return {}
+        return {ATTRIBUTION_FIELD: {**self._describe(rows), "ess": ess}}
+
     async def _attribution_of(self, choice: int) -> dict[str, Any] | None:
         key, sample = self._attribution.key_and_sample(choice, num_samples=self._num_samples)
         only = sample if self._num_samples > 1 else None
         rows = (await self._state.statistics.take(key, only)).get(sample)
         if rows is None:  # another engine of a data-parallel group has the figures
             return None
+        return self._describe(rows)
+
+    def _describe(self, rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+        """The attribution of a choice. Args: rows: of figures, one a token."""
         members, weights = self._resolution.member_names, self._resolution.weights
         by_member = dict(zip(members, weights, strict=True))
         return describe(rows, by_member, by_token=self._attribution.by_token)

@@ -34,6 +34,7 @@ from vllm.sampling_params import SamplingParams
 from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
 from prefmix.server.api.bounded_schema import bounded
+from prefmix.server.api.candidates.wish import FIELD as CANDIDATES_FIELD
 from prefmix.server.api.resolve import Preferences
 from prefmix.server.http.errors import RequestError
 
@@ -57,6 +58,10 @@ _ATTRIBUTION_SCHEMA = {
 _MIXING_SCHEMA = {
     "anyOf": [{"enum": list(MIXINGS), "type": "string"}, {"type": "null"}],
     "title": "Preference Mixing",
+}
+_CANDIDATES_SCHEMA = {
+    "anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}],
+    "title": "Preference Candidates",
 }
 _PROFILE_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Preference Profile"}
 
@@ -117,6 +122,15 @@ class PreferenceFields(BaseModel):
         ),
         examples=[True],
     )
+    preference_candidates: Annotated[Any, WithJsonSchema(_CANDIDATES_SCHEMA)] = Field(
+        default=None,
+        description=(
+            "Draws so many answers and picks one by the product of its tokens' normalisers, which "
+            "brings its distribution near to that of the product of the policies' whole sequences. "
+            "Each choice says how many candidates it counts as. Not with stream."
+        ),
+        examples=[8],
+    )
     _start_prompt: StartPrompt | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
@@ -167,6 +181,12 @@ class PreferenceFields(BaseModel):
         """The id under which the answer goes on after its HTTP request; None if it does not."""
         return None
 
+    def show_token_ids(self) -> bool:
+        """Makes vLLM's answer list its token ids; returns whether the client has asked for them."""
+        is_asked = bool(getattr(self, "return_token_ids", False))
+        self.return_token_ids = True
+        return is_asked
+
     def bind(self, *, model: str, start_prompt: StartPrompt) -> None:
         """Binds the body to an admitted request.
 
@@ -214,13 +234,14 @@ class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
     """POST /v1/responses"""
 
     def preferences(self) -> Preferences:
-        """The fields that choose the weights. Raises: RequestError, for attribution as well."""
-        if self.preference_attribution:
-            raise RequestError(
-                f"{ATTRIBUTION_FIELD} is not served by the Responses API; use "
-                "/v1/chat/completions or /v1/completions",
-                param=ATTRIBUTION_FIELD,
-            )
+        """The fields that choose the weights. Raises: RequestError, also for what is not served."""
+        for field in (ATTRIBUTION_FIELD, CANDIDATES_FIELD):
+            if getattr(self, field):
+                raise RequestError(
+                    f"{field} is not served by the Responses API; use /v1/chat/completions or "
+                    "/v1/completions",
+                    param=field,
+                )
         if self.previous_response_id is not None and not vllm_envs.VLLM_ENABLE_RESPONSES_API_STORE:
             raise RequestError(
                 f"previous_response_id is {self.previous_response_id!r:.80}, but this server keeps "

@@ -8,6 +8,7 @@ from fastapi import Request
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.vocabulary import CommonVocabulary
+from prefmix.server.api.candidates.wish import CandidateLimits
 from prefmix.server.api.resolve import Preferences, Resolution, resolve
 from prefmix.server.telemetry.engine_statistics import EngineStatistics
 from prefmix.server.traffic.admission_control import AdmissionController
@@ -29,6 +30,7 @@ class MixtureState:
     admission: AdmissionController
     max_model_len: int
     """Most tokens of a prompt and its answer together."""
+    candidates: CandidateLimits
     vocabulary: CommonVocabulary | None = None
     """The token ids that are drawn; None if the engine does not tell."""
     unread_fields: frozenset[str] = frozenset()

@@ -27,7 +27,7 @@ from vllm.entrypoints.serve.utils.api_utils import decrement_server_load
 from prefmix.server.api.accounting import CLIENT_GONE
 from prefmix.server.api.mixture_request import MixtureRequest
 from prefmix.server.api.schemas import PreferenceFields
-from prefmix.server.http.errors import error_response, sendable
+from prefmix.server.http.errors import RequestError, error_response, sendable
 from prefmix.server.http.validation_errors import describe_validation
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestEndedError, RequestLifetime
 
@@ -72,6 +72,8 @@ async def run_handler(
         if getattr(raw_request.app.state, "enable_server_load_tracking", False):
             decrement_server_load(raw_request)  # vLLM's own listener would have done so
         return or_client_gone(None)
+    except RequestError as error:
+        return error.response()
     except Exception as error:
         # vLLM raises for many wrong parameters; its own route would answer them with 400, too.
         refusal = create_error_response(_in_a_sentence(error)).error

@@ -125,6 +125,19 @@ def _add_traffic_flags(group: argparse._ArgumentGroup) -> None:
         "wait, and 1024 more",
     )
     add(
+        "--max-candidates",
+        type=int,
+        metavar="N",
+        help="most candidates that a request may have drawn for an answer, 0 serves none; default "
+        "16",
+    )
+    add(
+        "--max-candidate-tokens",
+        type=int,
+        metavar="N",
+        help="longest answer that is picked from candidates; default 512 tokens",
+    )
+    add(
         "--drain-timeout",
         type=float,
         metavar="SECONDS",
@@ -213,6 +226,8 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
         "request_timeout",
         "max_body_bytes",
         "max_connections",
+        "max_candidates",
+        "max_candidate_tokens",
         "drain_timeout",
     )
     overrides = {field: getattr(args, field) for field in fields} | mixture_overrides(args)

@@ -16,6 +16,12 @@ REQUEST_TIMEOUT_S = 600.0
 DRAIN_TIMEOUT_S = 30.0
 """Default time that running requests have to end once the server is asked to end."""
 
+MAX_CANDIDATES = 16
+"""Default number of candidates that a request may have drawn for an answer."""
+
+MAX_CANDIDATE_TOKENS = 512
+"""Default length of the longest answer that is picked from candidates."""
+
 LAST_ANSWERS_S = 2.0
 """Time for the last answers to reach their clients once nothing more is generated."""
 
@@ -44,6 +50,11 @@ class Limits:
     `prefmix.server.traffic.connections`."""
     drain_timeout: float = DRAIN_TIMEOUT_S
     """Seconds that running requests have to end once the server is asked to end."""
+
+    max_candidates: int = MAX_CANDIDATES
+    """Most candidates for an answer; 0 serves none."""
+    max_candidate_tokens: int = MAX_CANDIDATE_TOKENS
+    """Longest answer that is picked from candidates, in tokens."""
 
     @property
     def shutdown_timeout(self) -> int:

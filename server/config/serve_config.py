@@ -21,6 +21,8 @@ from prefmix.server.config.errors import ConfigError
 from prefmix.server.config.limits import (
     DRAIN_TIMEOUT_S,
     MAX_BODY_BYTES,
+    MAX_CANDIDATE_TOKENS,
+    MAX_CANDIDATES,
     REQUEST_TIMEOUT_S,
     Limits,
     none_of_word,
@@ -130,6 +132,10 @@ class ServeConfig(BaseModel):
     max_connections: StrictInt | None = Field(None, ge=1)
     """Most connections of each API process. None allows two for each answer that can run or wait,
     and 1024 more, as far as there are file descriptors."""
+    max_candidates: StrictInt = Field(MAX_CANDIDATES, ge=0)
+    """Most candidates that a request may have drawn for an answer; 0 serves none."""
+    max_candidate_tokens: StrictInt = Field(MAX_CANDIDATE_TOKENS, ge=1)
+    """Longest answer that is picked from candidates, in tokens."""
     drain_timeout: float = Field(DRAIN_TIMEOUT_S, ge=0, allow_inf_nan=False)
     """Seconds that running requests have to end once the server is asked to end."""
     engine: dict[str, Any] = Field(default_factory=dict)
@@ -177,6 +183,8 @@ class ServeConfig(BaseModel):
             request_timeout=self.request_timeout,
             max_body_bytes=self.max_body_bytes,
             max_connections=self.max_connections,
+            max_candidates=self.max_candidates,
+            max_candidate_tokens=self.max_candidate_tokens,
             drain_timeout=self.drain_timeout,
         )
 

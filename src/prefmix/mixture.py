@@ -18,6 +18,7 @@ from prefmix.prompt_parameters import listed_conversations, listed_prompts, prom
 from prefmix.prompt_run import run_prompts
 from prefmix.score_pairs import token_pairs
 from prefmix.server.api.attribution import Attribution
+from prefmix.server.api.candidates.wish import CandidateLimits, Candidates
 from prefmix.server.launch.in_process import import_vllm
 
 if TYPE_CHECKING:
@@ -178,14 +179,15 @@ class Mixture:
         profile: str | Sequence[str | None] | None = None,
         mixing: Mixing | Sequence[Mixing | None] | None = None,
         attribution: bool | Literal["tokens"] | None = None,
+        candidates: int | None = None,
         use_tqdm: bool | Callable[..., Any] = False,
         **options: Any,
     ) -> list[RequestOutput]:
         """Completes prompts with the mixture.
 
         Each output also has `preference_weights`, `preference_profile` and `preference_mixing`,
-        which it was drawn with. Each of its completions has `preference_attribution`, None unless
-        asked for.
+        which it was drawn with. Each of its completions has `preference_attribution` and
+        `preference_candidates`, None unless asked for.
 
         Args:
           prompts: as `vllm.LLM.generate` takes them: strings, token ids, vLLM's dictionaries.
@@ -197,6 +199,8 @@ class Mixture:
             cost of one policy, where they are adapters of one base; in the same way.
           attribution: True measures which policy carried each answer, "tokens" also measures
             every token: `preference_attribution` over HTTP (prefmix.server.api.attribution).
+          candidates: answers that are drawn for each one that is picked and returned:
+            `preference_candidates` over HTTP (prefmix.server.api.candidates), without its limits.
           use_tqdm: vLLM's progress bar; off unless asked for.
           options: further arguments of `vllm.LLM.generate`, such as lora_request or priority.
         Raises: RequestError in the server's words; EngineError if a policy computes NaN or
@@ -215,7 +219,7 @@ class Mixture:
                 "profile": profile,
                 "mixing": mixing,
             },
-            attribution,
+            (attribution, candidates),
             {"use_tqdm": use_tqdm, **options},
         )
 
@@ -228,6 +232,7 @@ class Mixture:
         profile: str | Sequence[str | None] | None = None,
         mixing: Mixing | Sequence[Mixing | None] | None = None,
         attribution: bool | Literal["tokens"] | None = None,
+        candidates: int | None = None,
         use_tqdm: bool | Callable[..., Any] = False,
         **options: Any,
     ) -> list[RequestOutput]:
@@ -251,7 +256,7 @@ class Mixture:
                 "profile": profile,
                 "mixing": mixing,
             },
-            attribution,
+            (attribution, candidates),
             {"use_tqdm": use_tqdm, **self._engine.chat_options(options)},
         )
 
@@ -319,7 +324,7 @@ class Mixture:
         prompts: Any,
         num_prompts: int,
         per_prompt: Mapping[str, Any],
-        wish: object,
+        wishes: tuple[object, object],
         options: Mapping[str, Any],
     ) -> list[RequestOutput]:
         """Runs one of vLLM's methods on prompts.
@@ -329,16 +334,18 @@ class Mixture:
           prompts: the method's first argument.
           num_prompts: the number of prompts.
           per_prompt: sampling_params, weights, profile and mixing, once or for each prompt.
-          wish: the caller's `attribution`.
+          wishes: the caller's `attribution` and `candidates`.
           options: the method's other arguments.
         """
-        attribution = Attribution(wish)
+        candidates = Candidates(wishes[1], CandidateLimits())
+        attribution = Attribution(wishes[0], for_candidates=candidates.is_wanted)
         with self._engine.turn() as engine:
             llm = engine.llm
             parameters = prompt_parameters(
                 num_prompts,
                 default=llm.get_default_sampling_params,
                 attribution=attribution,
+                candidates=candidates,
                 spec=self._spec,
                 profiles=self._profiles,
                 **per_prompt,
@@ -346,4 +353,4 @@ class Mixture:
             if not parameters:
                 return []
             call = functools.partial(getattr(llm, method), prompts, **options)
-            return run_prompts(llm, call, parameters, attribution)
+            return run_prompts(llm, call, parameters, attribution, candidates)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from prefmix.mixing.spec import MixtureSpec
     from prefmix.server.api.attribution import Attribution
+    from prefmix.server.api.candidates.wish import Candidates
     from prefmix.weights.store.profiles import ProfileSet
 
 MODEL_NAME = "prefmix"
@@ -35,7 +36,7 @@ class PromptParameters:
     sampling_params: SamplingParams
     """A copy of the caller's, with the weights."""
     measured_as: str | None
-    """The key of the prompt's figures in the engine; None without attribution."""
+    """The key of the prompt's figures in the engine; None if they are not measured."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -53,6 +54,7 @@ def prompt_parameters(
     profile: Any,
     mixing: Any,
     attribution: Attribution,
+    candidates: Candidates,
     spec: MixtureSpec,
     profiles: ProfileSet,
 ) -> list[PromptParameters]:
@@ -66,6 +68,7 @@ def prompt_parameters(
       profile: a name or None; one or N of these.
       mixing: "logits", "parameters" or None; one or N of these.
       attribution: the call's.
+      candidates: the call's.
       spec: the mixture.
       profiles: the profiles in force.
     Raises: RequestError in the server's words.
@@ -74,7 +77,7 @@ def prompt_parameters(
     weights_N = _each(weights, num_prompts, name="weights")
     profile_N = _each(profile, num_prompts, name="profile")
     mixing_N = _each(mixing, num_prompts, name="mixing")
-    is_by_prompt = any(map(_is_list, (weights, profile, mixing)))
+    is_by_prompt = any(map(_is_list, (sampling_params, weights, profile, mixing)))
     own = {id(given): _own_copy(given, default) for given in given_N}
     found = []
     wishes = zip(given_N, weights_N, profile_N, mixing_N, strict=True)
@@ -94,10 +97,12 @@ def prompt_parameters(
                 preferences, spec=spec, profiles=profiles, model_names=(MODEL_NAME,)
             )
             attribution.check(resolution.mixing)
+            candidates.check(resolution.mixing)
+            candidates.prepare(params)
         except RequestError as error:
             message = f"prompt {index}: {error}" if is_by_prompt else str(error)
             raise RequestError(message, param=error.param, reason=error.reason) from None
-        key = attribution.next_key() if attribution.is_wanted else None
+        key = attribution.next_key() if attribution.is_measured else None
         own_args = to_extra_args(resolution.weights, resolution.mixing)
         params.extra_args = {**(params.extra_args or {}), **own_args}
         params.extra_args.pop(MEASURE_KEY, None)

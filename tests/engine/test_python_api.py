@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from prefmix import Mixture
+from prefmix.mixing.candidates import pick
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.server.config.errors import ConfigError
 from prefmix.server.http.errors import RequestError
@@ -281,6 +282,41 @@ def test_attribution_has_the_figures_of_each_policy(served: Served) -> None:
     assert "tokens" not in plain.preference_attribution
 
 
+def test_candidates_are_picked_by_the_normalisers_that_transformers_computes(
+    served: Served,
+) -> None:
+    """log Z_t = log sum_v prod_k pi_k(v)^w_k of each token, the last one of an answer included."""
+    mix, names = served.mix, served.mix.spec.member_names
+    weights = dict(zip(names, (0.5, 0.3, 0.2), strict=True))
+    oracle, prompts = served.oracle(), [list(map(int, fresh_prompt(seed))) for seed in (31, 32)]
+    settings = {"max_tokens": 24, "seed": 9, "stop_token_ids": [*range(2, 30)], "stop": ["e", "a"]}
+    drawn = mix.generate(prompts, sampling(n=8, **settings), weights=weights)
+    picked = mix.generate(prompts, sampling(n=2, **settings), weights=weights, candidates=4)
+    for prompt, all_eight, two in zip(prompts, drawn, picked, strict=True):
+        assert [each.index for each in two.outputs] == [0, 1]
+        for place, found in enumerate(two.outputs):
+            group = all_eight.outputs[4 * place : 4 * place + 4]
+            log_partitions = [
+                log_partition(oracle, prompt, list(each.token_ids), list(weights.values()))
+                for each in group
+            ]
+            truth = pick(log_partitions, seed=9, place=place)
+            assert list(found.token_ids) == list(group[truth.index].token_ids)
+            about = found.preference_candidates
+            assert about["ess"] == pytest.approx(truth.ess, rel=1e-3)
+            assert about["log_partition"] == pytest.approx(truth.log_partition, abs=2e-3)
+    lengths = {len(each.token_ids) for output in drawn for each in output.outputs}
+    assert len(lengths) > 1, "answers of one length hardly differ in their normalisers"
+
+
+def log_partition(
+    oracle: Oracle, prompt: list[int], answer: list[int], weights: list[float]
+) -> float:
+    logits_TMV = oracle.logits([*prompt, *answer])[len(prompt) - 1 : -1].double()
+    mixed_TV = torch.einsum("tmv,m->tv", logits_TMV.log_softmax(-1), torch.tensor(weights).double())
+    return float(mixed_TV.logsumexp(-1).sum())
+
+
 def test_what_the_server_refuses_is_refused_in_its_words(served: Served) -> None:
     mix = served.mix
     first, _ = mix.policies
@@ -296,13 +332,15 @@ def test_what_the_server_refuses_is_refused_in_its_words(served: Served) -> None
         ({"sampling_params": 7}, "sampling_params is 7"),
         ({"sampling_params": {"max_token": 7}}, "sampling_params: .*max_token"),
         ({"attribution": 2}, "preference_attribution is 2"),
+        ({"candidates": 0}, "preference_candidates is 0; expected a number of candidates"),
+        ({"candidates": 2, "sampling_params": {"top_p": 0.9}}, "top_p is 0.9, from the request"),
         ({"sampling_params": sampling(extra_args=[1])}, "extra_args is \\[1\\]; expected a dict"),
     ]
     for given, message in refusals:
         with pytest.raises(RequestError, match=message):
             mix.generate(["a", "b"], **given)
-    with pytest.raises(TypeError, match="candidates"):
-        mix.generate(["a"], candidates=4)
+    with pytest.raises(TypeError, match="best_of"):
+        mix.generate(["a"], best_of=4)
     with pytest.raises(RuntimeError, match="another Mixture is open"):
         Mixture(policies={"one": served.folders[0]})
     assert mix.generate([], weights={first: 1}) == mix.chat([]) == mix.score([], []) == []

@@ -17,6 +17,7 @@ import openai
 import pytest
 import yaml
 
+from prefmix.mixing.candidates import pick
 from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.preloaded_server import Preloaded
 from support.server_process import API_KEY, ServerProcess, engine_flags
@@ -273,6 +274,56 @@ def test_several_answers_with_logprobs(client: httpx.Client) -> None:
         assert all(logprob <= 0 for logprob in choice["logprobs"]["token_logprobs"])
         # Tokens that are no whole character are all written alike, so keys may coincide.
         assert all(1 <= len(top) <= 4 for top in choice["logprobs"]["top_logprobs"])
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_one_of_the_candidates_is_the_answer(client: httpx.Client, chat: bool) -> None:
+    """The pick is that of the `n` answers of the same seed, by their log partitions."""
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    asked = {"messages": [{"role": "user", "content": "the"}]} if chat else {"prompt": ["a", "b"]}
+    body = {"temperature": 1, "seed": 5, "max_tokens": 12, "stop": ["weights"], **asked}
+    every = client.post(path, json={**body, "n": 8, "preference_attribution": True}).json()
+    answer = client.post(path, json={**body, "n": 2, "preference_candidates": 4})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["usage"] == every["usage"], "all candidates count as generated"
+    assert len(found["choices"]) == len(every["choices"]) // 4
+    sizes = []
+    for index, choice in enumerate(found["choices"]):
+        group = every["choices"][4 * index : 4 * index + 4]
+        truth = pick(
+            [each["preference_attribution"]["log_partition"] for each in group],
+            seed=5,
+            place=index % 2,
+        )
+        written = "message" if chat else "text"
+        assert (choice["index"], choice[written]) == (index, group[truth.index][written])
+        assert choice["token_ids"] is None
+        about = choice["preference_candidates"]
+        assert about["ess"] == pytest.approx(truth.ess, rel=1e-3)
+        sizes.append(about["ess"])
+    assert float(answer.headers["x-prefmix-ess"]) == pytest.approx(min(sizes), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"preference_candidates": 17}, "preference_candidates"),
+        ({"preference_candidates": 2, "stream": True}, "stream"),
+        ({"preference_candidates": 2, "temperature": 0.5}, "temperature"),
+        ({"preference_candidates": 2, "temperature": 0}, "temperature"),
+        ({"preference_candidates": 2, "top_k": 3}, "top_k"),
+        (
+            {"preference_candidates": 2, "structured_outputs": {"choice": ["a"]}},
+            "structured_outputs",
+        ),
+        ({"preference_candidates": 16, "n": 999}, None),
+    ],
+)
+def test_candidates_that_are_not_defined_are_refused(
+    client: httpx.Client, fields: Any, param: str | None
+) -> None:
+    assert refused(complete(client, **{"temperature": 1, **fields}))["param"] == param
 
 
 def test_echo_scores_the_prompt_under_the_given_weights(client: httpx.Client) -> None:

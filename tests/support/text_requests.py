@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import Message, Send
 
 from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.server.api.candidates.wish import NEUTRAL, CandidateLimits
 from prefmix.server.api.mixture_request import MixtureRequest
 from prefmix.server.api.resolve import Preferences
 from prefmix.server.api.state import MixtureState
@@ -40,6 +41,11 @@ class Body:
     weights: object = None
     mixing: object = None
     preference_attribution: object = None
+    preference_candidates: object = None
+    stream: bool = False
+    echo: bool = False
+    return_token_ids: bool = False
+    seed: int | None = None
     num_prompts: int = 1
     num_samples: int = 1
     background_id: str | None = None
@@ -50,13 +56,23 @@ class Body:
     def preferences(self) -> Preferences:
         return Preferences(model=self.model, weights=self.weights, mixing=self.mixing)
 
+    def show_token_ids(self) -> bool:
+        asked, self.return_token_ids = self.return_token_ids, True
+        return asked
+
     def bind(self, *, model: str, start_prompt: Callable[[Any], None]) -> None:
         self.model, self.start_prompt = model, start_prompt
 
     def sampling_params(self) -> Any:
         """Makes one prompt's sampling parameters, as vLLM's handlers do."""
         assert self.start_prompt is not None
-        params = SimpleNamespace(extra_args=self.extra_args)
+        params = SimpleNamespace(
+            **{field: values[0] for field, values in NEUTRAL.items()},
+            extra_args=self.extra_args,
+            n=self.num_samples,
+            seed=self.seed,
+            max_tokens=64,
+        )
         self.start_prompt(params)
         return params
 
@@ -69,6 +85,7 @@ def mixture_state(*, counts: SharedCounts | None = None, statistics: Any = None)
         profiles=CurrentProfiles(build_profile_set({"even": {"a": 1, "b": 1}}, SPEC, version=3)),
         statistics=statistics,
         max_model_len=64,
+        candidates=CandidateLimits(most=4, max_tokens=64),
         unread_fields=frozenset({"kv_transfer_params", "ec_transfer_params"}),
         admission=AdmissionController(
             counts or SharedCounts(None), max_running=4, num_engines=1, max_waiting=2

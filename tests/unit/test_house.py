@@ -24,6 +24,7 @@ from support.architecture import (
 )
 
 PURE_MIXING = {
+    "prefmix.mixing.candidates",
     "prefmix.mixing.name_list",
     "prefmix.mixing",
     "prefmix.mixing.reference",

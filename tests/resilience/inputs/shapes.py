@@ -138,6 +138,8 @@ def _bad(rng: random.Random) -> Shape:
             {"model": "other"},
             {"vllm_xargs": {"prefmix_weights": [1, 1, 1, 1]}},
             {"preference_attribution": "much"},
+            {"preference_candidates": rng.choice([0, -3, 10**30, 2.5, True, "8", [8]])},
+            {"preference_candidates": 4, "stream": True},
             {"temperature": -1},
             {"max_tokens": MAX_MODEL_LEN * 10},
             {"n": 0},

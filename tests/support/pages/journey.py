@@ -29,6 +29,7 @@ PARSED = {
     ("README.md", "pip wheel"): _NETWORK,
     ("SECURITY.md", "openssl rand"): _OWN_FILES,
     ("docs/averages.md", ".venv/bin/prefmix average mixture.yaml"): _OWN_FILES,
+    ("docs/candidates.md", "curl -i http://127.0.0.1:8000"): _OTHER_SERVER,
     ("docs/console.md", ".venv/bin/prefmix serve policies/demo/serve.yaml"): _OTHER_SERVER,
     ("docs/console.md", ".venv/bin/python -m pytest"): _MAKE,
     ("docs/deploying.md", "docker compose"): _CLUSTER,

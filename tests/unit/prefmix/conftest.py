@@ -9,13 +9,25 @@ from typing import Any
 
 import pytest
 
+from prefmix.server.api.candidates.wish import NEUTRAL
+
 
 class SamplingParams:
     """The part of vLLM's class that the Python interface uses."""
 
-    def __init__(self, *, max_tokens: int = 16, extra_args: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_tokens: int = 16,
+        extra_args: dict[str, Any] | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        self.__dict__.update({field: values[0] for field, values in NEUTRAL.items()})
         self.max_tokens = max_tokens
         self.extra_args = extra_args
+        self.n, self.seed, self.temperature = n, seed, temperature
 
     def clone(self) -> SamplingParams:
         return copy.deepcopy(self)

@@ -20,6 +20,7 @@ from prefmix.prompt_parameters import (
     prompt_parameters,
 )
 from prefmix.server.api.attribution import Attribution
+from prefmix.server.api.candidates.wish import CandidateLimits, Candidates
 from prefmix.server.api.resolve import Preferences, resolve
 from prefmix.server.http.errors import RequestError
 from prefmix.weights.store.profiles import build_profile_set
@@ -30,12 +31,15 @@ PROFILES = build_profile_set({"even": {"a": 1, "b": 1}, "sly": {"b": 1}}, SPEC, 
 pytestmark = pytest.mark.usefixtures("vllm")
 
 
-def parameters(num_prompts: int = 1, wish: object = None, **given: Any) -> list[PromptParameters]:
+def parameters(
+    num_prompts: int = 1, wish: object = None, candidates: object = None, **given: Any
+) -> list[PromptParameters]:
     from vllm import SamplingParams
 
     return prompt_parameters(
         num_prompts,
-        attribution=Attribution(wish),
+        attribution=Attribution(wish, for_candidates=candidates is not None),
+        candidates=Candidates(candidates, CandidateLimits()),
         profiles=PROFILES,
         default=lambda: SamplingParams(max_tokens=99),
         **{
@@ -206,3 +210,22 @@ def test_iterators_become_lists() -> None:
         assert listed_prompts(given) is given
     for given in ([turn], [[turn], [turn]], []):
         assert listed_conversations(given) is given
+
+
+def test_candidates_multiply_the_answers_and_are_measured(vllm: Any) -> None:
+    given = vllm(n=2, seed=4)
+    first, second = parameters(2, candidates=3, sampling_params=given)
+    assert (first.sampling_params.n, second.sampling_params.n, given.n) == (6, 6, 2)
+    assert first.measured_as != second.measured_as
+    assert first.sampling_params.extra_args[MEASURE_KEY] == first.measured_as
+
+
+def test_candidates_that_are_not_defined_are_refused_by_prompt(vllm: Any) -> None:
+    with pytest.raises(RequestError, match=r"^temperature is 0.5, from the request"):
+        parameters(candidates=2, sampling_params=vllm(temperature=0.5))
+    with pytest.raises(RequestError, match=r"^prompt 1: temperature is 0.5") as caught:
+        parameters(2, candidates=2, sampling_params=[vllm(), vllm(temperature=0.5)])
+    assert caught.value.param == "temperature"
+    trunk = dataclasses.replace(SPEC, base="org/base")
+    with pytest.raises(RequestError, match="needs the policies' own predictions"):
+        parameters(candidates=2, spec=trunk, mixing="parameters")

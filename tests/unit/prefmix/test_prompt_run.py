@@ -10,8 +10,9 @@ import pytest
 from prefmix.mixing.batch import statistics
 from prefmix.mixing.wire import to_stop_reason
 from prefmix.prompt_parameters import PromptParameters
-from prefmix.prompt_run import MAX_ATTRIBUTED, run_prompts
+from prefmix.prompt_run import MAX_MEASURED, run_prompts
 from prefmix.server.api.attribution import Attribution, describe
+from prefmix.server.api.candidates.wish import CandidateLimits, Candidates
 from prefmix.server.api.resolve import Resolution
 from prefmix.server.http.errors import RequestError
 from prefmix.weights.engines.errors import EngineError
@@ -49,20 +50,26 @@ class FakeLLM:
 
 def output(*stop_reasons: Any, finish_reason: str = "stop") -> Any:
     completions = [
-        SimpleNamespace(index=index, finish_reason=finish_reason, stop_reason=reason)
+        SimpleNamespace(index=index, finish_reason=finish_reason, stop_reason=reason, token_ids=[5])
         for index, reason in enumerate(stop_reasons)
     ]
     return SimpleNamespace(outputs=completions)
 
 
 def bound(attribution: Attribution) -> PromptParameters:
-    key = attribution.next_key() if attribution.is_wanted else None
-    params: Any = object()
+    key = attribution.next_key() if attribution.is_measured else None
+    params: Any = SimpleNamespace(seed=None)
     return PromptParameters(resolution=RESOLUTION, sampling_params=params, measured_as=key)
 
 
-def run(llm: Any, call: Any, parameters: list[PromptParameters], wish: Attribution) -> list[Any]:
-    return run_prompts(llm, call, parameters, wish)
+def run(
+    llm: Any,
+    call: Any,
+    parameters: list[PromptParameters],
+    wish: Attribution,
+    candidates: int | None = None,
+) -> list[Any]:
+    return run_prompts(llm, call, parameters, wish, Candidates(candidates, CandidateLimits()))
 
 
 def test_outputs_say_what_they_were_drawn_with() -> None:
@@ -124,8 +131,35 @@ def test_requests_of_a_call_that_ends_early_are_taken_back(error: type[BaseExcep
 
 
 def test_attribution_is_bounded_by_what_the_engine_keeps() -> None:
-    assert MAX_ATTRIBUTED == statistics._MAX_REQUESTS
+    assert MAX_MEASURED == statistics._MAX_REQUESTS
     wish = Attribution(True)
-    parameters = [bound(wish)] * (MAX_ATTRIBUTED + 1)
-    with pytest.raises(RequestError, match=f"a call answers it for up to {MAX_ATTRIBUTED}"):
+    parameters = [bound(wish)] * (MAX_MEASURED + 1)
+    with pytest.raises(RequestError, match=f"a call answers it for up to {MAX_MEASURED}"):
         run(FakeLLM(), lambda **_: [], parameters, wish)
+
+
+def test_one_candidate_of_each_completion_is_left() -> None:
+    """A token that was measured after a completion's end does not count."""
+    wish = Attribution(True, for_candidates=True)
+    parameters = [bound(wish)]
+    low, after = [-800.0, *ROW[1:]], [5000.0, *ROW[1:]]
+    rows = {"0_1-a": [low, after], "1_1-a": [ROW], "2_1-a": [ROW], "3_1-a": [low]}
+    llm = FakeLLM({str(parameters[0].measured_as): rows})
+    (found,) = run(llm, lambda **_: [output(*"abcd")], parameters, wish, 2)
+    assert [each.stop_reason for each in found.outputs] == ["b", "c"]
+    assert [each.index for each in found.outputs] == [0, 1]
+    for each in found.outputs:
+        assert each.preference_candidates["num_candidates"] == 2
+        assert each.preference_candidates["ess"] == each.preference_attribution["ess"] == 1
+
+
+def test_candidates_without_attribution_are_measured_too() -> None:
+    wish = Attribution(None, for_candidates=True)
+    parameters = [bound(wish)]
+    llm = FakeLLM({str(parameters[0].measured_as): {"0_1-a": [ROW], "1_1-a": [ROW]}})
+    (found,) = run(llm, lambda **_: [output(None, None)], parameters, wish, 2)
+    (only,) = found.outputs
+    assert (only.preference_candidates["ess"], only.preference_attribution) == (2, None)
+    assert llm.calls[0] == ("prefmix_start_statistics", (0,))
+    with pytest.raises(RequestError, match="preference_candidates was asked for"):
+        run(FakeLLM(), lambda **_: [], [bound(wish)] * (MAX_MEASURED + 1), wish, 2)

@@ -292,3 +292,95 @@ def test_each_choice_gets_the_figures_of_its_prompt_and_sample() -> None:
         assert statistics.asked == [(keys[0], 0), (keys[0], 1), (keys[1], 0), (keys[1], 1)]
 
     run(work, statistics=statistics)
+
+
+class Weighed:
+    """The engine's figures: of every prompt, one token of each of four samples."""
+
+    def __init__(self, *log_partitions: float) -> None:
+        self._figures = {index: [[each, *ROW[1:]]] for index, each in enumerate(log_partitions)}
+
+    async def take(self, key: str, sample: int | None = None) -> dict[int, list[list[float]]]:
+        return self._figures
+
+
+def test_candidates_take_their_room_and_one_is_the_answer() -> None:
+    counts = SharedCounts(None)
+
+    async def work(request: MixtureRequest, _: RequestLifetime) -> None:
+        body = admitted(request, preference_candidates=2, num_samples=2, seed=3)
+        assert counts.in_flight == 4, "each candidate is an answer to the engine"
+        params = body.sampling_params()
+        assert (params.n, counts.in_flight) == (4, 0)
+        assert MEASURE_KEY in params.extra_args
+        assert body.return_token_ids
+        choices = [{"index": i, "text": str(i), "token_ids": [1]} for i in range(4)]
+        response = await request.answer(JSONResponse({"choices": choices}))
+        found = json.loads(bytes(response.body))["choices"]
+        assert [each["text"] for each in found] == ["1", "2"]
+        assert found[0]["preference_candidates"]["ess"] == 1
+        assert "preference_attribution" not in found[0]
+        assert response.headers["x-prefmix-ess"] == "1"
+        assert response.headers["x-prefmix-profile"] == "even"
+        assert int(response.headers["content-length"]) == len(response.body)
+
+    run(work, counts=counts, statistics=Weighed(-900, 0, 0, -900))
+
+
+def test_candidates_without_their_figures_are_refused_and_counted() -> None:
+    counted, ended = Counted("even", "error"), BackgroundTask(list)
+
+    async def work(request: MixtureRequest, _: RequestLifetime) -> None:
+        admitted(request, preference_candidates=3).sampling_params()
+        choices = [{"index": i, "text": str(i), "token_ids": [1]} for i in range(3)]
+        response = await request.answer(JSONResponse({"choices": choices}, background=ended))
+        assert response.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+        assert response.background is ended
+
+    run(work, statistics=Statistics())
+    assert counted() == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"preference_candidates": 5}, "preference_candidates"),
+        ({"preference_candidates": 2, "stream": True}, "stream"),
+        ({"preference_candidates": 2, "echo": True}, "echo"),
+    ],
+)
+def test_candidates_that_cannot_be_are_refused_before_they_take_room(
+    fields: Any, param: str
+) -> None:
+    counts = SharedCounts(None)
+
+    async def work(request: MixtureRequest, _: RequestLifetime) -> None:
+        with pytest.raises(RequestError) as caught:
+            admitted(request, **fields)
+        assert (caught.value.param, counts.in_flight) == (param, 0)
+
+    run(work, counts=counts)
+
+
+def test_more_candidates_than_ever_fit_are_refused() -> None:
+    async def work(request: MixtureRequest, _: RequestLifetime) -> None:
+        with pytest.raises(RequestError, match="takes at most 6 at once"):
+            admitted(request, preference_candidates=4, num_prompts=2)
+
+    run(work)
+
+
+def test_a_picked_choice_has_its_own_attribution() -> None:
+    async def work(request: MixtureRequest, _: RequestLifetime) -> None:
+        wish = {"preference_candidates": 2, "preference_attribution": True}
+        admitted(request, **wish).sampling_params()
+        choices = [{"index": i, "token_ids": [1]} for i in range(2)]
+        ended = BackgroundTask(list)
+        plain = JSONResponse({"choices": choices}, headers={"x-some": "header"}, background=ended)
+        response = await request.answer(plain)
+        (found,) = json.loads(bytes(response.body))["choices"]
+        assert found["preference_attribution"]["log_partition"] == -3
+        assert found["preference_attribution"]["ess"] == 1
+        assert (response.headers["x-some"], response.background) == ("header", ended)
+
+    run(work, statistics=Weighed(-900, -3))
