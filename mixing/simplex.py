@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 
 from prefmix.mixing.name_list import listed
+from prefmix.mixing.shown_value import shown
 from prefmix.mixing.spec import MixtureSpec, WeightSpace
 
 SUM_TOLERANCE = 1e-3
@@ -32,7 +33,7 @@ def _number(value: object, *, name: str) -> float:
     # bool is an int to Python but not a number to a person.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise WeightsError(
-            f"the weight of {name} is {value!r:.80}, expected a number", reason="not_a_number"
+            f"the weight of {name} is {shown(value)}, expected a number", reason="not_a_number"
         )
     try:
         number = float(value)
@@ -40,7 +41,8 @@ def _number(value: object, *, name: str) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise WeightsError(
-            f"the weight of {name} is {value!r:.40}, expected a finite number", reason="not_finite"
+            f"the weight of {name} is {shown(value, 40)}, expected a finite number",
+            reason="not_finite",
         )
     return number
 
@@ -76,7 +78,7 @@ def weights_from_preferences(preferences: object, spec: MixtureSpec) -> tuple[fl
     names = spec.member_names
     if not isinstance(preferences, Mapping):
         raise WeightsError(
-            f'{preferences!r:.80} came, expected an object such as {{"{names[0]}": 1}}',
+            f'{shown(preferences)} came, expected an object such as {{"{names[0]}": 1}}',
             reason="wrong_type",
         )
     if not preferences:
@@ -87,7 +89,7 @@ def weights_from_preferences(preferences: object, spec: MixtureSpec) -> tuple[fl
     for name in preferences:
         if name not in names:
             raise WeightsError(
-                f"unknown policy {name!r:.80}; this mixture has: {listed(names)}",
+                f"unknown policy {shown(name)}; this mixture has: {listed(names)}",
                 reason="unknown_policy",
             )
     given = {name: _number(value, name=repr(name)) for name, value in preferences.items()}
@@ -134,7 +136,7 @@ def check_weights(
     """
     if not isinstance(weights, (list, tuple)):
         raise WeightsError(
-            f"weights are {weights!r:.80}, expected a list of {num_members} numbers",
+            f"weights are {shown(weights)}, expected a list of {num_members} numbers",
             reason="wrong_type",
         )
     if len(weights) != num_members:

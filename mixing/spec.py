@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from prefmix.mixing.shown_value import shown
 from prefmix.mixing.ways_to_mix import Mixing, MixingError, check_mixing
 
 WeightSpace = Literal["simplex", "affine"]
@@ -35,7 +36,7 @@ def check_name(name: object, *, what: str) -> str:
     if isinstance(name, str) and NAME_PATTERN.fullmatch(name):
         return name
     raise SpecError(
-        f"{what} name {name!r:.80} is not allowed: use 1 to 64 letters, digits, '_', '-' or '.', "
+        f"{what} name {shown(name)} is not allowed: use 1 to 64 letters, digits, '_', '-' or '.', "
         "beginning with a letter or digit"
     )
 
@@ -67,7 +68,7 @@ def _check_overrides(name: str, overrides: object) -> None:
     wrong = f"policy {name!r}: hf_overrides "
     if not isinstance(overrides, Mapping) or not _is_json(dict(overrides)):
         raise SpecError(
-            f"{wrong}is {overrides!r:.80}; expected keys of config.json with JSON values"
+            f"{wrong}is {shown(overrides)}; expected keys of config.json with JSON values"
         )
     taken = OVERRIDDEN_KEYS & overrides.keys()
     if taken:
@@ -243,14 +244,14 @@ class MixtureSpec:
                 "hf_overrides",
             }:
                 raise SpecError(
-                    f"a policy is {item!r}; expected an object with name, model and maybe revision "
-                    "and hf_overrides"
+                    f"a policy is {shown(item)}; expected an object with name, model and maybe "
+                    "revision and hf_overrides"
                 )
             return Policy(**item)
 
         policies = data.get("policies")
         if not isinstance(policies, list):
-            raise SpecError(f"policies is {policies!r}; expected a list of objects")
+            raise SpecError(f"policies is {shown(policies)}; expected a list of objects")
         reference = data.get("reference")
         return cls(
             policies=tuple(policy(item) for item in policies),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from prefmix.mixing.shown_value import shown
+
 Mixing = Literal["logits", "parameters"]
 MIXINGS: tuple[Mixing, ...] = get_args(Mixing)
 
@@ -31,4 +33,4 @@ def check_mixing(mixing: object, *, has_base: bool) -> Mixing:
                     "adapters of one base, or average them once with `prefmix average`"
                 )
             return allowed
-    raise MixingError(f"{mixing!r:.80} is no way to mix; allowed: {', '.join(MIXINGS)}")
+    raise MixingError(f"{shown(mixing)} is no way to mix; allowed: {', '.join(MIXINGS)}")

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from prefmix.policies.errors import TrainError
 from prefmix.policies.rewards.reward import ARGUMENTS, Answers
+from prefmix.policies.rewards.source_lines import line_of_definition, line_of_error
 
 BATCH_ROWS = 32
 """The most answers in one call."""
@@ -35,12 +36,14 @@ class FunctionReward:
         """Args: label: the function's name, for messages."""
         self._function = function
         self._label = label
-        self._accepted = _accepted(function)
+        self._parameters = _parameters(function)
+        self._defined = line_of_definition(function)
         self._loop: asyncio.Runner | None = None
 
     def score(self, answers: Answers) -> list[float | None]:
         """See `Reward`."""
         self._check_columns(answers.columns)
+        self._check_signature(answers)
         rewards: list[float | None] = []
         starts = range(0, len(answers), BATCH_ROWS)
         for start in tqdm(starts, desc="rewards", delay=2.0, leave=False, disable=None):
@@ -55,29 +58,47 @@ class FunctionReward:
                 "something else under that name; rename the column"
             )
 
+    def _check_signature(self, answers: Answers) -> None:
+        """Raises TrainError for a function that needs an argument which it is not given."""
+        given = _available(answers.part(0, 1))
+        names = [
+            each.name
+            for each in self._parameters or ()
+            if each.default is each.empty
+            and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+            and (each.kind is each.POSITIONAL_ONLY or each.name not in given)
+        ]
+        if names:
+            raise TrainError(
+                f"the reward function {self._label}{self._where} needs {' and '.join(names)}; it "
+                f"is given, by name: {', '.join(given)}"
+            )
+
+    @property
+    def _where(self) -> str:
+        """The place of the function in the user's code, in parentheses."""
+        return "" if self._defined is None else f" ({self._defined})"
+
     def _batch(self, batch: Answers) -> list[float | None]:
         try:
             returned = self._called(batch)
         except (Exception, SystemExit) as error:  # someone else's code may raise anything
             name = self._name_of_failing_row(batch, error)
+            line = line_of_error(error) or self._defined
             raise TrainError(
                 f"{name}: the reward function {self._label} raised {type(error).__name__}: "
-                f"{' '.join(str(error).split())}"
+                f"{' '.join(str(error).split())}{f' ({line})' if line else ''}"
             ) from error
         return self._checked(returned, batch)
 
     def _called(self, batch: Answers) -> list[Any] | str:
         """The values that the function returned, or a sentence's part on what it returned."""
-        arguments: dict[str, Any] = {
-            "prompts": list(batch.prompts),
-            "completions": list(batch.answers),
-            **{name: list(values) for name, values in batch.columns.items()},
-            **batch.extras,
-        }
-        if batch.completion_ids is not None:
-            arguments["completion_ids"] = [list(ids) for ids in batch.completion_ids]
-        if self._accepted is not None:
-            arguments = {name: v for name, v in arguments.items() if name in self._accepted}
+        arguments = _available(batch)
+        if self._parameters is not None and not any(
+            each.kind is each.VAR_KEYWORD for each in self._parameters
+        ):
+            taken = {each.name for each in self._parameters}
+            arguments = {name: value for name, value in arguments.items() if name in taken}
         result = self._function(**arguments)
         if inspect.isawaitable(result):
             result = self._awaited(result)
@@ -109,10 +130,11 @@ class FunctionReward:
         wrong = f"the reward function {self._label} returned"
         expected = f"expected a list of {_numbers(len(batch))}, or None, for the answers"
         if isinstance(returned, str):
-            raise TrainError(f"{_names(batch)}: {wrong} {returned}; {expected}")
+            raise TrainError(f"{_names(batch)}: {wrong} {returned}; {expected}{self._where}")
         if len(returned) != len(batch):
             raise TrainError(
-                f"{_names(batch)}: {wrong} a list of {_numbers(len(returned))}; {expected}"
+                f"{_names(batch)}: {wrong} a list of {_numbers(len(returned))}; "
+                f"{expected}{self._where}"
             )
         rewards: list[float | None] = []
         for name, value in zip(batch.names, returned, strict=True):
@@ -121,31 +143,43 @@ class FunctionReward:
             except (TypeError, ValueError, RuntimeError):
                 kind = type(value).__name__
                 raise TrainError(
-                    f"{name}: {wrong} {value!r:.80} (a {kind}) for it; {expected}"
+                    f"{name}: {wrong} {value!r:.80} (a {kind}) for it; {expected}{self._where}"
                 ) from None
-            rewards.append(reward if reward is None else finite(reward, name, self._label))
+            if reward is not None:
+                finite(reward, name, self._label, where=self._where)
+            rewards.append(reward)
         return rewards
 
 
-def finite(value: float, name: str, label: str) -> float:
+def finite(value: float, name: str, label: str, *, where: str = "") -> float:
     """The value; raises TrainError with the row's name unless it is finite."""
     if not math.isfinite(value):
         raise TrainError(
             f"{name}: the reward of {label} is {value}; expected a finite number, or None where "
-            "the reward does not apply"
+            f"the reward does not apply{where}"
         )
     return value
 
 
-def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
-    """The names of the arguments that a function takes; None if it takes any."""
+def _available(batch: Answers) -> dict[str, Any]:
+    """All arguments that a function may ask for, by name."""
+    arguments: dict[str, Any] = {
+        "prompts": list(batch.prompts),
+        "completions": list(batch.answers),
+        **{name: list(values) for name, values in batch.columns.items()},
+        **batch.extras,
+    }
+    if batch.completion_ids is not None:
+        arguments["completion_ids"] = [list(ids) for ids in batch.completion_ids]
+    return arguments
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """The parameters of a function; None if it has no signature, as some built-in ones."""
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some built-in functions have none
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
         return None
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return None
-    return frozenset(each.name for each in parameters)
 
 
 def _listed(result: Any) -> list[Any] | str:

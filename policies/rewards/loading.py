@@ -19,6 +19,7 @@ from prefmix.policies.errors import TrainError
 from prefmix.policies.rewards.functions import FunctionReward
 from prefmix.policies.rewards.models import ModelReward
 from prefmix.policies.rewards.reward import Reward
+from prefmix.policies.rewards.source_lines import line_of_error
 
 _FORMS = "expected module:function, or file.py:function"
 
@@ -69,7 +70,7 @@ def load_function(spec: str) -> Callable[..., Any]:
         except Exception as error:  # someone else's code may raise anything
             raise TrainError(
                 f"the reward {spec!r} is a class and cannot be made without arguments "
-                f"({type(error).__name__}: {error}); name a function, or an object that it made"
+                f"({_told(error)}); name a function, or an object that it made"
             ) from error
     if not callable(found):
         raise TrainError(f"the reward {spec!r} is a {type(found).__name__}, no function")
@@ -119,6 +120,11 @@ def _executed(path: Path) -> ModuleType:
 
 
 def _not_imported(spec: str, error: BaseException) -> TrainError:
-    kind = "" if isinstance(error, ImportError | ValueError) else f"{type(error).__name__}: "
-    reason = " ".join(str(error).split())
-    return TrainError(f"cannot import the reward function {spec!r} ({kind}{reason}); {_FORMS}")
+    return TrainError(f"cannot import the reward function {spec!r} ({_told(error)}); {_FORMS}")
+
+
+def _told(error: BaseException) -> str:
+    """An error of the user's code in one line, with its place if that is known."""
+    place = line_of_error(error)
+    kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+    return f"{f'{place}: ' if place else ''}{kind}{' '.join(str(error).split())}"

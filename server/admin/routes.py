@@ -255,6 +255,7 @@ def _answer(change: Change, dry_run: bool) -> ChangeAnswer:
         previous_sha256=change.before.sha256,
         changed=not change.is_noop,
         dry_run=dry_run,
+        lost_mixings=change.lost_mixings,
         set_aside=None if change.set_aside is None else str(change.set_aside),
     )
 

@@ -51,5 +51,8 @@ class ChangeAnswer(BaseModel):
     changed: bool
     """False if the content was equal already."""
     dry_run: bool
+    lost_mixings: dict[str, Mixing] = Field(default_factory=dict)
+    """Profiles that had a way to mix of their own before and have the server's now, with that way:
+    a profile that is replaced without `mixing` has none."""
     set_aside: str | None = None
     """Path to which a rollback moved an unreadable store file; else null."""

@@ -21,8 +21,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefmix.mixing.shown_value import shown
 from prefmix.mixing.ways_to_mix import Mixing
-from prefmix.server.http.errors import RequestError, short_repr
+from prefmix.server.http.errors import RequestError
 
 FIELD = "preference_attribution"
 
@@ -43,7 +44,7 @@ class Attribution:
             isinstance(wish, int | float) and (not isinstance(wish, bool))
         ):
             raise RequestError(
-                f'{FIELD} is {short_repr(wish)}; expected true, false or "tokens"',
+                f'{FIELD} is {shown(wish)}; expected true, false or "tokens"',
                 param=FIELD,
             )
         self.is_wanted = bool(wish)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from prefmix.server.http.errors import RequestError, short_repr
+from prefmix.mixing.shown_value import shown
+from prefmix.server.http.errors import RequestError
 
 MAX_ITEMS: Mapping[str, int] = {
     "messages": 4096,
@@ -71,7 +72,7 @@ def check_limits(body: Mapping[str, Any]) -> None:
     for field in _LISTS:
         value = body.get(field)
         if field in body and not isinstance(value, list):
-            raise RequestError(f"{field} is {short_repr(value)}; expected a list", param=field)
+            raise RequestError(f"{field} is {shown(value)}; expected a list", param=field)
     for field, limit in MAX_ITEMS.items():
         value = body.get(field)
         if isinstance(value, list | dict) and len(value) > limit:
@@ -178,7 +179,7 @@ def _check_integers(body: Mapping[str, Any]) -> None:
                 if type(each) is int:
                     if not MIN_INTEGER <= each <= MAX_INTEGER:
                         raise RequestError(
-                            f"{_join(path, name)} is {short_repr(each)}; the engine holds integers "
+                            f"{_join(path, name)} is {shown(each)}; the engine holds integers "
                             f"from {MIN_INTEGER} to {MAX_INTEGER}",
                             param=field,
                         )

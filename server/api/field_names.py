@@ -13,8 +13,9 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from prefmix.mixing.shown_value import shown
 from prefmix.mixing.wire import MIXING_KEY, WEIGHTS_KEY
-from prefmix.server.http.errors import RequestError, short_repr
+from prefmix.server.http.errors import RequestError
 from prefmix.server.http.request_json import RepeatedNames
 
 OWN_FIELDS = (
@@ -121,7 +122,7 @@ def _refuse_repeated(body: Mapping[str, Any]) -> None:
         if repeated:
             path = f"{place}.{repeated[0]}" if place else repeated[0]
             raise RequestError(
-                f"{short_repr(path)[1:-1]} came more than once in the body; send it once, as it "
+                f"{shown(path)[1:-1]} came more than once in the body; send it once, as it "
                 "decides the weights",
                 param=place or repeated[0],
             )

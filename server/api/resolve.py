@@ -18,11 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prefmix.mixing.name_list import listed
+from prefmix.mixing.shown_value import shown
 from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.ways_to_mix import Mixing, MixingError, check_mixing
 from prefmix.mixing.wire import MIXING_KEY, WEIGHTS_KEY, from_extra_args, mixing_of
-from prefmix.server.http.errors import RequestError, UnknownModelError, short_repr
+from prefmix.server.http.errors import RequestError, UnknownModelError
 from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet
 
 
@@ -124,9 +125,16 @@ def _mixing(
         try:
             return check_mixing(value, has_base=spec.base is not None)
         except MixingError as error:
-            param = field.partition(".")[0] if field in given else "preference_profile"
+            param = field.partition(".")[0] if field in given else _naming(preferences, profile)
             raise RequestError(f"{field}: {error}", param=param) from None
     return spec.mixing
+
+
+def _naming(preferences: Preferences, profile: str) -> str | None:
+    """The field by which a request has named its profile; None if it has the default."""
+    if preferences.profile is not None:
+        return "preference_profile"
+    return "model" if (preferences.model or "").endswith(f"@{profile}") else None
 
 
 def split_model(
@@ -141,17 +149,24 @@ def split_model(
     if model in model_names:
         return model, None
     name, _, profile = model.rpartition("@")
+    if name in model_names and not profile:
+        raise UnknownModelError(
+            f"The model {shown(model)} has no profile behind the '@'; write {name} for the default "
+            f"profile, or {name}@PROFILE with PROFILE one of: {listed(profiles.profiles)}",
+            param="model",
+            reason="unknown_profile",
+        )
     if name in model_names and profile in profiles.profiles:
         return name, profile
     if name in model_names:
         raise UnknownModelError(
-            f"The model {short_repr(model)} does not exist: {name} has no profile "
-            f"{short_repr(profile)}; its profiles are: {listed(profiles.profiles)}",
+            f"The model {shown(model)} does not exist: {name} has no profile "
+            f"{shown(profile)}; its profiles are: {listed(profiles.profiles)}",
             param="model",
             reason="unknown_profile",
         )
     raise UnknownModelError(
-        f"The model {short_repr(model)} does not exist; served here: {listed(model_names)}, "
+        f"The model {shown(model)} does not exist; served here: {listed(model_names)}, "
         f"or {model_names[0]}@PROFILE with PROFILE one of: {listed(profiles.profiles)}",
         param="model",
     )
@@ -164,7 +179,7 @@ def _at_most_one(ways: Mapping[str, object], *, model: str | None) -> None:
         raise RequestError(
             f"{' and '.join(said)} were both given; send one of them, as each alone decides "
             "the weights",
-            param=next(field for field in fields if field != "model"),
+            param=next(field for field in fields if field != "model").partition(".")[0],
             reason="ambiguous",
         )
 
@@ -194,7 +209,7 @@ def _known_profile(profile: object, profiles: ProfileSet) -> str:
         return profile
     wrong = "does not exist" if isinstance(profile, str) else "is not a string"
     raise RequestError(
-        f"preference_profile {short_repr(profile)} {wrong}; "
+        f"preference_profile {shown(profile)} {wrong}; "
         f"the profiles are: {listed(profiles.profiles)}",
         param="preference_profile",
         reason="unknown_profile",

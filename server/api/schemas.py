@@ -31,6 +31,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.renderers import TokenizeParams
 from vllm.sampling_params import SamplingParams
 
+from prefmix.mixing.shown_value import shown
 from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
 from prefmix.server.api.bounded_schema import bounded
@@ -244,9 +245,9 @@ class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
                 )
         if self.previous_response_id is not None and not vllm_envs.VLLM_ENABLE_RESPONSES_API_STORE:
             raise RequestError(
-                f"previous_response_id is {self.previous_response_id!r:.80}, but this server keeps "
-                "no responses; send the conversation so far as a list in `input`, or have the "
-                "server started with VLLM_ENABLE_RESPONSES_API_STORE=1 in its environment",
+                f"previous_response_id is {shown(self.previous_response_id)}, but this server "
+                "keeps no responses; send the conversation so far as a list in `input`, or have "
+                "the server started with VLLM_ENABLE_RESPONSES_API_STORE=1 in its environment",
                 param="previous_response_id",
             )
         return super().preferences()

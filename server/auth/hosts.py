@@ -16,7 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prefmix.server.http.errors import error_response, short_repr
+from prefmix.mixing.shown_value import shown
+from prefmix.server.http.errors import error_response
 from prefmix.server.telemetry.load_metrics import count_refused
 
 LOOPBACK = ("localhost", ".localhost")
@@ -92,11 +93,11 @@ class HostMiddleware:
                 return None
         except ValueError:
             return HTTPStatus.BAD_REQUEST, (
-                f"the Host field is {short_repr(hosts[0])}; expected a name or an address, and a "
+                f"the Host field is {shown(hosts[0])}; expected a name or an address, and a "
                 "port after a colon if it is not the default"
             )
         return HTTPStatus.MISDIRECTED_REQUEST, (
-            f"this server does not answer to the host {short_repr(hosts[0])}; ask it by its "
+            f"this server does not answer to the host {shown(hosts[0])}; ask it by its "
             "address, or let its operator allow the name (--allowed-host)"
         )
 

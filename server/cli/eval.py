@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefmix.server.cli.eval_rewards import load_rewards
+from prefmix.server.cli.eval_rewards import check_rewards, load_rewards
 from prefmix.server.cli.eval_subject import eval_subject
 from prefmix.server.cli.mixture_arguments import add_mixture_arguments
 from prefmix.server.config.errors import CommandError, ConfigError
@@ -145,6 +145,7 @@ def _measured(
 
     rewards = load_rewards(args.reward, allow_unsafe_weights=bool(args.allow_unsafe_weights))
     prompts = read_prompts(args.prompts)
+    check_rewards(rewards, prompts)
     subject = eval_subject(args, passthrough, scratch)
     rows = evaluation_rows(subject.own, subject.profiles, averages=subject.averages, grid=args.grid)
     drawing = {"num_responses": args.responses, "max_tokens": args.max_tokens, "seed": args.seed}

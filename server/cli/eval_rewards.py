@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prefmix.server.config.errors import CommandError
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from prefmix.policies.rewards.reward import Answers
     from prefmix.weights.engines.prompts import Prompt
     from prefmix.weights.evaluation.evaluate import Reward
+
+MADE_UP_ANSWER = "This is a made-up answer, with which prefmix tries the reward."
 
 
 def load_rewards(items: Sequence[str], *, allow_unsafe_weights: bool) -> dict[str, Reward]:
@@ -33,6 +35,23 @@ def load_rewards(items: Sequence[str], *, allow_unsafe_weights: bool) -> dict[st
             )
         rewards[name] = load_judge(spec, allow_unsafe_weights=allow_unsafe_weights)
     return rewards
+
+
+def check_rewards(rewards: Mapping[str, Reward], prompts: Sequence[Prompt]) -> None:
+    """Calls each reward once, with a made-up answer to a prompt of each kind.
+
+    A fault of a reward is found before the engine starts, not after the answers were drawn.
+    Raises: TrainError naming the function, the prompt and the line of the user's code.
+    """
+    from prefmix.policies.errors import TrainError
+
+    first = {prompt.messages is None: prompt for prompt in reversed(prompts)}
+    for prompt in sorted(first.values(), key=prompts.index):
+        for reward in rewards.values():
+            try:
+                reward([prompt], [MADE_UP_ANSWER], [[0]])
+            except TrainError as error:
+                raise TrainError(f"{error}; tried with a made-up answer before the start") from None
 
 
 def load_judge(spec: str, *, allow_unsafe_weights: bool) -> Reward:

@@ -324,4 +324,10 @@ def _report(receipt: Receipt, args: argparse.Namespace) -> int:
     if receipt.set_aside is not None:
         verb = "would be" if args.dry_run else "is"
         print(f"the store file could not be read; what it held {verb} kept as {receipt.set_aside}")
+    for name, mixing in receipt.lost_mixings.items():
+        verb = "would now leave" if args.dry_run else "now leaves"
+        print(
+            f"profile {name!r} mixed {mixing}; it {verb} the way to mix to the server\n"
+            f"('prefmix weights set {name} ... --mixing {mixing}' sets it)"
+        )
     return 0

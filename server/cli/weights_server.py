@@ -115,6 +115,7 @@ class ServerTarget:
                 str(answer["sha256"]),
                 bool(answer["changed"]),
                 answer.get("set_aside"),
+                dict(answer.get("lost_mixings", {})),
             )
         except (KeyError, TypeError, ValueError):
             raise ServerError(

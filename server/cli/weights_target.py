@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -39,13 +39,16 @@ class Receipt:
     is_changed: bool
     set_aside: str | None = None
     """Path at which the content of a broken store file is kept; None if it was not broken."""
+    lost_mixings: Mapping[str, str] = field(default_factory=dict)
+    """Profiles that had a way to mix of their own before, with that way."""
 
     @classmethod
     def of(cls, change: Change) -> Receipt:
         """Reports a change of a store file."""
         before = None if change.before is None else change.before.version
         aside = None if change.set_aside is None else str(change.set_aside)
-        return cls(before, change.after.version, change.after.sha256, not change.is_noop, aside)
+        version, sha256 = change.after.version, change.after.sha256
+        return cls(before, version, sha256, not change.is_noop, aside, change.lost_mixings)
 
 
 class Target(Protocol):

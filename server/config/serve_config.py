@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
+from prefmix.mixing.shown_value import shown
 from prefmix.mixing.spec import MixtureSpec, Policy, SpecError, VocabularyRule, WeightSpace
 from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.server.config.addresses import HostName, ProxyAddress
@@ -240,6 +241,9 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
     return config
 
 
+_MOST_LISTED = 8
+"""Names that a message lists where their list is in the manual, too."""
+
 _FLAGS_ONLY = ("allow_unsafe_weights", "allow_unsafe_engine_flags")
 """Fields by which whoever writes a file could run code on this machine."""
 
@@ -250,7 +254,7 @@ def _file_values(path: Path, *, replaced: Mapping[str, Any]) -> dict[str, Any]:
     for key in _FLAGS_ONLY:
         if data.get(key, False) is not False:
             raise ConfigError(
-                f"{path}: {key} is {data[key]!r:.80}, but whoever writes this file must not be "
+                f"{path}: {key} is {shown(data[key])}, but whoever writes this file must not be "
                 f"able to run code here; give --{key.replace('_', '-')} on the command line"
             )
     folder = path.resolve().parent
@@ -304,13 +308,17 @@ def _sentence(error: ValidationError, path: Path | None, overrides: Mapping[str,
     if first["type"] == "missing":
         return f"{source}{'.'.join(parts)} is missing"
     if parts[-1] == "[key]":
-        return f"{source}{parts[0]} has the key {first['input']!r}; names are strings, so quote it"
+        key = shown(first["input"])
+        return f"{source}{parts[0]} has the key {key}; names are strings, so quote it"
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = expected.replace("a valid dictionary", "a mapping")
-    return f"{source}{'.'.join(parts)} is {first['input']!r:.80}, expected {expected}"
+    return f"{source}{'.'.join(parts)} is {shown(first['input'])}, expected {expected}"
 
 
 def _unknown_key(key: object, allowed: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(str(key), allowed, n=1)
+    close = difflib.get_close_matches(str(key).replace("-", "_"), allowed, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"unknown key {key!r}{hint}; allowed: {', '.join(allowed)}"
+    where = f"allowed: {', '.join(allowed)}"
+    if len(allowed) > _MOST_LISTED:
+        where = "'prefmix help serve' lists the keys, and vLLM's flags stand under engine:"
+    return f"unknown key {shown(key)}{hint}; {where}"

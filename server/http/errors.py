@@ -33,8 +33,6 @@ _TYPES = {
     HTTPStatus.INSUFFICIENT_STORAGE: "InsufficientStorageError",
 }
 
-_MAX_VALUE_CHARS = 80
-
 MAX_MESSAGE_CHARS = 2000
 """Longest text of an error response."""
 
@@ -104,17 +102,6 @@ async def http_exception(request: Request, error: Exception) -> JSONResponse:
     response = error_response(message, status=status)
     response.headers.update(error.headers or {})
     return response
-
-
-def short_repr(value: object) -> str:
-    """`repr(value)`, shortened to fit into a message."""
-    if isinstance(value, (dict, list, tuple)) and len(value) > 10:
-        return f"a {'JSON object' if isinstance(value, dict) else 'list'} of {len(value)} items"
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        return f"a very long {type(value).__name__}"
-    return text if len(text) <= _MAX_VALUE_CHARS else text[:_MAX_VALUE_CHARS] + "..."
 
 
 def sendable(text: str) -> str:

@@ -11,7 +11,8 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from prefmix.server.http.errors import EncodedBodyError, RequestError, short_repr
+from prefmix.mixing.shown_value import shown
+from prefmix.server.http.errors import EncodedBodyError, RequestError
 from prefmix.server.http.request_json import read_json
 from prefmix.server.http.validation_errors import validation_response
 
@@ -58,7 +59,7 @@ class OpenAIRoute(APIRoute):
         encoding = request.headers.get("content-encoding", "")
         if encoding.strip().lower() not in ("", "identity"):
             raise EncodedBodyError(
-                f"the request body has the Content-Encoding {short_repr(encoding)}; this server "
+                f"the request body has the Content-Encoding {shown(encoding)}; this server "
                 "takes bodies as they are (identity): send it uncompressed, without this header"
             )
         body = await request.body()

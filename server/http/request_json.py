@@ -11,7 +11,8 @@ import json
 import re
 from typing import Any
 
-from prefmix.server.http.errors import RequestError, one_line, short_repr
+from prefmix.mixing.shown_value import shown
+from prefmix.server.http.errors import RequestError, one_line
 
 MAX_DEPTH = 128
 """Most levels of lists and objects; vLLM takes JSON schemas of 64."""
@@ -67,7 +68,7 @@ def refuse_repeated_names(value: Any) -> None:
         value = pending.pop()
         if isinstance(value, RepeatedNames):
             raise RequestError(
-                f"the request body names {short_repr(value.names[0])} more than once in one "
+                f"the request body names {shown(value.names[0])} more than once in one "
                 "object; name it once"
             )
         if isinstance(value, dict):

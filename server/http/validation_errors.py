@@ -9,7 +9,8 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from prefmix.server.http.errors import error_response, one_line, short_repr
+from prefmix.mixing.shown_value import shown
+from prefmix.server.http.errors import error_response, one_line
 
 _MAX_REASONS = 3
 
@@ -59,7 +60,7 @@ def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
         return (f"{param} is missing" if name == param else f"{param}: {name} is missing"), param
     reasons = dict.fromkeys(_expectation(error) for error in about_it)
     expected = ", or ".join(list(reasons)[:_MAX_REASONS])
-    return f"{param} is {short_repr(_input(errors, param, first))}; {expected}", param
+    return f"{param} is {shown(_input(errors, param, first))}; {expected}", param
 
 
 def _describe_item(errors: Sequence[dict[str, Any]], item: str, place: int) -> str:
@@ -90,7 +91,7 @@ def _describe_item(errors: Sequence[dict[str, Any]], item: str, place: int) -> s
         if _below(error)[1:] == _below(wrong)[1:]
     )
     expected = ", or ".join(list(reasons)[:_MAX_REASONS])
-    return f"{where} is {short_repr(wrong.get('input'))}; {expected}"
+    return f"{where} is {shown(wrong.get('input'))}; {expected}"
 
 
 def _path(error: dict[str, Any]) -> list[Any]:

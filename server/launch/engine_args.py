@@ -130,6 +130,29 @@ def build_arguments(
     return args
 
 
+def flag_errors(config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]) -> list[str]:
+    """One sentence for each of the user's flags that is refused whatever the others are.
+
+    Args: as `build_arguments`.
+    """
+    given: list[dict[str, Any] | list[str]] = [{key: each} for key, each in config.engine.items()]
+    groups: list[list[str]] = []
+    errors = []
+    for word in passthrough:
+        if word.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    given += groups
+    for flag in given:
+        try:
+            words = engine_tokens(flag) if isinstance(flag, dict) else flag
+            args = _parse(words, unsafe_flags=config.allow_unsafe_engine_flags)
+            _hf_overrides(args.hf_overrides, spec)
+        except CommandError as error:
+            errors.append(str(error))
+    return errors
+
+
 def _parse(words: list[str], *, unsafe_flags: bool) -> Namespace:
     parser = _Parser(prog="prefmix serve --")
     make_arg_parser(parser)

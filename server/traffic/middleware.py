@@ -15,8 +15,9 @@ from fastapi.responses import JSONResponse
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from prefmix.mixing.shown_value import shown
 from prefmix.server.config.limits import Limits
-from prefmix.server.http.errors import RequestError, short_repr
+from prefmix.server.http.errors import RequestError
 from prefmix.server.http.headers import header
 from prefmix.server.telemetry.load_metrics import count_refused
 from prefmix.server.telemetry.metrics import NO_PROFILE, REQUESTS
@@ -182,8 +183,7 @@ def shortest(own_s: float | None, asked: str | None) -> float | None:
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise RequestError(
-            f"the header {TIMEOUT_HEADER} is {short_repr(asked)}; expected a number of seconds "
-            "above 0"
+            f"the header {TIMEOUT_HEADER} is {shown(asked)}; expected a number of seconds above 0"
         )
     return seconds if own_s is None else min(seconds, own_s)
 

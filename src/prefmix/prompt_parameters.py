@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from prefmix.mixing.shown_value import MAX_CHARS
 from prefmix.mixing.wire import MEASURE_KEY, to_extra_args
 from prefmix.server.api.resolve import Preferences, Resolution, resolve
-from prefmix.server.http.errors import RequestError, short_repr
+from prefmix.server.http.errors import RequestError
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -213,3 +214,14 @@ def _plain_numbers(weights: object) -> object:
         else value
         for name, value in weights.items()
     }
+
+
+def short_repr(value: object) -> str:
+    """A caller's value as Python spells it, shortened to fit into a message."""
+    if isinstance(value, (dict, list, tuple)) and len(value) > 10:
+        return f"a {type(value).__name__} of {len(value)} items"
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + "..."

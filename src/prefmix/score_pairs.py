@@ -10,7 +10,8 @@ import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from prefmix.server.http.errors import RequestError, short_repr
+from prefmix.prompt_parameters import short_repr
+from prefmix.server.http.errors import RequestError
 
 Tokens = tuple[int, ...]
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from prefmix.mixing.shown_value import shown
 from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.wire import WEIGHTS_KEY, from_extra_args, measured_as, to_extra_args
 from prefmix.server.api.answer_headers import WEIGHTS_HEADER, answer_headers
 from prefmix.server.api.resolve import Preferences, resolve
-from prefmix.server.http.errors import RequestError, UnknownModelError, error_response, short_repr
+from prefmix.server.http.errors import RequestError, UnknownModelError, error_response
 from prefmix.server.telemetry.metrics import REASONS
 from prefmix.weights.store.profiles import build_profile_set
 from resilience.harness import tally
@@ -205,11 +206,11 @@ def test_every_refusal_can_be_sent(message: str, param: str | None, value: Any) 
     """A message may repeat any client's text: it is valid UTF-8, valid JSON and OpenAI's shape."""
     tally.hostile("error messages")
     response = error_response(
-        f"{message} {short_repr(value)}", status=HTTPStatus.BAD_REQUEST, param=param
+        f"{message} {shown(value)}", status=HTTPStatus.BAD_REQUEST, param=param
     )
     body = json.loads(bytes(response.body).decode())
     assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert len(short_repr(value)) < 120
+    assert len(shown(value)) < 120
 
 
 @given(name=names)

@@ -29,6 +29,7 @@ PURE_MIXING = {
     "prefmix.mixing",
     "prefmix.mixing.reference",
     "prefmix.mixing.run_folder",
+    "prefmix.mixing.shown_value",
     "prefmix.mixing.simplex",
     "prefmix.mixing.spec",
     "prefmix.mixing.vocabulary",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefmix.mixing.checkpoints.file_names import CONFIG, GENERATION_CONFIG
+from prefmix.mixing.shown_value import shown
 from prefmix.mixing.spec import Policy
 from prefmix.weights.averages.errors import ParameterAverageError
 
@@ -69,8 +70,8 @@ def checked_config(policies: Sequence[Policy], folders: Sequence[Path]) -> dict[
         for key, ours, theirs in _differences(whole[0], config):
             raise ParameterAverageError(
                 f"policies {first.name!r} and {policy.name!r} differ in {key!r} of config.json "
-                f"({ours!r:.60} and {theirs!r:.60}), so their parameters mean different things "
-                "and have no average"
+                f"({shown(ours, 60)} and {shown(theirs, 60)}), so their parameters mean "
+                "different things and have no average"
             )
     return configs[0]
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from prefmix.mixing.shown_value import shown_bytes
 from prefmix.weights.averages.errors import ParameterAverageError
 
 RECORD = "average.json"
@@ -52,8 +53,8 @@ def output_folder(
         with suppress(OSError):  # not empty: of another command, or of one that was killed
             unfinished.rmdir()
         raise ParameterAverageError(
-            f"{output} would hold {needed_bytes / 1e9:.1f} GB of parameters, but its disk has "
-            f"{free / 1e9:.1f} GB left; give another --output"
+            f"{output} would hold {shown_bytes(needed_bytes)} of parameters, but its disk has "
+            f"{shown_bytes(free)} left; give another --output"
         )
     handle = os.open(unfinished, os.O_RDONLY)
     try:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prefmix.mixing.shown_value import shown
+
 
 class PromptsError(ValueError):
     """A prompts file that cannot be used; the message names file, line and value."""
@@ -74,12 +76,12 @@ def _prompt(line: str, *, where: str, number: int) -> Prompt:
     columns = {name: data[name] for name in data if name not in ("prompt", "messages")}
     if "prompt" in data:
         if not isinstance(data["prompt"], str) or not data["prompt"]:
-            raise PromptsError(f"{where}: prompt is {data['prompt']!r:.80}, expected some text")
+            raise PromptsError(f"{where}: prompt is {shown(data['prompt'])}, expected some text")
         return Prompt(id=prompt_id, text=data["prompt"], columns=columns)
     messages = data["messages"]
     if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
         raise PromptsError(
-            f"{where}: messages is {messages!r:.80}, expected objects with role and content"
+            f"{where}: messages is {shown(messages)}, expected objects with role and content"
         )
     return Prompt(id=prompt_id, messages=tuple(messages), columns=columns)
 

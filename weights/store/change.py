@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from prefmix.mixing.name_list import listed
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.store.errors import StaleVersionError, UnknownEntryError
 from prefmix.weights.store.profiles import ProfileSet
 
@@ -32,6 +33,19 @@ class Change:
     def is_noop(self) -> bool:
         """True if the content was equal already, so that nothing was written."""
         return self.before is not None and self.before.version == self.after.version
+
+    @property
+    def lost_mixings(self) -> dict[str, Mixing]:
+        """The way to mix of profiles that had one of their own and now have the server's.
+
+        Whoever replaces a profile, and forgets its way to mix, should hear of it.
+        """
+        before = {} if self.before is None else self.before.mixings
+        return {
+            name: mixing
+            for name, mixing in before.items()
+            if name in self.after.profiles and name not in self.after.mixings
+        }
 
 
 class Kept(Protocol):

@@ -21,6 +21,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from prefmix.mixing.name_list import listed
+from prefmix.mixing.shown_value import shown
 from prefmix.mixing.simplex import SUM_TOLERANCE
 from prefmix.mixing.spec import WEIGHT_SPACES, MixtureSpec, Policy, SpecError, WeightSpace
 from prefmix.weights.store.errors import StoreFormatError
@@ -148,35 +149,35 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key!r:.80} is given twice in one object")
+            raise ValueError(f"the key {shown(key)} is given twice in one object")
         found[key] = value
     return found
 
 
 def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
     if not isinstance(data, dict):
-        raise StoreFormatError(f"the file holds {data!r:.80}, expected one JSON object")
+        raise StoreFormatError(f"the file holds {shown(data)}, expected one JSON object")
     # Another format may have other keys, so its number is reported first.
     if "format" in data and (data["format"] != FORMAT or isinstance(data["format"], bool)):
         raise StoreFormatError(
-            f"format is {data['format']!r:.80}; this version of prefmix reads format {FORMAT}"
+            f"format is {shown(data['format'])}; this version of prefmix reads format {FORMAT}"
         )
     _check_keys(data, required=_KEYS, optional=_OPTIONAL_KEYS, where="")
     version = data["version"]
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise StoreFormatError(f"version is {version!r:.80}, expected a whole number from 1")
+        raise StoreFormatError(f"version is {shown(version)}, expected a whole number from 1")
     if version > MAX_VERSION:
-        raise StoreFormatError(f"version is {version!r:.80}, expected {MAX_VERSION} at most")
+        raise StoreFormatError(f"version is {shown(version)}, expected {MAX_VERSION} at most")
     spec = _spec(data["policies"], data.get("weight_space", "simplex"))
     profiles = data["profiles"]
     if not isinstance(profiles, dict) or not profiles:
         raise StoreFormatError(
-            f"profiles is {profiles!r:.80}, expected an object with at least one profile"
+            f"profiles is {shown(profiles)}, expected an object with at least one profile"
         )
     check_num_profiles(len(profiles), max_profiles)  # before each of them costs time
     default = data["default_profile"]
     if not isinstance(default, str):
-        raise StoreFormatError(f"default_profile is {default!r:.80}, expected a profile's name")
+        raise StoreFormatError(f"default_profile is {shown(default)}, expected a profile's name")
     found = build_profile_set(
         {name: _weights(name, value) for name, value in profiles.items()},
         spec,
@@ -190,17 +191,17 @@ def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
 
 def _signature(changed: object) -> Signature:
     if not isinstance(changed, dict):
-        raise StoreFormatError(f"changed is {changed!r:.80}, expected an object")
+        raise StoreFormatError(f"changed is {shown(changed)}, expected an object")
     _check_keys(changed, required=_SIGNATURE_KEYS, optional=(), where="changed")
     version = changed["version"]
     if isinstance(version, bool) or not isinstance(version, int):
-        raise StoreFormatError(f"changed.version is {version!r:.80}, expected a whole number")
+        raise StoreFormatError(f"changed.version is {shown(version)}, expected a whole number")
     for key in ("at", "by"):
         value = changed[key]
         is_text = isinstance(value, str) and value.isprintable()
         if not is_text or len(value) > MAX_AUTHOR_CHARS:
             raise StoreFormatError(
-                f"changed.{key} is {value!r:.80}, expected one line of {MAX_AUTHOR_CHARS} "
+                f"changed.{key} is {shown(value)}, expected one line of {MAX_AUTHOR_CHARS} "
                 "characters at most"
             )
     return Signature(**changed)
@@ -208,14 +209,14 @@ def _signature(changed: object) -> Signature:
 
 def _spec(policies: object, weight_space: object) -> MixtureSpec:
     if not isinstance(policies, list) or not all(isinstance(name, str) for name in policies):
-        raise StoreFormatError(f"policies is {policies!r:.80}, expected a list of names")
+        raise StoreFormatError(f"policies is {shown(policies)}, expected a list of names")
     if len(policies) > MAX_POLICIES:
         raise StoreFormatError(
             f"policies has {len(policies)} names, expected {MAX_POLICIES} at most"
         )
     if weight_space not in WEIGHT_SPACES:
         raise StoreFormatError(
-            f"weight_space is {weight_space!r:.80}; allowed: {', '.join(WEIGHT_SPACES)}"
+            f"weight_space is {shown(weight_space)}; allowed: {', '.join(WEIGHT_SPACES)}"
         )
     return spec_of_members(policies, weight_space)  # type: ignore[arg-type]
 
@@ -224,12 +225,12 @@ def _weights(name: str, profile: object) -> dict[str, Any]:
     """The weights of one profile, checked for errors that `build_profile_set` would repair."""
     where = f"profiles.{check_profile_name(name)}"
     if not isinstance(profile, dict):
-        raise StoreFormatError(f'{where} is {profile!r:.80}, expected {{"weights": {{...}}}}')
+        raise StoreFormatError(f'{where} is {shown(profile)}, expected {{"weights": {{...}}}}')
     _check_keys(profile, required=("weights",), optional=("mixing", "provenance"), where=where)
     check_provenance(profile.get("provenance", {}), where=f"{where}.provenance")
     weights = profile["weights"]
     if not isinstance(weights, dict):
-        raise StoreFormatError(f"{where}.weights is {weights!r:.80}, expected {{policy: number}}")
+        raise StoreFormatError(f"{where}.weights is {shown(weights)}, expected {{policy: number}}")
     numbers = [value for value in weights.values() if isinstance(value, (int, float))]
     if len(numbers) == len(weights) and _is_off_one(numbers):
         raise StoreFormatError(
@@ -252,7 +253,7 @@ def _is_off_one(numbers: Sequence[float]) -> bool:
 def check_provenance(provenance: object, *, where: str) -> None:
     """Checks that a provenance is an object that JSON can carry. Raises: StoreFormatError."""
     if not isinstance(provenance, dict):
-        raise StoreFormatError(f"{where} is {provenance!r:.80}, expected an object")
+        raise StoreFormatError(f"{where} is {shown(provenance)}, expected an object")
     try:
         json.dumps(provenance, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError):
@@ -272,7 +273,7 @@ def _check_keys(
             close = difflib.get_close_matches(key, allowed, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise StoreFormatError(
-                f"{prefix}unknown key {key!r:.80}{hint}; allowed: {', '.join(allowed)}"
+                f"{prefix}unknown key {shown(key)}{hint}; allowed: {', '.join(allowed)}"
             )
     for key in required:
         if key not in data:

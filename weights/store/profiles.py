@@ -103,6 +103,10 @@ class ProfileSet:
         """One profile's weights under their members' names."""
         return dict(zip(self.member_names, self.profiles[name], strict=True))
 
+    def title(self, name: str) -> str:
+        """One profile's name for a table: with its way to mix if it has one of its own."""
+        return f"{name} ({self.mixings[name]})" if name in self.mixings else name
+
     def profile(self, name: str) -> dict[str, Any]:
         """One profile as a JSON-ready object; way to mix and provenance only if it has them."""
         mixing, provenance = self.mixings.get(name), self.provenance.get(name)

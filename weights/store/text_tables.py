@@ -31,9 +31,7 @@ def profile_table(profiles: ProfileSet) -> str:
     heading = ["profile", *profiles.member_names]
     rows = [
         [
-            name
-            + (f" ({profiles.mixings[name]})" if name in profiles.mixings else "")
-            + (" *" if name == profiles.default else ""),
+            profiles.title(name) + (" *" if name == profiles.default else ""),
             *map(_number, weights_M),
         ]
         for name, weights_M in profiles.profiles.items()
@@ -42,12 +40,13 @@ def profile_table(profiles: ProfileSet) -> str:
 
 
 def history_table(versions: Sequence[ProfileSet]) -> str:
-    """One line a version, newest first; a dash where nobody has signed."""
+    """One line a version, newest first, its profiles each with its own way to mix if it has one; a
+    dash where nobody has signed."""
     rows = []
     for entry in reversed(versions):
         at, by = ("-", "-") if entry.signed is None else (entry.signed.at, entry.signed.by)
-        digest = entry.sha256[:12]
-        rows.append([str(entry.version), at, by, digest, entry.default, listed(entry.profiles)])
+        digest, titles = entry.sha256[:12], [entry.title(name) for name in entry.profiles]
+        rows.append([str(entry.version), at, by, digest, entry.default, listed(titles)])
     return aligned([["version", "time", "by", "sha256", "default", "profiles"], *rows], num_left=6)
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from prefmix.mixing.shown_value import shown_bytes
 from prefmix.server.cli.averaging.shares import add_average_flags, averaged
 from prefmix.server.cli.averaging.writing import check_before, one_sentence, writing
 from prefmix.server.config.errors import CommandError
@@ -63,6 +64,6 @@ def _run(args: argparse.Namespace) -> None:
     print(
         f"average  {subject.told}\n"
         f"text     tokenizer and defaults of generation of {subject.spec.defaults.name!r}\n"
-        f"wrote    {args.output}, {num_bytes / 1e6:.1f} MB of parameters\n\n"
+        f"wrote    {args.output}, {shown_bytes(num_bytes)} of parameters\n\n"
         f"Plain vLLM serves it: vllm serve {args.output.absolute()}"
     )

@@ -7,9 +7,11 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from prefmix.mixing.shown_value import shown_bytes
 from prefmix.server.cli.averaging.shares import Averaged, add_average_flags, averaged
 from prefmix.server.cli.averaging.writing import check_before, one_sentence, writing
 from prefmix.server.config.errors import CommandError
+from prefmix.weights.store.text_tables import aligned
 
 EPILOG = """\
 The sum of the policies' updates, each times its weight, is one update again: an adapter whose rank
@@ -83,7 +85,7 @@ def _write_merged(args: argparse.Namespace, subject: Averaged, shares: dict[Any,
     with writing(args, subject, record, needed_bytes=average_bytes({base: 1.0})) as folder:
         num_bytes = write_merged(folder, base, shares, text_from=own, progress=Progress())
     print(
-        f"wrote    {args.output}, {num_bytes / 1e6:.1f} MB of parameters\n\n"
+        f"wrote    {args.output}, {shown_bytes(num_bytes)} of parameters\n\n"
         f"Plain vLLM serves it: vllm serve {args.output.absolute()}"
     )
 
@@ -106,10 +108,11 @@ def _write_adapter(args: argparse.Namespace, subject: Averaged, shares: dict[Any
     worst = sorted(written.errors.items(), key=lambda item: -item[1])
     if worst[0][1] > 0:
         print(f"error    at most {worst[0][1]:.3g} of an update's Frobenius norm; the largest:")
-        print("\n".join(f"         {error:.3g}  {module}" for module, error in worst[:_SHOWN]))
+        rows = [[f"         {module}", f"{error:.3g}"] for module, error in worst[:_SHOWN]]
+        print(aligned(rows))
     else:
         print("error    none: the ranks are the sums of the policies' ranks")
-    print(f"wrote    {args.output}, rank {written.rank}, {written.num_bytes / 1e6:.1f} MB\n")
+    print(f"wrote    {args.output}, rank {written.rank}, {shown_bytes(written.num_bytes)}\n")
     print(_how_to_serve(args, subject.spec.base, written.rank))
 
 

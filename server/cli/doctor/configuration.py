@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefmix.mixing.checkpoints.safe_files import cached_folder
+from prefmix.mixing.shown_value import shown_bytes
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.admin import listener
 from prefmix.server.auth.admin_tokens import admin_tokens
@@ -45,7 +46,7 @@ def check_configuration(
                 config, spec, passthrough, is_headless=config.is_headless(passthrough)
             )
             report.ok("keys and files", "keys, address and the policies' files can be read")
-        _check_size(report, spec)
+            _check_size(report, spec)
         if has_vllm:
             _check_engine(report, config, spec, passthrough)
 
@@ -100,7 +101,7 @@ def _check_size(report: Report, spec: MixtureSpec) -> None:
     if not size:
         return
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    text = f"checkpoints of {size / 2**20:,.0f} MiB; the machine has {total / 2**20:,.0f} MiB"
+    text = f"checkpoints of {shown_bytes(size)}; the machine has {shown_bytes(total)} of memory"
     # Not all of it has to fit: layers that are equal are stored once, and GPUs have their own.
     report.add("size", "ok" if size < 0.8 * total else "warning", text)
 
@@ -108,6 +109,24 @@ def _check_size(report: Report, spec: MixtureSpec) -> None:
 def _check_engine(
     report: Report, config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]
 ) -> None:
+    from prefmix.server.launch.engine_args import flag_errors
+
+    wrong = flag_errors(config, spec, passthrough)
+    for sentence in wrong:
+        report.add("flags", "error", sentence)
+    args = None if wrong else _checked_arguments(report, config, spec, passthrough)
+    with report.errors("policies"):
+        trusts = args is not None and args.trust_remote_code
+        checked = start_checks.check_checkpoints(config, spec, trust_remote_code=trusts)
+        for warning in checked.warnings:
+            report.add("policies", "warning", warning)
+        report.ok("policies", checked.vocabulary_note or "they can be mixed")
+
+
+def _checked_arguments(
+    report: Report, config: ServeConfig, spec: MixtureSpec, passthrough: Sequence[str]
+) -> Namespace | None:
+    """vLLM's arguments; None if they are refused."""
     from prefmix.server.launch.engine_args import build_arguments
 
     args: Namespace | None = None
@@ -121,9 +140,4 @@ def _check_engine(
         for warning in security_checks.warnings(args, passthrough):
             report.add("flags", "warning", warning)
         report.ok("flags", "vLLM and the mixture take them")
-    with report.errors("policies"):
-        trusts = args is not None and args.trust_remote_code
-        checked = start_checks.check_checkpoints(config, spec, trust_remote_code=trusts)
-        for warning in checked.warnings:
-            report.add("policies", "warning", warning)
-        report.ok("policies", checked.vocabulary_note or "they can be mixed")
+    return args

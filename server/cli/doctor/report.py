@@ -34,8 +34,11 @@ class Report:
         self._on_finding = on_finding
 
     def add(self, check: str, status: Status, found: str) -> None:
-        """Adds a finding."""
+        """Adds a finding; a fault that another check has found in the same words is told once."""
         finding = Finding(check, status, " ".join(found.split()))
+        told = {each.found for each in self.findings if each.status == status}
+        if status != "ok" and finding.found in told:
+            return
         self.findings.append(finding)
         self._on_finding(finding)
 

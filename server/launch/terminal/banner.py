@@ -50,8 +50,9 @@ def ready_table(
         name = member.name + (" (reference)" if member is spec.reference else "")
         count = human_count(_parameters(member))
         rows.append((name, count, f"{weights[member.name]:.3g}", _model(member)))
+    mixing = "" if spec.mixing == "logits" else f", mixing {spec.mixing}"
     facts = [
-        ("model", f"{model_name} ({spec.weight_space} weights)"),
+        ("model", f"{model_name} ({spec.weight_space} weights{mixing})"),
         ("profiles", ", ".join(_profile_name(name, profiles) for name in profiles.profiles)),
         ("url", url),
         ("open", ", ".join(surfaces)),
@@ -127,7 +128,10 @@ def _model(member: Policy) -> str:
 
 
 def _profile_name(name: str, profiles: ProfileSet) -> str:
-    return f"{name} (default)" if name == profiles.default else name
+    """A profile as the table names it: `even (default)`, `soup (parameters, default)`."""
+    facts = [*filter(None, [profiles.mixings.get(name)])]
+    facts += ["default"] * (name == profiles.default)
+    return f"{name} ({', '.join(facts)})" if facts else name
 
 
 def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -98,7 +98,7 @@ def test_names_that_would_break_a_header_label_or_model_are_refused(name: object
         (lambda: MixtureSpec.from_dict({"policies": [], "temper": 1}), "unknown mixture key"),
         (lambda: MixtureSpec.from_dict({"policies": {"a": "m"}}), "expected a list"),
         (lambda: MixtureSpec.from_dict({"policies": ["m"]}), "expected an object"),
-        (lambda: MixtureSpec.from_dict({}), "policies is None"),
+        (lambda: MixtureSpec.from_dict({}), "policies is null"),
     ],
 )
 def test_impossible_mixtures_are_refused_with_the_reason(build: object, message: str) -> None:

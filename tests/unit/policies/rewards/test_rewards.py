@@ -184,6 +184,93 @@ def test_fault_that_no_row_has_alone_names_the_batch() -> None:
         FunctionReward(narrow, "f").score(_answers())
 
 
+FAULTS = """
+def late(completions, **kwargs):
+    return [1 / (len(completion) - 5) for completion in completions]
+
+def inside(completions, **kwargs):
+    return [_helped(completion) for completion in completions]
+
+def _helped(completion):
+    import json
+    return json.loads(completion)
+
+async def awaited(completions, **kwargs):
+    raise KeyError("judge")
+
+class Judge:
+    def __call__(self, completions, **kwargs):
+        return ["good"] * len(completions)
+
+judge = Judge()
+
+def short(completions, **kwargs):
+    return [1.0]
+
+def endless(completions, **kwargs):
+    return [float("inf")] * len(completions)
+
+def needy(completions, truth, *, source):
+    return [1.0] * len(completions)
+"""
+
+
+@pytest.mark.usefixtures("_own_path")
+@pytest.mark.parametrize(
+    ("name", "told", "line"),
+    [
+        ("late", "pairs line 3: .* raised ZeroDivisionError: division by zero", 3),
+        ("inside", "pairs line 1: .* raised JSONDecodeError: .*", 10),
+        ("awaited", "pairs line 1: .* raised KeyError: 'judge'", 13),
+        ("judge", "pairs line 1: .* returned 'good' .*", 16),
+        ("short", "pairs line 1 to pairs line 3: .* returned a list of one number; .*", 21),
+        ("endless", "pairs line 1: the reward of .* is inf; .*", 24),
+    ],
+)
+def test_faults_name_the_line_of_the_users_code(
+    tmp_path: Path, name: str, told: str, line: int
+) -> None:
+    """That is the innermost line that is no library's, or of wrong values the definition."""
+    file = tmp_path / f"faults_{name}.py"
+    file.write_text(FAULTS)
+    reward = load_reward(f"{file}:{name}", max_length=8)
+    with pytest.raises(TrainError, match=rf"{told}.*\({file}:{line}\)$"):
+        reward.score(_answers())
+
+
+@pytest.mark.usefixtures("_own_path")
+def test_files_of_the_working_directory_are_named_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_rewards.py").write_text(FAULTS)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainError, match=r" \(own_rewards\.py:3\)$"):
+        load_reward("./own_rewards.py:late", max_length=8).score(_answers())
+
+
+@pytest.mark.usefixtures("_own_path")
+def test_argument_that_nobody_gives_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "needy_rewards.py"
+    file.write_text(FAULTS)
+    reward = load_reward(f"{file}:needy", max_length=8)
+    message = r"needs truth and source; it is given, by name: prompts, completions, completion_ids$"
+    with pytest.raises(TrainError, match=message):
+        reward.score(_answers(completion_ids=[[1]] * 3))
+    with pytest.raises(TrainError, match=rf"\({file}:27\) needs source; .*completions, truth$"):
+        reward.score(_answers(columns={"truth": [1] * 3}))
+    assert reward.score(_answers(columns={"truth": [1] * 3, "source": [2] * 3})) == [1.0] * 3
+
+
+@pytest.mark.usefixtures("_own_path")
+@pytest.mark.parametrize(("text", "line"), [("x = 1\ny = x.z\n", 2), ("x = 1\n\ndef f(:\n", 3)])
+def test_a_file_that_cannot_be_imported_has_the_line_of_its_fault(
+    tmp_path: Path, text: str, line: int
+) -> None:
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(TrainError, match=rf"\({tmp_path}/broken\.py:{line}: \w+Error: "):
+        load_reward(f"{tmp_path}/broken.py:f", max_length=8)
+
+
 def test_interrupt_of_a_function_ends_the_command() -> None:
     def interrupted(**_: Any) -> list[float]:
         raise KeyboardInterrupt

@@ -148,6 +148,7 @@ def test_a_profile_is_stored_and_in_force(admin: Admin, log: pytest.LogCaptureFi
         "previous_sha256": before.sha256,
         "changed": True,
         "dry_run": False,
+        "lost_mixings": {},
         "set_aside": None,
     }
     assert after == admin.store.read()
@@ -272,7 +273,7 @@ def test_dry_run_changes_nothing(admin: Admin, method: str, path: str, body: Any
     [
         ("PUT", "/profiles/x", {"weights": {"c": 1}}, 400, ["'x'", "'c'", "a, b, base"]),
         ("PUT", "/profiles/x", {"weights": {"a": -1}}, 400, ["'x'", "-1", ">= 0"]),
-        ("PUT", "/profiles/x", {"weights": {"a": float("nan")}}, 400, ["'x'", "nan", "finite"]),
+        ("PUT", "/profiles/x", {"weights": {"a": float("nan")}}, 400, ["'x'", "NaN", "finite"]),
         ("PUT", "/profiles/x", {"weights": {"a": 0}}, 400, ["'x'", "positive"]),
         ("PUT", "/profiles/x", {"weights": [1, 0]}, 400, ["weights", "[1, 0]"]),
         ("PUT", "/profiles/x", {}, 400, ["weights is missing"]),
@@ -303,6 +304,21 @@ def test_refusals_say_what_came_and_what_is_allowed(
     admin: Admin, method: str, path: str, body: Any, status: int, parts: list[str]
 ) -> None:
     admin.refused(admin.ask(method, path, body), status, *parts)
+
+
+def test_a_profile_that_loses_its_way_to_mix_is_named(admin: Admin) -> None:
+    admin.ask("PUT", "/profiles/x", {"weights": {"a": 1}, "mixing": "logits"})
+    for body in ({"weights": {"b": 1}}, {"weights": {"b": 1}, "mixing": None}):
+        rehearsed = admin.ask("PUT", "/profiles/x?dry_run=true", body)
+        assert rehearsed.json()["lost_mixings"] == {"x": "logits"}
+    assert admin.ask("PUT", "/profiles/x", {"weights": {"b": 1}}).json()["lost_mixings"] == {
+        "x": "logits"
+    }
+    assert admin.ask("PUT", "/profiles/x", {"weights": {"a": 1}}).json()["lost_mixings"] == {}
+    undone = admin.ask("POST", "/weights/rollback", {"version": 2}).json()
+    assert undone["lost_mixings"] == {}
+    deleted = admin.ask("DELETE", "/profiles/x").json()
+    assert deleted["lost_mixings"] == {}, "it is gone, and not changed"
 
 
 def test_reload_reads_what_was_put_in_place(admin: Admin) -> None:

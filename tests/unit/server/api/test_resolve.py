@@ -141,6 +141,12 @@ def test_unknown_model_lists_those_that_exist(model: str) -> None:
     assert "balanced, safe" in str(error)
 
 
+def test_a_model_without_a_profile_behind_the_at_says_so() -> None:
+    assert "'prefmix@' has no profile behind the '@'; write prefmix for" in str(
+        refusal(model="prefmix@")
+    )
+
+
 def test_huge_names_do_not_fill_the_answer() -> None:
     assert len(str(refusal(model="m" * 100_000))) < 500
     assert len(str(refusal(profile="p" * 100_000))) < 500
@@ -219,6 +225,7 @@ def test_the_request_decides_its_way_to_mix_then_its_profile_then_the_server() -
         (TRUNK, {"mixing": ["logits"]}, "preference_mixing", "is no way to mix"),
         (SPEC, {"mixing": "parameters"}, "preference_mixing", "with `prefmix average`"),
         (SPEC, {"profile": "own"}, "preference_profile", "mixing of profile 'own': full check"),
+        (SPEC, {"model": "m@own"}, "model", "mixing of profile 'own': full check"),
         (SPEC, {"extra_args": {MIXING_KEY: "parameters"}}, "vllm_xargs", "full checkpoints"),
         (
             TRUNK,
@@ -234,3 +241,12 @@ def test_a_way_that_does_not_exist_here_is_refused(
     with pytest.raises(RequestError, match=message) as caught:
         way(spec, **fields)
     assert caught.value.param == param
+
+
+def test_a_default_profile_at_fault_is_no_field_of_the_request() -> None:
+    both = build_profile_set({"own": {"helpful": 1}}, SPEC, mixings={"own": "parameters"})
+    for model in (None, "m"):
+        preferences = Preferences(model=model)
+        with pytest.raises(RequestError, match="mixing of profile 'own': full check") as caught:
+            resolve(preferences, spec=SPEC, profiles=both, model_names=("m",))
+        assert caught.value.param is None

@@ -1,5 +1,6 @@
 """`prefmix eval`: its averages, rewards and refusals; nothing here asks a server."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,42 @@ def test_judges_see_messages_where_prompts_are_messages(
 
     answer = [{"role": "assistant", "content": "hi"}]
     assert echo_reward.seen == [("hello", "hi"), ([chat], answer)]
+
+
+def test_rewards_are_tried_before_the_engine_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each once for texts and once for chats, with the columns of the prompt."""
+    (tmp_path / "tried.py").write_text(
+        "seen = []\n"
+        "def f(prompts, completions, truth, completion_ids):\n"
+        "    seen.append((prompts[0], truth[0]))\n"
+        "    if isinstance(prompts[0], list):\n"
+        "        raise ValueError('a chat')\n"
+        "    return [None]\n"
+    )
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        '{"prompt": "hello", "truth": 1}\n{"prompt": "you", "truth": 2}\n'
+        '{"messages": [{"role": "user", "content": "hi"}], "truth": 3}\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def subject(*_: object) -> None:
+        raise AssertionError("the reward was not tried first")
+
+    monkeypatch.setattr("prefmix.server.cli.eval.eval_subject", subject)
+    words = ["eval", "--policy", "a=./a", "--prompts", "prompts.jsonl", "--reward"]
+    assert main([*words, "r=tried.py:f"]) == 1
+    error = capsys.readouterr().err
+    assert (
+        "an answer to prompt 3: the reward function tried.py:f raised ValueError: a chat" in error
+    )
+    assert "(tried.py:5)" in error
+    assert "made-up answer" in error
+    module = next(each for name, each in sys.modules.items() if name.startswith("_reward_tried"))
+    assert module.seen == [("hello", 1), ([{"role": "user", "content": "hi"}], 3)]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,17 @@ def test_a_profile_is_set_with_its_way_to_mix(filled: Run) -> None:
     assert "parameters" in out
 
 
+def test_a_way_to_mix_is_in_the_history_and_is_not_lost_in_silence(filled: Run) -> None:
+    assert "mixed" not in filled("set", "x", "a=1", "b=1", "--mixing", "parameters")[1]
+    assert filled("history")[1].splitlines()[1].endswith("  fitted, x (parameters)")
+    rehearsed = filled("set", "x", "a=2", "b=1", "--dry-run")[1]
+    assert "profile 'x' mixed parameters; it would now leave the way to mix" in rehearsed
+    out = filled("set", "x", "a=2", "b=1")[1]
+    assert "profile 'x' mixed parameters; it now leaves the way to mix to the server" in out
+    assert "--mixing parameters' sets it" in out
+    assert "mixed" not in filled("set", "x", "a=3", "b=1")[1]
+
+
 def test_show_prints_an_aligned_table(filled: Run) -> None:
     code, out, err = filled("show")
     assert (code, err) == (0, "")
@@ -165,7 +176,7 @@ def test_validate_checks_a_file_and_its_fit(filled: Run, tmp_path: Path) -> None
         (["set", "x"], 2, ["POLICY=NUMBER"]),
         (["set", "x", "c=1"], 1, ["'c'", "a, b"]),
         (["set", "x", "a=-1", "b=2"], 1, ["'x'", "-1", ">= 0"]),
-        (["set", "x", "a=nan"], 1, ["'x'", "nan", "finite"]),
+        (["set", "x", "a=nan"], 1, ["'x'", "NaN", "finite"]),
         (["set", "custom", "a=1"], 1, ["'custom'", "another name"]),
         (["default", "nobody"], 1, ["'nobody'", "fitted, x"]),
         (["rollback", "9"], 1, ["version 9", "kept are: 1"]),

@@ -13,13 +13,13 @@ from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, Field, model_validator
 
+from prefmix.mixing.shown_value import shown
 from prefmix.server.http.errors import (
     MAX_MESSAGE_CHARS,
     RequestError,
     UnknownModelError,
     error_body,
     sendable,
-    short_repr,
 )
 from prefmix.server.http.openai_route import OpenAIRoute
 from prefmix.server.http.validation_errors import describe_validation
@@ -99,7 +99,7 @@ def test_broken_bodies_are_400(client: TestClient, content: bytes, parts: list[s
     ("body", "param", "parts"),
     [
         ({}, "prompt", ["missing"]),
-        ({"prompt": {"a": 1}}, "prompt", ["{'a': 1}", "list", "or", "string"]),
+        ({"prompt": {"a": 1}}, "prompt", ['{"a": 1}', "list", "or", "string"]),
         ({"prompt": [1, -2]}, "prompt", ["greater than or equal to 0"]),
         ({"prompt": "hi", "max_tokens": "abc"}, "max_tokens", ["'abc'", "integer"]),
         ({"prompt": "hi", "max_tokens": "x" * 1000}, "max_tokens", ["xxx...", "integer"]),
@@ -143,7 +143,7 @@ def test_errors_without_a_location_are_described() -> None:
     ids=["text", "list", "number", "object"],
 )
 def test_values_are_cut_to_a_readable_length(value: object) -> None:
-    assert len(short_repr(value)) < 100
+    assert len(shown(value)) < 100
 
 
 def test_a_message_is_cut_and_says_how_much_is_left_out() -> None:

@@ -133,6 +133,24 @@ def test_flags_that_cannot_be_are_refused(words: list[str], parts: list[str]) ->
     assert [part for part in parts if part not in message] == [], message
 
 
+def test_every_flag_that_is_refused_alone_is_told() -> None:
+    """In the words of a start, which tells the first one only."""
+    engine_args = importlib.import_module("prefmix.server.launch.engine_args")
+    engine = {"dtype": None, "max_model_len": 64, "trust_remote_code": True}
+    words = ["--enforce-eager", "--grpc", "--api-key", "x", "y", "--max-modl-len", "5", "--port=1"]
+    words += ["--hf-overrides", '{"prefmix": {}}']
+    config = ServeConfig.model_validate({"policies": {"a": "org/a"}, "engine": engine})
+    errors = engine_args.flag_errors(config, config.spec(), words)
+    for told, alone in zip(
+        errors[2:], (words[1:2], words[5:7], words[7:8], words[8:]), strict=True
+    ):
+        assert told == refusal(*alone)
+    assert "engine.dtype is empty" in errors[0]
+    assert "--trust-remote-code" in errors[1]
+    good = config.model_copy(update={"engine": {"max_model_len": 64}})
+    assert engine_args.flag_errors(good, good.spec(), ["--api-key", "x", "y"]) == []
+
+
 @pytest.mark.parametrize(
     ("engine", "part"),
     [

@@ -190,7 +190,9 @@ def test_a_note_of_the_newest_number_that_says_nothing_is_passed_over(
 def test_a_number_that_not_every_reader_holds_is_refused(store: WeightsStore, version: int) -> None:
     good = json.loads(store.path.read_text())
     store.path.write_text(json.dumps({**good, "version": version}))
-    with pytest.raises(StoreFormatError, match=r"version is \d+, expected \d+ at most") as caught:
+    with pytest.raises(
+        StoreFormatError, match=r"version is \d+(\.\.\.)?, expected \d+ at most"
+    ) as caught:
         store.read()
     assert len(str(caught.value)) < 500
     store.path.write_text(json.dumps({**good, "version": MAX_VERSION}))

@@ -148,6 +148,11 @@ def test_exported_adapter_says_how_vllm_takes_it(
     errors = record["relative_errors"]
     assert set(errors) == {"model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"}
     assert f"error    at most {max(errors.values()):.3g} of an update's" in told
+    rows = [line for line in told.splitlines() if line.strip().startswith("model.layers.")]
+    assert [row.split()[0] for row in rows] == sorted(errors, key=lambda each: -errors[each])
+    assert len({len(row) for row in rows}) == 1, "the numbers are flush right"
+    size = (tmp_path / "cut" / "adapter_model.safetensors").stat().st_size
+    assert 0.5 < float(told.split("rank 4, ")[1].split(" kB")[0]) * 1e3 / size <= 1
     assert "--max-lora-rank 8 " in told
     assert record["rank"] == 4
 

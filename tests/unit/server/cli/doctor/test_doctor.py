@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,30 @@ def test_all_that_is_wrong_is_found_at_once(
     assert f"port {port} on 127.0.0.1 is in use" in errors["port"]
     assert "w.json line 1 column 2: not JSON" in errors["weights store"]
     assert f"{tmp_path}/empty" in errors["keys and files"]
+
+
+def test_a_fault_is_told_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Also where several checks find it; and what cannot be read is not weighed."""
+    folder = tmp_path / "cut"
+    shutil.copytree(CONFIG.parent / "checkpoints" / "polite", folder)
+    (folder / "model.safetensors").write_bytes(b"\0" * 100)
+    _, found = doctor(capsys, "--policy", f"a={folder}", "--port", free_port())
+    assert found["keys and files"][0] == "error"
+    assert "size" not in found
+    report = Report()
+    for check in ("keys and files", "policies"):
+        with report.errors(check):
+            raise ValueError("the file is cut off")
+    report.ok("port", "it is free")
+    report.ok("admin port", "it is free")
+    assert [each.check for each in report.findings] == ["keys and files", "port", "admin port"]
+
+
+def test_sizes_of_small_checkpoints_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    polite = CONFIG.parent / "checkpoints" / "polite"
+    _, found = doctor(capsys, "--policy", f"a={polite}", "--port", free_port())
+    size = (polite / "model.safetensors").stat().st_size
+    assert found["size"][1].startswith(f"checkpoints of {size / 1e3:.1f} kB; ")
 
 
 def test_a_folder_that_is_missing_is_a_finding(

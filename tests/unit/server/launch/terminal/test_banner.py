@@ -102,6 +102,22 @@ def test_the_table_says_what_is_served(tmp_path: Path) -> None:
     assert len(columns) == 1, "columns are aligned"
 
 
+def test_the_table_says_which_profiles_mix_in_a_way_of_their_own() -> None:
+    spec = MixtureSpec(
+        policies=(Policy(name="a", model="org/a"),), base="org/base", mixing="parameters"
+    )
+    mixings = {"plain": None, "soup": "parameters", "exact": "logits"}
+    profiles = build_profile_set(
+        {name: {"a": 1} for name in mixings}, spec, default="soup", mixings=mixings
+    )
+    table = ready_table(
+        spec, profiles, url="http://h:1", model_name="mix", surfaces=[], request="curl"
+    )
+    rows = [" ".join(line.split()) for line in table.splitlines()]
+    assert "profiles plain, soup (parameters, default), exact (logits)" in rows
+    assert "model mix (simplex weights, mixing parameters)" in rows
+
+
 def arguments(*, uds: str | None = None, keys: Sequence[str] = (), **console: Any) -> Namespace:
     settings = ConsoleSettings(**({"is_on": True} | console))
     given = {"served_model_name": ["mix"], "uds": uds, "api_key": list(keys)}
