@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prefmix.mixing.shown_value import shown
 from prefmix.mixing.ways_to_mix import Mixing
-from prefmix.server.http.errors import RequestError, short_repr
+from prefmix.server.http.errors import RequestError
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -63,7 +64,7 @@ class Candidates:
         is_number = isinstance(wish, int) and not isinstance(wish, bool)
         if wish is not None and not (is_number and wish >= 1):  # type: ignore[operator]
             raise RequestError(
-                f"{FIELD} is {short_repr(wish)}; expected a number of candidates, 1 or more",
+                f"{FIELD} is {shown(wish)}; expected a number of candidates, 1 or more",
                 param=FIELD,
             )
         self.is_wanted = wish is not None
@@ -75,7 +76,7 @@ class Candidates:
             raise RequestError(f"{FIELD} is not served: {limits.refusal}", param=FIELD)
         if self.number > limits.most:
             raise RequestError(
-                f"{FIELD} is {short_repr(wish)}; this server draws at most {limits.most} for an "
+                f"{FIELD} is {shown(wish)}; this server draws at most {limits.most} for an "
                 "answer (max_candidates)",
                 param=FIELD,
             )
@@ -109,7 +110,7 @@ class Candidates:
             value = getattr(params, field)
             if not any(value == each for each in neutral):
                 raise RequestError(
-                    f"{field} is {short_repr(value)}, from the request or as the model's default, "
+                    f"{field} is {shown(value)}, from the request or as the model's default, "
                     f"and {FIELD} needs the policies' whole distributions, whose normalisers it is "
                     f"about; send {field} {neutral[0]!r}",
                     param=field,
