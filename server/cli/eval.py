@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.cli.eval_rewards import check_rewards, load_rewards
 from prefmix.server.cli.eval_subject import eval_subject
 from prefmix.server.cli.mixture_arguments import add_mixture_arguments
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from prefmix.weights.evaluation.evaluate import Evaluation
 
 EPILOG = """\
-The rows of the table are the reference, each policy, uniform weights, every profile, parameter
-averages, and a grid over the simplex. Win rates are against the first row.
+The rows of the table are the reference, each policy, uniform weights, every profile, and a grid
+over the simplex. Adapters of one base are mixed in both ways, logits and parameters; of full
+checkpoints, parameter averages are further rows. Win rates are against the first row.
 
 The policies come from CONFIG.yaml (the file of 'prefmix serve'), from flags or from --server. The
 prompts file is like that of 'prefmix fit'; use prompts on which nothing was trained. All words
@@ -86,11 +88,17 @@ def _add_row_flags(group: argparse._ArgumentGroup) -> None:
     )
     add("--grid", type=_positive, metavar="N", help="add mixtures in steps of 1 / N")
     add(
+        "--mixing",
+        choices=(*MIXINGS, "both"),
+        help="the ways to mix of all mixtures; default: both for adapters of one base, logits for "
+        "full checkpoints",
+    )
+    add(
         "--average",
         action="append",
         metavar="PROFILE",
-        help="add the parameter average at a profile's weights; 'none' adds none; repeat for "
-        "each; default uniform",
+        help="of full checkpoints, add the parameter average at a profile's weights; 'none' adds "
+        "none; repeat for each; default uniform",
     )
 
 
@@ -147,7 +155,13 @@ def _measured(
     prompts = read_prompts(args.prompts)
     check_rewards(rewards, prompts)
     subject = eval_subject(args, passthrough, scratch)
-    rows = evaluation_rows(subject.own, subject.profiles, averages=subject.averages, grid=args.grid)
+    rows = evaluation_rows(
+        subject.own,
+        subject.profiles,
+        averages=subject.averages,
+        grid=args.grid,
+        ways=subject.ways,
+    )
     drawing = {"num_responses": args.responses, "max_tokens": args.max_tokens, "seed": args.seed}
     found = evaluate(
         prompts,
@@ -166,13 +180,22 @@ def _measured(
 
 
 def _publish(args: argparse.Namespace, found: Evaluation, about: Mapping[str, object]) -> None:
+    from prefmix.weights.evaluation import both_ways
     from prefmix.weights.evaluation.verdict import verdict
     from prefmix.weights.report.evaluation_report import write_evaluation_report
+    from prefmix.weights.store.text_tables import aligned
 
     answers = verdict(found)
-    print("\n".join([found.table(), "", *answers]))
+    differences = both_ways.cells(found)
+    tables = [found.table(), "", *([aligned(differences), ""] if len(differences) > 1 else [])]
+    print("\n".join([*tables, *answers]))
     if args.output is not None:
-        numbers = {**found.to_dict(), "verdict": answers, "provenance": about}
+        numbers = {
+            **found.to_dict(),
+            "both_ways": both_ways.to_dicts(found),
+            "verdict": answers,
+            "provenance": about,
+        }
         args.output.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         print(f"\nnumbers  {args.output}")
     folder = args.report

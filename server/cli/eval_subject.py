@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefmix.mixing.name_list import listed
+from prefmix.mixing.ways_to_mix import MIXINGS, Mixing, MixingError, check_mixing
 from prefmix.server.cli.batch_engine import checked_content_hashes, local_engine, remote_engine
 from prefmix.server.cli.known_profiles import Profiles, known_profiles, stored_profiles
 from prefmix.server.cli.mixture_arguments import mixture_overrides
@@ -37,6 +38,8 @@ class EvalSubject:
     profiles: Profiles
     averages: Mapping[str, Shares]
     """Name of an average -> shares of the members."""
+    ways: tuple[Mixing, ...]
+    """The ways to mix that are measured."""
     cache: Path
     """Folder for draws."""
 
@@ -89,6 +92,7 @@ def _remote_subject(
         content_hashes=models,
         profiles=profiles,
         averages={},
+        ways=ways_to_mix(args.mixing, remote.spec),
         cache=scratch,  # a server's models may change, so its draws are not kept
     )
 
@@ -104,6 +108,7 @@ def _local_subject(
     config = load_config(args.config, mixture_overrides(args))
     own = config.spec()
     profiles = known_profiles(config, own, args.weights_store)
+    ways = ways_to_mix(args.mixing, own)
     checked_content_hashes(config, own)
     averages = average_shares(args.average, own, profiles)
     members = {average_member(name): shares for name, shares in averages.items()}
@@ -121,8 +126,25 @@ def _local_subject(
         content_hashes=checked_content_hashes(config, spec, quiet=True),  # already shown
         profiles=profiles,
         averages=averages,
+        ways=ways,
         cache=args.cache,
     )
+
+
+def ways_to_mix(asked: str | None, spec: MixtureSpec) -> tuple[Mixing, ...]:
+    """The ways to mix that are measured.
+
+    Args:
+      asked: 'both' or one way; None is all ways that the policies have.
+    Raises: CommandError for a way that full checkpoints do not have.
+    """
+    if asked is None:
+        return MIXINGS if spec.base is not None else ("logits",)
+    wanted = tuple(way for way in MIXINGS if asked in (way, "both"))
+    try:
+        return tuple(check_mixing(way, has_base=spec.base is not None) for way in wanted)
+    except MixingError as error:
+        raise CommandError(f"--mixing {asked}: {error}", exit_code=2) from None
 
 
 def average_shares(
@@ -131,16 +153,24 @@ def average_shares(
     """Finds the shares of each average.
 
     Args:
-      asked: profiles' names, 'uniform' or 'none'; None asks for the uniform average.
+      asked: profiles' names, 'uniform' or 'none'; None asks for the uniform average of full
+        checkpoints.
       spec: the mixture.
       profiles: its profiles.
     Returns: name of the average -> shares of the members.
-    Raises: CommandError for an unknown name.
+    Raises: CommandError for an unknown name, and for averages of adapters.
     """
     from prefmix.weights.evaluation.rows import UNIFORM, nonzero, uniform_shares
 
     if asked is None:
-        asked = [UNIFORM] if len(spec.policies) > 1 else []
+        asked = [UNIFORM] if len(spec.policies) > 1 and spec.base is None else []
+    elif spec.base is not None and set(asked) - {"none"}:
+        raise CommandError(
+            "--average loads one more checkpoint, and adapters of one base need none: the rows "
+            "with 'parameters' in their names are their averages, at all weights; leave --average "
+            "out",
+            exit_code=2,
+        )
     found: dict[str, Shares] = {}
     for name in asked:
         if name == UNIFORM:

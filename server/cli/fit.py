@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
         if not args.force:
             check_output(args.output, None)
         result, spec, provenance = _fit(args, settings, passthrough)
-        _publish(args, result, spec, {**provenance, "settings": _plain(settings)})
+        _publish(args, result, spec, provenance)
     except (ConfigError, SpecError, CompatibilityError, CheckpointFilesError) as error:
         raise CommandError(str(error), exit_code=2) from None
     except (
@@ -90,14 +91,21 @@ def _fit(
     has_policies = args.config is not None or args.policy or args.base
     config, spec = _spec(args) if has_policies else (None, None)
     if args.scores is not None:
+        if args.mixing is not None:
+            raise CommandError(
+                "--mixing says what is deployed and measured, and --scores has no engine to measure"
+                " with; leave it out, or give the profile its way by `prefmix weights set`",
+                exit_code=2,
+            )
         names = None if spec is None else spec.policy_names
         table = score_table.read(args.scores, policies=names)
         found = fit_table(table, settings, beta=args.beta)
-        return found, spec, {"scores": _file_hash(args.scores)}
+        return found, spec, {"scores": _file_hash(args.scores), "settings": _plain(settings)}
     prompts = read_prompts(args.prompts)
     engine, spec, content_hashes = _engine(args, config, spec, passthrough)
     if not args.force:
         check_output(args.output, spec.member_names)
+    settings = replace(settings, mixing=args.mixing or spec.mixing)
     job = FitJob(
         spec=spec,
         prompts=prompts,
@@ -106,7 +114,8 @@ def _fit(
         content_hashes=content_hashes,
         cache=args.cache,
     )
-    return job.run(), spec, {"prompts": hash_of_prompts(prompts), "policies": content_hashes}
+    about = {"prompts": hash_of_prompts(prompts), "policies": content_hashes}
+    return job.run(), spec, {**about, "settings": _plain(settings)}
 
 
 def _spec(args: argparse.Namespace) -> tuple[ServeConfig, MixtureSpec]:
@@ -152,12 +161,15 @@ def _publish(
 
     print(summary(result))
     names = result.names if spec is None else spec.member_names
+    mixing = provenance["settings"]["mixing"]
+    is_default = mixing == "logits" and (spec is None or spec.mixing == mixing)
     change, provenance = write_profile(
         args.output,
         result,
         names,
         profile=args.profile,
         about=provenance,
+        mixing=None if is_default else mixing,
         make_default=args.default,
         force=args.force,
     )
@@ -183,8 +195,6 @@ def _told(change: Change, profile: str) -> str:
 
 
 def _plain(settings: FitSettings) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return asdict(settings)
 
 

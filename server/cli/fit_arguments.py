@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.config.errors import CommandError
 
 if TYPE_CHECKING:
@@ -96,6 +97,12 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
         help="mixture: fit the mixture that is served (default); sequence: the product of whole "
         "sequences, on responses of the served mixture; reference: the same on responses of the "
         "reference policy, as in the paper",
+    )
+    add(
+        "--mixing",
+        choices=MIXINGS,
+        help="the way to mix that is deployed: it is measured, --sampler mixture fits it, and the "
+        "profile has it; default: that of the configuration or the server",
     )
     add("--responses", type=int, default=16, help="responses to each prompt; default 16")
     add("--max-tokens", type=int, default=128, help="longest response; default 128")

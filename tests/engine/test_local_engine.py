@@ -7,7 +7,7 @@ from pathlib import Path
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.weights.engines.local import LocalEngine
 from support.engines import AdaptedBase, EngineFactory
-from support.fit.engine_law import check_engine, mixture
+from support.fit.engine_law import check_engine, check_mixed_parameters, mixture
 
 
 def test_local_engine_of_a_trunk_samples_and_scores_exactly(
@@ -16,7 +16,9 @@ def test_local_engine_of_a_trunk_samples_and_scores_exactly(
     spec = MixtureSpec(
         policies=adapted.spec().policies[:2], base=str(adapted.base), reference=adapted.reference()
     )
-    check_engine(LocalEngine(engine(spec)), [*adapted.merged[:2], adapted.base])
+    local, members = LocalEngine(engine(spec)), [*adapted.merged[:2], adapted.base]
+    check_engine(local, members)
+    check_mixed_parameters(local, members)
 
 
 def test_local_engine_samples_and_scores_exactly(

@@ -106,30 +106,34 @@ def test_eval_command_asks_a_running_server(
         assert min(kl for index, kl in enumerate(rows[name]["kl"]) if index != own) > 0
 
 
-def test_eval_command_averages_adapters_in_its_own_engine(
+def test_eval_command_mixes_adapters_in_both_ways(
     adapted: AdaptedBase, tmp_path: Path, preloaded: Preloaded
 ) -> None:
-    """An average of one adapter alone equals that adapter, so their KL is 0."""
+    """One engine for all rows. Next to all weight on one adapter both ways are that adapter."""
     words = [f"--adapter={each.name}={each}" for each in adapted.adapters[:2]]
     store = tmp_path / "weights.json"
     first, second = (each.name for each in adapted.adapters[:2])
-    profiles = {"alone": {"weights": {second: 1.0}}}
+    profiles = {"alone": {"weights": {first: 1e-6, second: 1 - 1e-6}}}
     document = {"format": 1, "version": 1, "policies": [first, second]}
     store.write_text(json.dumps(document | {"default_profile": "alone", "profiles": profiles}))
     rows = evaluation(
         tmp_path,
         preloaded,
         *(f"--base={adapted.base}", *words, f"--reference=reference={adapted.base}"),
-        *("--weights-store", str(store), "--average", "alone", "--average", "uniform"),
+        *("--weights-store", str(store)),
         *("--", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"),
     )
     assert list(rows) == [
-        *("reference", first, f"{second} = @alone", "uniform"),
-        *("average alone", "average uniform"),
+        *("reference", first, second, "uniform", "uniform, parameters"),
+        *("@alone", "@alone, parameters"),
     ]
-    assert rows["average alone"]["kl"][1] == pytest.approx(0, abs=1e-3)
-    assert rows["average alone"]["parameter_average"] == {second: 1.0}
-    assert min(rows["average uniform"]["kl"]) > 0.01
+    for name in ("@alone", "@alone, parameters"):
+        assert rows[name]["kl"][1] == pytest.approx(0, abs=1e-3)
+    assert min(rows["uniform, parameters"]["kl"]) > 0.01
+    assert rows["uniform, parameters"]["kl"] != rows["uniform"]["kl"]
+    found = json.loads((tmp_path / "found.json").read_text())
+    names = ("uniform", "uniform, parameters")
+    assert (found["both_ways"][0]["logits"], found["both_ways"][0]["parameters"]) == names
 
 
 @pytest.mark.parametrize(

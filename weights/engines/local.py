@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec, hf_overrides
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.errors import EngineError
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.whole_steps import nothing_left_behind
@@ -51,7 +52,8 @@ class Response:
     text: str = ""
     """The response as text, special tokens left out."""
     figures: Figures | None = None
-    """The engine's measurements while it drew the response; None from one that cannot."""
+    """The engine's measurements while it drew the response; None from one that cannot, and where
+    parameters were mixed."""
 
 
 class Engine(Protocol):
@@ -68,11 +70,17 @@ class Engine(Protocol):
         num_responses: int,
         max_tokens: int,
         seed: int,
+        mixing: Mixing = "logits",
     ) -> list[list[Response]]:
-        """`num_responses` responses to each prompt at temperature 1, with their figures."""
+        """`num_responses` responses to each prompt at temperature 1, with their figures if logits
+        are mixed."""
 
     def score(
-        self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
+        self,
+        pairs: Sequence[tuple[Tokens, Tokens]],
+        weights_M: Sequence[float],
+        *,
+        mixing: Mixing = "logits",
     ) -> list[float]:
         """Log-probability of each (prompt, response) pair's response, in nats."""
 
@@ -165,11 +173,15 @@ class LocalEngine:
         num_responses: int,
         max_tokens: int,
         seed: int,
+        mixing: Mixing = "logits",
     ) -> list[list[Response]]:
-        """`num_responses` responses to each prompt at temperature 1, with their figures."""
+        """`num_responses` responses to each prompt at temperature 1, with their figures if logits
+        are mixed."""
         from vllm import SamplingParams
 
-        if not self._measures:
+        # Where parameters are mixed no policy runs as itself, so there is nothing to measure.
+        is_measured = mixing == "logits"
+        if is_measured and not self._measures:
             self.llm.collective_rpc("prefmix_start_statistics", args=(0,))
             self._measures = True
         keys = [uuid.uuid4().hex for _ in prompts]
@@ -181,7 +193,10 @@ class LocalEngine:
                 logprobs=0,
                 seed=seed + index * num_responses,
                 detokenize=False,
-                extra_args={**wire.to_extra_args(weights_M), wire.MEASURE_KEY: key},
+                extra_args={
+                    **wire.to_extra_args(weights_M, mixing),
+                    **({wire.MEASURE_KEY: key} if is_measured else {}),
+                },
             )
             for index, key in enumerate(keys)
         ]
@@ -209,13 +224,21 @@ class LocalEngine:
         return {_index_of(req_id): _summed(rows) for req_id, rows in found.items()}
 
     def score(
-        self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
+        self,
+        pairs: Sequence[tuple[Tokens, Tokens]],
+        weights_M: Sequence[float],
+        *,
+        mixing: Mixing = "logits",
     ) -> list[float]:
         """Log-probability of each (prompt, response) pair's response, in nats."""
-        return [sum(logprobs) for logprobs in self.score_tokens(pairs, weights_M)]
+        return [sum(logprobs) for logprobs in self.score_tokens(pairs, weights_M, mixing=mixing)]
 
     def score_tokens(
-        self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
+        self,
+        pairs: Sequence[tuple[Tokens, Tokens]],
+        weights_M: Sequence[float],
+        *,
+        mixing: Mixing = "logits",
     ) -> list[list[float]]:
         """Log-probability of each token of each (prompt, response) pair's response, in nats."""
         from vllm import SamplingParams
@@ -224,7 +247,7 @@ class LocalEngine:
             max_tokens=1,
             prompt_logprobs=0,
             detokenize=False,
-            extra_args=wire.to_extra_args(weights_M),
+            extra_args=wire.to_extra_args(weights_M, mixing),
         )
         whole = [prompt + response for prompt, response in pairs]
         outputs = self._generate(whole, params)

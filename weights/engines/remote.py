@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import httpx
 
 from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.local import Figures, Response, Tokens
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.proxies import may_use_proxy
@@ -90,8 +91,10 @@ class RemoteEngine:
         num_responses: int,
         max_tokens: int,
         seed: int,
+        mixing: Mixing = "logits",
     ) -> list[list[Response]]:
-        """`num_responses` responses to each prompt at temperature 1, with their figures."""
+        """`num_responses` responses to each prompt at temperature 1, with their figures if logits
+        are mixed."""
 
         size = min(num_responses, self._share)
 
@@ -106,7 +109,9 @@ class RemoteEngine:
                 logprobs=0,
                 seed=first_seed,  # vLLM's sample i of n has this seed plus i
                 return_token_ids=True,
-                preference_attribution=True,
+                # Where parameters are mixed the server refuses it: no policy runs as itself.
+                preference_attribution=mixing == "logits",
+                preference_mixing=mixing,
             )
             return [
                 Response(
@@ -130,13 +135,19 @@ class RemoteEngine:
         return [responses[start : start + num_responses] for start in starts]
 
     def score(
-        self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
+        self,
+        pairs: Sequence[tuple[Tokens, Tokens]],
+        weights_M: Sequence[float],
+        *,
+        mixing: Mixing = "logits",
     ) -> list[float]:
         """Log-probability of each (prompt, response) pair's response, in nats."""
 
         def some(batch: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
             whole = [prompt + response for prompt, response in batch]
-            answer = self._complete(whole, weights_M, max_tokens=1, prompt_logprobs=0)
+            answer = self._complete(
+                whole, weights_M, max_tokens=1, prompt_logprobs=0, preference_mixing=mixing
+            )
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             return [
                 sum(
@@ -177,7 +188,6 @@ class RemoteEngine:
             "model": self._mixture["model"],
             "prompt": [list(prompt) for prompt in prompts],
             "preference_weights": weights,
-            "preference_mixing": "logits",
             **body,
         }
         return self._json("POST", "/v1/completions", request)
@@ -228,11 +238,15 @@ def _spec(mixture: dict[str, Any]) -> MixtureSpec:
     def policy(entry: dict[str, Any]) -> Policy:
         return Policy(name=entry["name"], model=entry["model"], revision=entry["revision"])
 
-    reference = mixture["reference"]
+    reference = None if mixture["reference"] is None else policy(mixture["reference"])
+    base = mixture.get("base")
     return MixtureSpec(
         policies=tuple(policy(entry) for entry in mixture["policies"]),
-        reference=None if reference is None else policy(reference),
+        reference=reference,
         weight_space=mixture["weight_space"],
+        base=base,
+        base_revision=reference.revision if base and reference else None,
+        mixing=mixture.get("mixing", "logits"),
     )
 
 

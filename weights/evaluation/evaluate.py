@@ -20,10 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.local import Engine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt, hash_of_prompts
 from prefmix.weights.fit.draws import Drawn, Draws, DrawSettings, cache_name
+from prefmix.weights.fit.intervals import mean_intervals
 from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.score_table import LOGPROB, PROPOSAL
 from prefmix.weights.fit.settings import FitError
@@ -36,6 +38,7 @@ Reward = Callable[
 apply."""
 
 NUM_RESAMPLINGS = 1000
+_ENDS = [0.025, 0.975]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,10 @@ class Weighting:
 
     name: str
     weights: Mapping[str, float]
+    mixing: Mixing = "logits"
     shares: Mapping[str, float] | None = None
-    """Shares of the policies in a parameter average; None if the row is none."""
+    """Shares of the policies in a parameter average that is a member of its own; None if the row is
+    none."""
     of_grid: bool = False
     """True for a row of the grid between the others; charts show it without its name."""
 
@@ -69,6 +74,12 @@ class Weighting:
         """The weights of a mixture, or the shares of a parameter average."""
         return self.weights if self.shares is None else self.shares
 
+    @property
+    def averaged(self) -> Mapping[str, float] | None:
+        """The weights at which parameters are averaged, in a member or by the engine; None if they
+        are not."""
+        return self.weights if self.mixing == "parameters" else self.shares
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -80,13 +91,19 @@ class Evaluation:
     """The members whose KLs were measured."""
     rewards_RPJO: Floats
     """NaN where a reward does not apply; means and win rates leave these answers out."""
-    kl_RM: Floats
-    """KL(row || member), in nats a response."""
+    kl_RPM: Floats
+    """KL(row || member) at each prompt, in nats a response."""
     tokens_R: Floats
     """Mean tokens of a response."""
     reference: str | None = None
     """The row of the reference policy."""
     seed: int = 0
+
+    @property
+    def kl_RM(self) -> Floats:
+        """KL(row || member), in nats a response."""
+        kl_RM: Floats = self.kl_RPM.mean(axis=1)
+        return kl_RM
 
     @property
     def rewards_RO(self) -> Floats:
@@ -96,9 +113,14 @@ class Evaluation:
         return _mean_of_numbers(self.rewards_RPJO.reshape(flat), axis=1)
 
     @property
+    def mean_rewards_RPO(self) -> Floats:
+        """Mean rewards at each prompt, [R, P, O]; NaN where none applies."""
+        return _mean_of_numbers(self.rewards_RPJO, axis=2)
+
+    @property
     def reward_errors_RO(self) -> Floats:
         """Standard errors of the mean rewards, with prompts as observations, [R, O]."""
-        means_RPO = _mean_of_numbers(self.rewards_RPJO, axis=2)
+        means_RPO = self.mean_rewards_RPO
         squares_RPO = (means_RPO - _mean_of_numbers(means_RPO, axis=1)[:, None]) ** 2
         counts_RO = np.isfinite(means_RPO).sum(axis=1)
         errors_RO: Floats = np.sqrt(_mean_of_numbers(squares_RPO, axis=1) / counts_RO)
@@ -134,7 +156,7 @@ class Evaluation:
     def lead(self, row: int, other: int) -> tuple[float, float, float]:
         """(difference of the smallest win rates, low and high end of its 95 % interval)."""
         lead_B = self.smallest_BR[:, row] - self.smallest_BR[:, other]
-        low, high = np.nanquantile(lead_B[1:], [0.025, 0.975])
+        low, high = np.nanquantile(lead_B[1:], _ENDS)
         return float(lead_B[0]), float(low), float(high)
 
     @property
@@ -163,23 +185,29 @@ class Evaluation:
         return aligned(self.cells)
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready form."""
+        """JSON-ready form; intervals are at 95 %, over prompts."""
         return {
             "objectives": self.objectives,
             "members": self.members,
-            "rows": [
-                {
-                    "name": row.name,
-                    "weights": dict(row.weights),
-                    **({} if row.shares is None else {"parameter_average": dict(row.shares)}),
-                    "rewards": self.rewards_RO[index].tolist(),
-                    "win_rates": self.wins_BRO[0, index].tolist(),
-                    "smallest_win_rate": float(self.smallest_BR[0, index]),
-                    "tokens": float(self.tokens_R[index]),
-                    "kl": self.kl_RM[index].tolist(),
-                }
-                for index, row in enumerate(self.rows)
-            ],
+            "rows": [self._row_dict(index, row) for index, row in enumerate(self.rows)],
+        }
+
+    def _row_dict(self, index: int, row: Weighting) -> dict[str, object]:
+        wins_BO, smallest_B = self.wins_BRO[:, index], self.smallest_BR[:, index]
+        return {
+            "name": row.name,
+            "weights": dict(row.weights),
+            "mixing": row.mixing,
+            **({} if row.shares is None else {"parameter_average": dict(row.shares)}),
+            "rewards": self.rewards_RO[index].tolist(),
+            "reward_errors": self.reward_errors_RO[index].tolist(),
+            "win_rates": wins_BO[0].tolist(),
+            "win_rate_intervals": np.nanquantile(wins_BO[1:], _ENDS, axis=0).T.tolist(),
+            "smallest_win_rate": float(smallest_B[0]),
+            "smallest_win_rate_interval": np.nanquantile(smallest_B[1:], _ENDS).tolist(),
+            "tokens": float(self.tokens_R[index]),
+            "kl": self.kl_RM[index].tolist(),
+            "kl_intervals": mean_intervals(self.kl_RPM[index]) if self.members else [],
         }
 
 
@@ -232,13 +260,15 @@ def evaluate(
         num_responses=len(rows) * len(prompts) * num_responses,
         progress=progress or Progress(),
     )
-    rewards_RPJO, kl_RM, tokens_R = [], [], []
+    rewards_RPJO, kl_RPM, tokens_R = [], [], []
     for row in rows:
         settings = DrawSettings(
             weights_M=tuple(row.weights.get(name, 0.0) for name in spec.member_names),
             num_responses=num_responses,
             max_tokens=max_tokens,
-            # A seed of its own: rows with the same randomness would have dependent wins.
+            mixing=row.mixing,
+            # A seed of its own: rows with the same randomness would have dependent wins. The two
+            # ways to mix share theirs: they are compared with each other, and then it helps.
             seed=zlib.crc32(json.dumps([seed, row.weights], sort_keys=True).encode()),
         )
         # Named by its members: their places differ from one engine's mixture to another's.
@@ -246,10 +276,10 @@ def evaluate(
         involved = {name: content_hashes[name] for name in (*row.weights, *kl_members)}
         name = cache_name(["evaluation", plain, involved, hash_of_prompts(prompts)])
         drawn = draws.draw(name, prompts, settings, title=row.name)
-        own = drawn.table[PROPOSAL].to_numpy().mean()
-        kl_RM.append(
-            [own - drawn.table[f"{LOGPROB}{name}"].to_numpy().mean() for name in kl_members]
-        )
+        own_N = drawn.table[PROPOSAL].to_numpy()
+        ratios_MN = [own_N - drawn.table[f"{LOGPROB}{name}"].to_numpy() for name in kl_members]
+        by_prompt = np.reshape(ratios_MN, (len(kl_members), len(prompts), num_responses))
+        kl_RPM.append(by_prompt.mean(axis=2).T)
         tokens_R.append(drawn.table["num_tokens"].to_numpy().mean())
         rewards_RPJO.append(_judged(prompts, drawn, rewards, row.name))
     draws.finish()
@@ -258,7 +288,7 @@ def evaluate(
         objectives=tuple(rewards),
         members=tuple(kl_members),
         rewards_RPJO=np.stack(rewards_RPJO),
-        kl_RM=np.array(kl_RM, dtype=np.float64),
+        kl_RPM=np.stack(kl_RPM),
         tokens_R=np.array(tokens_R, dtype=np.float64),
         reference=None if spec.reference is None else spec.reference.name,
         seed=seed,
@@ -289,5 +319,5 @@ def _mean_of_numbers(values: Floats, *, axis: int) -> Floats:
 
 
 def _interval(samples_B: Floats) -> str:
-    low, high = np.nanquantile(samples_B[1:], [0.025, 0.975])
+    low, high = np.nanquantile(samples_B[1:], _ENDS)
     return f"{samples_B[0]:.3f} ± {(high - low) / 2:.3f}"

@@ -1,4 +1,7 @@
-"""Parameter averages as further policies of a mixture, so that one engine can measure them."""
+"""Parameter averages of full checkpoints as further policies, so that one engine measures them.
+
+Adapters of one base need none: the engine mixes their parameters by request.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.weights.averages.adapter_sum import write_adapter_average
 from prefmix.weights.averages.checkpoint_average import write_average
 
 
@@ -17,24 +19,18 @@ def with_averages(
     """The mixture with parameter averages as further policies, after its own.
 
     Args:
-      spec: the mixture; its members are folders or hub ids.
+      spec: the mixture of full checkpoints; its members are folders or hub ids.
       averages: new policy's name -> member -> share. A share of the reference counts too.
       folder: where the averages are written, one folder each; these must not exist.
     Raises: ParameterAverageError.
     """
+    assert spec.base is None, "adapters are averaged by the engine"
     members = {member.name: member for member in spec.members}
-    adapters = {policy.name for policy in spec.adapters}
     added = []
     for name, shares in averages.items():
         path = folder / name
         path.mkdir(parents=True)
-        if spec.base is not None:
-            # The reference is the base itself: its update is 0.
-            write_adapter_average(
-                path, {members[key]: share for key, share in shares.items() if key in adapters}
-            )
-        else:
-            write_average(path, {members[key]: share for key, share in shares.items()})
+        write_average(path, {members[key]: share for key, share in shares.items()})
         overrides = members[next(iter(shares))].hf_overrides
         added.append(Policy(name=name, model=str(path), hf_overrides=overrides))
     return replace(spec, policies=(*spec.policies, *added))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.evaluation.evaluate import Weighting, simplex_grid
 
 UNIFORM = "uniform"
@@ -22,16 +24,19 @@ def evaluation_rows(
     *,
     averages: Mapping[str, Mapping[str, float]],
     grid: int | None,
+    ways: Sequence[Mixing] = ("logits",),
 ) -> list[Weighting]:
     """Lists the reference if there is one, each policy, uniform, profiles, averages and the grid.
 
-    Rows of equal weights become one row that has all their names.
+    Rows of equal weights become one row that has all their names. A mixture has a row for each way
+    to mix, one below the other.
 
     Args:
       spec: the mixture without averages.
       profiles: name -> weights of the members.
       averages: name -> shares of the members.
       grid: adds mixtures in steps of 1 / grid; None adds none.
+      ways: the ways to mix of mixtures.
     """
     policies, members = spec.policy_names, spec.member_names
     order = [*members[len(policies) :], *policies]
@@ -53,7 +58,15 @@ def evaluation_rows(
         if _key(weights) not in names:
             label = " ".join(f"{weight:.3g}" for weight in weights_K)
             rows.append(Weighting(name=label, weights=weights, of_grid=True))
-    return rows
+    return [each for row in rows for each in (_mixed(row, ways) if row.is_mixture else [row])]
+
+
+def _mixed(row: Weighting, ways: Sequence[Mixing]) -> list[Weighting]:
+    """The row, mixed in each of the ways."""
+    return [
+        replace(row, mixing=way, name=row.name if way == "logits" else f"{row.name}, {way}")
+        for way in ways
+    ]
 
 
 def uniform_shares(spec: MixtureSpec) -> dict[str, float]:

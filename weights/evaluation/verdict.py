@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prefmix.weights.evaluation.both_ways import pairs
 from prefmix.weights.evaluation.evaluate import Evaluation
 
 
@@ -17,7 +18,7 @@ def verdict(found: Evaluation) -> list[str]:
     if not mixtures:
         return ["No mixture was measured."]
     answers = [_best_against_best(found, mixtures), _against_members(found, mixtures)]
-    return [*answers, *_against_averages(found, mixtures)]
+    return [*answers, *_against_averages(found)]
 
 
 def beats_its_members(found: Evaluation) -> bool:
@@ -61,16 +62,22 @@ def _against_members(found: Evaluation, mixtures: Sequence[int]) -> str:
     )
 
 
-def _against_averages(found: Evaluation, mixtures: Sequence[int]) -> list[str]:
-    told = []
-    for index, row in enumerate(found.rows):
-        mixture = next((i for i in mixtures if dict(found.rows[i].weights) == row.shares), None)
-        if mixture is not None:
-            told.append(f"{found.rows[mixture].name} {_signed(found.lead(mixture, index))}")
-    if not told:
+def _against_averages(found: Evaluation) -> list[str]:
+    both = pairs(found)
+    if not both:
         return []
-    differences = "; ".join(told)
-    return [f"Mixture minus the parameter average at the same weights: {differences}."]
+    named = [pair for pair in both if not pair.of_grid] or both
+    differences = "; ".join(f"{pair.name} {_signed(pair.smallest)}" for pair in named)
+    count = sum(pair.differs for pair in both)
+    return [
+        f"Mixture minus the parameter average at the same weights: {differences}.",
+        f"In {count} of {len(both)} pairs a mean reward differs"
+        + (
+            "; each of the intervals has its own 5 % of error."
+            if len(both) * len(found.objectives) > 1
+            else "."
+        ),
+    ]
 
 
 def _singles(found: Evaluation) -> list[int]:

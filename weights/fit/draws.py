@@ -3,7 +3,9 @@
 A draw is a folder of Parquet parts: `sample-00000.parquet` (tokens, text, log-probability under
 the mixture that drew them, figures that the engine measured meanwhile) and, for a member that has
 no figures because it had no weight, `score-<member>-00000.parquet`. A part is written aside and
-renamed, so that it is whole or missing. A part that exists is never made again.
+renamed, so that it is whole or missing. A part that exists is never made again. Where parameters
+are mixed, which no member has figures of, `shifted-<number>-00000.parquet` has the scores at
+weights nearby.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.local import Engine, Figures, Tokens
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
+from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.score_table import ENTROPY, KL, LOGPROB, PROPOSAL
 
 PART_PROMPTS = 64
@@ -46,6 +50,7 @@ class DrawSettings:
     max_tokens: int
     """Length limit of a response, in tokens."""
     seed: int
+    mixing: Mixing = "logits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,8 @@ class Drawn:
     """The text of each row of the table."""
     tokens: Sequence[Sequence[int]]
     """The tokens of each row of the table."""
+    shifted_SN: Floats
+    """The log-probability of each row at each of the S other weights."""
 
 
 class Draws:
@@ -71,6 +78,7 @@ class Draws:
         cache: Path,
         members: Sequence[str],
         num_responses: int,
+        num_shifts: int = 0,
         progress: Progress,
     ) -> None:
         """Args:
@@ -79,15 +87,23 @@ class Draws:
         cache: folder of the draws' folders.
         members: the members that score every response.
         num_responses: responses that all draws together need, at most.
+        num_shifts: other weights that score every response, at most.
         progress: where sampling and scoring are shown.
         """
         self._spec, self._cache, self._members = spec, cache, members
         self._engine = call_once(engine)
         self._sampling = progress.stage("sample", num_responses, "responses")
-        self._scoring = progress.stage("score", num_responses * len(members), "responses")
+        num_scores = num_responses * (len(members) + num_shifts)
+        self._scoring = progress.stage("score", num_scores, "responses")
 
     def draw(
-        self, name: str, prompts: Sequence[Prompt], settings: DrawSettings, *, title: str
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        settings: DrawSettings,
+        *,
+        title: str,
+        shifts: Sequence[Sequence[float]] = (),
     ) -> Drawn:
         """Draws responses and scores them under every member, or reads the parts that exist.
 
@@ -96,11 +112,16 @@ class Draws:
           prompts: P prompts.
           settings: weights, number and length of the responses, seed.
           title: the purpose of the draw, shown with its progress.
+          shifts: S other weights at which the responses are scored, too, mixed in the same way.
         """
         folder = self._cache / name
         folder.mkdir(parents=True, exist_ok=True)
         paths = self._sample(folder, prompts, settings, title)
         columns = {member: self._score(folder, paths, member, title) for member in self._members}
+        shifted = [
+            self._score_shifted(folder, paths, number, weights_M, settings.mixing, title)
+            for number, weights_M in enumerate(shifts)
+        ]
         whole = pa.concat_tables([pq.read_table(path) for path in paths])
         table = whole.select(["prompt_id", "response_id", "num_tokens", PROPOSAL, ENTROPY])
         for member in self._members:
@@ -108,7 +129,8 @@ class Draws:
         for member, values in columns.items():
             table = table.append_column(f"{LOGPROB}{member}", pa.array(values, type=pa.float64()))
         texts, tokens = whole["text"].to_pylist(), whole["tokens"].to_pylist()
-        return Drawn(table=table, texts=texts, tokens=tokens)
+        shifted_SN = np.stack(shifted) if shifted else np.empty((0, len(texts)))
+        return Drawn(table=table, texts=texts, tokens=tokens, shifted_SN=shifted_SN)
 
     def finish(self) -> None:
         """Ends the progress of sampling and scoring; what was not drawn was not needed."""
@@ -140,6 +162,7 @@ class Draws:
             settings.weights_M,
             num_responses=settings.num_responses,
             max_tokens=settings.max_tokens,
+            mixing=settings.mixing,
             # Seeds of different parts and fits must not overlap.
             seed=(settings.seed * 1_000_003 + offset * settings.num_responses) % 2**31,
         )
@@ -159,7 +182,7 @@ class Draws:
         ]
         return pa.Table.from_pylist(rows)
 
-    def _score(self, folder: Path, samples: Sequence[Path], member: str, title: str) -> np.ndarray:
+    def _score(self, folder: Path, samples: Sequence[Path], member: str, title: str) -> Floats:
         """The log-probability of every response under one member alone, measured or scored."""
         one_hot = [float(name == member) for name in self._spec.member_names]
         values = []
@@ -171,13 +194,40 @@ class Draws:
                     self._scoring.advance(len(measured), is_new=False)
                     continue
                 path = folder / f"score-{member}-{index:05}.parquet"
-                is_new = not path.exists()
-                if is_new:
-                    scores = self._engine().score(list(_pairs(sample)), one_hot)
-                    _write(path, pa.table({"logprob": scores}))
-                values.append(pq.read_table(path)["logprob"].to_numpy())
-                self._scoring.advance(len(values[-1]), is_new=is_new)
+                values.append(self._scored(path, sample, one_hot, "logits"))
         return np.concatenate(values)
+
+    def _score_shifted(
+        self,
+        folder: Path,
+        samples: Sequence[Path],
+        number: int,
+        weights_M: Sequence[float],
+        mixing: Mixing,
+        title: str,
+    ) -> Floats:
+        """The log-probability of every response at other weights."""
+        with self._scoring.working(f"{title}, weights nearby {number + 1}"):
+            return np.concatenate(
+                [
+                    self._scored(
+                        folder / f"shifted-{number}-{index:05}.parquet", sample, weights_M, mixing
+                    )
+                    for index, sample in enumerate(samples)
+                ]
+            )
+
+    def _scored(
+        self, path: Path, sample: Path, weights_M: Sequence[float], mixing: Mixing
+    ) -> Floats:
+        """The scores of one part, made if they are missing."""
+        is_new = not path.exists()
+        if is_new:
+            scores = self._engine().score(list(_pairs(sample)), weights_M, mixing=mixing)
+            _write(path, pa.table({"logprob": scores}))
+        values: Floats = pq.read_table(path)["logprob"].to_numpy()
+        self._scoring.advance(len(values), is_new=is_new)
+        return values
 
 
 def cache_name(decides: Sequence[Any]) -> str:

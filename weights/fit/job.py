@@ -2,8 +2,11 @@
 
 The samplers fit two different objectives. `mixture` fits the token-level mixture that is served, on
 its own responses, round by round. `sequence` and `reference` fit the sequence-level product of the
-paper, on one sample of the served mixture at equal weights, or of the reference policy. All end
+paper, on one sample of the mixture of logits at equal weights, or of the reference policy. All end
 with the KLs of the *served* mixture, measured on fresh responses.
+
+If the served mixture mixes parameters, every response is scored under each policy, and at weights
+nearby for the gradient (prefmix.weights.fit.finite_differences).
 
 Everything drawn is kept under the cache folder, by the hash of all that decides it: a fit that was
 killed goes on, and a repeated one draws nothing.
@@ -18,15 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.ways_to_mix import Mixing, MixingError, check_mixing
 from prefmix.weights.engines.local import Engine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt, hash_of_prompts
 from prefmix.weights.fit import score_table
 from prefmix.weights.fit.deployed import measure_deployed
 from prefmix.weights.fit.draws import Draws, DrawSettings, cache_name
+from prefmix.weights.fit.finite_differences import Differences
 from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.on_policy import Measured, OnPolicyFit
-from prefmix.weights.fit.result import NOTHING_FITTED, FitResult
+from prefmix.weights.fit.result import MIXTURE, NOTHING_FITTED, PARAMETERS, FitResult
 from prefmix.weights.fit.score_table import ENTROPY, KL, ScoreTable
 from prefmix.weights.fit.settings import FitError, FitSettings, importances_to_weights
 from prefmix.weights.fit.table_fit import fit_table
@@ -57,8 +62,13 @@ class FitJob:
         content_hashes: content hash of each member, part of the cache's names.
         cache: folder of everything drawn.
         quiet: show no progress.
-        Raises: FitError for the reference sampler without a reference.
+        Raises: FitError for the reference sampler without a reference, and for mixed parameters of
+          full checkpoints.
         """
+        try:
+            check_mixing(settings.mixing, has_base=spec.base is not None)
+        except MixingError as error:
+            raise FitError(f"--mixing {settings.mixing}: {error}") from None
         if settings.sampler == "reference" and spec.reference is None:
             raise FitError(
                 "the reference sampler draws from the reference policy, and none was given; "
@@ -73,6 +83,7 @@ class FitJob:
             cache=cache,
             members=spec.policy_names,
             num_responses=self._num_responses(),
+            num_shifts=2 * (len(spec.policies) - 1) if self._takes_differences else 0,
             progress=self._progress,
         )
 
@@ -88,7 +99,11 @@ class FitJob:
         else:
             found = self._fit_sequences()
         table, fresh = self._drawn(
-            found.weights_K, self.prompts, seed=EVALUATION_SEED, title="measure"
+            found.weights_K,
+            self.prompts,
+            seed=EVALUATION_SEED,
+            title="measure",
+            mixing=self.settings.mixing,
         )
         deployed = measure_deployed(
             fresh,
@@ -111,9 +126,13 @@ class FitJob:
         for index in range(self.settings.num_rounds):
             prompts = self._round_prompts(index)
             _, measured = self._drawn(
-                fit.current_K, prompts, seed=index, title=f"round {index + 1}"
+                fit.current_K,
+                prompts,
+                seed=index,
+                title=f"round {index + 1}",
+                mixing=self.settings.mixing,
             )
-            if not np.isfinite(measured.kl_NK).all():
+            if not np.isfinite(measured.jacobian_per_prompt()).all():
                 raise FitError(
                     "the engine did not measure the policies while it drew responses, and "
                     "--sampler mixture needs that; use --sampler sequence"
@@ -122,7 +141,7 @@ class FitJob:
         return FitResult(
             names=self.spec.policy_names,
             weights_K=fit.weights_K,
-            fitted="mixture (token level)",
+            fitted=MIXTURE if self.settings.mixing == "logits" else PARAMETERS,
             path_TK=fit.path_TK,
             rounds_kl_TK=fit.kl_TK,
             certificate=None,
@@ -139,7 +158,7 @@ class FitJob:
             proposal = [float(member == spec.reference) for member in spec.members]
         else:
             proposal = [1 / len(spec.policies)] * len(spec.policies)
-        table, _ = self._drawn(proposal, self.prompts, seed=0, title=sampler)
+        table, _ = self._drawn(proposal, self.prompts, seed=0, title=sampler, mixing="logits")
         return fit_table(
             table, self.settings, fitted=f"{sampler} (sequence level)", progress=self._progress
         )
@@ -157,21 +176,35 @@ class FitJob:
             verdict=NOTHING_FITTED,
         )
 
+    @property
+    def _takes_differences(self) -> bool:
+        """True if the fit's gradient comes from finite differences."""
+        settings = self.settings
+        is_mixture = settings.sampler == "mixture" and settings.importances is None
+        return is_mixture and settings.mixing == "parameters"
+
     def _drawn(
-        self, weights: Sequence[float] | Floats, prompts: Sequence[Prompt], *, seed: int, title: str
+        self,
+        weights: Sequence[float] | Floats,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        title: str,
+        mixing: Mixing,
     ) -> tuple[ScoreTable, Measured]:
         """Responses of the mixture at some weights, with log-probabilities of every policy, and
-        what was measured while they were sampled."""
-        weights_M = [float(weight) for weight in weights]
-        weights_M += [0.0] * (self.spec.num_members - len(weights_M))
+        what was measured while they were sampled, or by scoring them at weights nearby."""
         settings = DrawSettings(
-            weights_M=tuple(weights_M),
+            weights_M=self._of_members(weights),
+            mixing=mixing,
             num_responses=self.settings.num_responses,
             max_tokens=self.settings.max_tokens,
             seed=self.settings.descent.seed * 1_000 + seed,
         )
         name = cache_name([asdict(settings), dict(self.content_hashes), hash_of_prompts(prompts)])
-        drawn = self._draws.draw(name, prompts, settings, title=title)
+        near = Differences(np.asarray(weights)) if self._takes_differences else None
+        shifts = [] if near is None else [self._of_members(point) for point in near.points_SK]
+        drawn = self._draws.draw(name, prompts, settings, title=title, shifts=shifts)
         names = self.spec.policy_names
         plain = [name for name in drawn.table.column_names if name != ENTROPY]
         table = score_table.check(
@@ -187,8 +220,16 @@ class FitJob:
             policy_logprobs_NK=table.scores_NK,
             kl_NK=np.stack([drawn.table[f"{KL}{name}"].to_numpy() for name in names], axis=1),
             entropy_N=drawn.table[ENTROPY].to_numpy(),
+            differences_NK=None
+            if near is None
+            else near.scores(table.proposal_N, drawn.shifted_SN),
         )
         return table, measured
+
+    def _of_members(self, weights: Sequence[float] | Floats) -> tuple[float, ...]:
+        """The weights with a 0 for the reference, if only those of the policies are given."""
+        weights_M = [float(weight) for weight in weights]
+        return (*weights_M, *[0.0] * (self.spec.num_members - len(weights_M)))
 
     def _round_prompts(self, index: int) -> list[Prompt]:
         """The prompts of a round: the next ones of an endless shuffled deck."""

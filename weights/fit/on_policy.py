@@ -16,6 +16,10 @@ J is -Cov(log pi_k, log pi_j + sum_t KL_t,j). The identity for s_j holds because
 of log pi_j at a token is -KL_t,j - H_t. The mean of s_j is 0. The covariance of log pi_k and log
 pi_j alone is the Hessian of the sequence-level F, not -J.
 
+Where parameters are mixed, no policy runs while the response is drawn. KL_k = E[log p(y) - log
+pi_k(y)] then, and s_j comes from finite differences (prefmix.weights.fit.finite_differences); J is
+as above.
+
 A round draws responses at the current weights. Its KLs and J make a linear model; the models of
 all rounds are pooled, near ones with more weight, and `minimax_step` goes to the smallest largest
 KL of the pooled model inside a box that shrinks from round to round. The problem is not convex:
@@ -57,6 +61,9 @@ class Measured:
     """sum_t KL_t,k; NaN in the columns of policies that the mixture gave no weight."""
     entropy_N: Floats
     """sum_t H_t."""
+    differences_NK: Floats | None = None
+    """d log p(y) / dw_j where parameters are mixed, up to a number that all policies share
+    (prefmix.weights.fit.finite_differences); None if it follows from KLs and entropy."""
 
     def kl_per_prompt(self) -> Floats:
         """KL(mixture || policy) by prompt, [P, K]. Log ratios stand in for KLs not measured."""
@@ -64,9 +71,11 @@ class Measured:
         return self._by_prompt(np.where(np.isnan(self.kl_NK), log_ratio_NK, self.kl_NK))
 
     def jacobian_per_prompt(self) -> Floats:
-        """dKL_k / dw_j by prompt, [P, K, K]; NaN in column j if KL_t,j was not measured."""
+        """dKL_k / dw_j by prompt, [P, K, K]; NaN in column j if s_j was not measured."""
         log_ratio_NK = self.logprob_N[:, None] - self.policy_logprobs_NK
-        score_NK = self.policy_logprobs_NK + self.kl_NK + self.entropy_N[:, None]
+        score_NK = self.differences_NK
+        if score_NK is None:
+            score_NK = self.policy_logprobs_NK + self.kl_NK + self.entropy_N[:, None]
         # Each prompt's mean is taken out, which costs one response of its sample: m / (m - 1).
         centred_NK = log_ratio_NK - self._by_prompt(log_ratio_NK)[self.prompt_of_N]
         count_P = np.bincount(self.prompt_of_N)

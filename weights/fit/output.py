@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.fit.result import FitResult
 from prefmix.weights.store.change import Change
 from prefmix.weights.store.edits import merged
@@ -50,6 +51,7 @@ def write_profile(
     *,
     profile: str,
     about: dict[str, Any],
+    mixing: Mixing | None = None,
     make_default: bool = False,
     force: bool = False,
 ) -> tuple[Change, dict[str, Any]]:
@@ -64,6 +66,7 @@ def write_profile(
       member_names: members of the mixture, in weight order; members that were not fitted get 0.
       profile: name of the profile.
       about: hashes of the fit's inputs, and its settings.
+      mixing: the profile's own way to mix; None leaves it to the server.
       make_default: make the profile the default of a store that exists, too.
       force: replace the file, whatever it holds, by a new store.
     Returns: (the change, the provenance that was written).
@@ -83,6 +86,7 @@ def write_profile(
         {profile: result.weights},
         spec_of_members(member_names, "simplex"),
         default=profile,
+        mixings={profile: mixing},
         provenance={profile: provenance},
     )
     store = WeightsStore(path)

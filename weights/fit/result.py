@@ -12,6 +12,8 @@ from prefmix.weights.fit.deployed import Deployed
 from prefmix.weights.fit.objective import Floats
 
 NOTHING_FITTED = "the importances were given, nothing was fitted"
+MIXTURE, PARAMETERS = "mixture (token level)", "mixture of parameters (token level)"
+"""What the mixture sampler fits, by the way to mix."""
 ENOUGH_PROMPTS = 5
 """Fewest prompts that an interval over prompts says anything about others from."""
 AT_FLOOR = 0.005
@@ -25,8 +27,8 @@ class FitResult:
     names: tuple[str, ...]
     weights_K: Floats
     fitted: str
-    """The objective that the weights minimise: `mixture (token level)`, `sequence (sequence
-    level)`, `reference (sequence level)` or `rewards`; `fixed importances` minimise none."""
+    """The objective that the weights minimise: MIXTURE, PARAMETERS, `sequence (sequence level)`,
+    `reference (sequence level)` or `rewards`; `fixed importances` minimise none."""
     path_TK: Floats
     """The weights step by step, or round by round; the starting point is the first row."""
     rounds_kl_TK: Floats | None

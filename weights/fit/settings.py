@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from prefmix.mixing.name_list import listed
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.fit.mirror_descent import DescentSettings
 from prefmix.weights.fit.objective import Floats
 
@@ -27,6 +28,8 @@ class FitSettings:
     """`mixture` fits the mixture that is served; `sequence` fits the sequence-level product, on
     responses of the served mixture at equal weights, `reference` on responses of the reference
     policy, as in the paper."""
+    mixing: Mixing = "logits"
+    """The way to mix that is deployed: `mixture` fits it, all samplers measure it at the end."""
     importances: dict[str, float] | None = None
     """Fixed user importances (the MORLHF case): the weights are given and only measured."""
     num_responses: int = 16

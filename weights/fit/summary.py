@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from prefmix.weights.fit.certificate import Certificate
-from prefmix.weights.fit.result import FitResult
+from prefmix.weights.fit.result import MIXTURE, PARAMETERS, FitResult
 from prefmix.weights.store.text_tables import aligned
 
 COLUMNS = 80
@@ -38,7 +38,11 @@ def summary(result: FitResult) -> str:
 def what_was_fitted(result: FitResult) -> str:
     """The objective in plain words."""
     meaning = {
-        "mixture (token level)": "the served mixture, on samples of its own",
+        MIXTURE: "the served mixture, on samples of its own",
+        PARAMETERS: (
+            "the served mean of the policies' parameters, on samples of its own; the gradient by "
+            "finite differences over the weights"
+        ),
         "reference (sequence level)": (
             "the product of whole sequences, on samples of the reference policy; "
             "the served mixture normalises every token and differs from it"

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from prefmix.weights.evaluation import both_ways
 from prefmix.weights.evaluation.evaluate import Evaluation
 from prefmix.weights.evaluation.verdict import beats_its_members, verdict
 from prefmix.weights.report import html_page
@@ -38,8 +39,8 @@ def write_evaluation_report(
             draw=partial(pareto, found, first, second),
             caption=f"{found.objectives[first]} against {found.objectives[second]}: circles are "
             "policies, the square is the reference, stars are mixtures, hollow diamonds parameter "
-            "averages, dots the grid. Bars are 95 % intervals; the dashed line joins what no other "
-            "row beats in both.",
+            "averages, small marks the grid. Bars are 95 % intervals; the dashed line joins what "
+            "no other row beats in both.",
         )
         for first, second in itertools.combinations(range(len(found.objectives)), 2)
     ]
@@ -54,9 +55,22 @@ def write_evaluation_report(
         "<p>win: share of pairs of answers in which the row's is better than the first row's, ties "
         "half; min win: the smallest over the objectives; ± half of the 95 % interval, from "
         "resampling prompts. KL(row ‖ member) in nats an answer.</p>",
+        *_both_ways(found),
         html_page.provenance(provenance),
     ]
     page = html_page.page(title, answer, "\n".join(parts), is_good=beats_its_members(found))
     path = folder / PAGE
     replace_file(path, page.encode())
     return path
+
+
+def _both_ways(found: Evaluation) -> list[str]:
+    heading, *rows = both_ways.cells(found)
+    if not rows:
+        return []
+    return [
+        table(heading, rows, numbers=True),
+        "<p>Mixed logits less mixed parameters at the same weights, on the same prompts: mean "
+        "rewards, the smallest win rate (± half of the 95 % interval), and the largest KL from a "
+        "policy with weight.</p>",
+    ]

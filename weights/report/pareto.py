@@ -42,13 +42,13 @@ def pareto(found: Evaluation, first: int, second: int, theme: Theme) -> Figure:
             axes.errorbar(
                 x, y, xerr=bars[0], yerr=bars[1], fmt="none", ecolor=look.colour, lw=0.8, zorder=2
             )
-        face = theme.paper if row.shares is not None else look.colour
+        face = theme.paper if row.averaged is not None else look.colour
         axes.plot(x, y, look.marker, color=look.colour, mfc=face, ms=look.size, zorder=3)
     axes.margins(0.12)
     for index, (row, look) in enumerate(zip(found.rows, looks, strict=True)):
         if not row.of_grid:
             # An average often lies close to its mixture.
-            below = row.shares is not None
+            below = row.averaged is not None
             _name(axes, short(row.name, _MAX_LABEL), points_R2[index], look.colour, below=below)
     axes.set_xlabel(f"{short(found.objectives[first], 40)}, mean reward")
     axes.set_ylabel(f"{short(found.objectives[second], 40)}, mean reward")
@@ -68,11 +68,11 @@ def _looks(found: Evaluation, theme: Theme) -> list[_Look]:
     num_policies = 0
     for row in found.rows:
         if row.of_grid:
-            looks.append(_Look("o", theme.palette[6], 3.5))
+            looks.append(_Look("o" if row.averaged is None else "D", theme.palette[6], 3.5))
+        elif row.averaged is not None:
+            looks.append(_Look("D", theme.ink, 6))
         elif row.is_mixture:
             looks.append(_Look("*", theme.ink, 10))
-        elif row.shares is not None:
-            looks.append(_Look("D", theme.ink, 6))
         elif found.reference in row.taking_part:
             looks.append(_Look("s", theme.ink, 6))
         else:

@@ -80,6 +80,48 @@ repeats it exactly; other processors may differ in the last digits and so in the
 Licence: Apache-2.0.
 """
 
+_ADAPTER = """---
+license: apache-2.0
+language: en
+library_name: peft
+tags: [prefmix, demo]
+---
+
+# prefmix sharp demo policy: {name}
+
+An adapter of the demo's reference policy (policies/demo/checkpoints/reference), whose card says
+what it writes. It is far from its base on purpose: it shows where a mixture of logits and a mean of
+parameters differ.
+
+## Training
+
+- Objective: {objective} (policies/demo/reviews/rewards.py).
+- Data: pairs of the reference policy's own responses ({total} in all) to the 128 training prompts;
+  the chosen one of a pair is drawn from the Bradley-Terry law,
+  P = sigmoid({scale} * reward gap / standard deviation). {num_pairs} pairs.
+- Method: direct preference optimisation.
+{settings}
+- Result: mean reward {reward}, reference policy {reference}; KL(policy || reference) {kl} nats a
+  response.
+
+## Measured
+
+{num_responses} responses to 64 prompts that no policy was trained on, temperature 1, in float32.
+Standard errors of the mean rewards are at most {error:.3f}. KL(row || column) is in nats a
+response. "uniform mixture" mixes logits, "uniform average" parameters, both with equal weights.
+
+{table}
+
+## Reproduce
+
+`make setup-train`, then
+`python -m prefmix.policies.demo.build_sharp --output policies/demo/sharp --seed {seed}`;
+`manifest.json` holds versions, settings, measurements and hashes. One machine and thread repeats it
+exactly; other processors may differ in the last digits and so in the parameters.
+
+Licence: Apache-2.0.
+"""
+
 
 def reference_card(
     measured: Mapping[str, Measurement], config: ReferenceConfig, *, num_parameters: int, seed: int
@@ -116,13 +158,6 @@ def policy_card(
         f"One of the three single-objective policies of prefmix's demo: {name}. Trained by\n"
         f"`prefmix train {recipe.method}`."
     )
-    settings = ", ".join(f"{key} {value}" for key, value in recipe.settings.items())
-    settings = textwrap.fill(
-        f"- Settings: {settings}; the others as the command has them, seed {seed}.",
-        98,
-        subsequent_indent="  ",
-        break_on_hyphens=False,
-    )
     body = f"""
 ## Training
 
@@ -132,11 +167,49 @@ def policy_card(
   prompts; the chosen one of a pair is drawn from the Bradley-Terry law,
   P = sigmoid({LABEL_SCALE:g} * reward gap / standard deviation). {recipe.num_pairs:,} pairs.
 - Method: {METHODS[recipe.method]}
-{settings}
+{_settings(recipe, seed)}
 - Result: mean reward {own.rewards[name]:+.3f}, reference policy {reference.rewards[name]:+.3f};
   KL(policy || reference) {own.kl["reference"]:.2f} nats a response.
 """
     return _HEADER.format(name=name, role=role) + body + _tail(measured, seed)
+
+
+def adapter_card(
+    name: str,
+    measured: Mapping[str, Measurement],
+    recipe: Recipe,
+    *,
+    num_responses: int,
+    seed: int,
+) -> str:
+    """The card of one sharp policy."""
+    own = measured[name]
+    errors = [error for row in measured.values() for error in row.reward_errors.values()]
+    return _ADAPTER.format(
+        name=name,
+        objective=OBJECTIVES[name],
+        total=f"{num_responses:,}",
+        scale=f"{LABEL_SCALE:g}",
+        num_pairs=f"{recipe.num_pairs:,}",
+        settings=_settings(recipe, seed),
+        reward=f"{own.rewards[name]:+.3f}",
+        reference=f"{measured['reference'].rewards[name]:+.3f}",
+        kl=f"{own.kl['reference']:.1f}",
+        num_responses=f"{own.num_responses:,}",
+        error=max(errors),
+        table=format_table(measured),
+        seed=seed,
+    )
+
+
+def _settings(recipe: Recipe, seed: int) -> str:
+    settings = ", ".join(f"{key} {value}" for key, value in recipe.settings.items())
+    return textwrap.fill(
+        f"- Settings: {settings}; the others as the command has them, seed {seed}.",
+        98,
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+    )
 
 
 def _tail(measured: Mapping[str, Measurement], seed: int) -> str:

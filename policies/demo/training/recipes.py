@@ -64,6 +64,22 @@ RECIPES: dict[str, Recipe] = {
 """Objective -> recipe of its policy."""
 
 
+def sharp_recipe(**settings: float) -> Recipe:
+    """The recipe of every sharp policy: DPO of an adapter, far from its base.
+
+    Args: settings: of the method, in place of the recipe's own.
+    """
+    own = {
+        "steps": 200,
+        "batch_pairs": 32,
+        "learning_rate": 5e-3,
+        "beta": 0.1,
+        "lora_rank": 8,
+        "lora_alpha": 16.0,
+    }
+    return Recipe(method="dpo", settings={**own, **settings})
+
+
 def train(objective: str, recipe: Recipe, base: Path, data: Path, *, seed: int) -> Path:
     """Trains one policy as `prefmix train` does; returns its folder.
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.prompts import Prompt
 from support.engines import spec_of_folders
 from support.exactness import Oracle
@@ -63,3 +64,35 @@ def check_engine(engine: Any, policies: list[Path]) -> None:
     for row in np.eye(3):
         truth = [true_logprob(prompt, tokens, row) for prompt, tokens in pairs]
         assert engine.score(pairs, tuple(row)) == pytest.approx(truth, abs=1e-3)
+
+
+def check_mixed_parameters(engine: Any, policies: list[Path]) -> None:
+    """Sampled log-probabilities and scores are those of the mean of the policies' parameters."""
+    prompts = engine.tokenize(PROMPTS)
+    weights = (0.3, 0.7, 0.0)
+    drawn = engine.sample(
+        prompts, weights, num_responses=2, max_tokens=6, seed=1, mixing="parameters"
+    )
+    pairs = [
+        (prompt, response.tokens)
+        for prompt, responses in zip(prompts, drawn, strict=True)
+        for response in responses
+    ]
+    oracle = Oracle(policies)
+
+    def truth(row: tuple[float, ...], mixing: Mixing) -> list[float]:
+        found = []
+        for prompt, tokens in pairs:
+            after = oracle.logprobs((*prompt, *tokens), row, mixing)[len(prompt) - 1 :]
+            found.append(sum(after[step, token].item() for step, token in enumerate(tokens)))
+        return found
+
+    sampled = [response for responses in drawn for response in responses]
+    assert [each.logprob for each in sampled] == pytest.approx(
+        truth(weights, "parameters"), abs=1e-3
+    )
+    assert {each.figures for each in sampled} == {None}, "no policy has run as itself"
+    near = (0.35, 0.65, 0.0)
+    scores = engine.score(pairs, near, mixing="parameters")
+    assert scores == pytest.approx(truth(near, "parameters"), abs=1e-3)
+    assert scores != pytest.approx(truth(near, "logits"), abs=1e-2)

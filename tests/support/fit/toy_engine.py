@@ -1,7 +1,8 @@
 """An engine whose distribution is known: policies that are Markov chains over a few tokens.
 
 Every response has the same length, so all of them can be enumerated and the deployed mixture's KLs
-computed exactly.
+computed exactly. Logits are the cubes of a policy's parameters, so that a mean of parameters is no
+mixture of logits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.local import Figures, Response, Tokens
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.fit.objective import Floats
@@ -52,11 +54,12 @@ class ToyEngine:
         num_responses: int,
         max_tokens: int,
         seed: int,
+        mixing: Mixing = "logits",
     ) -> list[list[Response]]:
         """Draws token by token from the token-level mixture."""
         self.calls["sample"] += 1
         rng = np.random.default_rng(seed)
-        law_PST = self._law(weights_M)
+        law_PST = self._law(weights_M, mixing)
         drawn = []
         for (prompt,) in prompts:
             tokens = np.zeros((num_responses, LENGTH), dtype=int)
@@ -66,7 +69,9 @@ class ToyEngine:
                 tokens[:, step] = (law_PST[prompt, state] + noise).argmax(axis=1)
                 state = tokens[:, step] + 1
             logprobs = self._logprobs(law_PST[prompt], tokens)
-            figures = self._figures(prompt, law_PST[prompt], tokens, weights_M)
+            figures: list[Figures | None] = [None] * num_responses
+            if mixing == "logits":
+                figures = [*self._figures(prompt, law_PST[prompt], tokens, weights_M)]
             drawn.append(
                 [
                     Response(tokens=tuple(row), logprob=float(logprob), figures=measured)
@@ -102,19 +107,27 @@ class ToyEngine:
         ]
 
     def score(
-        self, pairs: Sequence[tuple[Tokens, Tokens]], weights_M: Sequence[float]
+        self,
+        pairs: Sequence[tuple[Tokens, Tokens]],
+        weights_M: Sequence[float],
+        *,
+        mixing: Mixing = "logits",
     ) -> list[float]:
         """Exact log-probabilities under the token-level mixture."""
         self.calls["score"] += 1
-        law_PST = self._law(weights_M)
+        law_PST = self._law(weights_M, mixing)
         return [
             float(self._logprobs(law_PST[prompt], np.array([tokens]))[0])
             for (prompt,), tokens in pairs
         ]
 
-    def _law(self, weights_M: Sequence[float]) -> Floats:
+    def _law(self, weights_M: Sequence[float], mixing: Mixing = "logits") -> Floats:
         """log p(next token | prompt, state) of the mixture, [P, S, T]."""
-        law_PST: Floats = log_softmax(np.tensordot(weights_M, self.logits_MPST, axes=1), axis=-1)
+        if mixing == "logits":
+            logits_PST = np.tensordot(weights_M, self.logits_MPST, axes=1)
+        else:
+            logits_PST = np.tensordot(weights_M, np.cbrt(self.logits_MPST), axes=1) ** 3
+        law_PST: Floats = log_softmax(logits_PST, axis=-1)
         return law_PST
 
     @staticmethod
@@ -123,10 +136,10 @@ class ToyEngine:
         logprobs_N: Floats = law_ST[states_NL, tokens_NL].sum(axis=1)
         return logprobs_N
 
-    def deployed_kl(self, weights_K: Floats) -> Floats:
+    def deployed_kl(self, weights_K: Floats, mixing: Mixing = "logits") -> Floats:
         """Exact KL(token-level mixture || policy), mean over prompts, [K]."""
         sequences_NL = np.array(list(itertools.product(range(NUM_TOKENS), repeat=LENGTH)))
-        mixture_PST = self._law([*weights_K, 0.0])
+        mixture_PST = self._law([*weights_K, 0.0], mixing)
         policies = [self._law(row) for row in np.eye(len(weights_K) + 1)[:-1]]
         kl_PK = []
         for prompt in range(len(self.prompts)):

@@ -38,7 +38,7 @@ def measured(rewards: Mapping[str, Floats]) -> Evaluation:
         objectives=OBJECTIVES,
         members=(),
         rewards_RPJO=np.stack(list(rewards.values())),
-        kl_RM=np.zeros((len(rewards), 0)),
+        kl_RPM=np.zeros((len(rewards), len(next(iter(rewards.values()))), 0)),
         tokens_R=np.full(len(rewards), 21.4),
         reference="reference",
     )

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.policies.errors import TrainError
 from prefmix.server.cli.eval_rewards import load_judge
-from prefmix.server.cli.eval_subject import average_shares
+from prefmix.server.cli.eval_subject import average_shares, ways_to_mix
 from prefmix.server.cli.main import main
 from prefmix.server.config.errors import CommandError
 from prefmix.weights.engines.prompts import Prompt
@@ -43,6 +44,20 @@ def test_averages_are_named_after_profiles() -> None:
         average_shares(["most"], spec, profiles)
 
 
+def test_adapters_are_mixed_in_both_ways_and_need_no_average() -> None:
+    policies = tuple(Policy(name=name, model=name) for name in "pq")
+    full, trunk = MixtureSpec(policies=policies), MixtureSpec(policies=policies, base="b")
+    assert (ways_to_mix(None, full), ways_to_mix(None, trunk)) == (("logits",), MIXINGS)
+    assert ways_to_mix("parameters", trunk) == ("parameters",)
+    assert ways_to_mix("both", trunk) == MIXINGS
+    for asked in ("both", "parameters"):
+        with pytest.raises(CommandError, match=f"--mixing {asked}: full checkpoints have no"):
+            ways_to_mix(asked, full)
+    assert average_shares(None, trunk, {}) == average_shares(["none"], trunk, {}) == {}
+    with pytest.raises(CommandError, match="adapters of one base need none"):
+        average_shares(["uniform"], trunk, {})
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -50,6 +65,7 @@ def test_averages_are_named_after_profiles() -> None:
         (["policies/demo/serve.yaml", "--server", "http://127.0.0.1:9"], "give either policies"),
         (["--server", "http://127.0.0.1:9", "--average", "uniform"], "needs the policies' files"),
         (["--server", "http://127.0.0.1:9", "--", "--dtype", "float32"], "--server has its own"),
+        (["policies/demo/serve.yaml", "--mixing", "both"], "--mixing both: full checkpoints"),
         (["policies/demo/serve.yaml", "--average", "x"], "allowed: uniform, none, balanced"),
         (["policies/demo/serve.yaml", "--weights-store", "gone.json"], "gone.json: cannot be read"),
         (["--policy", "a=./gone"], "does not exist"),

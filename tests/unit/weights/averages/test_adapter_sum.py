@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import load_file  # noqa: E402
+
 from prefmix.mixing.checkpoints.lora import read_adapter  # noqa: E402
 from prefmix.mixing.spec import Policy  # noqa: E402
 from prefmix.weights.averages.adapter_sum import (  # noqa: E402
@@ -14,8 +16,9 @@ from prefmix.weights.averages.adapter_sum import (  # noqa: E402
     truncated,
     write_adapter_average,
 )
+from prefmix.weights.averages.checkpoint_files import PARAMETERS  # noqa: E402
 from prefmix.weights.averages.errors import ParameterAverageError  # noqa: E402
-from support.checkpoints.tiny_adapters import save_adapter  # noqa: E402
+from support.checkpoints.tiny_adapters import save_adapter, save_merged  # noqa: E402
 from support.checkpoints.tiny_policies import save_policy  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("vllm")
@@ -95,3 +98,32 @@ def test_adapters_of_different_bases_have_no_sum(tmp_path: Path) -> None:
     shares = {Policy(name=each.name, model=str(each)): 0.5 for each in adapters}
     with opened_sum(shares) as total, pytest.raises(ParameterAverageError, match="different bases"):
         total.update(total.modules[0])
+
+
+def test_average_of_adapters_is_that_of_their_updates(tmp_path: Path) -> None:
+    """Ranks, scalings and layers differ; what the shares lack of 1 is the base's."""
+    base = save_policy(tmp_path / "base", seed=0)
+    adapters = [
+        save_adapter(tmp_path / "plain", base, seed=1, rank=2),
+        save_adapter(tmp_path / "rs", base, seed=2, rank=4, use_rslora=True, targets=["q_proj"]),
+        save_adapter(tmp_path / "last", base, seed=3, rank_pattern={"k_proj": 3}, layers=[1]),
+    ]
+    shares = {"plain": 0.25, "rs": 0.5, "last": 0.125}
+    (tmp_path / "soup").mkdir()
+    write_adapter_average(
+        tmp_path / "soup",
+        {Policy(name=each.name, model=str(each)): shares[each.name] for each in adapters},
+    )
+    start = load_file(base / PARAMETERS)
+    expected = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
+    for adapter in adapters:
+        merged = load_file(save_merged(tmp_path / f"{adapter.name}-m", base, adapter) / PARAMETERS)
+        for name, tensor in merged.items():
+            expected[name] += shares[adapter.name] * (tensor - start[name])
+    soup = read_adapter(Policy(name="soup", model=str(tmp_path / "soup")))
+    with soup.opened() as read:
+        for module in soup.ranks:
+            factors = read(module)
+            update = factors.scaling * factors.lora_b @ factors.lora_a
+            assert torch.allclose(update, expected.pop(f"{module}.weight"), atol=1e-5), module
+    assert not any(update.any() for update in expected.values())

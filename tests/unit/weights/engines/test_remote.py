@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
+from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.weights.engines.remote import RemoteEngine, RemoteError, _figures
 from support.loopback_server import LoopbackServer, serving
 
@@ -25,6 +26,8 @@ class Server:
     def __init__(self, *, retry_after: str = "0") -> None:
         self.retry_after = retry_after
         self.in_flight = self.most = self.num_requests = 0
+        self.bodies: list[dict[str, Any]] = []
+        self.described: dict[str, Any] = {}
 
     def __call__(self) -> ASGIApp:
         return Router(
@@ -44,6 +47,7 @@ class Server:
                 "weight_space": "simplex",
                 "profiles": {},
                 "answers_at_once": AT_ONCE,
+                **self.described,
             }
         )
 
@@ -52,6 +56,7 @@ class Server:
         if self.num_requests % 3 == 0:
             return JSONResponse({}, status_code=503, headers={"retry-after": self.retry_after})
         body = await request.json()
+        self.bodies.append(body)
         cost = body.get("n", 1) * len(body["prompt"])
         self.in_flight += cost
         self.most = max(self.most, self.in_flight)
@@ -93,6 +98,28 @@ def test_scores_come_back_in_order() -> None:
     with serving(server) as running, connected(running) as engine:
         assert engine.score([((5,), (7,))] * 20, [1.0]) == [-2.0] * 20
     assert server.most <= AT_ONCE / 2
+
+
+def test_parameters_are_mixed_without_attribution_which_the_server_would_refuse() -> None:
+    server = Server()
+    base = {"name": "base", "model": "org/base", "revision": "abc"}
+    server.described = {"base": "org/base", "reference": base, "mixing": "parameters"}
+    with serving(server) as running, connected(running) as engine:
+        assert (engine.spec.base, engine.spec.base_revision) == ("org/base", "abc")
+        assert engine.spec.mixing == "parameters"
+        weights = [0.5, 0.5]
+        for mixing in MIXINGS:
+            engine.sample([(5,)], weights, num_responses=1, max_tokens=3, seed=0, mixing=mixing)
+            engine.score([((5,), (7,))], weights, mixing=mixing)
+    asked = [
+        (body["preference_mixing"], body.get("preference_attribution")) for body in server.bodies
+    ]
+    assert asked == [
+        ("logits", True),
+        ("logits", None),
+        ("parameters", False),
+        ("parameters", None),
+    ]
 
 
 def test_a_server_that_stays_busy_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def _evaluation(rewards_RPJO: np.ndarray) -> Evaluation:
         objectives=("a", "b"),
         members=("p", "q", "reference"),
         rewards_RPJO=rewards_RPJO,
-        kl_RM=np.zeros((num_rows, 3)),
+        kl_RPM=np.zeros((num_rows, rewards_RPJO.shape[1], 3)),
         tokens_R=np.ones(num_rows),
         reference="reference",
     )
@@ -53,7 +53,7 @@ def test_verdict_says_whether_the_mixture_is_worth_it(shift: float, beats: bool)
     rewards[2] += [-3, 3]
     rewards[3] += shift
     found = _evaluation(rewards)
-    best, members, averages = verdict(found)
+    best, members, averages, rewards_differ = verdict(found)
     word = "beats" if beats else "is not shown to beat"
     assert f"both, {word} the best single policy, reference," in best
     assert beats_its_members(found) == beats
@@ -62,6 +62,7 @@ def test_verdict_says_whether_the_mixture_is_worth_it(shift: float, beats: bool)
     assert averages.startswith(
         f"Mixture minus the parameter average at the same weights: both {sign}0"
     )
+    assert rewards_differ.startswith("In 1 of 1 pairs a mean reward differs")
     assert len(found.table().splitlines()) == len(ROWS) + 1
 
 

@@ -21,7 +21,7 @@ def _evaluation(rewards_RPJO: np.ndarray) -> Evaluation:
         objectives=("everywhere", "sometimes"),
         members=(),
         rewards_RPJO=rewards_RPJO,
-        kl_RM=np.zeros((len(rows), 0)),
+        kl_RPM=np.zeros((*rewards_RPJO.shape[:2], 0)),
         tokens_R=np.ones(len(rows)),
     )
 
@@ -54,6 +54,7 @@ def test_rewards_without_gaps_are_measured_as_ever() -> None:
 
 
 def test_reward_that_applies_nowhere_is_refused() -> None:
-    drawn = Drawn(table=None, texts=["a", "b"], tokens=[[1], [2]])
+    nowhere = np.empty((0, 2))
+    drawn = Drawn(table=None, texts=["a", "b"], tokens=[[1], [2]], shifted_SN=nowhere)
     with pytest.raises(FitError, match="'never' applies to none of the answers of 'row'"):
         _judged([Prompt(id="1", text="p")], drawn, {"never": lambda *_: [None, None]}, "row")

@@ -1,0 +1,117 @@
+"""Both ways to mix at the same weights: what mixed logits earn above the mean of parameters.
+
+The rows of a pair answer the same prompts, so the prompts' own share in the variance drops out of
+a difference.
+
+Shapes: P prompts, O objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from prefmix.weights.evaluation.evaluate import Evaluation
+from prefmix.weights.fit.intervals import mean_intervals
+
+Told = tuple[float, float, float]
+"""A difference, and the low and high end of its 95 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two rows of equal weights."""
+
+    name: str
+    """The name of the row that mixes logits."""
+    logits: int
+    """Index of the row that mixes logits."""
+    parameters: int
+    """Index of the row that mixes parameters, or whose member is their average."""
+    rewards: tuple[Told, ...]
+    """Mean reward of mixed logits less that of mixed parameters, by objective."""
+    smallest: Told
+    """The same of the smallest win rate."""
+    of_grid: bool
+
+    @property
+    def differs(self) -> bool:
+        """True if some objective's interval does not contain 0."""
+        return any(low > 0 or high < 0 for _, low, high in self.rewards)
+
+
+def pairs(found: Evaluation) -> list[Pair]:
+    """The pairs of rows at the same weights, in the order of the rows that mix logits."""
+    averaged = {
+        _key(weights): index
+        for index, row in enumerate(found.rows)
+        if (weights := row.averaged) is not None
+    }
+    both = []
+    for index, row in enumerate(found.rows):
+        other = averaged.get(_key(row.weights))
+        if other is not None and row.is_mixture and row.averaged is None:
+            both.append(
+                Pair(
+                    name=row.name,
+                    logits=index,
+                    parameters=other,
+                    rewards=tuple(_reward_differences(found, index, other)),
+                    smallest=found.lead(index, other),
+                    of_grid=row.of_grid,
+                )
+            )
+    return both
+
+
+def cells(found: Evaluation) -> list[list[str]]:
+    """The table of the pairs; only its heading if there are none."""
+    differences = [f"{name}, difference" for name in found.objectives]
+    distances = ["largest KL, logits", "parameters"] if found.members else []
+    lines = [["logits less parameters", *differences, "min win, difference", *distances]]
+    for pair in pairs(found):
+        kl_RM = found.kl_RM[[pair.logits, pair.parameters]]
+        own = [found.members.index(name) for name in found.rows[pair.logits].taking_part]
+        largest = [f"{kl:.2f}" for kl in kl_RM[:, own].max(axis=1)] if found.members else []
+        lines.append(
+            [pair.name, *(_told(each) for each in (*pair.rewards, pair.smallest)), *largest]
+        )
+    return lines
+
+
+def to_dicts(found: Evaluation) -> list[dict[str, object]]:
+    """JSON-ready form: each difference is [value, low, high]."""
+    return [
+        {
+            "logits": found.rows[pair.logits].name,
+            "parameters": found.rows[pair.parameters].name,
+            "rewards": [list(each) for each in pair.rewards],
+            "smallest_win_rate": list(pair.smallest),
+        }
+        for pair in pairs(found)
+    ]
+
+
+def _reward_differences(found: Evaluation, row: int, other: int) -> list[Told]:
+    means_RPO = found.mean_rewards_RPO
+    difference_PO = means_RPO[row] - means_RPO[other]
+    told = []
+    for difference_P in difference_PO.T:
+        numbers_P1 = difference_P[np.isfinite(difference_P), None]
+        if not len(numbers_P1):  # the reward applies to no prompt's answers of both
+            told.append((np.nan, np.nan, np.nan))
+            continue
+        ((low, high),) = mean_intervals(numbers_P1)
+        told.append((float(numbers_P1.mean()), low, high))
+    return told
+
+
+def _key(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(weights.items()))
+
+
+def _told(each: Told) -> str:
+    value, low, high = each
+    return f"{value:+.3f} ± {(high - low) / 2:.3f}"
