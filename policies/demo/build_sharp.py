@@ -28,6 +28,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from prefmix.mixing.checkpoints.file_names import ADAPTER_CONFIG, ADAPTER_PARAMETERS
 from prefmix.policies.demo import CHECKPOINTS
 from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
 from prefmix.policies.demo.reviews.rewards import REWARDS
@@ -44,7 +45,6 @@ from prefmix.policies.demo.training.preference import (
 from prefmix.policies.demo.training.recipes import Recipe, sharp_recipe, train
 from prefmix.policies.train.progress import quiet_libraries
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _EVALUATION_RESPONSES = 8
 AVERAGE, MIXTURE = "uniform average", "uniform mixture"
 """Rows of the measurements beside the policies."""
@@ -108,9 +108,9 @@ def _adapted(base: Path, adapter: Path) -> Any:
 def _copy_adapter(trained: Path, folder: Path) -> None:
     """Copies the adapter without the path of its base, which is the trainer's own."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ADAPTER_FILES:
+    for name in (ADAPTER_CONFIG, ADAPTER_PARAMETERS):
         shutil.copyfile(trained / name, folder / name)
-    path = folder / ADAPTER_FILES[0]
+    path = folder / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

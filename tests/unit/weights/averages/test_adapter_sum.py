@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
+from prefmix.mixing.checkpoints.file_names import PARAMETERS  # noqa: E402
 from prefmix.mixing.checkpoints.lora import read_adapter  # noqa: E402
 from prefmix.mixing.spec import Policy  # noqa: E402
 from prefmix.weights.averages.adapter_sum import (  # noqa: E402
@@ -16,7 +17,6 @@ from prefmix.weights.averages.adapter_sum import (  # noqa: E402
     truncated,
     write_adapter_average,
 )
-from prefmix.weights.averages.checkpoint_files import PARAMETERS  # noqa: E402
 from prefmix.weights.averages.errors import ParameterAverageError  # noqa: E402
 from support.checkpoints.tiny_adapters import save_adapter, save_merged  # noqa: E402
 from support.checkpoints.tiny_policies import save_policy  # noqa: E402
