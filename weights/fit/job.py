@@ -6,7 +6,7 @@ paper, on one sample of the mixture of logits at equal weights, or of the refere
 with the KLs of the *served* mixture, measured on fresh responses.
 
 If the served mixture mixes parameters, every response is scored under each policy, and at weights
-nearby for the gradient (prefmix.weights.fit.finite_differences).
+nearby for the gradient (prefmix.weights.engines.finite_differences).
 
 Everything drawn is kept under the cache folder, by the hash of all that decides it: a fit that was
 killed goes on, and a repeated one draws nothing.
@@ -22,13 +22,13 @@ import numpy as np
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.ways_to_mix import Mixing, MixingError, check_mixing
+from prefmix.weights.engines.finite_differences import Differences
 from prefmix.weights.engines.local import Engine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt, hash_of_prompts
 from prefmix.weights.fit import score_table
 from prefmix.weights.fit.deployed import measure_deployed
 from prefmix.weights.fit.draws import Draws, DrawSettings, cache_name
-from prefmix.weights.fit.finite_differences import Differences
 from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.on_policy import Measured, OnPolicyFit
 from prefmix.weights.fit.result import MIXTURE, NOTHING_FITTED, PARAMETERS, FitResult

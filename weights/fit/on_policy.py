@@ -17,7 +17,7 @@ of log pi_j at a token is -KL_t,j - H_t. The mean of s_j is 0. The covariance of
 pi_j alone is the Hessian of the sequence-level F, not -J.
 
 Where parameters are mixed, no policy runs while the response is drawn. KL_k = E[log p(y) - log
-pi_k(y)] then, and s_j comes from finite differences (prefmix.weights.fit.finite_differences); J is
+pi_k(y)] then, and s_j comes from finite differences (prefmix.weights.engines.finite_differences); J is
 as above.
 
 A round draws responses at the current weights. Its KLs and J make a linear model; the models of
@@ -63,7 +63,7 @@ class Measured:
     """sum_t H_t."""
     differences_NK: Floats | None = None
     """d log p(y) / dw_j where parameters are mixed, up to a number that all policies share
-    (prefmix.weights.fit.finite_differences); None if it follows from KLs and entropy."""
+    (prefmix.weights.engines.finite_differences); None if it follows from KLs and entropy."""
 
     def kl_per_prompt(self) -> Floats:
         """KL(mixture || policy) by prompt, [P, K]. Log ratios stand in for KLs not measured."""

@@ -13,7 +13,7 @@ from prefmix.weights.fit.objective import Floats
 
 NOTHING_FITTED = "the importances were given, nothing was fitted"
 MIXTURE, PARAMETERS = "mixture (token level)", "mixture of parameters (token level)"
-"""What the mixture sampler fits, by the way to mix."""
+"""The objectives of the mixture sampler: of mixed logits, of mixed parameters."""
 ENOUGH_PROMPTS = 5
 """Fewest prompts that an interval over prompts says anything about others from."""
 AT_FLOOR = 0.005

@@ -39,7 +39,7 @@ def _found(lead: float, *, noise: float = 1.0, num_prompts: int = 60) -> Evaluat
 
 
 def test_rows_of_equal_weights_are_compared_prompt_by_prompt() -> None:
-    """What prompts have in common, ten times as large, is no part of the intervals."""
+    """The spread that prompts have in common, ten times as large, is no part of the intervals."""
     even, other = both_ways.pairs(_found(0.5))
     assert (even.logits, even.parameters, other.logits, other.parameters) == (2, 3, 4, 5)
     value, low, high = even.rewards[0]

@@ -18,8 +18,9 @@ Shapes: N responses, K policies, S = 2 (n - 1) other weights for n policies with
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from prefmix.weights.fit.objective import Floats
+Floats = NDArray[np.float64]
 
 STEP = 0.05
 """h, the share of the way to all weight on one policy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefmix.weights.fit.finite_differences import STEP, Differences
+from prefmix.weights.engines.finite_differences import STEP, Differences
 from prefmix.weights.fit.objective import Floats
 
 
