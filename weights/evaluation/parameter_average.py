@@ -24,7 +24,7 @@ def with_averages(
       folder: where the averages are written, one folder each; these must not exist.
     Raises: ParameterAverageError.
     """
-    assert spec.base is None, "adapters are averaged by the engine"
+    assert spec.base is None or not averages, "adapters are averaged by the engine"
     members = {member.name: member for member in spec.members}
     added = []
     for name, shares in averages.items():

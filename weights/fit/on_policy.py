@@ -16,9 +16,8 @@ J is -Cov(log pi_k, log pi_j + sum_t KL_t,j). The identity for s_j holds because
 of log pi_j at a token is -KL_t,j - H_t. The mean of s_j is 0. The covariance of log pi_k and log
 pi_j alone is the Hessian of the sequence-level F, not -J.
 
-Where parameters are mixed, no policy runs while the response is drawn. KL_k = E[log p(y) - log
-pi_k(y)] then, and s_j comes from finite differences (prefmix.weights.engines.finite_differences); J is
-as above.
+Where parameters are mixed, no policy runs while the response is drawn. Then KL_k = E[log p(y) -
+log pi_k(y)], s_j comes from prefmix.weights.engines.finite_differences, and J is as above.
 
 A round draws responses at the current weights. Its KLs and J make a linear model; the models of
 all rounds are pooled, near ones with more weight, and `minimax_step` goes to the smallest largest
