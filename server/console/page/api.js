@@ -60,9 +60,10 @@ export async function administer(method, path, { body, version } = {}) {
 /**
  * Streams one answer: first {used}, then pieces {text, tokens}, then {attribution}.
  * `messages` is a conversation; of one that the model does not take only the last text is sent.
+ * The server refuses `isAttributed` where parameters are mixed.
  */
-export async function* answer(messages, options, signal) {
-  const [path, body] = request(messages, { ...options, stream: true }, { withTokens: true });
+export async function* answer(messages, options, { signal, isAttributed }) {
+  const [path, body] = request(messages, { ...options, stream: true }, { withTokens: true, isAttributed });
   const response = await send(path, { method: "POST", body, secret: apiKey, signal });
   const header = (name) => response.headers.get(name) ?? "";
   yield {
@@ -83,15 +84,15 @@ export async function* answer(messages, options, signal) {
 }
 
 /** The same request as a shell command. The key appears as $API_KEY, never with its value. */
-export function asCurl(messages, options) {
-  const [path, body] = request(messages, options, { withTokens: false });
+export function asCurl(messages, options, { isAttributed }) {
+  const [path, body] = request(messages, options, { withTokens: false, isAttributed });
   const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
   const key = apiKey ? ' \\\n  -H "authorization: Bearer $API_KEY"' : "";
   return `curl -s ${new URL(path, BASE)} \\\n  -H "content-type: application/json"${key} \\\n  -d '${quoted}'`;
 }
 
-function request(messages, options, { withTokens }) {
-  const attribution = { preference_attribution: withTokens ? "tokens" : true };
+function request(messages, options, { withTokens, isAttributed }) {
+  const attribution = isAttributed ? { preference_attribution: withTokens ? "tokens" : true } : {};
   if (hasChatTemplate) {
     const logprobs = withTokens ? { logprobs: true } : {};
     return [CHAT, { ...options, messages, ...logprobs, ...attribution }];

@@ -55,6 +55,16 @@ const page = {
     at("add").focus();
   },
   published: (mix) => openPublishing(page, mix),
+  // Shows the same weights in the other way to mix, beside the mix.
+  compared: (mix) => {
+    const twin = add({ profile: mix.profile, weights: mix.weights, mixing: mix.otherWay, turns: mix.turns });
+    if (!twin) return;
+    mix.node.after(twin.node);
+    page.mixes = [...at("mixes").children].map((node) => page.mixes.find((each) => each.node === node));
+    showWeights();
+    remember();
+    run(...(mix.hasRun ? [twin] : [mix, twin]));
+  },
 };
 
 async function start() {
@@ -119,11 +129,12 @@ function remember() {
 function add(what) {
   const used = page.mixes.map((mix) => mix.letter);
   const letter = [...LETTERS].find((each) => !used.includes(each));
-  if (!letter) return;
+  if (!letter) return null;
   const mix = new Mix(page, letter, what);
   page.mixes.push(mix);
   at("mixes").append(mix.node);
   showWeights();
+  return mix;
 }
 
 /** Shows the weights of all mixes where they stand side by side: in the triangles and the tabs. */
@@ -187,7 +198,7 @@ at("restart").addEventListener("click", () => {
 });
 at("add").addEventListener("click", () => {
   const last = page.mixes.at(-1);
-  add(last ? { weights: last.weights, turns: last.turns } : { profile: mixture.default_profile });
+  add(last ? { weights: last.weights, mixing: last.ownWay, turns: last.turns } : { profile: mixture.default_profile });
   remember();
   page.mixes.at(-1).choice.select.focus();
 });

@@ -9,14 +9,17 @@ import { Measures } from "./measures.js";
 import { Reply } from "./reply.js";
 import { alike, brief } from "./weights.js";
 
+const WAYS = "logits: all policies predict each token. parameters: one model of their mean does, at the cost of one policy";
+
 export class Mix {
   /**
    * `page` is shared by all columns: members, mixture(), request() -> {system, prompt, options},
-   * changed(mix, isFinal), answered(mix), removed(mix), published(mix). `turns` is the conversation
-   * so far, a list of {user, assistant}.
+   * changed(mix, isFinal), answered(mix), removed(mix), published(mix), compared(mix). `mixing` is the
+   * mix's own way to mix, null for the profile's or the server's. `turns` is the conversation so far,
+   * a list of {user, assistant}.
    */
-  constructor(page, letter, { profile = null, weights = {}, turns = [] }) {
-    Object.assign(this, { page, letter, profile, weights, turns, attribution: null, run: null, hasRun: false, last: null });
+  constructor(page, letter, { profile = null, weights = {}, mixing = null, turns = [] }) {
+    Object.assign(this, { page, letter, profile, weights, mixing, turns, attribution: null, run: null, hasRun: false, last: null });
     const label = `mix ${letter}`;
     this.choice = new Choice(label, (chosen) => this.choose(chosen));
     this.controls = new Controls({
@@ -32,13 +35,17 @@ export class Mix {
     const remove = make("button", { type: "button", className: "plain icon", "aria-label": `Remove ${label}`, title: "Remove", onclick: () => page.removed(this) }, "×");
     const curl = button("Copy as curl", () => this.copyCurl(curl));
     const publish = button("Publish", () => page.published(this));
+    const ways = page.mixture().ways_to_mix ?? [];
+    this.wayChoice = make("select", { className: "way", "aria-label": `Way to mix of ${label}`, title: WAYS, hidden: ways.length < 2, onchange: () => this.setMixing(this.wayChoice.value) }, ...ways.map((way) => make("option", { value: way }, way)));
+    const compare = button("Other way", () => page.compared(this));
+    Object.assign(compare, { hidden: ways.length < 2, title: "Adds the same weights, mixed in the other way" });
     this.node = make(
       "section", { className: "card mix", "aria-label": `Mix ${letter}` },
-      make("div", { className: "head" }, make("b", { className: "letter", "aria-hidden": "true" }, letter), this.choice.node, remove),
+      make("div", { className: "head" }, make("b", { className: "letter", "aria-hidden": "true" }, letter), this.choice.node, this.wayChoice, remove),
       this.controls.node,
       this.reply.node,
       this.measures.node,
-      make("div", { className: "foot" }, this.facts, make("span", { className: "actions" }, curl, publish)),
+      make("div", { className: "foot" }, this.facts, make("span", { className: "actions" }, compare, curl, publish)),
     );
     this.reply.showTurns(turns);
     this.refresh();
@@ -52,10 +59,30 @@ export class Mix {
     else if (Object.keys(this.weights).length > 0) this.profile = null;
     this.choice.show({ profile: this.profile, weights: this.weights, profiles, standard, members: this.page.members });
     this.controls.show(this.weights);
+    this.wayChoice.value = this.way;
   }
 
-  /** The fields of a request that choose its weights. */
+  /** The way to mix of the mix or of its profile; null if the server decides. */
+  get ownWay() {
+    return this.mixing ?? this.page.mixture().profiles[this.profile]?.mixing ?? null;
+  }
+
+  /** The way in which the mix's next answer is mixed. */
+  get way() {
+    return this.ownWay ?? this.page.mixture().mixing ?? "logits";
+  }
+
+  /** The way in which it is not. */
+  get otherWay() {
+    return this.page.mixture().ways_to_mix.find((way) => way !== this.way);
+  }
+
+  /** The fields of a request that choose its weights and its way to mix. */
   preferences() {
+    return { ...this.weighting(), ...(this.mixing ? { preference_mixing: this.mixing } : {}) };
+  }
+
+  weighting() {
     if (this.profile) return { preference_profile: this.profile };
     const { weight_space: space, reference } = this.page.mixture();
     const named = { ...this.weights };
@@ -65,17 +92,24 @@ export class Mix {
   }
 
   choose({ profile, weights = this.weights }) {
-    Object.assign(this, { profile, weights });
+    Object.assign(this, { mixing: profile ? null : this.ownWay, profile, weights });
     this.refresh();
     this.page.changed(this, true);
   }
 
   setWeights(weights, isFinal) {
     const { profiles } = this.page.mixture();
-    if (this.profile && !alike(weights, profiles[this.profile]?.weights ?? {})) this.profile = null;
+    if (this.profile && !alike(weights, profiles[this.profile]?.weights ?? {})) {
+      Object.assign(this, { mixing: this.ownWay, profile: null });
+    }
     this.weights = weights;
     this.choice.mark(this.profile, weights);
     this.page.changed(this, isFinal);
+  }
+
+  setMixing(mixing) {
+    this.mixing = mixing;
+    this.page.changed(this, true);
   }
 
   /** The conversation up to this prompt. */
@@ -98,13 +132,15 @@ export class Mix {
     this.reply.clear();
     this.facts.textContent = "";
     this.setRunning(true);
+    const isAttributed = this.way === "logits";
+    const options = { ...this.page.request().options, ...this.preferences() };
     try {
-      for await (const part of answer(messages, { ...this.page.request().options, ...this.preferences() }, run.signal)) {
+      for await (const part of answer(messages, options, { signal: run.signal, isAttributed })) {
         if (part.used) this.noteHeaders(part.used);
         else if (part.attribution) this.attribution = part.attribution;
         else this.reply.append(part.text, part.tokens);
       }
-      this.finish((performance.now() - began) / 1000, messages);
+      this.finish((performance.now() - began) / 1000, messages, isAttributed);
     } catch (error) {
       if (error.name !== "AbortError") {
         if (!(error instanceof Refusal)) throw error;
@@ -154,10 +190,11 @@ export class Mix {
     this.page.sawVersion(version);
   }
 
-  finish(seconds, messages) {
+  finish(seconds, messages, isAttributed) {
     // In a data-parallel group another engine may have the answer's figures.
     if (this.attribution) this.reply.shade(this.attribution.tokens, this.usedWeights);
-    const what = this.attribution ? `${this.attribution.num_tokens} tokens` : "Not attributed";
+    const unknown = isAttributed ? "Not attributed" : "One model of mixed parameters";
+    const what = this.attribution ? `${this.attribution.num_tokens} tokens` : unknown;
     this.facts.textContent = `${what}, ${seconds.toFixed(1)} s`;
     const { tokens, text } = this.reply;
     const isComparable = this.last && JSON.stringify(this.last.messages) === JSON.stringify(messages);
@@ -178,6 +215,6 @@ export class Mix {
   }
 
   copyCurl(button) {
-    copy(asCurl(this.messages(), { ...this.page.request().options, ...this.preferences() }), button);
+    copy(asCurl(this.messages(), { ...this.page.request().options, ...this.preferences() }, { isAttributed: this.way === "logits" }), button);
   }
 }

@@ -106,11 +106,11 @@ function publishForm(page, mix) {
 
 async function publish(page, mix, name, isDefault) {
   const weights = brief(mix.weights);
-  const put = { weights, provenance: { by: "mixing console" } };
+  const put = { weights, ...(mix.ownWay ? { mixing: mix.ownWay } : {}), provenance: { by: "mixing console" } };
   // The version makes the server refuse if someone else has changed the profiles since.
   let done = await administer("PUT", `profiles/${encodeURIComponent(name)}`, { body: put, version: page.mixture().version });
   if (isDefault) done = await administer("PUT", "default", { body: { profile: name }, version: done.version });
-  mix.profile = name;
+  Object.assign(mix, { profile: name, mixing: null });
   return `${name} is published, version ${done.version}`;
 }
 
@@ -141,9 +141,15 @@ function difference(now, before) {
   const words = [];
   for (const name of Object.keys(now.profiles)) {
     if (!before.profiles[name]) words.push(`${name} added`);
-    else if (JSON.stringify(now.profiles[name].weights) !== JSON.stringify(before.profiles[name].weights)) words.push(`${name} changed`);
+    else if (content(now, name) !== content(before, name)) words.push(`${name} changed`);
   }
   for (const name of Object.keys(before.profiles)) if (!now.profiles[name]) words.push(`${name} removed`);
   if (now.default_profile !== before.default_profile) words.push(`default is ${now.default_profile}`);
   return words.join(", ") || "same weights";
+}
+
+/** A profile as it counts: its weights and its way to mix. */
+function content({ profiles }, name) {
+  const { weights, mixing } = profiles[name];
+  return JSON.stringify([weights, mixing]);
 }

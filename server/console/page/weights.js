@@ -46,21 +46,22 @@ export function toHash({ mixes, ...values }) {
   const words = new URLSearchParams(Object.entries(KEYS).filter(([name]) => values[name] !== undefined).map(([name, key]) => [key, values[name]]));
   for (const mix of mixes) {
     const pairs = Object.entries(brief(mix.weights)).map(([name, value]) => `${name}:${value}`);
-    words.append("mix", mix.profile ? `@${mix.profile}` : pairs.join(","));
+    words.append("mix", (mix.profile ? `@${mix.profile}` : pairs.join(",")) + (mix.mixing ? `~${mix.mixing}` : ""));
   }
-  return words.toString().replace(/%(2C|3A|40)/g, decodeURIComponent);
+  return words.toString().replace(/%(2C|3A|40|7E)/g, decodeURIComponent);
 }
 
 /** Reads what toHash wrote. Missing values are undefined; numbers stay strings. */
 export function fromHash(text) {
   const words = new URLSearchParams(text.replace(/^#/, ""));
-  const mixes = words.getAll("mix").map((word) => {
-    if (word.startsWith("@")) return { profile: word.slice(1) };
+  const mixes = words.getAll("mix").map((whole) => {
+    const [word, mixing = null] = whole.split("~"); // no name has one
+    if (word.startsWith("@")) return { profile: word.slice(1), mixing };
     const pairs = word.split(",").map((pair) => {
       const at = pair.lastIndexOf(":");
       return [pair.slice(0, at), Number(pair.slice(at + 1))];
     });
-    return { weights: Object.fromEntries(pairs.filter(([name, value]) => name && Number.isFinite(value))) };
+    return { weights: Object.fromEntries(pairs.filter(([name, value]) => name && Number.isFinite(value))), mixing };
   });
   const values = Object.entries(KEYS).filter(([, key]) => words.has(key)).map(([name, key]) => [name, words.get(key)]);
   return { ...Object.fromEntries(values), mixes };

@@ -7,7 +7,7 @@ that a change of the weights changes some words and leaves others.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ def stand_in(
     profiles: dict[str, dict[str, float]] | None = None,
     model: str = "mixture",
     weight_space: str = "simplex",
+    ways_to_mix: Sequence[str] = ("logits",),
+    mixings: Mapping[str, str] | None = None,
     num_words: int = 40,
     **settings: Any,
 ) -> FastAPI:
@@ -40,12 +42,15 @@ def stand_in(
       policies: names, in their order.
       reference: the reference's name.
       profiles: weights by profile, the default first; one even profile if left out.
+      ways_to_mix: those that the server has, its default first.
+      mixings: the ways to mix of profiles that have their own.
       num_words: the length of each answer.
       settings: of ConsoleSettings.
     """
     members = [*policies, *([] if reference is None else [reference])]
     even = {name: 1 / len(policies) for name in policies}
     table = {"balanced": even} if profiles is None else profiles
+    own = mixings or {}
     app = FastAPI()
     asked: list[dict[str, Any]] = []
     app.state.asked = asked
@@ -56,12 +61,15 @@ def stand_in(
         return {
             "model": model,
             "weight_space": weight_space,
+            "mixing": ways_to_mix[0],
+            "ways_to_mix": list(ways_to_mix),
             "policies": [{"name": name, "model": f"org/{name}"} for name in policies],
             "reference": None if reference is None else {"name": reference, "model": "org/base"},
             "default_profile": next(iter(table)),
             "version": 1,
             "profiles": {
                 name: {"weights": dict.fromkeys(members, 0.0) | weights}
+                | ({"mixing": own[name]} if name in own else {})
                 for name, weights in table.items()
             },
         }
@@ -70,11 +78,18 @@ def stand_in(
     async def chat(request: Request) -> StreamingResponse | JSONResponse:
         body = await request.json()
         asked.append(body)
-        named = body.get("preference_weights") or table[body["preference_profile"]]
+        profile = body.get("preference_profile")
+        named = body.get("preference_weights") or table[profile]
+        mixing = body.get("preference_mixing") or own.get(profile, ways_to_mix[0])
+        if mixing == "parameters" and body.get("preference_attribution"):
+            message = {"message": "preference_attribution cannot be measured"}
+            return JSONResponse({"error": message}, status_code=400)
         weights = {name: named.get(name, 0.0) for name in members}
         used = ",".join(f"{name}={value:g}" for name, value in weights.items())
         headers = {"x-prefmix-weights-version": "1", "x-prefmix-weights": used}
-        events = _events(weights, num_words=num_words, seed=int(body.get("seed") or 0))
+        # Mixed parameters say other words, and nobody measures the policies.
+        seed = int(body.get("seed") or 0) + (3 if mixing == "parameters" else 0)
+        events = _events(weights, num_words=num_words, seed=seed, is_attributed=mixing == "logits")
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     return app
@@ -86,7 +101,9 @@ def make_report(folder: Path, name: str) -> None:
     (folder / name / "report.html").write_text(f"<!doctype html><h1>{name}</h1>")
 
 
-def _events(weights: dict[str, float], *, num_words: int, seed: int) -> Iterator[str]:
+def _events(
+    weights: dict[str, float], *, num_words: int, seed: int, is_attributed: bool
+) -> Iterator[str]:
     names = [name for name, value in weights.items() if value > 0]
     tokens: list[dict[str, Any]] = []
     for place in range(num_words):
@@ -109,7 +126,9 @@ def _events(weights: dict[str, float], *, num_words: int, seed: int) -> Iterator
         for name in weights
     }
     attribution = {"num_tokens": num_words, "policies": measured, "tokens": tokens}
-    yield _event({"delta": {}, "preference_attribution": attribution})
+    yield _event(
+        {"delta": {}, **({"preference_attribution": attribution} if is_attributed else {})}
+    )
     yield "data: [DONE]\n\n"
 
 

@@ -199,3 +199,73 @@ def test_after_a_refusal_other_weights_are_answered_at_once(opened: Opened) -> N
     mix(page, "A").get_by_role("slider", name="polite", exact=True).fill("0.2")
     page.wait_for_timeout(600)
     assert len(asked(page)) == 1
+
+
+BOTH = ("logits", "parameters")
+
+
+def answered(page: Page, count: int) -> None:
+    expect(page.locator(".mix.running")).to_have_count(0)
+    expect(page.locator(".mix .text:not(:empty)")).to_have_count(count)
+
+
+def test_both_ways_to_mix_answer_side_by_side_at_the_same_weights(opened: Opened) -> None:
+    page = opened(ways_to_mix=BOTH, state="#p=Ask&s=7&mix=concise:0.5,polite:0.5&mix=positive:1")
+    mix(page, "A").get_by_role("button", name="Other way").click()
+    answered(page, 2)
+    letters = page.locator(".mix .letter").all_text_contents()
+    assert letters == ["A", "C", "B"], "the other way stands beside the mix"
+    one, other = asked(page)
+    assert (
+        one["preference_weights"] == other["preference_weights"] == {"concise": 0.5, "polite": 0.5}
+    )
+    assert one["seed"] == other["seed"] == 7
+    ways = {
+        body.get("preference_mixing"): body.get("preference_attribution") for body in (one, other)
+    }
+    assert ways == {None: "tokens", "parameters": None}
+    texts = [mix(page, letter).locator(".text") for letter in "AC"]
+    assert texts[0].text_content() != texts[1].text_content()
+    expect(texts[0]).to_have_class(re.compile("shaded"))
+    expect(mix(page, "C").locator(".foot")).to_contain_text("One model of mixed parameters")
+    expect(mix(page, "C").get_by_label("Way to mix of mix C")).to_have_value("parameters")
+    mix(page, "C").get_by_role("slider", name="concise", exact=True).fill("0.8")
+    assert "&mix=concise:0.8,polite:0.2~parameters&" in page.url
+    page.reload()
+    expect(mix(page, "B").get_by_label("Way to mix of mix B")).to_have_value("parameters")
+
+
+def test_the_way_to_mix_is_the_profiles_the_servers_or_ones_own(opened: Opened) -> None:
+    """A profile's way holds when its weights are moved; nothing is sent where none was chosen."""
+    profiles = {"plain": {"positive": 1.0}, "quick": {"concise": 0.5, "polite": 0.5}}
+    page = opened(
+        ways_to_mix=BOTH,
+        profiles=profiles,
+        mixings={"quick": "parameters"},
+        state="#p=Ask&mix=@quick&mix=@plain",
+    )
+    chosen = [mix(page, letter).get_by_label(f"Way to mix of mix {letter}") for letter in "AB"]
+    expect(chosen[0]).to_have_value("parameters")
+    expect(chosen[1]).to_have_value("logits")
+    page.get_by_role("button", name="Run", exact=True).click()
+    answered(page, 2)
+    assert {body["preference_profile"]: body.get("preference_mixing") for body in asked(page)} == {
+        "quick": None,
+        "plain": None,
+    }
+    mix(page, "A").get_by_role("slider", name="concise", exact=True).fill("0.9")
+    expect(page.locator(".mix.running")).to_have_count(0)
+    expect(chosen[0]).to_have_value("parameters")
+    chosen[1].select_option("parameters")
+    page.get_by_role("button", name="Run", exact=True).click()
+    answered(page, 2)
+    sent = [
+        (body.get("preference_profile"), body.get("preference_mixing")) for body in asked(page)[-2:]
+    ]
+    assert sorted(sent, key=str) == [("plain", "parameters"), (None, "parameters")]
+
+
+def test_a_server_of_one_way_shows_no_switch(opened: Opened) -> None:
+    page = opened()
+    expect(mix(page, "A").get_by_label("Way to mix of mix A")).to_be_hidden()
+    expect(page.get_by_role("button", name="Other way")).to_have_count(0)
