@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import signal
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,18 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Runs the bench; returns the exit code."""
-    # SIGTERM raises SystemExit, so that the processes which the bench started end with it.
-    before = signal.signal(signal.SIGTERM, _exit)
-    try:
-        if args.bench == "kernels":
-            kernels: Any = importlib.import_module("prefmix.bench.kernels")
-            return int(kernels.main([*args.words, *passthrough]))
-        require_vllm()
-        module: Any = importlib.import_module(BENCHES[args.bench][0])
-        return int(module.run(args, passthrough))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _exit(number: int, frame: object) -> None:
-    sys.exit(128 + number)
+    if args.bench == "kernels":
+        kernels: Any = importlib.import_module("prefmix.bench.kernels")
+        return int(kernels.main([*args.words, *passthrough]))
+    require_vllm()
+    module: Any = importlib.import_module(BENCHES[args.bench][0])
+    return int(module.run(args, passthrough))

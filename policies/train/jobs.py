@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefmix.policies.data.pairs import ANSWER_FIELDS, PAIR_FIELDS, TEXT_FIELDS, Rows, read_rows
-from prefmix.policies.data.sources import Source
+from prefmix.policies.data.pairs import Rows
 from prefmix.policies.data.tokens import check_tokenizer, encode
 from prefmix.policies.errors import TrainError
 from prefmix.policies.rewards.loading import load_reward
@@ -17,7 +16,7 @@ from prefmix.policies.rewards.reward import Answers, Reward
 from prefmix.policies.safe_files import check_safe
 from prefmix.policies.train.cards import about, write_cards
 from prefmix.policies.train.checkpoints import load_config, load_tokenizer
-from prefmix.policies.train.inputs import check_inputs
+from prefmix.policies.train.inputs import EVALUATION, check_inputs, read_data
 from prefmix.policies.train.progress import quiet_libraries
 from prefmix.policies.train.settings import (
     DirectSettings,
@@ -28,7 +27,6 @@ from prefmix.policies.train.settings import (
 from prefmix.policies.train.splitter import by_prompts, split_pairs
 from prefmix.policies.train.stages import Stages, Tell, say
 from prefmix.policies.train.trainers import (
-    EVALUATION,
     train_direct,
     train_maximum,
     train_online,
@@ -47,7 +45,7 @@ def run(settings: TrainSettings, *, tell: Tell = say) -> Path:
     """
     check_inputs(settings)
     quiet_libraries()
-    data = _read(settings)
+    data = read_data(settings)
     check_safe(settings.base, "base model", allow_unsafe_weights=settings.allow_unsafe_weights)
     tokenizer = load_tokenizer(settings.base)
     _check(settings, tokenizer, data)
@@ -62,38 +60,6 @@ def run(settings: TrainSettings, *, tell: Tell = say) -> Path:
         case MixedSettings():
             job.mixed(settings)
     return settings.output
-
-
-def _read(settings: TrainSettings) -> dict[str, Rows]:
-    source = Source(name=str(settings.data), split=settings.split, subset=settings.subset)
-    data = {"pairs": read_rows(source, PAIR_FIELDS)}
-    if settings.eval_data is not None:
-        source = Source(name=str(settings.eval_data), split=settings.eval_split)
-        data[EVALUATION] = read_rows(source, PAIR_FIELDS)
-    elif settings.eval_split is not None:
-        data[EVALUATION] = read_rows(replace(source, split=settings.eval_split), PAIR_FIELDS)
-    elif settings.eval_share is not None:
-        data |= _held_out(data["pairs"], settings.eval_share, settings.seed)
-    if isinstance(settings, MaximumSettings):
-        if settings.sft_data is not None:
-            data["sft"] = read_rows(settings.sft_data, ANSWER_FIELDS)
-        if settings.text_data is not None:
-            data["text"] = read_rows(settings.text_data, TEXT_FIELDS)
-    return data
-
-
-def _held_out(pairs: Rows, share: float, seed: int) -> dict[str, Rows]:
-    """The pairs in two parts, all those of one prompt in the same.
-
-    Raises: TrainError if one part is empty.
-    """
-    held, trained = by_prompts(pairs, share, seed=f"{seed} evaluation")
-    if not held or not trained:
-        raise TrainError(
-            f"eval_share is {share:g}, which leaves {len(held)} of {len(pairs)} pairs to evaluate "
-            f"on and {len(trained)} to train on; give another one, or more pairs"
-        )
-    return {"pairs": pairs.take(trained), EVALUATION: pairs.take(held)}
 
 
 def _check(settings: TrainSettings, tokenizer: Any, data: Mapping[str, Rows]) -> None:

@@ -228,7 +228,7 @@ def build(cls: type[TrainSettings], values: Mapping[str, Any]) -> TrainSettings:
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise SettingsError(
-                f"unknown setting {name!r}{hint}; {cls.method} has: {', '.join(known)}"
+                f"unknown setting {name!r}{hint}; 'prefmix train {cls.method} --help' lists them"
             )
     missing = [n for n, item in known.items() if item.default is MISSING and n not in values]
     if missing:

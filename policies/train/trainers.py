@@ -23,6 +23,7 @@ from prefmix.policies.train.checkpoints import (
     steps_done,
     train,
 )
+from prefmix.policies.train.inputs import EVALUATION
 from prefmix.policies.train.maximum_trainer import (
     ROLES,
     MaximumPreferenceTrainer,
@@ -39,9 +40,6 @@ from prefmix.policies.train.settings import (
 from prefmix.policies.train.trackers import tracker_arguments
 
 Facts = dict[str, Any]
-
-EVALUATION = "evaluation"
-"""The name of the pairs that are evaluated on and not trained on."""
 
 _EXTRAS = ("trainer_state", "log_extra", "log_metric")
 """Further arguments that TRL gives to reward functions."""

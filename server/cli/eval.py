@@ -13,6 +13,7 @@ from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.cli.eval_rewards import check_rewards, load_rewards
 from prefmix.server.cli.eval_subject import eval_subject
 from prefmix.server.cli.mixture_arguments import add_mixture_arguments
+from prefmix.server.cli.output_places import check_file, check_folder
 from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.launch.installation import require_extra
 
@@ -123,6 +124,9 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.weights.fit.settings import FitError
     from prefmix.weights.store.errors import StoreFormatError
 
+    check_file("--output", args.output)
+    check_folder("--report", args.report)
+    check_folder("--cache", args.cache)
     try:
         with tempfile.TemporaryDirectory(prefix="prefmix-eval-") as scratch:
             found, about = _measured(args, passthrough, Path(scratch))

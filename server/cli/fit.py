@@ -15,6 +15,7 @@ from prefmix.server.cli.fit_arguments import (
     settings_from_flags,
 )
 from prefmix.server.cli.mixture_arguments import add_mixture_arguments, mixture_overrides
+from prefmix.server.cli.output_places import check_file, check_folder
 from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.launch.installation import require_extra
 
@@ -64,6 +65,9 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     try:
         check_name(args.profile, what="profile")
         settings = settings_from_flags(args)
+        check_file("--output", args.output)
+        check_folder("--report", args.report)
+        check_folder("--cache", args.cache)
         if not args.force:
             check_output(args.output, None)
         result, spec, provenance = _fit(args, settings, passthrough)

@@ -1,7 +1,7 @@
 """The `prefmix` command, which runs a subcommand and reports its errors in one sentence.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 ended by Ctrl-C, 141 by a closed
-pipe, 143 by SIGTERM.
+pipe, 143 by SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import importlib.metadata
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from prefmix.server.cli.shell.commands import COMMANDS, Command, parser_of, split_passthrough
 from prefmix.server.cli.shell.pager import paged
+from prefmix.server.cli.signals import Terminated, ended_as_by_ctrl_c
 from prefmix.server.cli.standard_streams import discard_unwritten_output, prepare_streams
 from prefmix.server.config.errors import CommandError
 from prefmix.server.launch.engine_flags import is_engine_flag
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard_unwritten_output()
         print(f"prefmix: error: {sentence}", file=sys.stderr)
         return 1
+    except Terminated as end:
+        return 128 + end.number
     except KeyboardInterrupt:
         return 130
 
@@ -114,7 +118,8 @@ def _run(command: Command, argv: list[str]) -> int:
             f"'{chosen.prog} --help' lists the others",
             exit_code=2,
         )
-    return module.run(args, passthrough)
+    with nullcontext() if command.handles_signals else ended_as_by_ctrl_c():
+        return module.run(args, passthrough)
 
 
 def _chosen(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.ArgumentParser:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefmix.server.config.errors import CommandError
-from prefmix.server.launch.installation import require_extra
+from prefmix.server.launch.installation import InstallationError, require_extra
 
 if TYPE_CHECKING:
     from prefmix.policies.train.settings import TrainSettings
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     try:
         settings = _settings(args)
         check_inputs(settings)
-        require_extra("train")
+        _require_packages(settings)
         from prefmix.policies.train.jobs import run as run_job
 
         print(f"\nwrote {run_job(settings)}")
@@ -70,6 +71,21 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     except TrainError as error:
         raise CommandError(str(error)) from None
     return 0
+
+
+def _require_packages(settings: TrainSettings) -> None:
+    """Raises InstallationError if packages are missing, or first TrainError if the data is wrong.
+
+    Whoever installs gigabytes should not read only then that a row is wrong.
+    """
+    from prefmix.policies.train.inputs import read_data
+
+    try:
+        require_extra("train")
+    except InstallationError:
+        with contextlib.suppress(ImportError):  # of a form that needs one of the packages
+            read_data(settings)
+        raise
 
 
 def _add_settings(parser: argparse.ArgumentParser, settings: type[TrainSettings]) -> None:

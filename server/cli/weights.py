@@ -16,6 +16,7 @@ from typing import Any
 
 from prefmix.mixing.name_list import listed
 from prefmix.mixing.ways_to_mix import MIXINGS
+from prefmix.server.cli.output_places import check_file
 from prefmix.server.cli.weights_server import ServerTarget
 from prefmix.server.cli.weights_target import (
     FileTarget,
@@ -251,6 +252,7 @@ def _history(args: argparse.Namespace) -> int:
         raise UsageError(f"--plot is {str(args.plot)!r}, and the picture is a PNG: end it in .png")
     if args.profile is not None and args.plot is None:
         raise UsageError("--profile belongs to --plot: it names the profile that is drawn")
+    check_file("--plot", args.plot)
     versions = _target(args).history()
     print(history_table(versions))
     if args.plot is not None:

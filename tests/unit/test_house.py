@@ -27,6 +27,7 @@ PURE_MIXING = {
     "prefmix.mixing.candidates",
     "prefmix.mixing.name_list",
     "prefmix.mixing",
+    "prefmix.mixing.output_place",
     "prefmix.mixing.reference",
     "prefmix.mixing.run_folder",
     "prefmix.mixing.shown_value",

@@ -31,6 +31,8 @@ class Command:
     summary: str
     takes_engine_flags: bool = True
     """True if the command passes the words after `--` to vLLM."""
+    handles_signals: bool = False
+    """True if the command has handlers of its own for SIGTERM and SIGHUP."""
 
     def load(self) -> CommandModule:
         """Imports the module."""
@@ -38,7 +40,12 @@ class Command:
 
 
 COMMANDS = (
-    Command("serve", "prefmix.server.cli.serve", "serve a mixture of policies over HTTP"),
+    Command(
+        "serve",
+        "prefmix.server.cli.serve",
+        "serve a mixture of policies over HTTP",
+        handles_signals=True,
+    ),
     Command("fit", "prefmix.server.cli.fit", "fit the weights of a profile, with a certificate"),
     Command(
         "weights",

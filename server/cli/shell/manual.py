@@ -21,6 +21,7 @@ class Manual:
         ("0", "done"),
         ("1", "failed or refused"),
         ("2", "wrong usage or configuration"),
+        ("129, 130, 143", "ended by SIGHUP, Ctrl-C or SIGTERM; what was not finished is removed"),
     )
     see_also: tuple[str, ...] = ()
     """Commands, and pages of docs/."""
@@ -30,7 +31,6 @@ _KEY = ("PREFMIX_API_KEY, PREFMIX_API_KEY_FILE", "the API key, or a file of keys
 _TOKEN = ("PREFMIX_ADMIN_TOKEN, PREFMIX_ADMIN_TOKEN_FILE", "the admin token, or a file of them")
 _LOG_LEVEL = ("PREFMIX_LOG_LEVEL", "warning (default), info or debug: vLLM's lines on stderr")
 _KV_CACHE = ("VLLM_CPU_KVCACHE_SPACE", "GiB of KV cache on a CPU; default 1")
-_SIGNALS = (("130", "ended by Ctrl-C"), ("143", "ended by SIGTERM"))
 
 MANUALS = {
     "serve": Manual(
@@ -53,7 +53,15 @@ MANUALS = {
         ),
         environment=(_KEY, _TOKEN, _LOG_LEVEL, _KV_CACHE),
         files=(
-            ("CONFIG.yaml", "the flags of this page as keys, policies, profiles, and vLLM's flags"),
+            (
+                "CONFIG.yaml",
+                "keys: policies, adapters, base, reference, profiles, default_profile,",
+            ),
+            (
+                "",
+                "allowed_hosts, trusted_proxies, console, engine (vLLM's flags) and, with _ for -,",
+            ),
+            ("", "the other flags of this page"),
             ("weights.json", "the store: profiles, their versions in weights.json.history/"),
         ),
         exit_codes=(
@@ -149,7 +157,6 @@ MANUALS = {
             ("output speed beside the alternatives", "prefmix bench engine --rounds 3"),
             ("bytes of parameters and KV cache", "prefmix bench memory --policies 2 3"),
         ),
-        exit_codes=(("0", "done"), ("1", "failed"), *_SIGNALS),
         see_also=("docs/performance.md",),
     ),
     "doctor": Manual(

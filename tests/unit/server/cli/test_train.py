@@ -7,6 +7,7 @@ import pytest
 
 from prefmix.server.cli.main import main
 from prefmix.server.cli.train import _settings, add_arguments
+from prefmix.server.launch.installation import InstallationError
 
 REQUIRED = ["--base", "b", "--data", "d.jsonl", "--output", "o"]
 
@@ -95,3 +96,67 @@ def test_missing_inputs_are_found_before_anything_is_imported(
     monkeypatch.setattr("prefmix.server.cli.train.require_extra", lambda extra: pytest.fail(extra))
     assert main(["train", "dpo", "--base", "b", "--output", "o", *words]) in (1, 2)
     assert message.format(here=tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--output", "/proc/policy"],
+            "--output is /proc/policy, and nothing can be made in /proc",
+        ),
+        (["--output", "there.jsonl/x"], "nothing can be made in {here}/there.jsonl"),
+        (["--output", "there.jsonl"], "there.jsonl exists; give another --output"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.jsonl").write_text("")
+    monkeypatch.setattr("prefmix.server.cli.train.require_extra", lambda extra: pytest.fail(extra))
+    assert main(["train", "dpo", "--base", "b", "--data", "there.jsonl", *words]) == 1
+    error = capsys.readouterr().err
+    assert message.format(here=tmp_path) in error
+    assert len(error.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["there.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "message"),
+    [
+        ('{"prompt": "a", "chosen": "b"}', 1, "pairs.jsonl line 1 has no 'rejected'"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}', 1, "pip install 'prefmix[train]'"),
+    ],
+)
+def test_wrong_data_is_told_before_missing_packages(
+    row: str,
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def missing(extra: str) -> None:
+        raise InstallationError(f"trl is not installed: pip install 'prefmix[{extra}]'")
+
+    monkeypatch.setattr("prefmix.server.cli.train.require_extra", missing)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text(row + "\n")
+    words = ["--base", "b", "--output", "o", "--data", "pairs.jsonl"]
+    assert main(["train", "dpo", *words]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_long_list_of_settings_is_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("colour: red\n")
+    assert main(["train", "dpo", "--config", str(config), *REQUIRED]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("unknown setting 'colour'; 'prefmix train dpo --help' lists them\n")

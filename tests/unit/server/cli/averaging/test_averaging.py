@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,30 @@ def test_wrong_usage_is_one_sentence(
     output = ["--output", str(tmp_path / "out")]
     assert message in _refusal(capsys, code, "average", str(full / "serve.yaml"), *output, *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "code"), [("average", "TERM", 143), ("export", "HUP", 129)]
+)
+def test_a_signal_leaves_nothing_unfinished(
+    command: str,
+    number: str,
+    code: int,
+    full: Path,
+    trunk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asked_to_end(tensors: dict[str, Any], path: Path, **_: Any) -> None:
+        assert [each.name for each in tmp_path.iterdir()] == ["out.partial"]
+        os.kill(os.getpid(), signal.Signals[f"SIG{number}"])
+        signal.sigtimedwait([], 5)  # where a handler runs
+
+    monkeypatch.setattr("safetensors.torch.save_file", asked_to_end)
+    config = (full if command == "average" else trunk) / "serve.yaml"
+    words = [command, str(config), "--weights", "a=1,b=1", "--output", str(tmp_path / "out")]
+    assert main(words) == code
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_each_command_names_the_other(

@@ -13,6 +13,7 @@ from prefmix.server.cli.main import main
 from prefmix.server.cli.shell.commands import COMMANDS, parser_of, split_passthrough
 from prefmix.server.cli.shell.manual import MANUALS
 from prefmix.server.cli.shell.pager import paged
+from prefmix.server.config.serve_config import ServeConfig
 
 ROOT = Path(__file__).resolve().parents[5]
 
@@ -43,6 +44,23 @@ def test_examples_are_taken_by_the_parser(name: str) -> None:
         _, unknown = parser_of(own_command).parse_known_args(own)
         assert unknown == []
         assert own_command.takes_engine_flags or not passthrough
+
+
+def test_the_manual_of_serve_lists_the_keys_of_its_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Errors about an unknown key send the reader here."""
+    with contextlib.suppress(SystemExit):
+        main(["help", "serve"])
+    page = " ".join(capsys.readouterr().out.split())
+    listed = page.partition(" CONFIG.yaml keys: ")[2].partition(" weights.json ")[0]
+    keys = set(re.findall(r"[a-z_]+", listed))
+    missing = [
+        key
+        for key in ServeConfig.model_fields
+        if key not in keys and f" --{key.replace('_', '-')} " not in page
+    ]
+    assert missing == []
 
 
 def test_see_also_names_what_exists() -> None:
