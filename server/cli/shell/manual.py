@@ -53,15 +53,9 @@ MANUALS = {
         ),
         environment=(_KEY, _TOKEN, _LOG_LEVEL, _KV_CACHE),
         files=(
-            (
-                "CONFIG.yaml",
-                "keys: policies, adapters, base, reference, profiles, default_profile,",
-            ),
-            (
-                "",
-                "allowed_hosts, trusted_proxies, console, engine (vLLM's flags) and, with _ for -,",
-            ),
-            ("", "the other flags of this page"),
+            ("CONFIG.yaml", "keys: policies, adapters, base, reference, profiles,"),
+            ("", "default_profile, allowed_hosts, trusted_proxies, console, engine"),
+            ("", "(vLLM's flags) and, with _ for -, the other flags of this page"),
             ("weights.json", "the store: profiles, their versions in weights.json.history/"),
         ),
         exit_codes=(
