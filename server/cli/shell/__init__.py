@@ -1,1 +1,1 @@
-"""The commands of `prefmix`, their manual, and their completion in a shell."""
+"""The commands of `prefmix`, their manual and completion; standard streams, signals and a pager."""

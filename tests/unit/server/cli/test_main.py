@@ -80,7 +80,7 @@ def test_files_and_children_never_get_a_closed_standard_stream() -> None:
     """Text for a closed descriptor would land in the file that gets its number."""
     script = """
 import os, subprocess, sys
-from prefmix.server.cli.standard_streams import prepare_streams
+from prefmix.server.cli.shell.standard_streams import prepare_streams
 prepare_streams()
 print("lost")
 subprocess.run(["echo", "lost"], check=True)

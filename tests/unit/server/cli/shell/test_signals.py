@@ -12,7 +12,7 @@ import pytest
 
 from prefmix.server.cli import main as cli
 from prefmix.server.cli.shell.commands import Command
-from prefmix.server.cli.signals import Terminated, ended_as_by_ctrl_c
+from prefmix.server.cli.shell.signals import Terminated, ended_as_by_ctrl_c
 
 
 class Job(SimpleNamespace):
