@@ -22,3 +22,11 @@ def preloaded() -> Iterator[Preloaded]:
     process = Preloaded(clean_environment())
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def preloaded_pair() -> Iterator[Preloaded]:
+    """The same for servers of two API processes, which count together."""
+    process = Preloaded(clean_environment(), shared_counts=True)
+    yield process
+    process.close()

@@ -22,15 +22,16 @@ from support.admin_server import KEY, PLAIN, TOKEN, Live, change_under_load, wai
 from support.dying_server import dies, named
 from support.engines import AdaptedBase
 from support.exactness import TOLERANCE_NATS, Job, Oracle
+from support.preloaded_server import Preloaded
 from support.server_process import PREFMIX, ServerProcess, engine_flags, free_port
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def pair(tmp_path_factory: pytest.TempPathFactory, preloaded_pair: Preloaded) -> Iterator[Live]:
     """Two API processes that measure every step, and the admin routes on a port of their own."""
     port = str(free_port())
     words = ["--admin-port", port, "--statistics-every", "1", "--", "--api-server-count=2"]
-    live = Live(tmp_path_factory.mktemp("pair"), *words)
+    live = Live(tmp_path_factory.mktemp("pair"), *words, preloaded=preloaded_pair)
     live.admin_url = f"http://127.0.0.1:{port}"
     try:
         live.server.wait_ready()
@@ -175,12 +176,12 @@ def check_both_ways_to_mix(client: httpx.Client, oracle: Oracle) -> None:
 
 
 def test_two_api_processes_serve_one_trunk_and_end_together(
-    adapted: AdaptedBase, tmp_path: Path
+    adapted: AdaptedBase, tmp_path: Path, preloaded_pair: Preloaded
 ) -> None:
     adapters = [f"--adapter={folder.name}={folder}" for folder in adapted.adapters[:2]]
     words = ["--base", str(adapted.base), *adapters, f"--reference=start={adapted.base}"]
     flags = [*engine_flags(), "--api-server-count", "2"]
-    server = ServerProcess(tmp_path, [*words, "--name", "pair", *flags])
+    server = ServerProcess(tmp_path, [*words, "--name", "pair", *flags], preloaded=preloaded_pair)
     try:
         server.wait_ready()
         with server.client(key=None) as client:

@@ -3,8 +3,8 @@
 A server imports vLLM in three processes, which is most of the CPU time of its start. Here one
 import serves all servers: the API process is a fork of this process, the engine a fork of the API
 process and the worker a fork of the engine, as vLLM itself does where its platform leaves it the
-choice. Tests of environment variables, several API processes, signals and kills run the `prefmix`
-command itself, and so does all of tests/resilience.
+choice. Tests of environment variables, signals and kills run the `prefmix` command itself, and so
+does all of tests/resilience.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 import setproctitle
 
+_COUNTS = "PROMETHEUS_MULTIPROC_DIR"
 _LONGEST_ORDER = 1 << 20
 _SET_CHILD_SUBREAPER = 36
 """prctl's option by which orphans become children of the calling process."""
@@ -90,11 +91,20 @@ class Forked:
 class Preloaded:
     """The process that has imported vLLM."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], *, shared_counts: bool = False) -> None:
+        """Starts the process.
+
+        Args:
+          environ: its environment.
+          shared_counts: true for servers of several API processes, which count together.
+        """
         self._environ = dict(environ)
         self._orders, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__)), str(theirs.fileno())],
+            [
+                *(sys.executable, "-P", str(Path(__file__))),
+                *(str(theirs.fileno()), str(int(shared_counts))),
+            ],
             pass_fds=[theirs.fileno()],
             env=self._environ,
             stdin=subprocess.DEVNULL,
@@ -164,8 +174,18 @@ def _adopt_orphans(yes: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-def _import_vllm() -> None:
+def _import_vllm(*, shared_counts: bool) -> None:
     """Imports, in the environment that `prefmix serve` sets, the modules of its three processes."""
+    with tempfile.TemporaryDirectory() as counts:
+        # The metrics' client asks at its import whether processes share their counts. Each process
+        # makes files of its own in the folder that the server names later.
+        if shared_counts:
+            os.environ[_COUNTS] = counts
+        _import_modules()
+        os.environ.pop(_COUNTS, None)
+
+
+def _import_modules() -> None:
     from prefmix.server.launch import environment
 
     environment.set_logging()
@@ -226,6 +246,6 @@ def _run_prefmix(
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _import_vllm()
+    _import_vllm(shared_counts=sys.argv[2] == "1")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(_serve_orders(socket.socket(fileno=int(sys.argv[1]))))
