@@ -17,7 +17,7 @@ PORT ?= 8000
 PARALLEL := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
     --dist loadscope --no-loadscope-reorder --maxprocesses 5
 
-.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-v2 test-resilience test-traffic test-architectures lint audit demo-policies setup-train test-train eval-training lock clean
+.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-processes test-v2 test-resilience test-traffic test-architectures lint audit demo-policies setup-train test-train eval-training lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -49,6 +49,9 @@ test-unit: ready ## the fast tests: no engine, about a minute
 
 test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
 	@$(PARALLEL) -n auto -m engine --disable-warnings tests/engine tests/server
+
+test-processes: ready ## two ranks, two nodes, the V2 runner, scripts, the documents' commands (five minutes)
+	@$(PARALLEL) -n auto -m engine --disable-warnings tests/processes
 
 test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (a quarter of an hour)
 	@PREFMIX_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/engine/test_exactness.py \

@@ -15,6 +15,7 @@ from support.leftovers import Traces
 
 if TYPE_CHECKING:
     from support.engines import AdaptedBase
+    from support.preloaded_server import Preloaded
 
 # torch and transformers are imported when a checkpoint is asked for: tests/unit/conftest.py has
 # to come before anything that imports Triton.
@@ -48,6 +49,28 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     # A scenario may put another server in the place of its fixture `demo`.
     left = traces.left(of_vllm=of_vllm, processes="demo" not in request.fixturenames)
     assert not left, f"{request.node.nodeid} leaves behind: {'; '.join(left)}"
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[Preloaded]:
+    """The process that has imported vLLM for the servers of this process's tests."""
+    from support.preloaded_server import Preloaded
+    from support.server_process import clean_environment
+
+    process = Preloaded(clean_environment())
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def preloaded_pair() -> Iterator[Preloaded]:
+    """The same for servers of two API processes, which count together."""
+    from support.preloaded_server import Preloaded
+    from support.server_process import clean_environment
+
+    process = Preloaded(clean_environment(), shared_counts=True)
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="session")

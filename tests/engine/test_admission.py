@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,32 +265,3 @@ def test_engines_that_do_not_keep_blocks_apart_mix_no_parameters(adapted: Adapte
                 processor(spec, **foreign).validate_params(asked)
     with pytest.raises(ValueError, match="would read the cache blocks"):
         processor(replace(spec, mixing="parameters"), **foreign)
-
-
-@pytest.fixture(scope="module")
-def errors_on_two_ranks(policies: list[Path], adapted: AdaptedBase) -> dict[str, dict[str, float]]:
-    """The worst errors of each layout. Runs a process, since ranks are bound to a core each."""
-    served = {
-        "full checkpoints": (spec_of_folders(policies), policies),
-        "shared trunk": (adapted.spec(), adapted.merged),
-    }
-    mixtures = [
-        {"spec": spec.to_dict(), "folders": list(map(str, folders))}
-        for spec, folders in served.values()
-    ]
-    script = Path(__file__).parents[1] / "support" / "tensor_parallel_check.py"
-    command = [sys.executable, str(script), json.dumps(mixtures)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return dict(zip(served, found, strict=True))
-
-
-@pytest.mark.parametrize("layout", ["full checkpoints", "shared trunk"])
-def test_two_tensor_parallel_ranks_are_exact(
-    errors_on_two_ranks: dict[str, dict[str, float]], layout: str
-) -> None:
-    errors = errors_on_two_ranks[layout]
-    ways = ["worst error", "one product"] if layout == "full checkpoints" else ["worst error"]
-    for way in ways:
-        assert errors[way] < TOLERANCE_NATS

@@ -12,9 +12,9 @@ from xdist.scheduler import LoadScopeScheduling
 LONGEST_FIRST = (
     r"/test_runner_v2\.py::.*trunk",
     r"/test_runner_v2\.py::.*checkpoints",
-    r"server/test_two_nodes\.py",
+    r"processes/test_two_nodes\.py",
     r"server/test_faults\.py",
-    r"server/test_documents\.py",
+    r"processes/test_documents\.py",
     r"server/test_lifecycle\.py",
     r"server/test_api_processes\.py",
     r"server/test_admin_live\.py",

@@ -12,6 +12,8 @@ import sys
 
 import torch
 
+from support.kernels.triton_interpreter import look_up_types_once, patch_language_once
+
 KERNEL_MODULES = (
     "prefmix.mixing.kernels.log_linear_mix_triton",
     "prefmix.mixing.kernels.mix_lm_head_triton",
@@ -30,6 +32,8 @@ def _why_not() -> str | None:
             importlib.import_module(module)
     finally:
         del os.environ["TRITON_INTERPRET"]
+    patch_language_once()
+    look_up_types_once()
     return None
 
 

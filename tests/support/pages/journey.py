@@ -15,7 +15,7 @@ RUN = (
     ("docs/fitting.md", ".venv/bin/prefmix fit policies/demo/serve.yaml"),
     ("docs/fitting.md", ".venv/bin/prefmix weights apply weights.json --url"),
 )
-"""Run by `tests/server/test_documents.py` in this order, in one shell, on one server."""
+"""Run by `tests/processes/test_documents.py` in this order, in one shell, on one server."""
 
 _OTHER_SERVER = "another server; its flags are parsed"
 _OWN_FILES = "needs policies or data of your own; its flags are parsed"
@@ -40,7 +40,7 @@ PARSED = {
     ("docs/deploying.md", "CUDA_VISIBLE_DEVICES=0"): "needs GPUs",
     ("docs/deploying.md", "prefmix serve serve.yaml -- --tensor"): "needs GPUs",
     ("docs/deploying.md", "prefmix serve serve.yaml --weights-store"): (
-        "needs two machines; tests/server/test_two_nodes.py has both on loopback"
+        "needs two machines; tests/processes/test_two_nodes.py has both on loopback"
     ),
     ("docs/deploying.md", "ray start"): "needs Ray and GPUs",
     ("docs/deploying.md", "curl --data-binary"): "needs a push gateway",

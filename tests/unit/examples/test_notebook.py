@@ -1,4 +1,4 @@
-"""The notebook imports what exists; tests/engine/test_python_scripts.py runs it."""
+"""The notebook imports what exists; tests/processes/test_python_scripts.py runs it."""
 
 from __future__ import annotations
 

@@ -21,9 +21,10 @@ from support.engines import RUNNER
 @pytest.mark.parametrize("layout", ["full checkpoints", "shared trunk"])
 def test_exactness_holds_on_the_v2_runner(layout: str) -> None:
     """Each layout has a process, so that two workers share the longest wait of the suite."""
-    tests = [Path(__file__).with_name("test_exactness.py")]
+    engine = Path(__file__).parents[1] / "engine"
+    tests = [engine / "test_exactness.py"]
     if layout == "shared trunk":
-        tests.append(Path(__file__).parent / "trunk" / "test_parameter_mixing.py")
+        tests.append(engine / "trunk" / "test_parameter_mixing.py")
     command = [sys.executable, "-m", "pytest", "-q", "-m", "engine", "--show-capture=no"]
     done = subprocess.run(
         [*command, "-k", f"{layout.split()[-1]} or parameter_mixing", *map(str, tests)],

@@ -1,0 +1,11 @@
+"""Tests of what has processes of its own: ranks, nodes, another model runner, scripts, commands."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/processes" in str(item.path):
+            item.add_marker(pytest.mark.engine)
