@@ -11,8 +11,8 @@ BIN := .venv/bin
 export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
-# One thread a process: with two threads each they would wait for one another. `-n logical` is a
-# process a core, `-n auto` one more, for tests that wait for servers (tests/conftest.py).
+# One thread a process: with two threads each they would wait for one another. `-n auto` is one
+# process more than there are cores, for tests that wait (tests/conftest.py).
 # tests/support/groups.py says what one process runs together, and what comes first.
 PARALLEL := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
     --dist loadscope --no-loadscope-reorder --maxprocesses 5
@@ -45,7 +45,7 @@ test: test-unit test-engine ## unit tests, then engines and servers on a CPU (ab
 	@$(BIN)/python tests/support/tools.py
 
 test-unit: ready ## the fast tests: no engine, about a minute
-	@$(PARALLEL) -n logical tests/unit
+	@$(PARALLEL) -n auto tests/unit
 
 test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
 	@$(PARALLEL) -n auto -m engine --disable-warnings tests/engine tests/server

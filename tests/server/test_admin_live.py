@@ -83,7 +83,7 @@ def test_refusals_change_nothing(live: Live) -> None:
 
 
 def test_changes_under_load(live: Live) -> None:
-    change_under_load(live, num_changes=200)
+    change_under_load(live, num_changes=60)
 
 
 def test_a_stream_keeps_the_weights_it_began_with(live: Live) -> None:

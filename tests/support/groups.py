@@ -9,6 +9,9 @@ import re
 
 from xdist.scheduler import LoadScopeScheduling
 
+BROWSER = r"console/test_page_"
+"""Unit tests that share a browser."""
+
 LONGEST_FIRST = (
     r"/test_runner_v2\.py::.*trunk",
     r"/test_runner_v2\.py::.*checkpoints",
@@ -18,6 +21,7 @@ LONGEST_FIRST = (
     r"server/test_lifecycle\.py",
     r"server/test_api_processes\.py",
     r"server/test_admin_live\.py",
+    BROWSER,
     r"engine/trunk/test_trunk\.py",
     r"engine/test_layouts\.py",
     r"server/test_console\.py",
@@ -35,9 +39,8 @@ VLLM = (
 )
 """Unit tests that import vLLM: together, so that one process does."""
 
-
-BROWSER = r"console/test_page_"
-"""Unit tests that share a browser."""
+SHARED = (r"unit/test_house\.py", r"kernels/test_wide_addresses\.py")
+"""Unit tests of one file that share work: reading all sources, one import for many forks."""
 
 
 class GroupScheduling(LoadScopeScheduling):
@@ -49,7 +52,7 @@ class GroupScheduling(LoadScopeScheduling):
 
 def group_of(nodeid: str) -> str:
     """A file of engines or servers, whose tests share them, or a part of one; else one test."""
-    for pattern in (*LONGEST_FIRST, ALONE, VLLM, BROWSER):
+    for pattern in (*LONGEST_FIRST, ALONE, VLLM, *SHARED):
         if re.search(pattern, nodeid):
             return pattern
     return nodeid if "tests/unit/" in nodeid else nodeid.partition("::")[0]
