@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefmix.server.cli.batch_engine import checked_content_hashes, local_engine, remote_engine
+from prefmix.server.cli.eval_rewards import load_rewards
 from prefmix.server.cli.fit_arguments import (
+    REWARD_OBJECTIVES,
     add_data_flags,
     add_settings_flags,
+    check_reward_flags,
+    importances_of,
     settings_from_flags,
 )
 from prefmix.server.cli.mixture_arguments import add_mixture_arguments, mixture_overrides
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from prefmix.weights.engines.local import Engine
     from prefmix.weights.fit.result import FitResult
     from prefmix.weights.fit.settings import FitSettings
+    from prefmix.weights.reward_fit.result import RewardFitResult
     from prefmix.weights.store.change import Change
 
 EPILOG = """\
@@ -53,6 +58,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.mixing.checkpoints.compatibility import CompatibilityError
     from prefmix.mixing.checkpoints.safe_files import CheckpointFilesError
     from prefmix.mixing.spec import SpecError, check_name
+    from prefmix.policies.errors import TrainError
     from prefmix.weights.engines.errors import EngineError
     from prefmix.weights.engines.prompts import PromptsError
     from prefmix.weights.engines.remote import RemoteError
@@ -64,6 +70,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 
     try:
         check_name(args.profile, what="profile")
+        check_reward_flags(args)
         settings = settings_from_flags(args)
         check_file("--output", args.output)
         check_folder("--report", args.report)
@@ -76,7 +83,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
         raise CommandError(str(error), exit_code=2) from None
     except (
         *(EngineError, FitError, PromptsError, RemoteError, ScoreTableError),
-        *(StoreError, ProfileError),
+        *(StoreError, ProfileError, TrainError),
     ) as error:
         raise CommandError(str(error)) from None
     return 0
@@ -84,13 +91,14 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 
 def _fit(
     args: argparse.Namespace, settings: FitSettings, passthrough: Sequence[str]
-) -> tuple[FitResult, MixtureSpec | None, dict[str, Any]]:
+) -> tuple[FitResult | RewardFitResult, MixtureSpec | None, dict[str, Any]]:
     """Returns (result, mixture if one is known, provenance)."""
     from prefmix.weights.engines.prompts import hash_of_prompts, read_prompts
     from prefmix.weights.fit import score_table
     from prefmix.weights.fit.job import FitJob
     from prefmix.weights.fit.output import check_output
     from prefmix.weights.fit.table_fit import fit_table
+    from prefmix.weights.reward_fit.job import RewardFitJob
 
     has_policies = args.config is not None or args.policy or args.base
     config, spec = _spec(args) if has_policies else (None, None)
@@ -106,20 +114,33 @@ def _fit(
         found = fit_table(table, settings, beta=args.beta)
         return found, spec, {"scores": _file_hash(args.scores), "settings": _plain(settings)}
     prompts = read_prompts(args.prompts)
+    is_of_rewards = args.objective in REWARD_OBJECTIVES
+    rewards = {}
+    if is_of_rewards:
+        rewards = load_rewards(args.reward, allow_unsafe_weights=bool(args.allow_unsafe_weights))
     engine, spec, content_hashes = _engine(args, config, spec, passthrough)
     if not args.force:
         check_output(args.output, spec.member_names)
     settings = replace(settings, mixing=args.mixing or spec.mixing)
-    job = FitJob(
-        spec=spec,
-        prompts=prompts,
-        settings=settings,
-        engine=engine,
-        content_hashes=content_hashes,
-        cache=args.cache,
+    drawn_from: dict[str, Any] = {
+        "spec": spec,
+        "prompts": prompts,
+        "settings": settings,
+        "engine": engine,
+        "content_hashes": content_hashes,
+        "cache": args.cache,
+    }
+    about = {
+        "prompts": hash_of_prompts(prompts),
+        "policies": content_hashes,
+        "settings": _plain(settings),
+    }
+    if not is_of_rewards:
+        return FitJob(**drawn_from).run(), spec, about
+    job = RewardFitJob(
+        **drawn_from, rewards=rewards, aim=args.objective, importances=importances_of(args)
     )
-    about = {"prompts": hash_of_prompts(prompts), "policies": content_hashes}
-    return job.run(), spec, {**about, "settings": _plain(settings)}
+    return job.run(), spec, about | {"rewards": args.reward}
 
 
 def _spec(args: argparse.Namespace) -> tuple[ServeConfig, MixtureSpec]:
@@ -155,15 +176,18 @@ def _engine(
 
 def _publish(
     args: argparse.Namespace,
-    result: FitResult,
+    result: FitResult | RewardFitResult,
     spec: MixtureSpec | None,
     provenance: dict[str, Any],
 ) -> None:
     from prefmix.weights.fit.output import write_profile
+    from prefmix.weights.fit.result import FitResult
     from prefmix.weights.fit.summary import summary
     from prefmix.weights.report.fit_report import write_report
+    from prefmix.weights.report.reward_report import write_reward_report
+    from prefmix.weights.reward_fit.summary import summary as reward_summary
 
-    print(summary(result))
+    print(summary(result) if isinstance(result, FitResult) else reward_summary(result))
     names = result.names if spec is None else spec.member_names
     mixing = provenance["settings"]["mixing"]
     is_default = mixing == "logits" and (spec is None or spec.mixing == mixing)
@@ -178,7 +202,11 @@ def _publish(
         force=args.force,
     )
     folder = args.report or args.output.with_name(f"{args.output.stem}-{args.profile}-report")
-    page = write_report(result, folder, title=f"Fit of {args.profile}", provenance=provenance)
+    title = f"Fit of {args.profile}"
+    if isinstance(result, FitResult):
+        page = write_report(result, folder, title=title, provenance=provenance)
+    else:
+        page = write_reward_report(result, folder, title=title, provenance=provenance)
     print(f"\nweights  {args.output}, {_told(change, args.profile)}\nreport   {page}")
     if change.after.default != args.profile:
         print(

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from prefmix.weights.fit.settings import FitSettings
 
 
+REWARD_OBJECTIVES = ("max-min-reward", "mean", "weighted")
+"""The objectives that are fitted to rewards."""
+
+
 def add_data_flags(group: argparse._ArgumentGroup) -> None:
     """Adds the flags that name files and the server."""
     source = group.add_mutually_exclusive_group(required=True)
@@ -73,16 +77,25 @@ def _add_objective_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--objective",
-        choices=("maxmin", "fixed"),
+        choices=("maxmin", "fixed", *REWARD_OBJECTIVES),
         default="maxmin",
         help="maxmin: least largest distance from a policy (default); fixed: the given "
-        "importances, which are only measured",
+        "importances, which are only measured; max-min-reward, mean, weighted: the smallest gain "
+        "in the rewards, their mean, their mean by --importance",
+    )
+    add(
+        "--reward",
+        action="append",
+        metavar="NAME=REWARD",
+        help="reward for an objective of rewards: module:function or file.py:function in TRL's "
+        "form, or a reward model's checkpoint; repeat for each",
     )
     add(
         "--importance",
         action="append",
         metavar="NAME=NUMBER",
-        help="importance of a policy for --objective fixed; repeat for each policy",
+        help="importance of a policy for --objective fixed, of a reward for --objective weighted; "
+        "repeat for each",
     )
     add("--min-weight", type=float, default=0.0, help="smallest weight of any policy; default 0")
     add("--beta", type=float, help="KL coefficient, if --scores holds rewards")
@@ -138,7 +151,7 @@ def settings_from_flags(args: argparse.Namespace) -> FitSettings:
     from prefmix.weights.fit.mirror_descent import DescentSettings
     from prefmix.weights.fit.settings import FitError, FitSettings
 
-    importances = _importances(args)
+    importances = importances_of(args) if args.objective == "fixed" else None
     steps = {} if args.step_size is None else {"step_size": args.step_size}
     rounds = {} if args.step_size is None else {"round_radius": args.step_size}
     try:
@@ -165,11 +178,35 @@ def settings_from_flags(args: argparse.Namespace) -> FitSettings:
     )
 
 
-def _importances(args: argparse.Namespace) -> dict[str, float] | None:
-    if args.objective == "maxmin":
+def check_reward_flags(args: argparse.Namespace) -> None:
+    """Raises CommandError unless rewards, and what they need, are given with their objectives."""
+    wants_rewards = args.objective in REWARD_OBJECTIVES
+    if wants_rewards != bool(args.reward):
+        raise CommandError(
+            f"--objective {args.objective} needs --reward NAME=REWARD"
+            if wants_rewards
+            else "--reward is only used with --objective " + ", ".join(REWARD_OBJECTIVES),
+            exit_code=2,
+        )
+    if wants_rewards and (args.scores is not None or args.sampler != "mixture"):
+        wrong = "--scores" if args.scores is not None else f"--sampler {args.sampler}"
+        raise CommandError(
+            f"--objective {args.objective} fits the served mixture on responses of its own; leave "
+            f"out {wrong}",
+            exit_code=2,
+        )
+
+
+def importances_of(args: argparse.Namespace) -> dict[str, float] | None:
+    """The numbers of --importance; None for objectives that have none.
+
+    Raises: CommandError for numbers that are missing, malformed or not used.
+    """
+    if args.objective not in ("fixed", "weighted"):
         if args.importance:
             raise CommandError(
-                "--importance is only used with --objective fixed; add that or leave it out",
+                "--importance is only used with --objective fixed or weighted; add one of these or "
+                "leave it out",
                 exit_code=2,
             )
         return None
@@ -183,5 +220,7 @@ def _importances(args: argparse.Namespace) -> dict[str, float] | None:
                 f"--importance is {item!r}; expected NAME=NUMBER, such as helpful=2", exit_code=2
             ) from None
     if not importances:
-        raise CommandError("--objective fixed needs --importance NAME=NUMBER", exit_code=2)
+        raise CommandError(
+            f"--objective {args.objective} needs --importance NAME=NUMBER", exit_code=2
+        )
     return importances

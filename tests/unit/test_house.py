@@ -54,6 +54,7 @@ OPEN_MIXING = PURE_MIXING | {
 TRAIN_ENTRIES = {
     "prefmix.server.cli.eval",
     "prefmix.server.cli.eval_rewards",
+    "prefmix.server.cli.fit",
     "prefmix.server.cli.train",
 }
 """The modules of `server` that may import `prefmix.policies.train`, in functions."""

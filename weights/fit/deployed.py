@@ -10,7 +10,7 @@ with e_j all weight on policy j (or as much as a floor lets it have). This is th
 means over prompts, so it has an interval of the kind in `prefmix.weights.fit.intervals`. The
 multipliers come from the fit's own responses and J from the fresh ones.
 
-Shapes: P prompts, K policies, V weights to move towards.
+Shapes: P prompts, K policies, A costs, V weights to move towards.
 """
 
 from __future__ import annotations
@@ -116,14 +116,31 @@ def falls(
 
     Args: as `measure_deployed`.
     """
-    num_policies = len(weights_K)
     kl_PK, jacobian_PKK = measured.kl_per_prompt(), measured.jacobian_per_prompt()
-    over_PK = kl_PK - (kl_PK @ multiplier_K)[:, None]
-    slope_PK = np.einsum("k,pkj->pj", multiplier_K, jacobian_PKK)
+    return largest_falls(kl_PK, jacobian_PKK, weights_K, multiplier_K, min_weight=min_weight)
+
+
+def largest_falls(
+    cost_PA: Floats,
+    jacobian_PAK: Floats,
+    weights_K: Floats,
+    multiplier_A: Floats,
+    *,
+    min_weight: float = 0.0,
+) -> Floats:
+    """The same for any A costs, [P, A * V].
+
+    Args:
+      cost_PA: the costs by prompt at `weights_K`.
+      jacobian_PAK: their derivatives by the weights.
+      weights_K, multiplier_A, min_weight: as `measure_deployed`.
+    """
+    over_PA = cost_PA - (cost_PA @ multiplier_A)[:, None]
+    slope_PK = np.einsum("a,pak->pk", multiplier_A, jacobian_PAK)
     has_weight_K = weights_K > 0
     slope_PK = np.where(has_weight_K, slope_PK, 0.0)
-    ends_VK = with_floor(np.eye(num_policies), min_weight)[has_weight_K]
+    ends_VK = with_floor(np.eye(len(weights_K)), min_weight)[has_weight_K]
     down_PV = -REACH * slope_PK @ (ends_VK - weights_K).T
-    both_PKV = over_PK[:, :, None] + down_PV[:, None, :]
-    found_PF: Floats = both_PKV.reshape(len(kl_PK), -1)
+    both_PAV = over_PA[:, :, None] + down_PV[:, None, :]
+    found_PF: Floats = both_PAV.reshape(len(cost_PA), -1)
     return found_PF

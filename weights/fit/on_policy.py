@@ -24,7 +24,7 @@ all rounds are pooled, near ones with more weight, and `minimax_step` goes to th
 KL of the pooled model inside a box that shrinks from round to round. The problem is not convex:
 what is found is a local optimum.
 
-Shapes: N responses, P prompts, K policies, T rounds.
+Shapes: N responses, P prompts, K policies, A costs (here the K KLs), T rounds.
 """
 
 from __future__ import annotations
@@ -67,23 +67,28 @@ class Measured:
     def kl_per_prompt(self) -> Floats:
         """KL(mixture || policy) by prompt, [P, K]. Log ratios stand in for KLs not measured."""
         log_ratio_NK = self.logprob_N[:, None] - self.policy_logprobs_NK
-        return self._by_prompt(np.where(np.isnan(self.kl_NK), log_ratio_NK, self.kl_NK))
+        return self.by_prompt(np.where(np.isnan(self.kl_NK), log_ratio_NK, self.kl_NK))
 
     def jacobian_per_prompt(self) -> Floats:
         """dKL_k / dw_j by prompt, [P, K, K]; NaN in column j if s_j was not measured."""
-        log_ratio_NK = self.logprob_N[:, None] - self.policy_logprobs_NK
+        return self.slope_per_prompt(self.logprob_N[:, None] - self.policy_logprobs_NK)
+
+    def slope_per_prompt(self, values_NA: Floats) -> Floats:
+        """d E[value] / dw_j by prompt, E[value s_j], of values that depend on the response alone.
+
+        Returns: [P, A, K]; NaN in column j if s_j was not measured.
+        """
         score_NK = self.differences_NK
         if score_NK is None:
             score_NK = self.policy_logprobs_NK + self.kl_NK + self.entropy_N[:, None]
         # Each prompt's mean is taken out, which costs one response of its sample: m / (m - 1).
-        centred_NK = log_ratio_NK - self._by_prompt(log_ratio_NK)[self.prompt_of_N]
+        centred_NA = values_NA - self.by_prompt(values_NA)[self.prompt_of_N]
         count_P = np.bincount(self.prompt_of_N)
-        product_NKK = centred_NK[:, :, None] * score_NK[:, None, :]
-        mean_PKK = self._by_prompt(product_NKK)
-        jacobian_PKK: Floats = mean_PKK * (count_P / (count_P - 1))[:, None, None]
-        return jacobian_PKK
+        mean_PAK = self.by_prompt(centred_NA[:, :, None] * score_NK[:, None, :])
+        slope_PAK: Floats = mean_PAK * (count_P / (count_P - 1))[:, None, None]
+        return slope_PAK
 
-    def _by_prompt(self, values_N: Floats) -> Floats:
+    def by_prompt(self, values_N: Floats) -> Floats:
         """Means over the responses of each prompt."""
         count_P = np.bincount(self.prompt_of_N)
         sums_P = np.zeros((len(count_P), *values_N.shape[1:]))
@@ -94,13 +99,14 @@ class Measured:
 @dataclass(frozen=True, kw_only=True)
 class _Round:
     weights_K: Floats
-    kl_K: Floats
-    jacobian_KK: Floats
+    cost_A: Floats
+    jacobian_AK: Floats
     num_prompts: int
 
 
-class OnPolicyFit:
-    """Minimax steps, one per round, on the pooled models of all rounds so far."""
+class PooledSteps:
+    """Steps that make the largest cost smallest, one per round, on the pooled linear models of all
+    rounds so far."""
 
     def __init__(self, *, num_policies: int, radius: float = 0.25, min_weight: float = 0.0) -> None:
         """Begins at uniform weights.
@@ -113,7 +119,7 @@ class OnPolicyFit:
         self._radius, self._min_weight = radius, min_weight
         self._path = [with_floor(np.full(num_policies, 1 / num_policies), min_weight)]
         self._rounds: list[_Round] = []
-        self._multiplier_K = np.full(num_policies, 1 / num_policies)
+        self._multiplier_A = np.full(num_policies, 1 / num_policies)
 
     @property
     def current_K(self) -> Floats:
@@ -122,44 +128,44 @@ class OnPolicyFit:
         weights_K: Floats = positive_K / positive_K.sum()
         return weights_K
 
-    def step(self, measured: Measured) -> None:
+    def move(self, cost_PA: Floats, jacobian_PAK: Floats) -> None:
         """Moves the weights by one round.
 
         Args:
-          measured: fresh responses of the mixture at `current_K`.
+          cost_PA: the costs by prompt, measured at `current_K`.
+          jacobian_PAK: their derivatives by the weights.
         """
-        kl_PK, jacobian_PKK = measured.kl_per_prompt(), measured.jacobian_per_prompt()
         self._rounds.append(
             _Round(
                 weights_K=self.current_K,
-                kl_K=kl_PK.mean(axis=0),
-                jacobian_KK=jacobian_PKK.mean(axis=0),
-                num_prompts=len(kl_PK),
+                cost_A=cost_PA.mean(axis=0),
+                jacobian_AK=jacobian_PAK.mean(axis=0),
+                num_prompts=len(cost_PA),
             )
         )
         radius = self._radius * _SHRINK ** (len(self._rounds) - 1)
         centre_K = self._path[-1]
-        kl_K, jacobian_KK = self._model(centre_K)
-        moved_K, self._multiplier_K = minimax_step(
+        cost_A, jacobian_AK = self._model(centre_K)
+        moved_K, self._multiplier_A = minimax_step(
             centre_K,
-            kl_K,
-            jacobian_KK,
+            cost_A,
+            jacobian_AK,
             radius=max(radius, min(_LEAST_RADIUS, self._radius)),
             min_weight=self._min_weight,
         )
         self._path.append(moved_K)
 
     def _model(self, centre_K: Floats) -> tuple[Floats, Floats]:
-        """(KLs, Jacobian) at `centre_K` of the pooled linear models of all rounds."""
+        """(costs, Jacobian) at `centre_K` of the pooled linear models of all rounds."""
         distance_T = np.array(
             [np.abs(each.weights_K - centre_K).sum() / 2 for each in self._rounds]
         )
         share_T = np.exp(-0.5 * (distance_T / _POOLED_WITHIN) ** 2)
         share_T *= [each.num_prompts for each in self._rounds]
         share_T /= share_T.sum()
-        jacobian_KK = np.tensordot(share_T, [each.jacobian_KK for each in self._rounds], axes=1)
-        kls_TK = [each.kl_K + jacobian_KK @ (centre_K - each.weights_K) for each in self._rounds]
-        return np.tensordot(share_T, kls_TK, axes=1), jacobian_KK
+        jacobian_AK = np.tensordot(share_T, [each.jacobian_AK for each in self._rounds], axes=1)
+        cost_TA = [each.cost_A + jacobian_AK @ (centre_K - each.weights_K) for each in self._rounds]
+        return np.tensordot(share_T, cost_TA, axes=1), jacobian_AK
 
     @property
     def path_TK(self) -> Floats:
@@ -167,9 +173,9 @@ class OnPolicyFit:
         return np.stack(self._path)
 
     @property
-    def kl_TK(self) -> Floats:
-        """KL(mixture || policy) measured in every round, in nats a response, [T, K]."""
-        return np.stack([each.kl_K for each in self._rounds])
+    def cost_TA(self) -> Floats:
+        """The costs measured in every round, [T, A]."""
+        return np.stack([each.cost_A for each in self._rounds])
 
     @property
     def weights_K(self) -> Floats:
@@ -177,6 +183,28 @@ class OnPolicyFit:
         return self._path[-1]
 
     @property
+    def multiplier_A(self) -> Floats:
+        """The multipliers lambda of the last step: the costs that the answer is bound by."""
+        return self._multiplier_A
+
+
+class OnPolicyFit(PooledSteps):
+    """The fit of the least largest KL; its costs are the KLs, in nats a response."""
+
+    def step(self, measured: Measured) -> None:
+        """Moves the weights by one round.
+
+        Args:
+          measured: fresh responses of the mixture at `current_K`.
+        """
+        self.move(measured.kl_per_prompt(), measured.jacobian_per_prompt())
+
+    @property
+    def kl_TK(self) -> Floats:
+        """KL(mixture || policy) measured in every round, in nats a response, [T, K]."""
+        return self.cost_TA
+
+    @property
     def multiplier_K(self) -> Floats:
-        """The multipliers lambda of the last step: the policies that the answer is bound by."""
-        return self._multiplier_K
+        """The multipliers by policy."""
+        return self.multiplier_A

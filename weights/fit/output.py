@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prefmix.mixing.ways_to_mix import Mixing
-from prefmix.weights.fit.result import FitResult
 from prefmix.weights.store.change import Change
 from prefmix.weights.store.edits import merged
 from prefmix.weights.store.errors import StoreFormatError, StoreMissingError
 from prefmix.weights.store.format import for_mixture, spec_of_members
 from prefmix.weights.store.profiles import ProfileSet, build_profile_set
 from prefmix.weights.store.store import WeightsStore
+
+
+class Fitted(Protocol):
+    """The result of a fit of any kind."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The fitted weights by policy."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What says how good the weights are."""
 
 
 def check_output(path: Path, member_names: Sequence[str] | None) -> None:
@@ -46,7 +55,7 @@ def check_output(path: Path, member_names: Sequence[str] | None) -> None:
 
 def write_profile(
     path: Path,
-    result: FitResult,
+    result: Fitted,
     member_names: Sequence[str],
     *,
     profile: str,
@@ -74,10 +83,7 @@ def write_profile(
     """
     provenance = {
         **about,
-        "fitted": result.fitted,
-        "verdict": result.verdict,
-        "certificate": None if result.certificate is None else result.certificate.to_dict(),
-        "deployed": None if result.deployed is None else asdict(result.deployed),
+        **result.provenance(),
         "versions": {
             name: importlib.metadata.version(name) for name in ("prefmix", "numpy", "torch")
         },

@@ -5,7 +5,8 @@ Shapes: K policies, T steps or rounds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from prefmix.weights.fit.certificate import Certificate
 from prefmix.weights.fit.deployed import Deployed
@@ -60,6 +61,15 @@ class FitResult:
             return ()
         limit = self.min_weight + AT_FLOOR
         return tuple(name for name, weight in self.weights.items() if weight < limit)
+
+    def provenance(self) -> dict[str, Any]:
+        """The part of a profile's provenance that says how good the weights are."""
+        return {
+            "fitted": self.fitted,
+            "verdict": self.verdict,
+            "certificate": None if self.certificate is None else self.certificate.to_dict(),
+            "deployed": None if self.deployed is None else asdict(self.deployed),
+        }
 
     def with_deployed(self, deployed: Deployed) -> FitResult:
         """The result with the KLs of the served mixture, which the verdict then speaks of, too."""

@@ -1,0 +1,59 @@
+"""The flags of `prefmix fit` that belong to rewards."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from prefmix.server.cli.fit import add_arguments
+from prefmix.server.cli.fit_arguments import (
+    check_reward_flags,
+    importances_of,
+    settings_from_flags,
+)
+from prefmix.server.config.errors import CommandError
+
+PROMPTS = ["--prompts", "p.jsonl", "--output", "w.json"]
+SMALLEST = ["--objective", "max-min-reward", "--reward", "kind=judges:kind"]
+
+
+def read(*words: str, source: Any = PROMPTS) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args([*source, *words])
+    check_reward_flags(args)
+    return args
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--objective", "mean"], "--objective mean needs --reward NAME=REWARD"),
+        (["--reward", "a=b:c"], "--reward is only used with --objective max-min-reward, mean, w"),
+        ([*SMALLEST, "--sampler", "sequence"], "leave out --sampler sequence"),
+    ],
+)
+def test_rewards_belong_to_their_objectives(words: list[str], message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        read(*words)
+
+
+def test_a_table_of_scores_has_no_responses_to_judge() -> None:
+    with pytest.raises(CommandError, match="leave out --scores"):
+        read(*SMALLEST, source=["--scores", "s.parquet", "--output", "w.json"])
+
+
+def test_importances_are_of_policies_or_of_rewards() -> None:
+    args = read("--objective", "fixed", "--importance", "helpful=2")
+    assert settings_from_flags(args).importances == {"helpful": 2}
+    weighted = ["--objective", "weighted", "--reward", "kind=a:b", "--importance", "kind=3"]
+    args = read(*weighted)
+    assert settings_from_flags(args).importances is None
+    assert importances_of(args) == {"kind": 3}
+    assert importances_of(read(*SMALLEST)) is None
+    with pytest.raises(CommandError, match="only used with --objective fixed or weighted"):
+        importances_of(read(*SMALLEST, "--importance", "kind=3"))
+    with pytest.raises(CommandError, match="--objective weighted needs --importance"):
+        importances_of(read(*weighted[:-2]))

@@ -1,0 +1,1 @@
+"""The fit of the served mixture to rewards: the gains that its weights bring."""
