@@ -47,6 +47,7 @@ PARSED = {
     ("docs/evaluation.md", ".venv/bin/prefmix eval mixture.yaml"): _OWN_FILES,
     ("docs/evaluation.md", ".venv/bin/prefmix eval policies/demo"): _MINUTES,
     ("docs/fit_demo.md", "make fit-demo"): _MINUTES,
+    ("docs/fitting.md", ".venv/bin/prefmix fit --objective max-min-reward"): _MINUTES,
     ("docs/installing.md", "python3 -m venv"): _NETWORK,
     ("docs/installing.md", "eval "): "run by tests/unit/server/cli/shell",
     ("docs/installing.md", "pip install --no-deps"): _NETWORK,
