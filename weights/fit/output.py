@@ -24,7 +24,7 @@ class Fitted(Protocol):
         """The fitted weights by policy."""
 
     def provenance(self) -> dict[str, Any]:
-        """What says how good the weights are."""
+        """The figures that say how good the weights are."""
 
 
 def check_output(path: Path, member_names: Sequence[str] | None) -> None:

@@ -14,7 +14,7 @@ _MAX_COLUMNS = 5
 
 
 def summary(result: RewardFitResult) -> str:
-    """What was fitted, weights, gains, the bound, the front passed and the verdict."""
+    """Objective, weights, gains, the bound, the front passed and the verdict, as aligned text."""
     parts = [
         textwrap.fill(f"Fitted: {what_was_fitted(result)}", COLUMNS, subsequent_indent="  "),
         _policies(result),
