@@ -24,7 +24,7 @@ from prefmix.weights.store.store import WeightsStore
 from support.fit.toy_engine import LENGTH, NUM_TOKENS, ToyEngine
 
 TASTES = np.random.default_rng(4).normal(size=(3, NUM_TOKENS + 1, NUM_TOKENS))
-"""What each reward gives for a token after a token."""
+"""The rewards of a token after a token, by objective."""
 
 
 def earned(tokens_NL: np.ndarray, objective: int) -> Floats:
