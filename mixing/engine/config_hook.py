@@ -17,7 +17,13 @@ from prefmix.mixing.checkpoints.safe_files import cached_folder
 from prefmix.mixing.checkpoints.whole_files import native_files
 from prefmix.mixing.engine.logits_processor import UNSALTED, processor_path
 from prefmix.mixing.engine.request_limits import REQUESTS_MODULE, check_all_requests
-from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec, SpecError
+from prefmix.mixing.spec import (
+    ARCHITECTURE,
+    CONFIG_KEY,
+    TRUNK_ARCHITECTURE,
+    MixtureSpec,
+    SpecError,
+)
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -61,6 +67,11 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
             not model_config.logprobs_mode.endswith("logprobs"),
             "the logits of a mixture have no zero point, so only log-probabilities are answered; "
             "drop --logprobs-mode, or give raw_logprobs or processed_logprobs",
+        ),
+        (
+            bool({ARCHITECTURE, TRUNK_ARCHITECTURE} & model_config.model_class_overrides.keys()),
+            "another class in the mixture's place knows no weights; name the architectures of "
+            "policies in --model-class-overrides",
         ),
         (
             vllm_config.load_config.load_format not in LOAD_FORMATS,

@@ -42,11 +42,14 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
     first = spec.checkpoints[0]
     own_quantization = _quantization(model_config.hf_config)
     vocabulary = checked.vocabulary
+    num_experts = 0
     for index, member in enumerate(spec.checkpoints):
         with _named(member):
             config = member_vllm_config(vllm_config, member, index=index).model_config
             _check_plain_text_model(member, config, on_trunk=spec.base is not None)
-        _check_head_sizes(member, config)
+        _check_latent_attention(first, member, config, vllm_config)
+        _check_head_sizes(member, config, vllm_config)
+        num_experts = max(num_experts, config.get_num_experts())
         if config.is_moe and vllm_config.parallel_config.data_parallel_size > 1:
             raise CompatibilityError(
                 f"policy {member.name!r} has experts, in which data-parallel ranks wait for each "
@@ -74,6 +77,8 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
                 str(model_config.dtype).removeprefix("torch."),
             )
     set_vocabulary(model_config, vocabulary)
+    # vLLM makes the group of ranks that share experts for a model that has some.
+    model_config.model_arch_config.num_experts = num_experts
 
 
 @contextmanager
@@ -127,11 +132,20 @@ def _check_plain_text_model(member: Policy, config: Any, *, on_trunk: bool) -> N
         (not info.is_text_generation_model, "no text-generation model"),
         (info.supports_multimodal, "multimodal"),
         (info.is_hybrid or info.is_attention_free, "a state-space or hybrid model"),
-        (config.use_mla, "a model with multi-head latent attention"),
+        (
+            config.use_mla and _is_sparse(config.hf_text_config),
+            "a model with sparse latent attention",
+        ),
     ):
         if is_refused:
             raise _no_plain_text_model(member, kind, architecture)
     text_config = config.hf_text_config
+    if on_trunk and config.use_mla:
+        raise CompatibilityError(
+            f"policy {member.name!r} has multi-head latent attention ({architecture}), whose "
+            "projections become part of the attention of one policy; merge the adapters into it "
+            "(peft: merge_and_unload) and serve full checkpoints with --policy"
+        )
     if not getattr(text_config, "attention_chunk_size", None):
         return
     if on_trunk:
@@ -155,15 +169,59 @@ def _no_plain_text_model(member: Policy, kind: str, architecture: str) -> Compat
     )
 
 
-def _check_head_sizes(member: Policy, config: Any) -> None:
+def _is_sparse(text_config: Any) -> bool:
+    """True for attention to chosen tokens, which has caches of another kind beside the usual."""
+    return any(hasattr(text_config, each) for each in ("index_topk", "compress_ratios"))
+
+
+_LATENT_SIZES = (
+    "num_attention_heads",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+)
+
+
+def _check_latent_attention(
+    first: Policy, member: Policy, config: ModelConfig, vllm_config: VllmConfig
+) -> None:
+    """Refuses latent attention beside another kind, or of other sizes: an engine has one size of
+    blocks, and one preparation of a step, for all layers of this kind."""
+    ours, theirs = (
+        {name: getattr(each.hf_text_config, name, None) for name in _LATENT_SIZES}
+        if each.use_mla
+        else None
+        for each in (vllm_config.model_config, config)
+    )
+    if ours != theirs:
+        words = [
+            "plain attention"
+            if sizes is None
+            else ", ".join(f"{name} {size}" for name, size in sizes.items())
+            for sizes in (ours, theirs)
+        ]
+        raise CompatibilityError(
+            f"policies {first.name!r} and {member.name!r} attend in different ways ({words[0]}; "
+            f"{words[1]}), and one engine runs one size of multi-head latent attention, in all "
+            "policies or in none; serve policies of one family"
+        )
+
+
+def _check_head_sizes(member: Policy, config: ModelConfig, vllm_config: VllmConfig) -> None:
     """Refuses heads that a CPU's attention cannot compute: vLLM finds it out at the first token."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-    allowed = CPUAttentionBackend.get_supported_head_sizes()
+    backend = _attention_backend(config, vllm_config)
+    if vllm_config.model_config.dtype not in backend.supported_dtypes:
+        raise CompatibilityError(
+            f"policy {member.name!r} has multi-head latent attention, which this CPU's AMX "
+            "instructions compute in bfloat16 alone; give --dtype bfloat16, or --attention-backend "
+            "CPU_MLA"
+        )
+    allowed = backend.get_supported_head_sizes()
     sizes = _head_sizes(config)
     if wrong := sorted(sizes - set(allowed)):
         raise CompatibilityError(
@@ -172,7 +230,21 @@ def _check_head_sizes(member: Policy, config: Any) -> None:
         )
 
 
-def _head_sizes(config: Any) -> set[int]:
+def _attention_backend(config: ModelConfig, vllm_config: VllmConfig) -> Any:
+    """The class of a model's attention on a CPU, as vLLM's platform chooses it."""
+    from torch.cpu import _is_amx_tile_supported
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.attention.backends.mla.amx_mla import AMXMLABackend
+    from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    if not config.use_mla:
+        return CPUAttentionBackend
+    is_asked = vllm_config.attention_config.backend == AttentionBackendEnum.CPU_MLA
+    return AMXMLABackend if _is_amx_tile_supported() and not is_asked else CPUMLABackend
+
+
+def _head_sizes(config: ModelConfig) -> set[int]:
     """The sizes of a model's heads, in all of its layers."""
     arch = config.model_arch_config
     return {int(arch[layer].head_size) for layer in range(arch.total_num_hidden_layers)}

@@ -60,9 +60,11 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         self._parameter_bytes: list[int] | None = None  # set after loading, before repacking
         self._attention = MemberAttention(vllm_config)
         self.secondary_weights = secondary_sources(self.spec)
-        # Layers that vLLM knows by name, such as attention, belong to one member each.
-        self._named_layers = set(vllm_config.compilation_config.static_forward_context.values())
-        self.takes_any_rows &= is_plain_attention(self._named_layers)
+        # Layers that vLLM knows by name, such as attention, belong to one member each, and so does
+        # what they hold: latent attention keeps pointers to its projection.
+        named = list(vllm_config.compilation_config.static_forward_context.values())
+        self._own_layers = {layer for each in named for layer in each.modules()}
+        self.takes_any_rows &= is_plain_attention(named)
 
     @property
     def _members(self) -> list[Any]:
@@ -172,7 +174,7 @@ class LogLinearMixtureForCausalLM(MixtureModel):
             loaded.update(f"{member_prefix(index)}.{name}" for name in names)
             maybe_retie_word_embeddings(self._members[index], self._model_configs[index])
             shared_bytes += deduplicate_layers(
-                self._members[index], self._members[:index], keep=self._named_layers
+                self._members[index], self._members[:index], keep=self._own_layers
             )
             announce_loading(index + 1, phrases)
         if shared_bytes:

@@ -34,9 +34,11 @@ def apply_in_worker(vllm_config: Any) -> None:
     is_cpu = vllm_config.device_config.device.type == "cpu"
     if is_cpu:
         from prefmix.mixing.workarounds.cpu_amx import permit_amx_tiles
+        from prefmix.mixing.workarounds.cpu_rotary import rotate_heads_by_torch
         from prefmix.mixing.workarounds.cpu_uncompiled import run_uncompiled_on_errors
 
         permit_amx_tiles()
+        rotate_heads_by_torch()
         run_uncompiled_on_errors()
     if is_cpu and not vllm_config.use_v2_model_runner:
         from prefmix.mixing.workarounds.cpu_seeds import rewind_cpu_generators

@@ -43,6 +43,10 @@ REFUSED = {
     "skip_tokenizer_init": "requests and answers of a mixture are texts",
     "enable_return_routed_experts": _ROUTED,
     "aux_output_config": _ROUTED,
+    "return_sampling_mask": (
+        "vLLM records what a row was drawn from only without processors of logits, one of which "
+        "checks a mixture's weights"
+    ),
     "enable_eplb": _EXPERTS,
     "enable_elastic_ep": _EXPERTS,
     "enable_ep_weight_filter": "chooses the experts that it reads by one model's number of them",
@@ -88,6 +92,7 @@ LIMITED = {
         "`dummy` not for a shared trunk"
     ),
     "logprobs_mode": "only log-probabilities: the logits of a mixture have no zero point",
+    "model_class_overrides": "classes of the policies; not of the mixture itself",
     "pipeline_parallel_size": "only 1; use `--tensor-parallel-size`",
     "prefill_context_parallel_size": "only 1; use `--tensor-parallel-size`",
     "quantization": "quantising while loading is not for a shared trunk",
@@ -161,13 +166,13 @@ logging_config logits_processors long_prefill_token_threshold
 long_prefill_token_threshold_adaptive master_addr master_port max_cudagraph_capture_size
 max_log_len max_logprobs max_model_len max_num_active_seqs max_num_batched_tokens
 max_num_queued_tokens max_num_scheduled_tokens max_num_seqs max_parallel_loading_workers
-middleware model_class_overrides model_loader_extra_config moe_backend nnodes node_rank
+middleware model_loader_extra_config moe_backend nnodes node_rank
 num_gpu_blocks_override numa_bind numa_bind_cpus numa_bind_nodes offload_backend
 offload_group_size offload_num_in_group offload_params offload_prefetch_step optimization_level
 otlp_traces_endpoint override_generation_config performance_mode prefix_cache_retention_interval
 prefix_caching_hash_algo prefix_match_unit pt_load_map_location
 ray_workers_use_nsight reasoning_config reasoning_parser reasoning_parser_plugin
-renderer_num_workers response_role return_sampling_mask return_tokens_as_token_ids root_path
+renderer_num_workers response_role return_tokens_as_token_ids root_path
 safetensors_load_strategy safetensors_prefetch_block_size safetensors_prefetch_num_threads
 scheduler_cls scheduler_reserve_full_isl scheduling_policy seed show_hidden_metrics_for_version
 sparse_indexer_topk_backend sse_keep_alive_interval ssl_ca_certs ssl_cert_reqs ssl_certfile

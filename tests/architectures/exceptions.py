@@ -106,3 +106,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "zamba2": {"attention_head_dim": 64},
 }
 """By model type: entries of the config."""
+
+ENGINE: dict[str, dict[str, Any]] = {
+    name: {"attention_backend": "CPU_MLA"}
+    for name in ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite")
+}
+"""By model type: flags of the engine. By itself vLLM takes AMX for latent attention, which knows no
+float32."""

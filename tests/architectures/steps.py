@@ -48,15 +48,15 @@ def trunk_spec(base: Path, folders: Sequence[Path]) -> MixtureSpec:
     return MixtureSpec(policies=policies, base=str(base))
 
 
-def plain(folder: Path, jobs: Sequence[Job]) -> Any:
+def plain(folder: Path, jobs: Sequence[Job], flags: Mapping[str, Any]) -> Any:
     """The answers of vLLM without a mixture."""
     # vLLM itself cannot draw by a request's seed on a CPU: "CPU Generator does not use offset".
-    return _answers(_engine(folder), [replace(job, seed=None) for job in jobs])
+    return _answers(_engine(folder, **flags), [replace(job, seed=None) for job in jobs])
 
 
-def mixed(spec: MixtureSpec, jobs: Sequence[Job]) -> Any:
+def mixed(spec: MixtureSpec, jobs: Sequence[Job], flags: Mapping[str, Any]) -> Any:
     """The answers of a mixture."""
-    return _answers(_engine(spec), jobs)
+    return _answers(_engine(spec, **flags), jobs)
 
 
 def errors(folders: Sequence[Path], jobs: Sequence[Job], served: Any) -> float:
@@ -68,11 +68,13 @@ def errors(folders: Sequence[Path], jobs: Sequence[Job], served: Any) -> float:
     )
 
 
-def all_logprobs(folder: Path, jobs: Sequence[Job], served: Any, path: Path) -> None:
+def all_logprobs(
+    folder: Path, jobs: Sequence[Job], served: Any, path: Path, flags: Mapping[str, Any]
+) -> None:
     """Writes plain vLLM's log-probabilities of all tokens, at each place of the answers."""
     from vllm import SamplingParams
 
-    llm = _engine(folder, max_logprobs=-1)
+    llm = _engine(folder, max_logprobs=-1, **flags)
     prompts = [
         {"prompt_token_ids": [*job.prompt, *tokens]}
         for job, (tokens, _) in zip(jobs, served, strict=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from architectures import forks
 from architectures.candidates import TOLERANCE_NATS, Candidate
+from architectures.exceptions import ENGINE
 from architectures.tiny_configs import VOCAB_SIZE
 from support.engines import spec_of_folders
 from support.exactness import Job, random_jobs
@@ -56,6 +57,7 @@ class Trial:
         self._candidate = candidate
         self._root = root
         self._policies = [root / "p0", root / "p1"]
+        self._flags = ENGINE.get(candidate.model_type, {})
 
     def run(self) -> dict[str, Any]:
         """Returns: what was found, by the names of a line of the results."""
@@ -68,7 +70,7 @@ class Trial:
         effect = self._call("effect", steps.effect, self._policies)
         if effect.error:
             return {"unbuilt": sentence(effect)}
-        plain = self._call("plain", steps.plain, self._policies[0], alone())
+        plain = self._call("plain", steps.plain, self._policies[0], alone(), self._flags)
         if plain.error:
             return {"not_run_by_vllm": sentence(plain)}
         own = self._call("own", steps.errors, self._policies[:1], alone(), plain.value)
@@ -91,7 +93,7 @@ class Trial:
         """Serves a mixture and measures it against its members."""
         from architectures import steps
 
-        served = self._call(name, mixed, spec, together())
+        served = self._call(name, mixed, spec, together(), self._flags)
         if served.error:
             verdict = "refused" if served.error in REFUSALS else "fails"
             return {"verdict": verdict, "why": sentence(served), "text": served.text}
@@ -101,6 +103,8 @@ class Trial:
         )
         if not to_transformers.error:
             figures["nats"] = to_transformers.value
+            if to_transformers.value <= TOLERANCE_NATS:
+                return {"verdict": "exact", **figures}
         if against == "vllm":
             for index, folder in enumerate(folders):
                 path = self._root / f"{name}_{index}.npy"
@@ -111,6 +115,7 @@ class Trial:
                     together(),
                     served.value,
                     path,
+                    self._flags,
                 )
                 if logits.error:
                     return {"verdict": "fails", "why": f"plain vLLM: {sentence(logits)}"}

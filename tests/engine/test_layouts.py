@@ -77,6 +77,25 @@ def test_policies_that_vllm_reads_in_its_own_way_are_exact(
     assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
 
 
+def test_a_policy_with_experts_may_stand_behind_one_without(
+    own_engine: EngineFactory, tmp_path: Path
+) -> None:
+    """vLLM makes the ranks' group that experts need for a model whose own config has some."""
+    folders = [
+        save_policy(tmp_path / "dense", seed=0),
+        save_policy(
+            tmp_path / "experts",
+            seed=1,
+            model_type="mixtral",
+            num_local_experts=4,
+            num_experts_per_tok=2,
+        ),
+    ]
+    llm = own_engine(spec_of_folders(folders))
+    batch = jobs(8, num_members=2)
+    assert Oracle(folders).worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+
+
 def test_a_padded_first_policy_is_cut_alike_whoever_runs_beside_it(
     own_engine: EngineFactory, tmp_path: Path
 ) -> None:

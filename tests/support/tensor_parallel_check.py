@@ -5,7 +5,8 @@ which is a GPU's way. One process for all mixtures, and the ranks are forks of i
 
 python tests/support/tensor_parallel_check.py '[{"spec": ..., "folders": [...]}, ...]'
 
-Prints one JSON object a mixture: {"worst error": nats, "one product": nats}.
+Prints one JSON object a mixture: {"worst error": nats, "one product": nats}; of one that has
+"is_refused" instead of folders {"refusal": the ranks' sentences}.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,16 +42,17 @@ def main() -> None:
 
     fork_always()
     for mixture in json.loads(sys.argv[1]):
+        if mixture.get("is_refused"):
+            print(json.dumps({"refusal": refusal(mixture["spec"])}), flush=True)
+            continue
         print(json.dumps(errors(mixture["spec"], list(map(Path, mixture["folders"])))), flush=True)
 
 
-def errors(spec_dict: dict[str, Any], folders: list[Path]) -> dict[str, float]:
-    """The worst errors against full checkpoints, by the way that logits are made."""
+def started(spec_dict: dict[str, Any]) -> tuple[Any, Any]:
+    """The mixture, and its engine of two ranks."""
     from vllm import LLM
 
     from prefmix.mixing.spec import MixtureSpec, hf_overrides
-    from support.checkpoints.tiny_policies import VOCAB_SIZE
-    from support.exactness import Oracle, both_ways, generate, random_jobs
 
     spec = MixtureSpec.from_dict(spec_dict)
     llm = LLM(
@@ -63,6 +66,30 @@ def errors(spec_dict: dict[str, Any], folders: list[Path]) -> dict[str, float]:
         max_num_seqs=16,
         kv_cache_memory_bytes=2**26,
     )
+    return spec, llm
+
+
+def refusal(spec_dict: dict[str, Any]) -> str:
+    """The sentences by which the ranks refuse a mixture; vLLM keeps them for its log."""
+    with tempfile.TemporaryFile("w+") as log:
+        stderr = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            started(spec_dict)[1].llm_engine.engine_core.shutdown()
+        except Exception:  # the ranks did not start
+            pass
+        finally:
+            os.dup2(stderr, 2)
+        log.seek(0)
+        return "\n".join(line for line in log if "MemberLoadError: " in line)
+
+
+def errors(spec_dict: dict[str, Any], folders: list[Path]) -> dict[str, float]:
+    """The worst errors against full checkpoints, by the way that logits are made."""
+    from support.checkpoints.tiny_policies import VOCAB_SIZE
+    from support.exactness import Oracle, both_ways, generate, random_jobs
+
+    spec, llm = started(spec_dict)
     drawn = random_jobs(8, num_members=len(folders), vocab_size=VOCAB_SIZE, seed=0)
     jobs = [replace(job, max_tokens=min(job.max_tokens, 12)) for job in drawn]
     if spec.base is not None:

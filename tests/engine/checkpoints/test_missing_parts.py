@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from prefmix.mixing.models.loading import MemberLoadError
+from support.checkpoints.tiny_faults import without
 from support.checkpoints.tiny_policies import save_policy
 from support.checkpoints.tiny_quantised import quantise
 from support.engines import AdaptedBase, EngineFactory, spec_of_folders
 
 LAYER = "model.layers.1."
 MIXTRAL = {"num_local_experts": 2, "num_experts_per_tok": 1}
-
-
-def without(folder: Path, source: Path, names: Collection[str]) -> Path:
-    """A copy of a checkpoint that lacks tensors."""
-    shutil.copytree(source, folder)
-    tensors = load_file(folder / "model.safetensors")
-    for name in names:
-        del tensors[name]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 @pytest.mark.parametrize("part", ["q", "k", "v"])

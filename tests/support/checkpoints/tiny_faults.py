@@ -1,8 +1,9 @@
-"""Policies that fail: they compute NaN where a test wants it."""
+"""Policies that fail: they compute NaN where a test wants it, or lack parameters."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -22,6 +23,16 @@ def with_nan_logit(folder: Path, source: Path, *, token: int) -> Path:
 def with_overflow(folder: Path, source: Path) -> Path:
     """Copies an adapter with parameters so large that every hidden state overflows."""
     return _spoiled(folder, source, "lora_B.weight", file="adapter_model.safetensors", value=1e38)
+
+
+def without(folder: Path, source: Path, names: Collection[str]) -> Path:
+    """A copy of a checkpoint that lacks tensors."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in names:
+        del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def _spoiled(
