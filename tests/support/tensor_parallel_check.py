@@ -71,17 +71,19 @@ def started(spec_dict: dict[str, Any]) -> tuple[Any, Any]:
 
 def refusal(spec_dict: dict[str, Any]) -> str:
     """The sentences by which the ranks refuse a mixture; vLLM keeps them for its log."""
+    sys.stdout.flush()
     with tempfile.TemporaryFile("w+") as log:
-        stderr = os.dup(2)
-        os.dup2(log.fileno(), 2)
+        stdout = os.dup(1)
+        os.dup2(log.fileno(), 1)
         try:
             started(spec_dict)[1].llm_engine.engine_core.shutdown()
-        except Exception:  # the ranks did not start
+        except Exception:  # of the class Exception itself, by which vLLM says that ranks failed
             pass
         finally:
-            os.dup2(stderr, 2)
+            sys.stdout.flush()
+            os.dup2(stdout, 1)
         log.seek(0)
-        return "\n".join(line for line in log if "MemberLoadError: " in line)
+        return "".join(line for line in log if "MemberLoadError: " in line)
 
 
 def errors(spec_dict: dict[str, Any], folders: list[Path]) -> dict[str, float]:
