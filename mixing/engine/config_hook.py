@@ -161,7 +161,11 @@ def _quantises_while_loading(model_config: ModelConfig) -> bool:
     wanted = resolve_quantization_config(
         model_config.quantization, model_config.quantization_config
     )
-    return wanted is not None and bool(wanted.linear or wanted.targets)
+    if wanted is not None:
+        return bool(wanted.linear or wanted.targets)
+    # Methods of checkpoints, of which vLLM has a way for plain ones too.
+    is_plain = model_config.model_arch_config.quantization_config is None
+    return is_plain and model_config.quantization not in (None, "experts_int8")
 
 
 def _has_worker_methods(path: str) -> bool:

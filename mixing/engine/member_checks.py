@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from vllm.config import ModelConfig, VllmConfig
+from vllm.config.model import _check_valid_dtype
 from vllm.logger import init_logger
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
@@ -42,14 +43,14 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
     first = spec.checkpoints[0]
     own_quantization = _quantization(model_config.hf_config)
     vocabulary = checked.vocabulary
-    num_experts = 0
+    configs: list[ModelConfig] = []
     for index, member in enumerate(spec.checkpoints):
         with _named(member):
             config = member_vllm_config(vllm_config, member, index=index).model_config
             _check_plain_text_model(member, config, on_trunk=spec.base is not None)
         _check_latent_attention(first, member, config, vllm_config)
         _check_head_sizes(member, config, vllm_config)
-        num_experts = max(num_experts, config.get_num_experts())
+        configs.append(config)
         if config.is_moe and vllm_config.parallel_config.data_parallel_size > 1:
             raise CompatibilityError(
                 f"policy {member.name!r} has experts, in which data-parallel ranks wait for each "
@@ -63,6 +64,7 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
                 "quantisation, convert one of them"
             )
         with _named(member):
+            _check_valid_dtype(config.hf_config.model_type, model_config.dtype)
             limit = config.get_and_verify_max_len(
                 None if wanted is None else model_config.max_model_len
             )
@@ -77,8 +79,7 @@ def check_engine_members(spec: MixtureSpec, vllm_config: VllmConfig) -> None:
                 str(model_config.dtype).removeprefix("torch."),
             )
     set_vocabulary(model_config, vocabulary)
-    # vLLM makes the group of ranks that share experts for a model that has some.
-    model_config.model_arch_config.num_experts = num_experts
+    _set_traits(model_config, configs)
 
 
 @contextmanager
@@ -93,6 +94,17 @@ def _named(member: Policy) -> Iterator[None]:
         raise CompatibilityError(
             f"policy {member.name!r} cannot be run by vLLM with these flags: {why:.300}"
         ) from error
+
+
+def _set_traits(model_config: ModelConfig, configs: Sequence[ModelConfig]) -> None:
+    """Gives the engine what any member has, where vLLM looks at the engine's own model alone."""
+    # The group of ranks that share experts is made for a model that has some.
+    num_experts = max(each.get_num_experts() for each in configs)
+    model_config.model_arch_config.num_experts = num_experts
+    # A GPU's kernels of attention are chosen by it, once for all layers.
+    caps = (getattr(each.hf_text_config, "attn_logit_softcapping", None) for each in configs)
+    if (cap := next(filter(None, caps), None)) is not None:
+        model_config.hf_text_config.attn_logit_softcapping = cap
 
 
 def set_vocabulary(model_config: ModelConfig, vocabulary: CommonVocabulary) -> None:
@@ -136,6 +148,7 @@ def _check_plain_text_model(member: Policy, config: Any, *, on_trunk: bool) -> N
             config.use_mla and _is_sparse(config.hf_text_config),
             "a model with sparse latent attention",
         ),
+        (config.rswa_window is not None, "a model with a window for all layers of an engine"),
     ):
         if is_refused:
             raise _no_plain_text_model(member, kind, architecture)

@@ -11,7 +11,7 @@ import pytest
 
 from prefmix.mixing.checkpoints.compatibility import CompatibilityError
 from prefmix.mixing.engine.config_hook import WORKER_EXTENSION
-from prefmix.mixing.spec import MixtureSpec, hf_overrides
+from prefmix.mixing.spec import MixtureSpec, hf_overrides, with_overrides
 from support.checkpoints.tiny_policies import build_tokenizer, save_policy
 from support.engines import AdaptedBase, spec_of_folders
 
@@ -122,9 +122,12 @@ def test_each_members_model_config_has_its_own_hook(
         ({"load_format": "sharded_state"}, "--load-format sharded_state reads one checkpoint"),
         ({"load_format": "runai_streamer"}, "--load-format runai_streamer reads one checkpoint"),
         ({"load_format": "dummy"}, "nothing says where the adapters belong"),
-        (
-            {"quantization": "fp8_per_channel", "dtype": "bfloat16"},
-            "quantises a base while it loads it",
+        *(
+            (
+                {"quantization": method, "dtype": "bfloat16"},
+                "quantises a base while it loads it, .* drop --quantization",
+            )
+            for method in ("fp8_per_channel", "fp8", "mxfp8", "mxfp4")
         ),
         ({"compilation_config": {"mode": 1}}, "compile the choice of policies"),
         ({"worker_extension_cls": "argparse.Namespace"}, "must be derived from prefmix"),
@@ -136,6 +139,32 @@ def test_settings_under_which_a_mixture_would_be_wrong_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         config_of(adapted.spec(), **options)
+
+
+def test_the_engine_has_the_traits_of_every_policy(policies: list[Path], tmp_path: Path) -> None:
+    """vLLM makes groups of ranks, and chooses kernels, by the engine's own model."""
+    capped = save_policy(tmp_path / "capped", seed=3, model_type="gemma2")
+    experts = save_policy(tmp_path / "experts", seed=4, model_type="mixtral", num_local_experts=4)
+    plain = config_of(spec_of_folders(policies)).model_config
+    mixed = config_of(spec_of_folders([policies[0], capped, experts])).model_config
+    for config, cap, num_experts in ((plain, None, 0), (mixed, 50.0, 4)):
+        assert getattr(config.hf_text_config, "attn_logit_softcapping", None) == cap
+        assert config.get_num_experts() == num_experts
+    with pytest.raises(ValueError, match="'one' is a model with a window for all layers"):
+        config_of(
+            with_overrides(spec_of_folders(policies), {"rswa_window": 8}),
+        )
+
+
+def test_a_format_that_one_policys_architecture_cannot_take_is_refused(
+    policies: list[Path], tmp_path: Path
+) -> None:
+    """vLLM looks at the first policy alone."""
+    gemma = save_policy(tmp_path / "gemma", seed=3, model_type="gemma3_text")
+    for members in ([policies[0], gemma], [gemma, policies[0]]):
+        config_of(spec_of_folders(members), dtype="bfloat16")
+        with pytest.raises(ValueError, match=r"'gemma3_text' does not support float16"):
+            config_of(spec_of_folders(members), dtype="float16")
 
 
 @pytest.mark.parametrize("options", [{"convert": "embed"}, {"runner": "pooling"}], ids=str)
