@@ -14,7 +14,6 @@ from support.checkpoints.tiny_faults import without
 from support.engines import AdaptedBase, spec_of_folders
 from support.exactness import TOLERANCE_NATS
 
-
 LACKED = ("model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.k_proj.weight")
 """Parameters of which each rank has some inputs, or some outputs."""
 
