@@ -12,11 +12,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
-
 
 def rotate_heads_by_torch() -> None:
     """Wraps the method that calls the kernel, in all models built later. May run repeatedly."""
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+
     forward_cpu = RotaryEmbedding.forward_cpu
     if hasattr(forward_cpu, "__wrapped__"):
         return
