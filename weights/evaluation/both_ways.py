@@ -16,6 +16,10 @@ import numpy as np
 from prefmix.weights.evaluation.evaluate import Evaluation
 from prefmix.weights.fit.intervals import mean_intervals
 
+MEASURED_APART, LARGEST_SHARE = 4.6, 0.17
+"""The evidence behind the rule of thumb (docs/mixing.md): the largest KL between two policies, in
+nats a token, and the largest difference of the ways, as a share of an objective's gain."""
+
 Told = tuple[float, float, float]
 """A difference, and the low and high end of its 95 % interval."""
 
@@ -79,6 +83,35 @@ def cells(found: Evaluation) -> list[list[str]]:
             [pair.name, *(_told(each) for each in (*pair.rewards, pair.smallest)), *largest]
         )
     return lines
+
+
+def policies_apart(found: Evaluation) -> float | None:
+    """The largest KL(policy || another policy), in nats a token; None without two policies."""
+    single = {row.taking_part[0]: at for at, row in enumerate(found.rows) if row.is_single}
+    policies = [name for name in single if name in found.members and name != found.reference]
+    apart = [
+        float(found.kl_RM[single[one], found.members.index(other)] / found.tokens_R[single[one]])
+        for one in policies
+        for other in policies
+        if one != other
+    ]
+    return max(apart, default=None)
+
+
+def rule_of_thumb(found: Evaluation) -> str | None:
+    """The rule on the choice between the ways, applied to these policies; None without two."""
+    apart = policies_apart(found)
+    if apart is None:
+        return None
+    told = f"Rule of thumb: these policies are up to {apart:.2f} nats a token apart"
+    if apart > MEASURED_APART:
+        return f"{told}, farther than any that were measured (docs/mixing.md): compare both ways."
+    return (
+        f"{told}. Of small demo policies up to {MEASURED_APART:g} apart, the two ways' mean "
+        f"rewards differed by at most {LARGEST_SHARE:.0%} of what an objective's own policy gains, "
+        "with either ahead. Mixed parameters cost one policy; if such a difference matters, "
+        "compare both ways (docs/mixing.md)."
+    )
 
 
 def to_dicts(found: Evaluation) -> list[dict[str, object]]:

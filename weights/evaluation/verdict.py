@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prefmix.weights.evaluation.both_ways import pairs
+from prefmix.weights.evaluation.both_ways import pairs, rule_of_thumb
 from prefmix.weights.evaluation.evaluate import Evaluation
 
 
@@ -18,7 +18,8 @@ def verdict(found: Evaluation) -> list[str]:
     if not mixtures:
         return ["No mixture was measured."]
     answers = [_best_against_best(found, mixtures), _against_members(found, mixtures)]
-    return [*answers, *_against_averages(found)]
+    rule = rule_of_thumb(found)
+    return [*answers, *_against_averages(found), *([] if rule is None else [rule])]
 
 
 def beats_its_members(found: Evaluation) -> bool:

@@ -70,7 +70,7 @@ def sharp_recipe(**settings: float) -> Recipe:
     Args: settings: of the method, in place of the recipe's own.
     """
     own = {
-        "steps": 200,
+        "steps": 120,
         "batch_pairs": 32,
         "learning_rate": 5e-3,
         "beta": 0.1,

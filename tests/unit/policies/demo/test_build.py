@@ -39,6 +39,8 @@ def test_build_writes_the_committed_layout_and_repeats_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a policy of 20 training steps seldom ends by itself
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # training sets both
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
     monkeypatch.setattr("prefmix.policies.demo.training.sampling.MAX_RESPONSE_TOKENS", 16)
     monkeypatch.setattr("prefmix.policies.demo.build.TRAINING_PROMPTS", TRAINING_PROMPTS[:8])
     monkeypatch.setattr(

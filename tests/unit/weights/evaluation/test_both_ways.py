@@ -1,5 +1,6 @@
 """Rows of equal weights: their differences, and how sure they are."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,24 @@ def test_numbers_have_their_uncertainties() -> None:
         "logits",
         "parameters",
     ]
+
+
+@pytest.mark.parametrize(
+    ("nats", "advice"),
+    [
+        (both_ways.MEASURED_APART * 19, "at most 17% of what an objective's own policy gains"),
+        (both_ways.MEASURED_APART * 21, "farther than any that were measured"),
+    ],
+)
+def test_rule_of_thumb_follows_the_largest_kl_between_policies(nats: float, advice: str) -> None:
+    """An answer has 20 tokens. KLs of mixtures and from the reference do not count."""
+    found = _found(0.0)
+    kl_RPM = np.full((len(ROWS), 60, 2), 1000.0)
+    kl_RPM[0], kl_RPM[1] = [0.0, nats], [nats / 2, 0.0]
+    rule = both_ways.rule_of_thumb(replace(found, kl_RPM=kl_RPM))
+    assert rule is not None
+    assert advice in rule
+    assert f"up to {nats / 20:.2f} nats a token apart" in rule
+    assert verdict(replace(found, kl_RPM=kl_RPM))[-1] == rule
+    alone = replace(found, kl_RPM=kl_RPM, reference="q")
+    assert both_ways.rule_of_thumb(alone) is None

@@ -53,7 +53,7 @@ def test_verdict_says_whether_the_mixture_is_worth_it(shift: float, beats: bool)
     rewards[2] += [-3, 3]
     rewards[3] += shift
     found = _evaluation(rewards)
-    best, members, averages, rewards_differ = verdict(found)
+    best, members, averages, rewards_differ, rule = verdict(found)
     word = "beats" if beats else "is not shown to beat"
     assert f"both, {word} the best single policy, reference," in best
     assert beats_its_members(found) == beats
@@ -63,12 +63,14 @@ def test_verdict_says_whether_the_mixture_is_worth_it(shift: float, beats: bool)
         f"Mixture minus the parameter average at the same weights: both {sign}0"
     )
     assert rewards_differ.startswith("In 1 of 1 pairs a mean reward differs")
+    assert "these policies are up to 0.00 nats a token apart" in rule
     assert len(found.table().splitlines()) == len(ROWS) + 1
 
 
 def test_equal_mixture_does_not_beat_its_members() -> None:
     rewards = np.random.default_rng(1).normal(size=(4, 60, 4, 2))
-    best, members = verdict(_evaluation(rewards))
+    best, members, rule = verdict(_evaluation(rewards))
+    assert rule.startswith("Rule of thumb: these policies are up to 0.00")
     assert "is not shown to beat" in best
     assert members == "1 of 1 mixtures is not shown to beat the best of their own members: both."
     assert verdict(_evaluation(rewards[:3])) == ["No mixture was measured."]
