@@ -191,5 +191,6 @@ def members_with_weight(weights_NM: torch.Tensor) -> list[bool]:
     """Per member, True if any row gives it weight. On a GPU, where looking would wait, always
     True."""
     if weights_NM.is_cpu and len(weights_NM):
-        return [bool(column.any()) for column in weights_NM.unbind(dim=1)]
+        has_weight: list[bool] = (weights_NM != 0).any(dim=0).tolist()
+        return has_weight
     return [True] * weights_NM.shape[1]

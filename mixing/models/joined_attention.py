@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig
-from vllm.forward_context import get_forward_context, override_forward_context
+from vllm.forward_context import ForwardContext, get_forward_context, override_forward_context
 
 from prefmix.mixing.models.attention_metadata import Part, metadata_builder, metadata_of
 from prefmix.mixing.models.stacked_attention import StackedAttention
@@ -41,6 +41,10 @@ class JoinedAttention:
           tokens: per running member int64 [R_m], the step's tokens that it runs; None for all.
         """
         context = get_forward_context()
+        if len(members) == 1 and tokens is None:
+            with override_forward_context(self._alone(members[0], context)):
+                yield
+            return
         layers = {**context.no_compile_layers, **self._layers}
         if not context.attn_metadata:  # profiling, warm-up
             with override_forward_context(replace(context, no_compile_layers=layers)):
@@ -66,6 +70,19 @@ class JoinedAttention:
         )
         with override_forward_context(joined):
             yield
+
+    def _alone(self, member: int, context: ForwardContext) -> ForwardContext:
+        """The step as vLLM has prepared it, with one member's own layers in the joined layers'
+        places."""
+        own = {each.joined.layer_name: each.layers[member] for each in self._stacked}
+        layers = {**context.no_compile_layers, **own}
+        metadata, slots = context.attn_metadata, context.slot_mapping
+        if metadata:
+            metadata = {name: metadata[layer.layer_name] for name, layer in own.items()}
+            slots = {name: slots[layer.layer_name] for name, layer in own.items()}
+        return replace(
+            context, attn_metadata=metadata, slot_mapping=slots, no_compile_layers=layers
+        )
 
     def _join_caches(self, metadata: Mapping[str, Any]) -> list[_Group]:
         """Gives each joined layer its members' caches as one cache; groups layers that can use the

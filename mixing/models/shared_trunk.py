@@ -130,9 +130,14 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         scales_TK: torch.Tensor,
     ) -> None:
         members = self.step.members
-        if tokens is not None or len(members) < len(slots):
-            for slot in slots:
+        for member, slot in enumerate(slots):
+            if tokens is not None or member not in members:
                 slot.zero_()
+        if len(members) == 1 and tokens is None:  # as vLLM runs one model
+            self.stack.run(members, [len(input_ids)], scales_TK)
+            with self.attention.running(members, None):
+                slots[members[0]].copy_(self.trunk(input_ids, positions))
+            return
         everything = torch.arange(len(input_ids))
         parts = dict(zip(members, tokens or [everything] * len(members), strict=True))
         for together in passes_of(parts, max_rows=self.max_rows):
