@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from prefmix.mixing.workarounds.zero_kv_blocks import cpu_block_zeroer
-
 
 def pass_tokens_to_statistics(runner: Any, *, uses_v2: bool) -> None:
     """Makes the runner pass each step's drawn tokens to the model's statistics. Call it once."""
@@ -27,7 +25,6 @@ def report_broken_rows(runner: Any, *, uses_v2: bool) -> None:
         runner.sampler = WatchedSampler.of(runner)
     else:
         runner.sample_tokens = _with_broken_rows(runner)
-        runner._zero_block_ids = cpu_block_zeroer(runner)
 
 
 def _measure_after_sampling(runner: Any) -> Any:

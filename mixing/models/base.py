@@ -27,6 +27,7 @@ from prefmix.mixing.batch.engine_settings import can_skip, spec_of
 from prefmix.mixing.batch.step import Step, StepWeights
 from prefmix.mixing.batch.weights_v1 import RowWeights, table_of_engine
 from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
+from prefmix.mixing.models.begun_blocks import BegunBlocks
 from prefmix.mixing.models.skipping import takes_any_rows, tokens_of
 from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.mixing.workarounds import apply_in_worker
@@ -61,6 +62,7 @@ class MixtureModel(nn.Module, ABC):
         self.register_buffer("never_drawn", ids, persistent=False)
         self.takes_any_rows = takes_any_rows(self.device)
         """True if a pass may hold any number of rows of each member."""
+        self._begun_blocks = BegunBlocks()
         if not vllm_config.use_v2_model_runner:
             self.weights = RowWeights(table_of_engine(vllm_config, self.device))
 
@@ -134,6 +136,12 @@ class MixtureModel(nn.Module, ABC):
         weights.begin_pass(step)
         coefficients_TC = weights.token_coefficients(num_tokens)
         weights_TM, scales_TK = coefficients_TC.tensor_split([step.num_members], dim=1)
+        tokens = None
+        if step.can_skip and self.takes_any_rows:
+            tokens = tokens_of(weights_TM, step.members)
+        if self.device.type == "cpu":
+            parts = tokens or [None] * len(step.members)
+            self._begun_blocks.clear(dict(zip(step.members, parts, strict=True)))
         if self.is_single:
             shape = (num_tokens, self.hidden_sizes[0])
             out = torch.empty(shape, dtype=self.dtype, device=input_ids.device)
@@ -144,9 +152,6 @@ class MixtureModel(nn.Module, ABC):
         widths = [*self.hidden_sizes, columns.shape[-1]]
         out = torch.empty((num_tokens, sum(widths)), dtype=self.dtype, device=input_ids.device)
         *slots, weight_slot = torch.split(out, widths, dim=-1)
-        tokens = None
-        if step.can_skip and self.takes_any_rows:
-            tokens = tokens_of(weights_TM, step.members)
         with step.timed("forward"):
             self.run_members(input_ids, positions, slots, tokens, scales_TK)
         weight_slot.copy_(columns)
