@@ -1,4 +1,5 @@
-"""A check of the engine before its first request: a few tokens of each policy and of the mixture.
+"""A check of the engine before its first request: a few tokens of each policy and of the mixture,
+in each way to mix that the engine has.
 
 It runs where the engine's scheduler and workers are driven, in vLLM's EngineCore, by the same steps
 as a client's requests. So an attention kernel that is missing, a policy that computes NaN, or an
@@ -13,16 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prefmix.mixing import wire
-from prefmix.mixing.batch.engine_settings import spec_of
+from prefmix.mixing.batch.engine_settings import can_skip, spec_of
+from prefmix.mixing.engine.figure_checks import (
+    SelfCheckError,
+    check_agreement,
+    check_parameters,
+    is_sound,
+)
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.start_stages import SELF_CHECK, announce
+from prefmix.mixing.ways_to_mix import Mixing
 
 _RESULT = "_prefmix_self_check_result"
 _NAME = "prefmix-self-check"
@@ -38,10 +45,6 @@ number formats of fewer bits: what is computed wrongly is wrong by several nats.
 
 class _StepError(Exception):
     """A step of the engine that raised; the text is the cause."""
-
-
-class SelfCheckError(ValueError):
-    """An engine that cannot serve its mixture; the text is one sentence."""
 
 
 def install() -> None:
@@ -82,15 +85,12 @@ def _check(core: Any, spec: MixtureSpec) -> int:
     sizes = core.collective_rpc("prefmix_num_tokens")
     prompt, token, num_tokens = _texts(core.vllm_config, vocab_size=min(sizes))
     num_members = spec.num_members
-    one_hot = [
-        [float(member == other) for other in range(num_members)] for member in range(num_members)
-    ]
-    together = [[1.0 / num_members] * num_members] if num_members > 1 else []
+    mixtures = _mixtures(spec, mixes_parameters=bool(spec.adapters) and can_skip(core.vllm_config))
     rows, errors = [], []
-    for weights_M in (*one_hot, *together):
+    for weights_M, mixing in mixtures:
         names = [name for name, weight in zip(spec.member_names, weights_M, strict=True) if weight]
         try:
-            rows.append(_figures(core, names, weights_M, prompt, token, num_tokens))
+            rows.append(_figures(core, names, weights_M, mixing, prompt, token, num_tokens))
         except _StepError as error:
             errors.append((names, str(error)))
             if len(names) > 1 or core.batch_queue is not None:
@@ -110,9 +110,30 @@ def _check(core: Any, spec: MixtureSpec) -> int:
     core.scheduler.reset_prefix_cache()
     dtype = str(core.vllm_config.model_config.dtype).removeprefix("torch.")
     tolerance = _TOLERANCE_NATS.get(dtype, _TOLERANCE_ROUNDED_NATS)
-    for figures in rows[num_members:]:
-        check_agreement(spec, rows[:num_members], figures, tolerance=tolerance)
+    alone = rows[:num_members]
+    for figures in rows[num_members : num_members + 1]:
+        check_agreement(spec, alone, figures, tolerance=tolerance)
+    for figures in rows[num_members + 2 :]:
+        last = len(spec.adapters) - 1
+        check_parameters(spec.member_names[last], alone[last], figures, tolerance=tolerance)
     return sum(map(len, rows))
+
+
+def _mixtures(spec: MixtureSpec, *, mixes_parameters: bool) -> list[tuple[list[float], Mixing]]:
+    """(weights, way to mix) of the answers that are drawn: each member alone, all together; by
+    parameters all together, then the last adapter alone."""
+    count = spec.num_members
+    one_hot = [[float(member == other) for other in range(count)] for member in range(count)]
+    found: list[tuple[list[float], Mixing]] = [(weights_M, "logits") for weights_M in one_hot]
+    if count > 1:
+        together = [1.0 / count] * count
+        found.append((together, "logits"))
+        if mixes_parameters:
+            found += [
+                (together, "parameters"),
+                (one_hot[len(spec.adapters) - 1], "parameters"),
+            ]
+    return found
 
 
 def _texts(vllm_config: Any, *, vocab_size: int) -> tuple[list[int], int, int]:
@@ -131,6 +152,7 @@ def _figures(
     core: Any,
     names: Sequence[str],
     weights_M: list[float],
+    mixing: Mixing,
     prompt: list[int],
     token: int,
     num_tokens: int,
@@ -150,7 +172,7 @@ def _figures(
         ignore_eos=True,
         allowed_token_ids=[token],
         detokenize=False,
-        extra_args={**wire.to_extra_args(weights_M), wire.MEASURE_KEY: _NAME},
+        extra_args={**wire.to_extra_args(weights_M, mixing), wire.MEASURE_KEY: _NAME},
     )
     request = EngineCoreRequest(
         request_id=_NAME,
@@ -180,8 +202,10 @@ def _figures(
     rows: list[list[float]] = next((each[_NAME] for each in taken if each), [])
     if len(rows) != num_tokens:
         raise SelfCheckError(f"{who} drew {len(rows)} tokens where {num_tokens} were asked for")
-    # Members without weight have NaN as their figures; -inf is a token that a policy bans.
-    if any(not is_sound(row, weights_M) for row in rows):
+    # Members without weight have NaN as their figures, as all have where parameters are mixed; -inf
+    # is a token that a policy bans.
+    measured_M = weights_M if mixing == "logits" else [0.0] * len(weights_M)
+    if any(not is_sound(row, measured_M) for row in rows):
         raise SelfCheckError(_not_finite(names))
     return rows
 
@@ -206,59 +230,6 @@ def _answer(core: Any, request: Any) -> list[Any]:
         for each in (outputs or {}).values():
             found += each.outputs
     raise SelfCheckError(f"the engine has not answered within {_MAX_STEPS} steps")
-
-
-def is_sound(figures_F: Sequence[float], weights_M: Sequence[float]) -> bool:
-    """True if no figure of a token is NaN or +inf that should be a number."""
-    num_members = len(weights_M)
-    log_partition, entropy, logprob = figures_F[:3]
-    by_member = figures_F[3 + num_members : 3 + 2 * num_members]
-    numbers = [
-        logprob,
-        *(each for each, weight in zip(by_member, weights_M, strict=True) if weight),
-    ]
-    return (
-        math.isfinite(log_partition)
-        and math.isfinite(entropy)
-        and all(each < math.inf for each in numbers)
-    )
-
-
-def check_agreement(
-    spec: MixtureSpec,
-    alone: Sequence[Sequence[Sequence[float]]],
-    together: Sequence[Sequence[float]],
-    *,
-    tolerance: float,
-) -> None:
-    """Checks that the mixture's log-probabilities are those of its policies.
-
-    Args:
-      alone: per member, the F figures of each token that it drew alone.
-      together: the figures of the same tokens under equal weights.
-      tolerance: in nats.
-    Raises: SelfCheckError naming the first policy that differs.
-    """
-    num_members = spec.num_members
-    first = 3 + num_members
-    for place, figures in enumerate(together):
-        own = [alone[member][place][first + member] for member in range(num_members)]
-        for name, one, other in zip(
-            spec.member_names, own, figures[first : first + num_members], strict=True
-        ):
-            if not (one == other or abs(one - other) <= tolerance):
-                raise SelfCheckError(
-                    f"policy {name!r} gives a token the log-probability {other:.3f} beside the "
-                    f"others and {one:.3f} alone, so the mixture would be wrong; serve it without "
-                    "the vLLM flags that change how layers are computed, and report it"
-                )
-        expected = sum(own) / num_members - figures[0]
-        if math.isfinite(expected) and not abs(expected - figures[2]) <= tolerance:
-            raise SelfCheckError(
-                f"the mixture of {', '.join(spec.member_names)} gives a token the log-probability "
-                f"{figures[2]:.3f}, but its policies' own make {expected:.3f}; serve it without "
-                "the vLLM flags that change how logits are computed, and report it"
-            )
 
 
 def _not_finite(names: Sequence[str]) -> str:

@@ -140,7 +140,7 @@ class MixtureModel(nn.Module, ABC):
         if step.can_skip and self.takes_any_rows:
             tokens = tokens_of(weights_TM, step.members)
         if self.device.type == "cpu":
-            parts = tokens or [None] * len(step.members)
+            parts: Sequence[torch.Tensor | None] = tokens or [None] * len(step.members)
             self._begun_blocks.clear(dict(zip(step.members, parts, strict=True)))
         if self.is_single:
             shape = (num_tokens, self.hidden_sizes[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -152,6 +154,19 @@ def requests_counted(metrics: str) -> set[float]:
     return {float(found[4]) for line in metrics.splitlines() if (found := counted.match(line))}
 
 
+def streamed_choices(
+    client: httpx.Client, body: dict[str, object], mixing: str
+) -> list[dict[str, Any]]:
+    """The choices of an answer's chunks."""
+    asked = {**body, "preference_mixing": mixing, "stream": True}
+    with client.stream("POST", "/v1/completions", json=asked) as stream:
+        assert stream.headers["x-prefmix-mixing"] == mixing
+        lines = [line.removeprefix("data: ") for line in stream.iter_lines()]
+    chunks = [json.loads(line) for line in lines if line.startswith("{")]
+    assert chunks[0]["prefmix"]["mixing"] == mixing
+    return [choice for chunk in chunks for choice in chunk["choices"]]
+
+
 def check_both_ways_to_mix(client: httpx.Client, oracle: Oracle) -> None:
     """The answers say in which way they were mixed, and have its log-probabilities."""
     assert client.get("/v1/mixture").json()["ways_to_mix"] == ["logits", "parameters"]
@@ -165,9 +180,11 @@ def check_both_ways_to_mix(client: httpx.Client, oracle: Oracle) -> None:
         found = answer.json()
         assert answer.headers["x-prefmix-mixing"] == found["prefmix"]["mixing"] == mixing
         job = Job(prompt=prompt, weights=(0.25, 0.75, 0.0), mixing=mixing)
-        (choice,) = found["choices"]
-        errors = oracle.errors(job, choice["token_ids"], choice["logprobs"]["token_logprobs"])
-        assert abs(errors).max() < TOLERANCE_NATS
+        for choices in (found["choices"], streamed_choices(client, {**body, **wishes}, mixing)):
+            tokens = [token for choice in choices for token in choice["token_ids"]]
+            logprobs = [each for choice in choices for each in choice["logprobs"]["token_logprobs"]]
+            assert len(tokens) == 6
+            assert abs(oracle.errors(job, tokens, logprobs)).max() < TOLERANCE_NATS
     refused = client.post(
         "/v1/completions", json={**body, **wishes, "preference_attribution": True}
     )
@@ -188,7 +205,7 @@ def test_two_api_processes_serve_one_trunk_and_end_together(
             assert client.get("/v1/mixture").json()["base"] == str(adapted.base)
             assert requests_counted(client.get("/metrics").text) == {0.0}
         assert "parameters, shared by all)" in server.stdout
-        assert "each policy and their mixture drew 8 tokens in " in server.stdout
+        assert "each policy and their mixture drew 12 tokens in " in server.stdout
         seen = set()
         for _ in range(24):
             # A new connection each time, so that both processes are asked.

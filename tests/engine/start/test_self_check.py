@@ -13,6 +13,7 @@ from prefmix import Mixture
 from prefmix.mixing import wire
 from prefmix.mixing.engine import member_checks
 from prefmix.mixing.models.adapter_linears import AdapterLinearMethod
+from prefmix.mixing.models.stack import Stack
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.weights.engines.errors import EngineError
 from support.checkpoints.tiny_adapters import save_adapter
@@ -47,8 +48,10 @@ def test_a_sound_engine_passes_once_and_keeps_no_trace(
     core.step_fn = lambda: steps.append(1) or step()
     found = checked(llm)
     assert found["failure"] is None
-    assert found["tokens"] == 2 * (spec.num_members + 1)
-    assert len(steps) <= 4 * (spec.num_members + 1), "it costs a few steps of a few tokens"
+    # Each policy and the mixture; by parameters the mixture and one policy.
+    num_answers = spec.num_members + (3 if spec.adapters else 1)
+    assert found["tokens"] == 2 * num_answers
+    assert len(steps) <= 4 * num_answers, "it costs a few steps of a few tokens"
     assert checked(llm) is found, "it runs once"
     assert not core.scheduler.has_requests()
     assert core.collective_rpc("prefmix_take_request", args=("prefmix-self-check",)) == [{}]
@@ -105,6 +108,19 @@ def test_an_adapter_that_a_layer_loses_or_changes_is_named(
     failure = checked(own_engine(adapted.spec()))["failure"]
     assert "'patterns'" in failure
     assert repr(layer) in failure
+
+
+def test_scales_that_the_first_members_rows_lose_are_found(
+    own_engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixed logits do not need them, so only mixed parameters would be wrong."""
+    run = Stack.run
+    monkeypatch.setattr(
+        Stack, "run", lambda self, members, lengths, _=None: run(self, members, lengths)
+    )
+    failure = checked(own_engine(adapted.spec()))["failure"]
+    assert "policy 'patterns' gives a token the log-probability" in failure
+    assert "as a mean of parameters" in failure
 
 
 @pytest.mark.usefixtures("own_engine")

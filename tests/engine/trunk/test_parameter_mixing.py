@@ -3,6 +3,7 @@ beside requests that mix logits."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,38 @@ def test_parallel_samples_and_prompt_logprobs_are_exact(llm: Any, oracle: Oracle
         expected = truth[position - 1, token].item()
         came = output.prompt_logprobs[position][token].logprob
         assert came == pytest.approx(expected, abs=TOLERANCE_NATS)
+
+
+def test_top_logprobs_are_the_means(llm: Any, oracle: Oracle) -> None:
+    job = Job(prompt=(30, 31, 32), weights=(0.25, 0.5, 0.25), mixing="parameters")
+    [output] = generate(llm, [job], logprobs=5)
+    tokens, _ = served(output.outputs[0])
+    truth = oracle.logprobs((*job.prompt, *tokens), job.weights, job.mixing)
+    for step, returned in enumerate(output.outputs[0].logprobs):
+        best = truth[len(job.prompt) - 1 + step].topk(5)
+        values = sorted((entry.logprob for entry in returned.values()), reverse=True)[:5]
+        assert values == pytest.approx(best.values.tolist(), abs=TOLERANCE_NATS)
+
+
+@pytest.mark.skipif(RUNNER == "v2", reason="Triton's interpreter cannot apply grammars")
+def test_a_grammar_bans_tokens_and_keeps_the_odds_of_the_others(llm: Any, oracle: Oracle) -> None:
+    """vLLM applies it before it computes log-probabilities, so those of allowed tokens are shifted
+    by one number."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    both = both_ways([Job(prompt=(30, 31, 32), weights=(0.25, 0.5, 0.25))] * 2)
+    grammar = StructuredOutputsParams(regex="[a-e]{4}")
+    outputs = generate(llm, both, logprobs=5, ignore_eos=False, structured_outputs=grammar)
+    for job, output in zip(both, outputs, strict=True):
+        [answer] = output.outputs
+        assert re.fullmatch("[a-e]{4}", answer.text)
+        truth = oracle.logprobs((*job.prompt, *answer.token_ids), job.weights, job.mixing)
+        for step, returned in enumerate(answer.logprobs):
+            own = truth[len(job.prompt) - 1 + step]
+            allowed = [(token, each.logprob) for token, each in returned.items()]
+            shifts = [value - own[token].item() for token, value in allowed if value > -1e3]
+            assert len(shifts) > 1 or step == len(answer.logprobs) - 1
+            assert max(shifts) - min(shifts) < 2 * TOLERANCE_NATS
 
 
 def test_a_request_costs_one_row_a_token_whatever_its_weights(llm: Any) -> None:

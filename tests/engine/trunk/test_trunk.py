@@ -81,8 +81,8 @@ def undecorated(monkeypatch: pytest.MonkeyPatch) -> None:
         {"model_type": "gpt2", "targets": ("c_attn", "c_proj", "c_fc")},
         {
             "model_type": "qwen3_moe",
-            "targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
-            "num_experts": 4,
+            "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate"),
+            "num_experts": 16,  # more than the adapters' ranks
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 64,
         },
@@ -135,8 +135,8 @@ def test_any_architecture_of_plain_attention_is_exact(
     own_engine: EngineFactory, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """The architectures have biases, head norms, windows, tied embeddings, soft-caps, projections
-    fused or transposed in the file or before the head, transformers' own code, experts, fusions
-    that vLLM does not declare, or rows that it permutes or uses twice."""
+    fused or transposed in the file or before the head, transformers' own code, experts and adapted
+    routers, fusions that vLLM does not declare, or rows that it permutes or uses twice."""
     served = served_base(tmp_path, **options)
     llm = own_engine(served.spec(), max_num_batched_tokens=64)
     batch = both_ways(jobs(10, num_members=2))

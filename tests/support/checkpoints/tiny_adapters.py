@@ -53,7 +53,8 @@ def save_adapter(
     tensors: dict[str, torch.Tensor] = {}
     for name, module in AutoModelForCausalLM.from_pretrained(base).named_modules():
         last = name.rpartition(".")[2]
-        if last not in targets or not isinstance(module, torch.nn.Linear | Conv1D):
+        weight = getattr(module, "weight", None)  # a router of experts is no torch.nn.Linear
+        if last not in targets or weight is None or weight.dim() != 2:
             continue
         if layers is not None and not any(f"layers.{number}." in name for number in layers):
             continue

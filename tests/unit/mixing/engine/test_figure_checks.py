@@ -6,7 +6,12 @@ import math
 
 import pytest
 
-from prefmix.mixing.engine.self_check import SelfCheckError, check_agreement, is_sound
+from prefmix.mixing.engine.figure_checks import (
+    SelfCheckError,
+    check_agreement,
+    check_parameters,
+    is_sound,
+)
 from prefmix.mixing.spec import MixtureSpec, Policy
 
 SPEC = MixtureSpec(policies=tuple(Policy(name=name, model=f"org/{name}") for name in ("a", "b")))
@@ -52,3 +57,13 @@ def test_a_token_that_a_policy_bans_is_banned_beside_others() -> None:
     banned = [ALONE[0], [figures(own=(NAN, -math.inf))]]
     together = figures(own=(-1.0, -math.inf), logprob=-math.inf)
     check_agreement(SPEC, banned, [together], tolerance=0.05)
+
+
+@pytest.mark.parametrize("averaged", [-3.2, NAN, -math.inf])
+def test_a_policy_that_differs_as_a_mean_of_parameters_is_named(averaged: float) -> None:
+    alone = [figures(own=(NAN, -3.0), logprob=-3.0)]
+    check_parameters("b", alone, [figures(own=(NAN, NAN), logprob=-3.04)], tolerance=0.05)
+    with pytest.raises(SelfCheckError, match=r"policy 'b' .* as a mean of parameters .* alone"):
+        check_parameters("b", alone, [figures(own=(NAN, NAN), logprob=averaged)], tolerance=0.05)
+    banned = [figures(own=(NAN, NAN), logprob=-math.inf)]
+    check_parameters("b", banned, banned, tolerance=0.05)
