@@ -128,6 +128,26 @@ def test_a_request_costs_one_row_a_token_whatever_its_weights(llm: Any) -> None:
     hook.remove()
 
 
+def test_a_request_takes_no_more_of_the_cache_than_one_that_mixes_logits(llm: Any) -> None:
+    core = llm.llm_engine.engine_core.engine_core
+    step = core.step_fn
+    most = {}
+    for mixing in MIXINGS:
+        usages: list[float] = []
+
+        def counted(usages: list[float] = usages) -> Any:
+            result = step()
+            usages.append(core.scheduler.kv_cache_manager.usage)
+            return result
+
+        core.step_fn = counted
+        job = Job(prompt=tuple(range(50, 130)), weights=(0.2, 0.3, 0.5), mixing=mixing)
+        generate(llm, [job])
+        most[mixing] = max(usages)
+    core.step_fn = step
+    assert most["parameters"] == most["logits"] > 0
+
+
 def test_one_policy_is_the_same_either_way(llm: Any) -> None:
     one = Job(prompt=(7, 8, 9), weights=(0.0, 1.0, 0.0))
     outputs = generate(llm, [one, replace(one, mixing="parameters")], temperature=0.0)
