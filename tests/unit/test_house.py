@@ -68,6 +68,7 @@ VLLM_AT_TOP = {
     "prefmix.mixing.models.base",
     "prefmix.mixing.models.full_checkpoints",
     "prefmix.mixing.models.joined_attention",
+    "prefmix.mixing.models.begun_blocks",
     "prefmix.mixing.models.joined_adapters",
     "prefmix.mixing.models.lm_heads",
     "prefmix.mixing.models.loading",
