@@ -95,6 +95,14 @@ def _add_row_flags(group: argparse._ArgumentGroup) -> None:
         "full checkpoints",
     )
     add(
+        "--candidates",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="add a row to each mixture of logits, without those of the grid, whose answers are "
+        "picked from N candidates (docs/candidates.md); default 1, which adds none",
+    )
+    add(
         "--average",
         action="append",
         metavar="PROFILE",
@@ -165,6 +173,7 @@ def _measured(
         averages=subject.averages,
         grid=args.grid,
         ways=subject.ways,
+        candidates=args.candidates,
     )
     drawing = {"num_responses": args.responses, "max_tokens": args.max_tokens, "seed": args.seed}
     found = evaluate(
@@ -190,13 +199,13 @@ def _publish(args: argparse.Namespace, found: Evaluation, about: Mapping[str, ob
     from prefmix.weights.store.text_tables import aligned
 
     answers = verdict(found)
-    differences = both_ways.cells(found)
-    tables = [found.table(), "", *([aligned(differences), ""] if len(differences) > 1 else [])]
-    print("\n".join([*tables, *answers]))
+    tables = [found.cells, both_ways.cells(found), both_ways.candidate_cells(found)]
+    shown = [f"{aligned(cells)}\n" for cells in tables if len(cells) > 1]
+    print("\n".join([*shown, *answers]))
     if args.output is not None:
         numbers = {
             **found.to_dict(),
-            "both_ways": both_ways.to_dicts(found),
+            **both_ways.to_dicts(found),
             "verdict": answers,
             "provenance": about,
         }

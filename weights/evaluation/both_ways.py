@@ -1,4 +1,5 @@
-"""Both ways to mix at the same weights: what mixed logits earn above the mean of parameters.
+"""Two rows at the same weights: mixed logits beside the mean of parameters, and answers that are
+picked from candidates beside those of single draws.
 
 The rows of a pair answer the same prompts, so the prompts' own share in the variance drops out of
 a difference.
@@ -15,6 +16,7 @@ import numpy as np
 
 from prefmix.weights.evaluation.evaluate import Evaluation
 from prefmix.weights.fit.intervals import mean_intervals
+from prefmix.weights.fit.objective import Floats
 
 MEASURED_APART, LARGEST_SHARE = 4.6, 0.17
 """The evidence behind the rule of thumb (docs/mixing.md): the largest KL between two policies, in
@@ -29,13 +31,16 @@ class Pair:
     """Two rows of equal weights."""
 
     name: str
-    """The name of the row that mixes logits."""
-    logits: int
-    """Index of the row that mixes logits."""
-    parameters: int
-    """Index of the row that mixes parameters, or whose member is their average."""
+    """The name of the first row."""
+    first: int
+    """Index of the row that mixes logits, or that picks candidates."""
+    second: int
+    """Index of the row that mixes parameters, or whose member is their average; or of the row that
+    draws each answer once."""
     rewards: tuple[Told, ...]
-    """Mean reward of mixed logits less that of mixed parameters, by objective."""
+    """Mean reward of the first less that of the second, by objective."""
+    mean_wins: Told
+    """The same of the mean win rate over the objectives."""
     smallest: Told
     """The same of the smallest win rate."""
     of_grid: bool
@@ -56,33 +61,65 @@ def pairs(found: Evaluation) -> list[Pair]:
     both = []
     for index, row in enumerate(found.rows):
         other = averaged.get(_key(row.weights))
-        if other is not None and row.is_mixture and row.averaged is None:
-            both.append(
-                Pair(
-                    name=row.name,
-                    logits=index,
-                    parameters=other,
-                    rewards=tuple(_reward_differences(found, index, other)),
-                    smallest=found.lead(index, other),
-                    of_grid=row.of_grid,
-                )
-            )
+        if other is not None and row.is_mixture and row.averaged is None and row.candidates == 1:
+            both.append(_pair(found, index, other))
     return both
 
 
+def candidate_pairs(found: Evaluation) -> list[Pair]:
+    """The pairs of rows with and without candidates."""
+    drawn_once = {
+        _key(row.weights): index
+        for index, row in enumerate(found.rows)
+        if row.averaged is None and row.candidates == 1
+    }
+    return [
+        _pair(found, index, drawn_once[_key(row.weights)])
+        for index, row in enumerate(found.rows)
+        if row.candidates > 1
+    ]
+
+
+def _pair(found: Evaluation, first: int, second: int) -> Pair:
+    (mean_wins,) = _differences((found.mean_wins_RP[first] - found.mean_wins_RP[second])[:, None])
+    means_RPO = found.mean_rewards_RPO
+    return Pair(
+        name=found.rows[first].name,
+        first=first,
+        second=second,
+        rewards=tuple(_differences(means_RPO[first] - means_RPO[second])),
+        mean_wins=mean_wins,
+        smallest=found.lead(first, second),
+        of_grid=found.rows[first].of_grid,
+    )
+
+
 def cells(found: Evaluation) -> list[list[str]]:
-    """The table of the pairs; only its heading if there are none."""
-    differences = [f"{name}, difference" for name in found.objectives]
-    distances = ["largest KL, logits", "parameters"] if found.members else []
-    lines = [["logits less parameters", *differences, "min win, difference", *distances]]
+    """The table of both ways to mix; only its heading if there are no pairs."""
+    lines = [["logits less parameters", *_heading(found)]]
+    if found.members:
+        lines[0] += ["largest KL, logits", "parameters"]
     for pair in pairs(found):
-        kl_RM = found.kl_RM[[pair.logits, pair.parameters]]
-        own = [found.members.index(name) for name in found.rows[pair.logits].taking_part]
+        kl_RM = found.kl_RM[[pair.first, pair.second]]
+        own = [found.members.index(name) for name in found.rows[pair.first].taking_part]
         largest = [f"{kl:.2f}" for kl in kl_RM[:, own].max(axis=1)] if found.members else []
-        lines.append(
-            [pair.name, *(_told(each) for each in (*pair.rewards, pair.smallest)), *largest]
-        )
+        lines.append([pair.name, *_differing(pair), *largest])
     return lines
+
+
+def candidate_cells(found: Evaluation) -> list[list[str]]:
+    """The table of candidates; only its heading if there are none."""
+    lines = [["candidates less single draws", *_heading(found)]]
+    return lines + [[pair.name, *_differing(pair)] for pair in candidate_pairs(found)]
+
+
+def _heading(found: Evaluation) -> list[str]:
+    names = [*found.objectives, "mean win", "min win"]
+    return [f"{name}, difference" for name in names]
+
+
+def _differing(pair: Pair) -> list[str]:
+    return [_told(each) for each in (*pair.rewards, pair.mean_wins, pair.smallest)]
 
 
 def policies_apart(found: Evaluation) -> float | None:
@@ -114,24 +151,29 @@ def rule_of_thumb(found: Evaluation) -> str | None:
     )
 
 
-def to_dicts(found: Evaluation) -> list[dict[str, object]]:
+def to_dicts(found: Evaluation) -> dict[str, list[dict[str, object]]]:
     """JSON-ready form: each difference is [value, low, high]."""
-    return [
-        {
-            "logits": found.rows[pair.logits].name,
-            "parameters": found.rows[pair.parameters].name,
-            "rewards": [list(each) for each in pair.rewards],
-            "smallest_win_rate": list(pair.smallest),
-        }
-        for pair in pairs(found)
-    ]
+    tables = {"both_ways": pairs(found), "candidates": candidate_pairs(found)}
+    names = {"both_ways": ("logits", "parameters"), "candidates": ("candidates", "single_draws")}
+    return {
+        table: [
+            {
+                names[table][0]: found.rows[pair.first].name,
+                names[table][1]: found.rows[pair.second].name,
+                "rewards": [list(each) for each in pair.rewards],
+                "mean_win_rate": list(pair.mean_wins),
+                "smallest_win_rate": list(pair.smallest),
+            }
+            for pair in found_pairs
+        ]
+        for table, found_pairs in tables.items()
+    }
 
 
-def _reward_differences(found: Evaluation, row: int, other: int) -> list[Told]:
-    means_RPO = found.mean_rewards_RPO
-    difference_PO = means_RPO[row] - means_RPO[other]
+def _differences(difference_PX: Floats) -> list[Told]:
+    """The means over prompts, those without a number left out, with their intervals."""
     told = []
-    for difference_P in difference_PO.T:
+    for difference_P in difference_PX.T:
         numbers_P1 = difference_P[np.isfinite(difference_P), None]
         if not len(numbers_P1):  # the reward applies to no prompt's answers of both
             told.append((np.nan, np.nan, np.nan))

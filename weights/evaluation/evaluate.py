@@ -24,8 +24,10 @@ from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.local import Engine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt, hash_of_prompts
+from prefmix.weights.evaluation.picked_answers import picked
+from prefmix.weights.evaluation.smallest_means import lead, smallest_mean
 from prefmix.weights.fit.draws import Drawn, Draws, DrawSettings, cache_name
-from prefmix.weights.fit.intervals import mean_intervals
+from prefmix.weights.fit.intervals import Interval, mean_intervals
 from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.score_table import LOGPROB, PROPOSAL
 from prefmix.weights.fit.settings import FitError
@@ -51,6 +53,8 @@ class Weighting:
     shares: Mapping[str, float] | None = None
     """Shares of the policies in a parameter average that is a member of its own; None if the row is
     none."""
+    candidates: int = 1
+    """Answers drawn for each that counts, of which one is picked (prefmix.mixing.candidates)."""
     of_grid: bool = False
     """True for a row of the grid between the others; charts show it without its name."""
 
@@ -92,7 +96,8 @@ class Evaluation:
     rewards_RPJO: Floats
     """NaN where a reward does not apply; means and win rates leave these answers out."""
     kl_RPM: Floats
-    """KL(row || member) at each prompt, in nats a response."""
+    """KL(row || member) at each prompt, in nats a response; NaN where a row picks candidates, whose
+    law is known only up to a constant."""
     tokens_R: Floats
     """Mean tokens of a response."""
     reference: str | None = None
@@ -126,7 +131,7 @@ class Evaluation:
         errors_RO: Floats = np.sqrt(_mean_of_numbers(squares_RPO, axis=1) / counts_RO)
         return errors_RO
 
-    @property
+    @cached_property
     def wins_RPO(self) -> Floats:
         """Share of answer pairs that the row wins against the baseline; ties count half."""
         ours, theirs = self.rewards_RPJO[:, :, :, None], self.rewards_RPJO[:1, :, None]
@@ -147,22 +152,25 @@ class Evaluation:
         wins_RPO = self.wins_RPO
         return np.stack([_mean_of_numbers(wins_RPO[:, p], axis=1) for p in (own, *picks_BP)])
 
+    @cached_property
+    def smallest_R(self) -> tuple[tuple[float, Interval], ...]:
+        """The smallest win rate of each row over the objectives, and its 95 % interval."""
+        return tuple(smallest_mean(wins_PO, seed=self.seed) for wins_PO in self.wins_RPO)
+
     @property
-    def smallest_BR(self) -> Floats:
-        """The smallest win rate of each row over the objectives, resampled like `wins_BRO`."""
-        smallest_BR: Floats = np.fmin.reduce(self.wins_BRO, axis=2)
-        return smallest_BR
+    def mean_wins_RP(self) -> Floats:
+        """The mean of a row's win rates over the objectives, at each prompt, [R, P]."""
+        return _mean_of_numbers(self.wins_RPO, axis=2)
 
     def lead(self, row: int, other: int) -> tuple[float, float, float]:
         """(difference of the smallest win rates, low and high end of its 95 % interval)."""
-        lead_B = self.smallest_BR[:, row] - self.smallest_BR[:, other]
-        low, high = np.nanquantile(lead_B[1:], _ENDS)
-        return float(lead_B[0]), float(low), float(high)
+        value, (low, high) = lead(self.wins_RPO[row], self.wins_RPO[other], seed=self.seed)
+        return value, low, high
 
     @property
     def cells(self) -> list[list[str]]:
         """The table: mean rewards, win rates ± half of their 95 % interval, their minimum, KLs."""
-        wins_BRO, smallest_BR = self.wins_BRO, self.smallest_BR
+        wins_BRO = self.wins_BRO
         heading = ["", *self.objectives, *(f"win {name}" for name in self.objectives), "min win"]
         heading += ["tokens", *(f"KL to {name}" for name in self.members)]
         lines = [heading]
@@ -173,9 +181,9 @@ class Evaluation:
                     row.name,
                     *(f"{reward:.3f}" for reward in self.rewards_RO[index]),
                     *(wins if index else ["-"] * len(wins)),
-                    _interval(smallest_BR[:, index]) if index else "-",
+                    _told(*self.smallest_R[index]) if index else "-",
                     f"{self.tokens_R[index]:.1f}",
-                    *(f"{kl:.2f}" for kl in self.kl_RM[index]),
+                    *("-" if np.isnan(kl) else f"{kl:.2f}" for kl in self.kl_RM[index]),
                 ]
             )
         return lines
@@ -193,21 +201,31 @@ class Evaluation:
         }
 
     def _row_dict(self, index: int, row: Weighting) -> dict[str, object]:
-        wins_BO, smallest_B = self.wins_BRO[:, index], self.smallest_BR[:, index]
+        wins_BO, (smallest, interval) = self.wins_BRO[:, index], self.smallest_R[index]
         return {
             "name": row.name,
             "weights": dict(row.weights),
             "mixing": row.mixing,
+            "candidates": row.candidates,
             **({} if row.shares is None else {"parameter_average": dict(row.shares)}),
             "rewards": self.rewards_RO[index].tolist(),
             "reward_errors": self.reward_errors_RO[index].tolist(),
             "win_rates": wins_BO[0].tolist(),
             "win_rate_intervals": np.nanquantile(wins_BO[1:], _ENDS, axis=0).T.tolist(),
-            "smallest_win_rate": float(smallest_B[0]),
-            "smallest_win_rate_interval": np.nanquantile(smallest_B[1:], _ENDS).tolist(),
+            "smallest_win_rate": smallest,
+            "smallest_win_rate_interval": list(interval),
             "tokens": float(self.tokens_R[index]),
+            **self._kl_dict(index),
+        }
+
+    def _kl_dict(self, index: int) -> dict[str, object]:
+        """The KLs of a row; null for one that picks candidates."""
+        if not self.members or np.isnan(self.kl_RPM[index]).any():
+            nothing = [None] * len(self.members)
+            return {"kl": nothing, "kl_intervals": nothing}
+        return {
             "kl": self.kl_RM[index].tolist(),
-            "kl_intervals": mean_intervals(self.kl_RPM[index]) if self.members else [],
+            "kl_intervals": mean_intervals(self.kl_RPM[index]),
         }
 
 
@@ -248,7 +266,7 @@ def evaluate(
       cache: folder of the draws.
       num_responses: answers a prompt.
       max_tokens: length limit of an answer, in tokens.
-      kl_members: the members whose KLs are wanted.
+      kl_members: the members whose KLs are wanted; all that have weight in rows with candidates.
       seed: seed of drawing answers and of resampling.
       progress: where the stages are shown; None is standard error.
     """
@@ -257,29 +275,34 @@ def evaluate(
         engine=engine,
         cache=cache,
         members=kl_members,
-        num_responses=len(rows) * len(prompts) * num_responses,
+        num_responses=sum(row.candidates for row in rows) * len(prompts) * num_responses,
         progress=progress or Progress(),
     )
     rewards_RPJO, kl_RPM, tokens_R = [], [], []
     for row in rows:
         settings = DrawSettings(
             weights_M=tuple(row.weights.get(name, 0.0) for name in spec.member_names),
-            num_responses=num_responses,
+            num_responses=num_responses * row.candidates,
             max_tokens=max_tokens,
             mixing=row.mixing,
             # A seed of its own: rows with the same randomness would have dependent wins. The two
             # ways to mix share theirs: they are compared with each other, and then it helps.
-            seed=zlib.crc32(json.dumps([seed, row.weights], sort_keys=True).encode()),
+            seed=zlib.crc32(json.dumps([seed, row.weights], sort_keys=True).encode())
+            + (row.candidates > 1),
         )
         # Named by its members: their places differ from one engine's mixture to another's.
         plain = {**asdict(settings), "weights_M": dict(row.weights)}
         involved = {name: content_hashes[name] for name in (*row.weights, *kl_members)}
         name = cache_name(["evaluation", plain, involved, hash_of_prompts(prompts)])
         drawn = draws.draw(name, prompts, settings, title=row.name)
-        own_N = drawn.table[PROPOSAL].to_numpy()
-        ratios_MN = [own_N - drawn.table[f"{LOGPROB}{name}"].to_numpy() for name in kl_members]
-        by_prompt = np.reshape(ratios_MN, (len(kl_members), len(prompts), num_responses))
-        kl_RPM.append(by_prompt.mean(axis=2).T)
+        if row.candidates > 1:
+            drawn = picked(drawn, row.weights, row.candidates, seed=settings.seed)
+            kl_RPM.append(np.full((len(prompts), len(kl_members)), np.nan))
+        else:
+            own_N = drawn.table[PROPOSAL].to_numpy()
+            ratios_MN = [own_N - drawn.table[f"{LOGPROB}{name}"].to_numpy() for name in kl_members]
+            by_prompt = np.reshape(ratios_MN, (len(kl_members), len(prompts), num_responses))
+            kl_RPM.append(by_prompt.mean(axis=2).T)
         tokens_R.append(drawn.table["num_tokens"].to_numpy().mean())
         rewards_RPJO.append(_judged(prompts, drawn, rewards, row.name))
     draws.finish()
@@ -320,4 +343,9 @@ def _mean_of_numbers(values: Floats, *, axis: int) -> Floats:
 
 def _interval(samples_B: Floats) -> str:
     low, high = np.nanquantile(samples_B[1:], _ENDS)
-    return f"{samples_B[0]:.3f} ± {(high - low) / 2:.3f}"
+    return _told(samples_B[0], (low, high))
+
+
+def _told(value: float, interval: Interval) -> str:
+    low, high = interval
+    return f"{value:.3f} ± {(high - low) / 2:.3f}"

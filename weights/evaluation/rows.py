@@ -25,6 +25,7 @@ def evaluation_rows(
     averages: Mapping[str, Mapping[str, float]],
     grid: int | None,
     ways: Sequence[Mixing] = ("logits",),
+    candidates: int = 1,
 ) -> list[Weighting]:
     """Lists the reference if there is one, each policy, uniform, profiles, averages and the grid.
 
@@ -37,6 +38,8 @@ def evaluation_rows(
       averages: name -> shares of the members.
       grid: adds mixtures in steps of 1 / grid; None adds none.
       ways: the ways to mix of mixtures.
+      candidates: above 1, mixtures of logits, without those of the grid, have one more row, whose
+        answers are picked from so many.
     """
     policies, members = spec.policy_names, spec.member_names
     order = [*members[len(policies) :], *policies]
@@ -58,15 +61,23 @@ def evaluation_rows(
         if _key(weights) not in names:
             label = " ".join(f"{weight:.3g}" for weight in weights_K)
             rows.append(Weighting(name=label, weights=weights, of_grid=True))
-    return [each for row in rows for each in (_mixed(row, ways) if row.is_mixture else [row])]
-
-
-def _mixed(row: Weighting, ways: Sequence[Mixing]) -> list[Weighting]:
-    """The row, mixed in each of the ways."""
     return [
+        each
+        for row in rows
+        for each in (_mixed(row, ways, candidates) if row.is_mixture else [row])
+    ]
+
+
+def _mixed(row: Weighting, ways: Sequence[Mixing], candidates: int) -> list[Weighting]:
+    """The row, mixed in each of the ways, and with candidates."""
+    found = [
         replace(row, mixing=way, name=row.name if way == "logits" else f"{row.name}, {way}")
         for way in ways
     ]
+    if candidates > 1 and "logits" in ways and not row.of_grid:
+        name = f"{row.name}, {candidates} candidates"
+        found.append(replace(row, name=name, candidates=candidates))
+    return found
 
 
 def uniform_shares(spec: MixtureSpec) -> dict[str, float]:

@@ -34,7 +34,7 @@ def beats_its_members(found: Evaluation) -> bool:
 def _best_against_best(found: Evaluation, mixtures: Sequence[int]) -> str:
     best, rival = _best(found, mixtures), _best(found, _singles(found))
     beats = "beats" if beats_its_members(found) else "is not shown to beat"
-    smallest_R = found.smallest_BR[0]
+    smallest_R = [value for value, _ in found.smallest_R]
     return (
         f"The best mixture, {found.rows[best].name}, {beats} the best single policy, "
         f"{found.rows[rival].name}, in the smallest win rate: {smallest_R[best]:.3f} "
@@ -86,7 +86,7 @@ def _singles(found: Evaluation) -> list[int]:
 
 
 def _best(found: Evaluation, rows: Sequence[int]) -> int:
-    return max(rows, key=lambda index: float(found.smallest_BR[0, index]))
+    return max(rows, key=lambda index: found.smallest_R[index][0])
 
 
 def _signed(lead: tuple[float, float, float]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -55,7 +55,7 @@ def write_evaluation_report(
         "<p>win: share of pairs of answers in which the row's is better than the first row's, ties "
         "half; min win: the smallest over the objectives; ± half of the 95 % interval, from "
         "resampling prompts. KL(row ‖ member) in nats an answer.</p>",
-        *_both_ways(found),
+        *_differences(found),
         html_page.provenance(provenance),
     ]
     page = html_page.page(title, answer, "\n".join(parts), is_good=beats_its_members(found))
@@ -64,13 +64,22 @@ def write_evaluation_report(
     return path
 
 
-def _both_ways(found: Evaluation) -> list[str]:
-    heading, *rows = both_ways.cells(found)
-    if not rows:
-        return []
-    return [
-        table(heading, rows, numbers=True),
-        "<p>Mixed logits less mixed parameters at the same weights, on the same prompts: mean "
-        "rewards, the smallest win rate (± half of the 95 % interval), and the largest KL from a "
-        "policy with weight.</p>",
-    ]
+def _differences(found: Evaluation) -> Iterator[str]:
+    """The tables of rows at the same weights, with what they show."""
+    for cells, text in (
+        (
+            both_ways.cells(found),
+            "Mixed logits less mixed parameters at the same weights, on the same prompts: mean "
+            "rewards, the mean and the smallest win rate (± half of the 95 % interval), and the "
+            "largest KL from a policy with weight.",
+        ),
+        (
+            both_ways.candidate_cells(found),
+            "Answers picked from candidates less answers drawn once, at the same weights, on the "
+            "same prompts.",
+        ),
+    ):
+        heading, *rows = cells
+        if rows:
+            yield table(heading, rows, numbers=True)
+            yield f"<p>{escape(text)}</p>"

@@ -42,7 +42,7 @@ def _found(lead: float, *, noise: float = 1.0, num_prompts: int = 60) -> Evaluat
 def test_rows_of_equal_weights_are_compared_prompt_by_prompt() -> None:
     """The spread that prompts have in common, ten times as large, is no part of the intervals."""
     even, other = both_ways.pairs(_found(0.5))
-    assert (even.logits, even.parameters, other.logits, other.parameters) == (2, 3, 4, 5)
+    assert (even.first, even.second, other.first, other.second) == (2, 3, 4, 5)
     value, low, high = even.rewards[0]
     assert low < 0.5 < high
     assert high - low == pytest.approx(2 * 2.0 * (2 / 240) ** 0.5, rel=0.25)
@@ -82,7 +82,7 @@ def test_table_verdict_numbers_and_report_show_the_pairs(
     assert (even[0], even[-2:]) == ("even", ["5.00", "7.00"])
     assert even[1] == "+2.141 ± 0.197"
     assert other[0] == "other"
-    first, _ = both_ways.to_dicts(found)
+    first, _ = both_ways.to_dicts(found)["both_ways"]
     assert (first["logits"], first["parameters"]) == ("even", "even, parameters")
     sentences = "\n".join(verdict(found))
     assert "Mixture minus the parameter average at the same weights: even +" in sentences
