@@ -55,7 +55,9 @@ class TellingEngine:
         num_responses: int,
         max_tokens: int,
         seed: int,
+        mixing: str = "logits",
     ) -> list[list[Response]]:
+        assert mixing == "logits"
         self.asked.append(tuple(weights_M))
         text = " ".join(["word"] * (30 - round(20 * weights_M[1])))
         response = Response(tokens=(7,) * len(text.split()), logprob=-1.0, text=f" {text} ")
