@@ -54,6 +54,7 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
     """Raises UnsupportedEngineError for the first option that cannot carry weights."""
     from vllm.config import CompilationMode
     from vllm.platforms import current_platform
+    from vllm.triton_utils import HAS_TRITON
     from vllm.utils import torch_utils
 
     model_config, parallel = vllm_config.model_config, vllm_config.parallel_config
@@ -142,6 +143,11 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
             not vllm_config.use_v2_model_runner and not current_platform.is_cpu(),
             "on this device a mixture needs vLLM's V2 model runner; unset "
             "VLLM_USE_V2_MODEL_RUNNER, and install Triton if it is missing",
+        ),
+        (
+            vllm_config.use_v2_model_runner and not HAS_TRITON,
+            "vLLM's V2 model runner, which draws watermarks, needs Triton, which this machine "
+            "lacks; drop --watermark-config, and unset VLLM_USE_V2_MODEL_RUNNER",
         ),
         (
             compiles and not torch_utils._USE_LAYERNAME,

@@ -178,7 +178,7 @@ def _check_plain_text_model(member: Policy, config: Any, *, on_trunk: bool) -> N
 def _no_plain_text_model(member: Policy, kind: str, architecture: str) -> CompatibilityError:
     return CompatibilityError(
         f"policy {member.name!r} is {kind} ({architecture}); a mixture takes decoder-only text "
-        "models that attend, by plain attention, to the whole text or a sliding window"
+        "models whose layers attend, to the whole text, a sliding window or chunks"
     )
 
 

@@ -105,6 +105,7 @@ LIMITED = {
     "tokenizer": "its tokens must be the policies' own",
     "tokenizer_revision": "its tokens must be the policies' own",
     "ubatch_size": "refused: a step is not split without its weights",
+    "watermark_config": "needs vLLM's V2 model runner, and so a GPU",
     "worker_extension_cls": "must be derived from prefmix's `MixtureWorker`",
     **{name: f"`{'`, `'.join(values)}` only" for name, (values, _) in TAKEN_VALUES.items()},
 }
@@ -179,7 +180,7 @@ sparse_indexer_topk_backend sse_keep_alive_interval ssl_ca_certs ssl_cert_reqs s
 ssl_ciphers ssl_keyfile stream_interval structured_outputs_config tensor_parallel_size
 tokenizer_mode tool_call_parser tool_parser_plugin tool_server tool_strict_level
 trust_remote_code trust_request_chat_template uds use_fp64_gumbel use_tqdm_on_load
-uvicorn_log_level watermark watermark_config worker_cls
+uvicorn_log_level watermark worker_cls
 """
 
 HONOURED = frozenset(_HONOURED.split())

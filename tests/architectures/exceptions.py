@@ -108,8 +108,12 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 """By model type: entries of the config."""
 
 ENGINE: dict[str, dict[str, Any]] = {
-    name: {"attention_backend": "CPU_MLA"}
+    name: {
+        "attention_backend": "CPU_MLA",
+        "compilation_config": {"custom_ops": ["-rotary_embedding"]},
+    }
     for name in ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 }
 """By model type: flags of the engine. By itself vLLM takes AMX for latent attention, which knows no
-float32."""
+float32, and rotates by a kernel for CPUs that is wrong for several heads
+(prefmix.mixing.workarounds.cpu_rotary)."""

@@ -13,7 +13,7 @@ from prefmix.mixing.checkpoints.compatibility import CompatibilityError
 from prefmix.mixing.engine.config_hook import WORKER_EXTENSION
 from prefmix.mixing.spec import MixtureSpec, hf_overrides, with_overrides
 from support.checkpoints.tiny_policies import build_tokenizer, save_policy
-from support.engines import AdaptedBase, spec_of_folders
+from support.engines import RUNNER, AdaptedBase, spec_of_folders
 
 
 def config_of(spec: MixtureSpec, **options: Any) -> Any:
@@ -128,6 +128,11 @@ def test_each_members_model_config_has_its_own_hook(
                 "quantises a base while it loads it, .* drop --quantization",
             )
             for method in ("fp8_per_channel", "fp8", "mxfp8", "mxfp4")
+        ),
+        pytest.param(
+            {"watermark_config": {"key": 12345}},
+            "needs Triton, .* drop --watermark-config",
+            marks=pytest.mark.skipif(RUNNER == "v2", reason="its kernels are interpreted"),
         ),
         ({"compilation_config": {"mode": 1}}, "compile the choice of policies"),
         ({"worker_extension_cls": "argparse.Namespace"}, "must be derived from prefmix"),

@@ -71,7 +71,6 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         {"logprobs_mode": "processed_logprobs"},
         SCHEDULING,
         {"logits_processors": [OnlyEvenTokens], "dtype": "float16", "seed": 7},
-        {"watermark_config": {"key": 12345, "context_width": 2}},
     ],
     ids=str,
 )
@@ -81,8 +80,6 @@ def test_one_hot_answers_are_those_of_plain_vllm_with_the_same_flags(
     """Three policies of which one answers; as a rule the engine's rounding is the same, too."""
     if RUNNER == "v2" and "logits_processors" in flags:
         pytest.skip("the processor is written for the V1 runner")
-    if RUNNER == "v1" and "watermark_config" in flags:
-        pytest.skip("only the V2 runner draws by a key")
     mixed = []
     llm = own_engine(spec_of_folders(windowed), **flags)
     for index in range(3):
