@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefmix.mixing.ways_to_mix import MIXINGS
-from prefmix.server.cli.eval_rewards import check_rewards, load_rewards
+from prefmix.server.cli.eval_rewards import check_rewards, load_judges, load_rewards
 from prefmix.server.cli.eval_subject import eval_subject
 from prefmix.server.cli.mixture_arguments import add_mixture_arguments
 from prefmix.server.cli.output_places import check_file, check_folder
@@ -62,6 +62,14 @@ def _add_data_flags(group: argparse._ArgumentGroup) -> None:
         metavar="NAME=REWARD",
         help="reward of an objective: module:function or file.py:function in TRL's form, or a "
         "reward model's checkpoint; repeat for each objective",
+    )
+    add(
+        "--judge",
+        action="append",
+        metavar="NAME=JUDGE",
+        help="further objective, by pairs: module:function or file.py:function of (prompts, "
+        "answers, other answers), or URL#MODEL of an OpenAI-compatible chat model, which is told "
+        "NAME; its key is in PREFMIX_JUDGE_API_KEY; repeat for each",
     )
     add("--output", type=Path, metavar="FILE", help="JSON file for the numbers")
     add(
@@ -164,6 +172,7 @@ def _measured(
     from prefmix.weights.evaluation.rows import evaluation_rows
 
     rewards = load_rewards(args.reward, allow_unsafe_weights=bool(args.allow_unsafe_weights))
+    judges = load_judges(args.judge or (), taken=rewards)
     prompts = read_prompts(args.prompts)
     check_rewards(rewards, prompts)
     subject = eval_subject(args, passthrough, scratch)
@@ -184,11 +193,13 @@ def _measured(
         engine=subject.engine,
         content_hashes=subject.content_hashes,
         cache=subject.cache,
+        judges=judges,
         kl_members=subject.own.member_names,
         **drawing,
     )
     hashes = {name: subject.content_hashes[name] for name in subject.own.member_names}
     about = {"prompts": hash_of_prompts(prompts), "rewards": args.reward, "policies": hashes}
+    about |= {"judges": args.judge} if args.judge else {}
     return found, about | {"settings": drawing}
 
 

@@ -1,9 +1,10 @@
-"""The rewards of `prefmix eval`, made from the reward functions and models of training."""
+"""The rewards and judges of `prefmix eval`, made from functions and models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prefmix.server.config.errors import CommandError
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from prefmix.policies.rewards.reward import Answers
     from prefmix.weights.engines.prompts import Prompt
     from prefmix.weights.evaluation.evaluate import Reward
+    from prefmix.weights.evaluation.pairwise_judges import Judge
 
 MADE_UP_ANSWER = "This is a made-up answer, with which prefmix tries the reward."
 
@@ -35,6 +37,63 @@ def load_rewards(items: Sequence[str], *, allow_unsafe_weights: bool) -> dict[st
             )
         rewards[name] = load_judge(spec, allow_unsafe_weights=allow_unsafe_weights)
     return rewards
+
+
+def load_judges(items: Sequence[str], *, taken: Collection[str]) -> dict[str, Judge]:
+    """Loads the judges of NAME=JUDGE flags; returns objective -> judge.
+
+    Args:
+      taken: names of other objectives.
+    Raises: CommandError for a malformed flag, TrainError for a function that cannot be loaded.
+    """
+    from prefmix.policies.rewards.loading import load_function
+    from prefmix.weights.evaluation.pairwise_judges import ChatJudge
+
+    judges: dict[str, Judge] = {}
+    for item in items:
+        name, _, spec = item.partition("=")
+        url, _, model = spec.rpartition("#")
+        is_url = spec.startswith(("http://", "https://"))
+        if not name or not spec or (is_url and not (url and model)):
+            raise CommandError(
+                f"--judge is {item!r:.200}; expected NAME=module:function, NAME=file.py:function "
+                "or NAME=URL#MODEL, such as helpful=http://127.0.0.1:8000/v1#judge",
+                exit_code=2,
+            )
+        if name in judges or name in taken:
+            raise CommandError(
+                f"--judge names {name!r}, which another objective is called; name each once",
+                exit_code=2,
+            )
+        if is_url:
+            key = os.environ.get("PREFMIX_JUDGE_API_KEY")
+            judges[name] = ChatJudge(url, model=model, criterion=name, api_key=key)
+        else:
+            judges[name] = _checked(load_function(spec), spec)
+    return judges
+
+
+def _checked(function: Callable[..., Any], spec: str) -> Judge:
+    """The function, whose verdicts are checked."""
+    from prefmix.policies.errors import TrainError
+
+    def judge(
+        prompts: Sequence[Prompt], answers: Sequence[str], others: Sequence[str]
+    ) -> list[float | None]:
+        asked = [prompt.text if prompt.messages is None else prompt.messages for prompt in prompts]
+        try:
+            found = list(function(asked, list(answers), list(others)))
+        except Exception as error:  # someone else's code may raise anything
+            raise TrainError(f"the judge {spec!r} raised {error!r:.200}") from error
+        wrong = [each for each in found if each is not None and not 0 <= each <= 1]
+        if len(found) != len(answers) or wrong:
+            raise TrainError(
+                f"the judge {spec!r} gave {f'{wrong[0]!r:.40}' if wrong else len(found)} for "
+                f"{len(answers)} pairs; expected a number from 0 to 1, or None, for each"
+            )
+        return found
+
+    return judge
 
 
 def check_rewards(rewards: Mapping[str, Reward], prompts: Sequence[Prompt]) -> None:

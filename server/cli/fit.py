@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefmix.server.cli.batch_engine import checked_content_hashes, local_engine, remote_engine
-from prefmix.server.cli.eval_rewards import load_rewards
+from prefmix.server.cli.eval_rewards import check_rewards, load_rewards
 from prefmix.server.cli.fit_arguments import (
     REWARD_OBJECTIVES,
     add_data_flags,
@@ -118,6 +118,7 @@ def _fit(
     rewards = {}
     if is_of_rewards:
         rewards = load_rewards(args.reward, allow_unsafe_weights=bool(args.allow_unsafe_weights))
+        check_rewards(rewards, prompts)
     engine, spec, content_hashes = _engine(args, config, spec, passthrough)
     if not args.force:
         check_output(args.output, spec.member_names)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.local import Engine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt, hash_of_prompts
+from prefmix.weights.evaluation.pairwise_judges import Judge, in_both_orders
 from prefmix.weights.evaluation.picked_answers import picked
 from prefmix.weights.evaluation.smallest_means import lead, smallest_mean
 from prefmix.weights.fit.draws import Drawn, Draws, DrawSettings, cache_name
@@ -250,6 +252,7 @@ def evaluate(
     cache: Path,
     num_responses: int,
     max_tokens: int,
+    judges: Mapping[str, Judge] = MappingProxyType({}),
     kl_members: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
@@ -266,6 +269,8 @@ def evaluate(
       cache: folder of the draws.
       num_responses: answers a prompt.
       max_tokens: length limit of an answer, in tokens.
+      judges: further objectives -> the judge that compares a row's answers to the first row's, the
+        first to the first and so on; what an answer earns is then its win.
       kl_members: the members whose KLs are wanted; all that have weight in rows with candidates.
       seed: seed of drawing answers and of resampling.
       progress: where the stages are shown; None is standard error.
@@ -279,6 +284,7 @@ def evaluate(
         progress=progress or Progress(),
     )
     rewards_RPJO, kl_RPM, tokens_R = [], [], []
+    baseline: Sequence[str] = ()
     for row in rows:
         settings = DrawSettings(
             weights_M=tuple(row.weights.get(name, 0.0) for name in spec.member_names),
@@ -304,11 +310,14 @@ def evaluate(
             by_prompt = np.reshape(ratios_MN, (len(kl_members), len(prompts), num_responses))
             kl_RPM.append(by_prompt.mean(axis=2).T)
         tokens_R.append(drawn.table["num_tokens"].to_numpy().mean())
-        rewards_RPJO.append(_judged(prompts, drawn, rewards, row.name))
+        rewards_PJO = _judged(prompts, drawn, rewards, row.name)
+        baseline = baseline or drawn.texts
+        compared_PJO = _compared(prompts, drawn, baseline, judges, row.name)
+        rewards_RPJO.append(np.concatenate([rewards_PJO, compared_PJO], axis=2))
     draws.finish()
     return Evaluation(
         rows=tuple(rows),
-        objectives=tuple(rewards),
+        objectives=(*rewards, *judges),
         members=tuple(kl_members),
         rewards_RPJO=np.stack(rewards_RPJO),
         kl_RPM=np.stack(kl_RPM),
@@ -331,6 +340,30 @@ def _judged(
             raise FitError(f"the reward {name!r} applies to none of the answers of {row!r}")
         columns.append(values)
     return np.stack(columns, axis=-1).reshape(len(prompts), num_responses, len(columns))
+
+
+def _compared(
+    prompts: Sequence[Prompt],
+    drawn: Drawn,
+    baseline: Sequence[str],
+    judges: Mapping[str, Judge],
+    row: str,
+) -> Floats:
+    """The wins of a row's answers against the first row's, [P, J, judges]."""
+    num_responses = len(drawn.texts) // len(prompts)
+    asked = [prompt for prompt in prompts for _ in range(num_responses)]
+    columns = []
+    for name, judge in judges.items():
+        if baseline is drawn.texts:
+            values = np.full(len(asked), 0.5)
+        else:
+            found = in_both_orders(judge, asked, drawn.texts, baseline)
+            values = np.array(found, dtype=np.float64)
+        if np.isnan(values).all():
+            raise FitError(f"the judge {name!r} could not tell any answer of {row!r} from another")
+        columns.append(values)
+    found_NO = np.stack(columns, axis=-1) if columns else np.empty((len(asked), 0))
+    return found_NO.reshape(len(prompts), num_responses, -1)
 
 
 def _mean_of_numbers(values: Floats, *, axis: int) -> Floats:
