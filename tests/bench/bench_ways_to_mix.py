@@ -4,10 +4,9 @@
 
 The policies are the sharp demo policies, whose updates are scaled: half an update is a gentler
 policy, the whole one is as trained. For each scale `prefmix eval` asks the 64 held-out
-prompts, 8 answers a row, and judges both ways at uniform weights and on a grid. A *gain* is the
-reward that an objective's own policy has above the reference; differences are given as shares of
-it. Evaluations that FOLDER has already are read again. `--speed` times both ways in turns in one
-engine instead.
+prompts, 8 answers a row, and judges both ways at uniform weights and on a grid. Differences are
+mixed logits less mixed parameters. Evaluations that FOLDER has already are read again. `--speed`
+times both ways in turns in one engine instead.
 """
 
 from __future__ import annotations
@@ -105,13 +104,14 @@ def _scaled(adapters: Path, scale: float, folder: Path) -> dict[str, Path]:
 
 
 HEADING = [
-    *("policies", "KL, answer", "KL, token", "pairs that differ", "largest difference"),
-    *("mean difference", "largest KL, logits", "parameters"),
+    *("policies", "KL, answer", "KL, token", "pairs that differ", "largest reward difference"),
+    *("smallest win rate, differences", "largest KL, logits", "parameters"),
 ]
 
 
 def _told(name: str, found: dict[str, Any]) -> list[str]:
-    """One line: the largest KL between two policies, and the differences of both ways."""
+    """One line: the largest KL between two policies, and the differences of both ways; KLs of
+    mixtures are means over the pairs of the largest from a policy with weight."""
     rows = {row["name"]: row for row in found["rows"]}
     members = found["members"]
     policies = [name for name in REWARDS if name in rows]
@@ -121,13 +121,10 @@ def _told(name: str, found: dict[str, Any]) -> list[str]:
         for other in policies
         if one != other
     ]
-    gains = [
-        rows[name]["rewards"][place] - rows["reference"]["rewards"][place]
-        for place, name in enumerate(found["objectives"])
-    ]
-    shares, differing, kls = [], 0, dict.fromkeys(MIXINGS, 0.0)
+    rewards, wins, differing, kls = [], [], 0, dict.fromkeys(MIXINGS, 0.0)
     for pair in found["both_ways"]:
-        shares += [value / gain for (value, *_), gain in zip(pair["rewards"], gains, strict=True)]
+        rewards += [value for value, *_ in pair["rewards"]]
+        wins.append(pair["smallest_win_rate"][0])
         differing += any(low > 0 or high < 0 for _, low, high in pair["rewards"])
         weights = rows[pair["logits"]]["weights"]
         for way in MIXINGS:
@@ -139,8 +136,8 @@ def _told(name: str, found: dict[str, Any]) -> list[str]:
         f"{max(kl for kl, _ in apart):.1f}",
         f"{max(kl / tokens for kl, tokens in apart):.2f}",
         f"{differing} of {count}",
-        f"{max(shares, key=abs):+.2f}",
-        f"{sum(shares) / len(shares):+.3f}",
+        f"{max(rewards, key=abs):+.3f}",
+        f"{min(wins):+.3f} to {max(wins):+.3f}",
         *(f"{kls[way] / count:.2f}" for way in MIXINGS),
     ]
 

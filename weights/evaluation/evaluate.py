@@ -293,7 +293,7 @@ def evaluate(
             mixing=row.mixing,
             # A seed of its own: rows with the same randomness would have dependent wins. The two
             # ways to mix share theirs: they are compared with each other, and then it helps.
-            seed=zlib.crc32(json.dumps([seed, row.weights], sort_keys=True).encode())
+            seed=zlib.crc32(json.dumps([seed, dict(row.shown)], sort_keys=True).encode())
             + (row.candidates > 1),
         )
         # Named by its members: their places differ from one engine's mixture to another's.

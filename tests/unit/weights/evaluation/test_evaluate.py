@@ -5,10 +5,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from prefmix.mixing.spec import Policy
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.evaluation.evaluate import Evaluation, Weighting, evaluate, simplex_grid
@@ -70,7 +72,7 @@ def test_verdict_says_whether_the_mixture_is_worth_it(shift: float, beats: bool)
 def test_equal_mixture_does_not_beat_its_members() -> None:
     rewards = np.random.default_rng(1).normal(size=(4, 60, 4, 2))
     best, members, rule = verdict(_evaluation(rewards))
-    assert rule.startswith("Rule of thumb: these policies are up to 0.00")
+    assert rule.startswith("Rule of thumb, from small demo policies alone")
     assert "is not shown to beat" in best
     assert members == "1 of 1 mixtures is not shown to beat the best of their own members: both."
     assert verdict(_evaluation(rewards[:3])) == ["No mixture was measured."]
@@ -149,3 +151,41 @@ def test_kls_are_those_of_the_deployed_mixture_and_draws_are_kept(tmp_path: Path
     rows.reverse()
     assert np.array_equal(measured().kl_RM[::-1], found.kl_RM), "a row's draw is its own"
     assert engine.calls == calls
+
+
+def test_rows_that_are_compared_at_the_same_weights_draw_with_the_same_randomness(
+    tmp_path: Path,
+) -> None:
+    """An average as a member, and mixed parameters, have the seed of the mixture of their weights;
+    other weights have another."""
+    toy = ToyEngine(num_policies=2)
+    base = Policy(name="reference", model="base")
+    toy.spec = replace(toy.spec, reference=base, base="base")
+    even = {"p0": 0.5, "p1": 0.5}
+    rows = [
+        Weighting(name="even", weights=even),
+        Weighting(name="even, parameters", weights=even, mixing="parameters"),
+        Weighting(name="average", weights={"p1": 1.0}, shares=even),
+        Weighting(name="p1", weights={"p1": 1.0}),
+    ]
+    seeds: list[int] = []
+    sample = toy.sample
+
+    def noted(*args: Any, seed: int, **settings: Any) -> Any:
+        seeds.append(seed)
+        return sample(*args, seed=seed, **settings)
+
+    toy.sample = noted  # type: ignore[method-assign]
+    evaluate(
+        toy.prompts,
+        rows,
+        {"constant": lambda prompts, answers, tokens: [1.0] * len(answers)},
+        spec=toy.spec,
+        engine=lambda: toy,
+        content_hashes=dict.fromkeys(toy.spec.member_names, "hash"),
+        cache=tmp_path,
+        num_responses=4,
+        max_tokens=4,
+        progress=Progress(quiet=True),
+    )
+    assert seeds[0] == seeds[1] == seeds[2] != seeds[3]
