@@ -1,8 +1,8 @@
 """Rotates queries of several heads by torch where vLLM's own kernel for CPUs would not.
 
 The defect: vLLM 0.32's `rotary_embedding` for CPUs takes queries and keys [tokens, heads, head
-size] for such of one head. With `enforce_eager`, models that pass them so (latent attention,
-Gemma 3n and others) were wrong by nats. Compiled models do not use the kernel.
+size] for such of one head. With `enforce_eager`, models that pass them so, such as those of
+latent attention, are wrong by nats. Compiled models do not use the kernel.
 Delete this file when `torch.ops._C.rotary_embedding` on a CPU does to [tokens, heads, head size]
 what it does to [tokens, heads * head size].
 """
