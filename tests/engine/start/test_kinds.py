@@ -14,7 +14,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from prefmix.mixing.spec import MixtureSpec, hf_overrides
 from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
-from support.engines import AdaptedBase, EngineFactory, model_of, spec_of_folders
+from support.engines import AdaptedBase, EngineFactory, metric, model_of, spec_of_folders
 from support.exactness import TOLERANCE_NATS, Oracle, generate, random_jobs, rounding_errors
 
 SMALL = {
@@ -172,10 +172,12 @@ def test_latent_attention_by_amx_errs_no_more_than_transformers_in_bfloat16(
         latent(tmp_path / name, seed=seed, first_k_dense_replace=2)
         for seed, name in enumerate(("one", "two"))
     ]
-    sizes = {"max_num_batched_tokens": 64, "max_num_seqs": 16, "dtype": "bfloat16"}
-    llm = own_engine(spec_of_folders(folders), **sizes)
+    sizes = {"max_num_batched_tokens": 64, "max_num_seqs": 16, "block_size": 32}
+    llm = own_engine(spec_of_folders(folders), dtype="bfloat16", **sizes)
     batch = random_jobs(10, num_members=2, vocab_size=VOCAB_SIZE, seed=2, longest=100)
+    generate(llm, batch)
     outputs = generate(llm, batch)
+    assert metric(llm, "vllm:prefix_cache_hits") > 0
     engine_rms, own_rms = rounding_errors(folders, batch, outputs, dtype=torch.bfloat16)
     assert 0 < engine_rms < 1.5 * own_rms
 
