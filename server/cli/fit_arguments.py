@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from prefmix.weights.fit.settings import FitSettings
 
 
+BSMD = "bsmd"
+"""The preset of the founding paper's algorithm, batch stochastic mirror descent."""
+
 REWARD_OBJECTIVES = ("max-min-reward", "mean", "weighted")
 """The objectives that are fitted to rewards."""
 
@@ -75,6 +78,12 @@ def add_settings_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_objective_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add(
+        "--preset",
+        choices=(BSMD,),
+        help="bsmd: batch stochastic mirror descent as the founding paper has it, with its "
+        "sampler, batches, steps and averaging (docs/fitting.md)",
+    )
     add(
         "--objective",
         choices=("maxmin", "fixed", *REWARD_OBJECTIVES),
@@ -151,6 +160,8 @@ def settings_from_flags(args: argparse.Namespace) -> FitSettings:
     from prefmix.weights.fit.mirror_descent import DescentSettings
     from prefmix.weights.fit.settings import FitError, FitSettings
 
+    if args.preset == BSMD:
+        return _bsmd(args)
     importances = importances_of(args) if args.objective == "fixed" else None
     steps = {} if args.step_size is None else {"step_size": args.step_size}
     rounds = {} if args.step_size is None else {"round_radius": args.step_size}
@@ -176,6 +187,29 @@ def settings_from_flags(args: argparse.Namespace) -> FitSettings:
         descent=descent,
         **rounds,
     )
+
+
+def _bsmd(args: argparse.Namespace) -> FitSettings:
+    """The settings of the founding paper's algorithm."""
+    from prefmix.weights.fit.settings import bsmd
+
+    defaults = {
+        "objective": "maxmin",
+        "sampler": "mixture",
+        "steps": 600,
+        "batch": 64,
+        "step_size": None,
+        "schedule": "sqrt",
+        "restarts": 8,
+        "min_weight": 0.0,
+    }
+    for name, default in defaults.items():
+        if getattr(args, name) != default:
+            raise CommandError(
+                f"--preset {BSMD} has its own --{name.replace('_', '-')}; leave out one of them",
+                exit_code=2,
+            )
+    return bsmd(num_responses=args.responses, max_tokens=args.max_tokens, seed=args.seed)
 
 
 def check_reward_flags(args: argparse.Namespace) -> None:

@@ -219,7 +219,7 @@ def weight_errors(responses: Responses, weights_K: Floats, *, min_weight: float 
 def _cross_fitted_leads(
     responses: Responses, settings: DescentSettings, *, progress: Progress
 ) -> Floats:
-    """Each prompt's leads at weights that were fitted, and corrected, without its fold."""
+    """Each prompt's leads at weights that were fitted without its fold, as the answer was."""
     num_prompts = responses.num_prompts
     fold_P = np.random.default_rng(settings.seed).permutation(num_prompts) % NUM_FOLDS
     lead_PK = np.empty((num_prompts, responses.num_policies))
@@ -231,7 +231,7 @@ def _cross_fitted_leads(
         for fold in range(NUM_FOLDS):
             others = responses.take(np.flatnonzero(fold_P != fold))
             weights_K = descend(others, settings).weights_K
-            if (others.num_responses_P >= 2).all():
+            if settings.is_corrected and (others.num_responses_P >= 2).all():
                 weights_K = corrected(others, weights_K, settings)
             kl_PK = debiased_kl_per_prompt(
                 responses.take(np.flatnonzero(fold_P == fold)), weights_K

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from prefmix.weights.fit.objective import Floats, Responses, gradient, tilt
 
 Schedule = Literal["sqrt", "constant"]
+Averages = Literal["tail", "all"]
 
 Advance = Callable[[int], None]
 
@@ -38,7 +39,7 @@ class DescentSettings:
     """Steps, batches and floor of a descent. Checked when made."""
 
     num_steps: int = 600
-    """T; the first half approaches the optimum, the second half is averaged."""
+    """T."""
     batch_prompts: int = 64
     """Prompts a step, drawn without replacement, epoch by epoch."""
     step_size: float = 4.0
@@ -46,6 +47,10 @@ class DescentSettings:
     policies. Constant steps up to about 2 do not oscillate; decaying steps may begin higher."""
     schedule: Schedule = "sqrt"
     """`sqrt`: step_size / sqrt(t); `constant`: step_size."""
+    averages: Averages = "tail"
+    """`tail`: the answer is the mean of the second half of the iterates; `all`: of all of them."""
+    is_corrected: bool = True
+    """True takes the O(1/m) part of its bias out of the answer."""
     min_weight: float = 0.0
     """Floor of every weight; the simplex shrinks to w_k >= min_weight."""
     seed: int = 0
@@ -59,6 +64,8 @@ class DescentSettings:
             raise ValueError(f"step_size is {self.step_size}; it must be positive and finite")
         if self.schedule not in ("sqrt", "constant"):
             raise ValueError(f"schedule is {self.schedule!r}; allowed: sqrt, constant")
+        if self.averages not in ("tail", "all"):
+            raise ValueError(f"averages is {self.averages!r}; allowed: tail, all")
         if not 0 <= self.min_weight < 1:
             raise ValueError(f"min_weight is {self.min_weight}; it must be in [0, 1)")
 
@@ -68,7 +75,7 @@ class Descent:
     """One run of the descent: its answer and its iterates."""
 
     weights_K: Floats
-    """The mean of the second half of the iterates."""
+    """The mean of the second half of the iterates, or of all."""
     path_TK: Floats
     """Every iterate, the starting point first, [T + 1, K]."""
 
@@ -166,7 +173,7 @@ def descend_together(
     if min(unit, slope) <= np.finfo(np.float64).eps:
         # The policies cannot be told apart, or the floor leaves no choice.
         path_TRK[:] = path_TRK[0]
-        return _finished(path_TRK)
+        return _finished(path_TRK, settings.averages)
     # In v the gradient is slope times that in w, the curvature slope squared times.
     step_size_T = np.full(settings.num_steps, settings.step_size / (slope * unit))
     if settings.schedule == "sqrt":
@@ -186,15 +193,21 @@ def descend_together(
             weights_RK[:] = with_floor(weights_RK, settings.min_weight)
         if advance is not None and (step + 1) % _REPORT_STEPS == 0:
             advance(_REPORT_STEPS)
-    return _finished(path_TRK)
+    return _finished(path_TRK, settings.averages)
 
 
-def _finished(path_TRK: Floats) -> list[Descent]:
-    answer_RK = path_TRK[1 + (len(path_TRK) - 1) // 2 :].mean(axis=0)
+def _finished(path_TRK: Floats, averages: Averages) -> list[Descent]:
+    num_steps = len(path_TRK) - 1
+    answer_RK = path_TRK[1 + first_averaged(num_steps, averages) :].mean(axis=0)
     return [
         Descent(weights_K=answer_RK[run], path_TK=path_TRK[:, run])
         for run in range(path_TRK.shape[1])
     ]
+
+
+def first_averaged(num_steps: int, averages: Averages) -> int:
+    """The number of steps before those whose iterates are averaged."""
+    return 0 if averages == "all" else num_steps // 2
 
 
 def run_stride(responses: Responses, settings: DescentSettings, num_runs: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from prefmix.weights.fit.certificate import Certificate
 from prefmix.weights.fit.deployed import Deployed
+from prefmix.weights.fit.mirror_descent import Averages
 from prefmix.weights.fit.objective import Floats
 
 NOTHING_FITTED = "the importances were given, nothing was fitted"
@@ -43,6 +44,10 @@ class FitResult:
     in_reward_form: bool = False
     """True if the K are rewards: a certificate's `kl` is then that to the policy that a reward
     defines, proportional to the reference e^(reward / beta)."""
+    averages: Averages = "tail"
+    """The iterates of a descent whose mean the answer is."""
+    is_corrected: bool = True
+    """True if a descent's answer was corrected for the number of responses."""
     min_weight: float = 0.0
     """The floor that the weights were fitted above."""
     multiplier_K: Floats | None = None

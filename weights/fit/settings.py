@@ -13,6 +13,9 @@ from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.fit.mirror_descent import DescentSettings
 from prefmix.weights.fit.objective import Floats
 
+BSMD_STEPS, BSMD_STEP = 2000, 10.0
+"""T and c of the founding paper's algorithm, which it leaves open."""
+
 Sampler = Literal["mixture", "sequence", "reference"]
 
 
@@ -65,6 +68,31 @@ class FitSettings:
         ):
             if getattr(self, name) < least:
                 raise FitError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+def bsmd(*, num_responses: int, max_tokens: int, seed: int = 0) -> FitSettings:
+    """The settings of the founding paper's algorithm, batch stochastic mirror descent.
+
+    Responses of the reference, one prompt a step, a constant step c / sqrt(T), the mean of all
+    iterates, one run from equal weights, and no correction for the number of responses. T and c are
+    ours, as is the unit of c, 1 / curvature.
+    Source: Wang et al. 2025 (arXiv 2502.18699), Algorithm 2.
+    """
+    return FitSettings(
+        sampler="reference",
+        num_responses=num_responses,
+        max_tokens=max_tokens,
+        num_restarts=1,
+        descent=DescentSettings(
+            num_steps=BSMD_STEPS,
+            batch_prompts=1,
+            step_size=BSMD_STEP / np.sqrt(BSMD_STEPS),
+            schedule="constant",
+            averages="all",
+            is_corrected=False,
+            seed=seed,
+        ),
+    )
 
 
 def importances_to_weights(importances: Mapping[str, float], names: Sequence[str]) -> Floats:

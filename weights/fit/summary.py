@@ -153,7 +153,12 @@ def _certificate(result: FitResult) -> str:
         rows.append(["ESS by length", shares, "from short responses to long ones"])
     if is_fitted(result):
         rows += [
-            ["Correction", f"{found.correction:.3f}", "of a weight, for the number of responses"],
+            [
+                "Correction",
+                f"{found.correction:.3f}",
+                "of a weight, for the number of responses"
+                + ("" if result.is_corrected else "; not made"),
+            ],
             ["Descent spread", f"{found.seed_spread:.3f}", "of a weight, by starting point alone"],
         ]
     return aligned(rows, num_left=3)

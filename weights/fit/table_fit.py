@@ -57,8 +57,8 @@ def fit_table(
             )
             stage.finish()
         plain_K = np.mean([run.weights_K for run in runs], axis=0)
-        weights_K = corrected(responses, plain_K, settings.descent)
-        correction_K = weights_K - plain_K
+        correction_K = corrected(responses, plain_K, settings.descent) - plain_K
+        weights_K = plain_K + correction_K if settings.descent.is_corrected else plain_K
     certificate = certify(
         responses,
         weights_K,
@@ -79,5 +79,7 @@ def fit_table(
         deployed=None,
         verdict=certificate.verdict if runs else NOTHING_FITTED,
         in_reward_form=table.in_reward_form,
+        averages=settings.descent.averages,
+        is_corrected=settings.descent.is_corrected,
         min_weight=settings.descent.min_weight,
     )

@@ -73,8 +73,8 @@ def _charts(result: FitResult) -> Iterator[Chart]:
             + (
                 "The answer is the last."
                 if result.rounds_kl_TK is not None
-                else "The mean over the shaded half and all restarts is corrected for the number "
-                "of responses."
+                else "The mean over the shaded part and all restarts is "
+                + ("corrected for the number of responses." if result.is_corrected else "used.")
             ),
         )
     if result.rounds_kl_TK is not None:

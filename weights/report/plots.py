@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prefmix.weights.fit.certificate import Certificate
+from prefmix.weights.fit.mirror_descent import first_averaged
 from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.result import FitResult
 from prefmix.weights.fit.summary import distance_name, short
@@ -67,11 +68,12 @@ def png(figure: Figure) -> bytes:
 
 
 def trajectory(result: FitResult, theme: Theme) -> Figure:
-    """The weights along the fit; of a descent, the mean over the shaded half is used."""
+    """The weights along the fit; of a descent, the mean over the shaded part is used."""
     figure, axes = new_axes(theme)
     num_steps = len(result.path_TK) - 1
     if result.rounds_kl_TK is None:
-        axes.axvspan(_first_averaged(num_steps), num_steps, color=theme.faint, alpha=0.45, lw=0)
+        start = 1 + first_averaged(num_steps, result.averages)
+        axes.axvspan(start, num_steps, color=theme.faint, alpha=0.45, lw=0)
     lines(axes, theme, result.names, np.arange(num_steps + 1), result.path_TK, marked=num_steps)
     axes.set_xlim(0, num_steps)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
@@ -281,11 +283,6 @@ def _note(axes: Axes, theme: Theme, point: Floats, text: str, offset: tuple[floa
         color=theme.ink,
         fontsize=8.5,
     )
-
-
-def _first_averaged(num_steps: int) -> int:
-    """First step of the averaged half of a path, as in prefmix.weights.fit.mirror_descent."""
-    return 1 + num_steps // 2
 
 
 def _certificate(result: FitResult) -> Certificate:

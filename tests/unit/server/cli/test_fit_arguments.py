@@ -57,3 +57,15 @@ def test_importances_are_of_policies_or_of_rewards() -> None:
         importances_of(read(*SMALLEST, "--importance", "kind=3"))
     with pytest.raises(CommandError, match="--objective weighted needs --importance"):
         importances_of(read(*weighted[:-2]))
+
+
+def test_the_papers_algorithm_is_one_preset() -> None:
+    settings = settings_from_flags(read("--preset", "bsmd", "--responses", "4", "--seed", "3"))
+    descent = settings.descent
+    assert (settings.sampler, settings.num_restarts, settings.num_responses) == ("reference", 1, 4)
+    assert (descent.batch_prompts, descent.schedule, descent.averages) == (1, "constant", "all")
+    assert (descent.is_corrected, descent.seed) == (False, 3)
+    assert descent.step_size * descent.num_steps**0.5 == pytest.approx(10)
+    for flag, value in (("--sampler", "sequence"), ("--batch", "8"), ("--step-size", "1")):
+        with pytest.raises(CommandError, match=f"--preset bsmd has its own {flag}"):
+            settings_from_flags(read("--preset", "bsmd", flag, value))

@@ -313,3 +313,14 @@ def test_effective_sample_size_lies_between_one_and_m() -> None:
 def test_impossible_settings_are_refused(setting: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DescentSettings(**setting)  # type: ignore[arg-type]
+
+
+def test_the_mean_of_all_iterates_begins_with_the_first_step() -> None:
+    responses = exact(toy_world(3, seed=3))
+    tail, whole = (
+        descend(responses, DescentSettings(num_steps=40, averages=averages))
+        for averages in ("tail", "all")
+    )
+    assert np.array_equal(tail.path_TK, whole.path_TK)
+    assert tail.weights_K == pytest.approx(tail.path_TK[21:].mean(axis=0))
+    assert whole.weights_K == pytest.approx(whole.path_TK[1:].mean(axis=0))
