@@ -62,7 +62,7 @@ def run(core: Any) -> dict[str, Any]:
     """
     found: dict[str, Any] | None = getattr(core, _RESULT, None)
     if found is None:
-        announce(SELF_CHECK, "the engine checks itself")
+        announce(SELF_CHECK, "checking the engine")
         start = time.perf_counter()
         failure, num_tokens = None, 0
         try:

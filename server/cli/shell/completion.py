@@ -125,10 +125,14 @@ def _bash(commands: list[Node]) -> str:
         [
             "_prefmix() {",
             '    local cur="${COMP_WORDS[COMP_CWORD]}" prev="" path="" words="" children=""',
-            "    local files=1 index word passed=",
+            '    local files=1 index word passed= start=""',
             '    [ "$COMP_CWORD" -gt 0 ] && prev="${COMP_WORDS[COMP_CWORD-1]}"',
-            '    if [ "$cur" = "=" ]; then cur=""',  # --flag=VALUE is three words to bash
+            # --flag=VALUE is three words to bash, and one to zsh and where = breaks no words.
+            '    if [ "$cur" = "=" ]; then cur=""',
             '    elif [ "$prev" = "=" ]; then prev="${COMP_WORDS[COMP_CWORD-2]}"; fi',
+            '    case "$cur" in',
+            '        --*=*) prev="${cur%%=*}"; start="$prev="; cur="${cur#*=}" ;;',
+            "    esac",
             f"    children={shlex.quote(names)}",
             "    for ((index = 1; index < COMP_CWORD; index++)); do",
             '        word="${COMP_WORDS[index]}"',
@@ -155,10 +159,11 @@ def _bash(commands: list[Node]) -> str:
             "        esac",
             "    fi",
             '    [ "${COMP_WORDS[1]}" = help ] && { words=' + shlex.quote(names) + "; files=; }",
-            '    COMPREPLY=( $(compgen -W "$words" -- "$cur") )',
+            '    [ -n "$start" ] && [ -n "$files" ] && words=""',  # flags are no values
+            '    COMPREPLY=( $(compgen -P "$start" -W "$words" -- "$cur") )',
             '    if [ -n "$files" ] && [ "${cur#-}" = "$cur" ]; then',
             "        compopt -o filenames 2>/dev/null",  # zsh has none, and needs none
-            '        COMPREPLY+=( $(compgen -f -- "$cur") )',
+            '        COMPREPLY+=( $(compgen -P "$start" -f -- "$cur") )',
             "    fi",
             "}",
             "complete -F _prefmix prefmix",
@@ -173,6 +178,10 @@ def _fish(commands: list[Node]) -> str:
     lines += [
         _fish_line("__fish_use_subcommand", f"-f -a {node.path[0]}", node.summary)
         for node in commands
+    ]
+    lines.append(_fish_line("__fish_use_subcommand", "-f -a help", "explain a command"))
+    lines += [
+        _fish_line("__fish_use_subcommand", f"-f -l {each}", "") for each in ("help", "version")
     ]
     lines.append(_fish_line("__fish_seen_subcommand_from help", f"-f -a '{names}'", ""))
     for node in (node for command in commands for node in command.nodes()):

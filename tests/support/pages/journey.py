@@ -28,7 +28,10 @@ PARSED = {
     ("README.md", "make demo"): _MAKE,
     ("README.md", "pip wheel"): _NETWORK,
     ("SECURITY.md", "openssl rand"): _OWN_FILES,
-    ("docs/averages.md", ".venv/bin/prefmix average mixture.yaml"): _OWN_FILES,
+    ("docs/averages.md", ".venv/bin/prefmix average"): (
+        "run by tests/unit/server/cli/averaging, where vLLM is imported already"
+    ),
+    ("docs/averages.md", ".venv/bin/prefmix export"): _OWN_FILES,
     ("docs/candidates.md", "curl -i http://127.0.0.1:8000"): _OTHER_SERVER,
     ("docs/console.md", ".venv/bin/prefmix serve policies/demo/serve.yaml"): _OTHER_SERVER,
     ("docs/console.md", ".venv/bin/python -m pytest"): _MAKE,

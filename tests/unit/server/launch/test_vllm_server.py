@@ -60,7 +60,13 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> StartSignals:
 
 class Run(Protocol):
     def __call__(
-        self, command: Callable[[Namespace], None], port: int, *, headless: bool = False
+        self,
+        command: Callable[[Namespace], None],
+        port: int,
+        *,
+        headless: bool = False,
+        log: StartupLog | None = None,
+        **others: object,
     ) -> None: ...
 
 
@@ -68,7 +74,14 @@ class Run(Protocol):
 def run(signals: StartSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a function in place of vLLM's `serve` command, for a server on a port."""
 
-    def run(command: Callable[[Namespace], None], port: int, *, headless: bool = False) -> None:
+    def run(
+        command: Callable[[Namespace], None],
+        port: int,
+        *,
+        headless: bool = False,
+        log: StartupLog | None = None,
+        **others: object,
+    ) -> None:
         module = types.ModuleType("vllm.entrypoints.cli.serve")
         module.ServeSubcommand = types.SimpleNamespace(cmd=command)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -85,7 +98,10 @@ def run(signals: StartSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         setattr(args, LIVE_ATTRIBUTE, LiveSettings(folder=tmp_path))
         console = ConsoleSettings(is_on=True, has_admin=False)
         setattr(args, CONSOLE_ATTRIBUTE, console)
-        run_vllm(args, SPEC, PROFILES, log=StartupLog(enabled=False), signals=signals)
+        for name, value in others.items():
+            setattr(args, name, value)
+        log = StartupLog(enabled=False) if log is None else log
+        run_vllm(args, SPEC, PROFILES, log=log, signals=signals)
 
     return run
 
@@ -117,6 +133,33 @@ def test_engines_alone_are_not_asked_for_an_answer(run: Run, signals: StartSigna
     run(command, 9, headless=True)
     with pytest.raises(RuntimeError, match="vLLM ended with exit code 3"):
         run(lambda args: sys.exit(3), 9, headless=True)
+
+
+@pytest.mark.parametrize("others", [{}, {"scheduler_cls": "own.Scheduler"}, {"node_rank": 1}])
+def test_engines_alone_start_in_stages_until_they_run(
+    run: Run, signals: StartSignals, others: dict[str, object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Until then tracebacks are held back; engines that cannot tell have no such start."""
+    log = StartupLog(enabled=True)
+
+    def announce() -> None:
+        os.write(2, b"prefmix-stage: 940 connecting the engine\n")
+
+    def command(args: Namespace) -> None:
+        if not others:
+            announce()
+            time.sleep(0.05)
+            assert not signals.is_ready, "the other engine does not run yet"
+            announce()
+        until_ready(signals)
+        with signals:
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with log:
+        run(command, 9, headless=True, log=log, data_parallel_size_local=2, **others)
+    said = capfd.readouterr().err
+    assert ("prefmix: the engines of this machine run" in said) == (not others)
 
 
 def test_an_exit_code_of_vllm_is_an_error(run: Run) -> None:

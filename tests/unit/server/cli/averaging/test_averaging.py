@@ -14,6 +14,8 @@ from safetensors.torch import load_file  # noqa: E402
 from prefmix.server.cli.main import main  # noqa: E402
 from support.checkpoints.tiny_adapters import save_adapter  # noqa: E402
 from support.checkpoints.tiny_policies import save_policy  # noqa: E402
+from support.pages.commands import ROOT, words_of  # noqa: E402
+from support.pages.journey import named  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("vllm")
 
@@ -77,6 +79,19 @@ def test_average_at_a_profiles_weights(
     record = json.loads((out / "average.json").read_text())
     assert record["weights"] == {"a": 0.75, "b": 0.25}
     assert record["policies"]["b"]["model"] == str(full / "b")
+
+
+def test_the_command_of_the_page_runs_in_a_clone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = named(("docs/averages.md", ".venv/bin/prefmix average"))
+    (command,) = block.commands
+    (tmp_path / "policies").symlink_to(ROOT / "policies")
+    monkeypatch.chdir(tmp_path)
+    assert main(words_of(command)[1:]) == 0
+    assert "concise 0.4, polite 0.6" in capsys.readouterr().out
+    record = json.loads((tmp_path / "averaged" / "average.json").read_text())
+    assert sum(record["weights"].values()) == pytest.approx(1)
 
 
 def test_affine_weights_leave_the_rest_to_the_reference(full: Path, tmp_path: Path) -> None:

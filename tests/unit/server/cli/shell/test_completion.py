@@ -59,6 +59,9 @@ def test_flags_and_their_values_are_offered(bash_script: Path) -> None:
     assert complete(bash_script, "serve", "--weight-space", "") == ["simplex", "affine"]
     assert complete(bash_script, "serve", "--weight-space", "=") == ["simplex", "affine"]
     assert complete(bash_script, "serve", "--weight-space", "=", "af") == ["affine"]
+    joined = "--weight-space=affine"  # one word to zsh
+    assert complete(bash_script, "serve", "--weight-space=af") == [joined]
+    assert complete(bash_script, "serve", "--weight-space=") == ["--weight-space=simplex", joined]
     assert "--if-match" in complete(bash_script, "weights", "set", "--")
     assert "--if-match" not in complete(bash_script, "weights", "show", "--")
     assert complete(bash_script, "completion", "z") == ["zsh"]
@@ -77,6 +80,8 @@ def test_files_are_offered_where_a_word_may_be_one(bash_script: Path, tmp_path: 
     assert complete(bash_script, "serve", "mix", folder=tmp_path) == ["mixture.yaml"]
     words = ("serve", "--weights-store", "mix")
     assert complete(bash_script, *words, folder=tmp_path) == ["mixture.yaml"]
+    joined = complete(bash_script, "serve", "--weights-store=mix", folder=tmp_path)
+    assert joined == ["--weights-store=mixture.yaml"]
     assert complete(bash_script, "mix", folder=tmp_path) == []
 
 

@@ -54,7 +54,7 @@ def test_a_slow_stage_is_told_with_the_time_and_seldom_again() -> None:
     assert screen.after(20) == "prefmix: loading vLLM (5 s)\n"
     assert screen.stages.take("prefmix-stage: 101 loading policy b (2 of 3)\n")
     assert screen.after(3) == "prefmix: loading policy b (2 of 3) (21 s)\n"
-    assert screen.after(57).splitlines() == ["prefmix: loading policy b (2 of 3) (51 s)"]
+    assert screen.after(57).splitlines() == ["prefmix: still loading policy b (2 of 3) (51 s)"]
 
 
 def test_vllms_bar_of_files_is_part_of_the_stage() -> None:
@@ -67,6 +67,18 @@ def test_vllms_bar_of_files_is_part_of_the_stage() -> None:
     assert screen.after(5) == "prefmix: loading policy a (1 of 3), file 2 of 4 (10 s)\n"
     screen.stages.enter(101, "loading policy b (2 of 3)")
     assert screen.after(5) == "prefmix: loading policy b (2 of 3) (15 s)\n"
+
+
+def test_a_stage_of_several_engines_is_awaited() -> None:
+    screen = Screen()
+    called: list[float] = []
+    screen.stages.call_at(940, 2, lambda: called.append(screen.now_s))
+    for line in ("900 compiling", "940 connecting the engine", "900 compiling"):
+        assert screen.stages.take(f"prefmix-stage: {line}\n")
+    assert called == []
+    for _ in range(3):
+        assert screen.stages.take("prefmix-stage: 940 connecting the engine\n")
+    assert called == [0.0], "once, with the second engine"
 
 
 def test_stages_never_go_back() -> None:
