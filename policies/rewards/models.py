@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -23,6 +24,11 @@ class ModelReward:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        if folder.startswith((".", "/", "~")) and not Path(folder).expanduser().is_dir():
+            raise TrainError(
+                f"there is no folder {folder!r} with a reward model; give a folder, a hub id, "
+                "module:function or file.py:function"
+            )
         check_safe(folder, "reward model", allow_unsafe_weights=allow_unsafe_weights)
         try:
             self._model = AutoModelForSequenceClassification.from_pretrained(

@@ -312,6 +312,7 @@ def _sentence(error: ValidationError, path: Path | None, overrides: Mapping[str,
         return f"{source}{parts[0]} has the key {key}; names are strings, so quote it"
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = expected.replace("a valid dictionary", "a mapping")
+    expected = expected.replace("a mapping or instance of PolicyEntry", "a folder or hub id")
     return f"{source}{'.'.join(parts)} is {shown(first['input'])}, expected {expected}"
 
 

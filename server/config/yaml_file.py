@@ -12,6 +12,13 @@ import yaml
 
 _MAX_CHARS = 16 * 2**20
 
+_PLAIN = {
+    "found character '\\t'": "a tab stands here; YAML is indented by blanks",
+    "expected <block end>": "this line is indented otherwise than those that it belongs to",
+    "mapping values are not allowed here": "a colon too many, or a line that is indented too far",
+}
+"""Beginning of a sentence of PyYAML -> the same for someone who does not know its parser."""
+
 
 class YamlError(ValueError):
     """A file that is missing, unreadable, not YAML or not one mapping. One sentence."""
@@ -44,6 +51,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def _in_plain_words(problem: str) -> str:
+    return next((plain for begin, plain in _PLAIN.items() if problem.startswith(begin)), problem)
+
+
 def read_yaml(path: Path) -> dict[Any, Any]:
     """Reads a file that holds one mapping; an empty file gives an empty mapping.
 
@@ -67,7 +78,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f" line {mark.line + 1}" if mark is not None else ""
-        raise YamlError(f"{path}{line}: {error.problem}") from None
+        raise YamlError(f"{path}{line}: {_in_plain_words(error.problem or '')}") from None
     except yaml.YAMLError as error:
         raise YamlError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:  # PyYAML's scanner raises this for a broken %YAML line

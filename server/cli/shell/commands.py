@@ -95,6 +95,10 @@ class OneSentenceParser(argparse.ArgumentParser):
     """Raises CommandError instead of printing usage, and OSError if it cannot print its help."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required"):
+            actions = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+            lists = [f"; {a.metavar} is one of: {', '.join(a.choices)}" for a in actions]
+            message += "".join(lists) or f"; '{self.prog} --help' explains them"
         raise CommandError(message, exit_code=2)
 
     def print_help(self, file: Any = None) -> None:

@@ -364,6 +364,11 @@ def test_function_that_is_not_there_is_refused(spec: str) -> None:
         load_function("math:pi")
 
 
+def test_folder_that_is_not_there_is_no_hub_id() -> None:
+    with pytest.raises(TrainError, match=r"there is no folder '\./gone' with a reward model"):
+        load_reward("./gone", max_length=8)
+
+
 def test_folder_that_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="cannot load the reward model"):
         load_reward(str(tmp_path), max_length=8)

@@ -34,6 +34,21 @@ def test_help_is_a_command_too(words: list[str], capsys: pytest.CaptureFixture[s
     assert "usage: prefmix" in wanted
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["weights"], "required: ACTION; ACTION is one of: show, set, delete, "),
+        (["train"], "required: METHOD; METHOD is one of: dpo, maximum-preference, "),
+        (["fit"], "required: --output; 'prefmix fit --help' explains them"),
+    ],
+)
+def test_words_that_are_missing_are_told_with_what_they_may_be(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_reader_that_stops_early_sees_no_traceback() -> None:
     """As in `prefmix --help | head -1`; a pipe whose reading end is closed from the start."""
     reader, writer = os.pipe()
