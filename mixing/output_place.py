@@ -6,6 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
+_LEAST_BYTES = 64 * 2**10
+"""Room that any output needs; a full disk often has some bytes left."""
+
 
 def why_unwritable(path: Path, *, is_folder: bool) -> str | None:
     """The reason for which a file or folder cannot be written, or None if it can.
@@ -28,7 +31,8 @@ def why_unwritable(path: Path, *, is_folder: bool) -> str | None:
     while not folder.exists():
         folder = folder.parent
     try:
-        with tempfile.TemporaryDirectory(prefix=".prefmix-", dir=folder):
-            return None
+        with tempfile.TemporaryDirectory(prefix=".prefmix-", dir=folder) as tried:
+            (Path(tried) / "room").write_bytes(bytes(_LEAST_BYTES))
+        return None
     except OSError as error:
         return f"nothing can be made in {folder}: {error.strerror}"

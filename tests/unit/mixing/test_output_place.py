@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -36,6 +37,16 @@ def test_places_that_cannot(name: str, is_folder: bool, why: str, tmp_path: Path
     (tmp_path / "there").mkdir()
     (tmp_path / "file").touch()
     assert why_unwritable(tmp_path / name, is_folder=is_folder) == why.format(here=tmp_path)
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    why = f"nothing can be made in {tmp_path}: No space left on device"
+    assert why_unwritable(tmp_path / "new", is_folder=False) == why
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_read_only_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
