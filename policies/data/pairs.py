@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefmix.mixing.shown_value import shown
 from prefmix.policies.data.implicit_prompts import Content, with_prompt
 from prefmix.policies.data.sources import Source, raw_rows
 from prefmix.policies.errors import TrainError
@@ -95,7 +96,7 @@ def read_rows(source: Path | Source, fields: Sequence[str]) -> Rows:
 
 def _checked(name: str, raw: Any, fields: Sequence[str]) -> dict[str, Content]:
     if not isinstance(raw, Mapping):
-        raise TrainError(f"{name} is a {type(raw).__name__}; expected an object")
+        raise TrainError(f"{name} is {shown(raw)}; expected an object")
     row: dict[str, Content] = {}
     for field in fields:
         if raw.get(field) is not None:
@@ -118,7 +119,7 @@ def _content(what: str, value: Any) -> Content:
             raise TrainError(f"{what} is empty")
         return value
     if not isinstance(value, list):
-        raise TrainError(f"{what} is a {type(value).__name__}; expected text or messages")
+        raise TrainError(f"{what} is {shown(value)}; expected text or messages")
     if not value:
         raise TrainError(f"{what} is empty")
     messages: list[dict[str, str]] = []

@@ -209,6 +209,8 @@ def _publish(
     else:
         page = write_reward_report(result, folder, title=title, provenance=provenance)
     print(f"\nweights  {args.output}, {_told(change, args.profile)}\nreport   {page}")
+    for name, mixing in change.lost_mixings.items():
+        print(f"\nThe profile {name!r} mixed {mixing}; it now leaves the way to mix to the server.")
     if change.after.default != args.profile:
         print(
             f"\nThe default is still {change.after.default!r}. New weights are for requests with "

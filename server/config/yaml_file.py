@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from prefmix.mixing.shown_value import shown
+
 _MAX_CHARS = 16 * 2**20
 
 _PLAIN = {
@@ -87,6 +89,6 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         return {}
     if not isinstance(data, dict):
         raise YamlError(
-            f"{path} holds a {type(data).__name__}, expected a mapping with keys such as policies"
+            f"{path} holds {shown(data)}, expected a mapping with keys such as policies"
         )
     return data

@@ -55,12 +55,13 @@ def test_other_columns_are_ignored_and_do_not_change_the_hash(tmp_path: Path) ->
         (GOOD | {"prompt": ""}, "line 2: 'prompt' is empty"),
         (GOOD | {"chosen": []}, "line 2: 'chosen' is empty"),
         (GOOD | {"chosen": "No."}, "line 2: 'chosen' and 'rejected' are equal"),
-        (GOOD | {"chosen": 7}, "line 2: 'chosen' is a int"),
+        (GOOD | {"chosen": 7}, "line 2: 'chosen' is 7; expected text"),
         (GOOD | {"chosen": CHAT["chosen"]}, "line 2 mixes texts and messages"),
         (CHAT, "line 2 is a chat but pairs.jsonl line 1 is text"),
         (CHAT | {"prompt": [{"role": "user"}]}, "needs 'role' and 'content'"),
         (CHAT | {"chosen": _message("assistant", "")}, "'chosen' has an empty message"),
-        ([1], "line 2 is a list"),
+        ([1], r"line 2 is \[1\]; expected an object"),
+        (None, "line 2 is null; expected an object"),
     ],
 )
 def test_bad_row_is_named(tmp_path: Path, row: Any, message: str) -> None:

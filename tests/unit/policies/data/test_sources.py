@@ -59,7 +59,7 @@ def test_files_of_all_kinds_give_the_same_rows(tmp_path: Path) -> None:
         ("empty.jsonl", b"", "empty.jsonl holds no rows"),
         ("latin.jsonl", b'{"prompt": "\xfc"}', "as UTF-8 text"),
         ("deep.jsonl", b"\n" + b'{"a":' * 100_000, "deep.jsonl line 2 is not JSON"),
-        ("words.json", b'["a", "b"]', "words.json row 1 is a str; expected an object"),
+        ("words.json", b'["a", "b"]', "words.json row 1 is 'a'; expected an object"),
     ],
 )
 def test_damaged_files_are_one_sentence(

@@ -213,7 +213,7 @@ def test_flags_alone_are_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         ("policies: {a: org/a}\nmixing: sum", ["mixing", "'sum'", "'parameters'"]),
         ("policies: {a: org/a}\ndefault_profile: x", ["'x'", "does not exist", "default"]),
         ("policies: {a: org/a", ["line 1", "mixture.yaml"]),
-        ("- a\n- b", ["list", "mapping"]),
+        ("- a\n- b", ['["a", "b"]', "mapping"]),
         ("policies: {[a]: b}", ["unhashable"]),
     ],
 )
