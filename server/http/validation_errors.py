@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +14,9 @@ from prefmix.mixing.shown_value import shown
 from prefmix.server.http.errors import error_response, one_line
 
 _MAX_REASONS = 3
+
+_PYTHONS_OBJECT = re.compile(r"a valid dictionary(?: or instance of \w+)?")
+"""Pydantic's name for what JSON calls an object."""
 
 _TYPES = ("str", "int", "float", "bool", "dict", "none")
 """Branches of a union, which pydantic puts into an error's location beside the fields."""
@@ -59,7 +63,7 @@ def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
         name = str(first["loc"][-1])
         return (f"{param} is missing" if name == param else f"{param}: {name} is missing"), param
     reasons = dict.fromkeys(_expectation(error) for error in about_it)
-    expected = ", or ".join(list(reasons)[:_MAX_REASONS])
+    expected = _alternatives(reasons)
     return f"{param} is {shown(_input(errors, param, first))}; {expected}", param
 
 
@@ -90,7 +94,7 @@ def _describe_item(errors: Sequence[dict[str, Any]], item: str, place: int) -> s
         for error in kind
         if _below(error)[1:] == _below(wrong)[1:]
     )
-    expected = ", or ".join(list(reasons)[:_MAX_REASONS])
+    expected = _alternatives(reasons)
     return f"{where} is {shown(wrong.get('input'))}; {expected}"
 
 
@@ -131,8 +135,15 @@ def _input(errors: Sequence[Any], param: str, first: dict[str, Any]) -> object:
     return first.get("input")
 
 
+def _alternatives(reasons: Collection[str]) -> str:
+    """Reasons of a union's branches as one: `expected a valid string, or a valid list`."""
+    first, *others = list(reasons)[:_MAX_REASONS]
+    return ", or ".join([first, *(each.removeprefix("expected ") for each in others)])
+
+
 def _expectation(error: dict[str, Any]) -> str:
     message = one_line(str(error.get("msg", "not valid")))
+    message = _PYTHONS_OBJECT.sub("an object", message)
     return message.removeprefix("Input ").replace("should be", "expected", 1)
 
 

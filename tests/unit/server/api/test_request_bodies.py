@@ -390,7 +390,7 @@ def test_a_prompt_that_is_truncated_is_cut_before_it_becomes_tokens(side: str, k
     ("part", "says"),
     [
         ({"type": "x"}, "content[0]: text is missing"),
-        ("a", "content[0] is 'a'; expected a valid dict"),
+        ("a", "content[0] is 'a'; expected an object"),
     ],
 )
 def test_a_part_that_is_validated_late_is_named_in_a_sentence(part: Any, says: str) -> None:
