@@ -29,8 +29,8 @@ TRAIN = (
     "torch, transformers, tokenizers, safetensors, tqdm, trl, peft, accelerate and datasets are "
     "not installed: pip install 'prefmix[train]', or in a clone: make setup-train"
 )
-DATA = str(ROOT / "examples" / "prompts.jsonl")
-TRAIN_WORDS = ["train", "dpo", "--base", "b", "--data", DATA, "--output", "o"]
+TRAIN_WORDS = ["train", "dpo", "--base", "b", "--data", "pairs.jsonl", "--output", "o"]
+PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -65,6 +65,7 @@ def with_fit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_without_their_extras_name_the_pip_command(
     words: list[str], sentence: str, bare: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "pairs.jsonl").write_text(PAIR)
     run = run_installed(bare, ["-m", "prefmix", *words], cwd=tmp_path)
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr == f"prefmix: error: {sentence}\n"
