@@ -65,7 +65,7 @@ class Tuned(ToyEngine):
 
     def best(self, aims_AO: Floats) -> float:
         """The largest aim on a grid of weights."""
-        grid = [np.array(w) / 20 for w in itertools.product(range(21), repeat=3) if sum(w) == 20]
+        grid = [np.array(w) / 12 for w in itertools.product(range(13), repeat=3) if sum(w) == 12]
         return max(float((aims_AO @ self.gains(w)).min()) for w in grid)
 
 
@@ -132,8 +132,9 @@ def test_the_front_is_what_no_other_point_beats(found: RewardFitResult) -> None:
 
 
 def test_summary_and_report_say_it_on_one_screen(
-    toy: Tuned, found: RewardFitResult, tmp_path: Path
+    toy: Tuned, found: RewardFitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("prefmix.weights.report.plots._DPI", 40)
     text = summary(found)
     assert len(text.splitlines()) <= 40
     assert max(map(len, text.splitlines())) <= 80
