@@ -20,10 +20,12 @@ import pytest
 from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.auth.access_levels import LEVELS, Level
 from prefmix.server.telemetry.engine_statistics import INTERVAL_S
+from prefmix.weights.engines.remote import RemoteEngine
 from support.admin_server import KEY, PLAIN, TOKEN, Live, change_under_load, wait
 from support.dying_server import dies, named
 from support.engines import AdaptedBase
 from support.exactness import TOLERANCE_NATS, Job, Oracle
+from support.fit.engine_law import check_mixed_parameters
 from support.preloaded_server import Preloaded
 from support.server_process import PREFMIX, ServerProcess, engine_flags, free_port
 
@@ -218,6 +220,9 @@ def test_two_api_processes_serve_one_trunk_and_end_together(
         assert seen == {"plain=0.5,rs=0.5,start=0"}
         with server.client(key=None) as client:
             check_both_ways_to_mix(client, Oracle([*adapted.merged[:2], adapted.base]))
+        with contextlib.closing(RemoteEngine(server.url)) as remote:
+            assert remote.spec.base == str(adapted.base)
+            check_mixed_parameters(remote, [*adapted.merged[:2], adapted.base])
         with server.client(key=None) as client, contextlib.ExitStack() as stack:
             body = {"prompt": "hi", "max_tokens": 250, "stream": True, "ignore_eos": True}
             streams = []

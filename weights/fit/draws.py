@@ -4,8 +4,8 @@ A draw is a folder of Parquet parts: `sample-00000.parquet` (tokens, text, log-p
 the mixture that drew them, figures that the engine measured meanwhile) and, for a member that has
 no figures because it had no weight, `score-<member>-00000.parquet`. A part is written aside and
 renamed, so that it is whole or missing. A part that exists is never made again. Where parameters
-are mixed, which no member has figures of, `shifted-<number>-00000.parquet` has the scores at
-weights nearby.
+are mixed, which no member has figures of, `shifted-<hash>-00000.parquet` has the scores at weights
+nearby.
 """
 
 from __future__ import annotations
@@ -214,7 +214,10 @@ class Draws:
             return np.concatenate(
                 [
                     self._scored(
-                        folder / f"shifted-{number}-{index:05}.parquet", sample, weights_M, mixing
+                        folder / f"shifted-{cache_name(weights_M)}-{index:05}.parquet",
+                        sample,
+                        weights_M,
+                        mixing,
                     )
                     for index, sample in enumerate(samples)
                 ]
