@@ -33,6 +33,7 @@ from prefmix.bench.engine_flags import (
     model_name,
 )
 from prefmix.bench.report import Report, Spread, progress
+from prefmix.server.config.errors import CommandError
 
 CONTESTANTS = {
     "full": FULL,
@@ -67,6 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of which every second request mixes parameters",
     )
     add("--vary-lengths", action="store_true", help="requests draw from 1/4 to 7/4 of --tokens")
+    add(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu measures the processor time of each contestant, which other work on the machine "
+        "disturbs less; not for separate engines, which have processes of their own, nor on a GPU",
+    )
     add("--top-logprobs", type=int, default=20, help="asked of separate engines; default 20")
     add_round_flags(parser)
     add_engine_flags(parser)
@@ -112,6 +120,11 @@ class Measurement:
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Measures and prints; returns the exit code."""
+    if args.clock == "cpu" and "separate" in args.contestants:
+        raise CommandError(
+            "--clock cpu leaves out what separate engines compute in processes of their own; name "
+            "--contestants without separate"
+        )
     report = Report(
         _heading(args),
         table,
@@ -178,8 +191,8 @@ def measure_rounds(
             for offset in (0, 1)
         )
         for name, worker in workers.items():
-            first_s = worker.seconds(first.only_first_token())
-            whole_s = worker.seconds(whole)
+            first_s = worker.seconds(first.only_first_token(), clock=args.clock)
+            whole_s = worker.seconds(whole, clock=args.clock)
             if round_index:  # the first round warms up
                 times[name].first_s.append(first_s)
                 times[name].whole_s.append(whole_s)
@@ -252,9 +265,10 @@ def table(measurements: Sequence[Measurement]) -> list[list[str]]:
 
 def _heading(args: argparse.Namespace) -> str:
     lengths = "1/4 to 7/4 of " if args.vary_lengths else ""
+    clock = "processor time; " if args.clock == "cpu" else ""
     return (
-        f"{model_name(args)}, {args.dtype}; {args.prompt_tokens} prompt tokens, "
-        f"{lengths}{args.tokens} drawn; median (lowest-highest) of {args.rounds} rounds"
+        f"{model_name(args)}, {args.dtype}; {args.prompt_tokens} prompt tokens, {lengths}"
+        f"{args.tokens} drawn; {clock}median (lowest-highest) of {args.rounds} rounds"
     )
 
 
@@ -268,4 +282,5 @@ def _line(args: argparse.Namespace, one: Measurement) -> dict[str, Any]:
         "tokens": args.tokens,
         "vary_lengths": args.vary_lengths,
         "rounds": args.rounds,
+        "clock": args.clock,
     }

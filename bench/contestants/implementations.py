@@ -30,14 +30,15 @@ class Contestant:
         raise NotImplementedError
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs the job of a request from the parent; returns the seconds that it took."""
+        """Runs the job of a request from the parent; returns the seconds that it took, and those of
+        this process's processor time."""
         job = Job.from_dict(request["job"])
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         tokens = self.draw(job)
-        seconds = time.perf_counter() - begin
+        seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
         lengths = [len(row) for row in tokens]
         assert lengths == list(job.lengths), f"drew {lengths} tokens, not {job.lengths}"
-        return {"seconds": seconds}
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
 class VllmEngine(Contestant):

@@ -71,9 +71,13 @@ class Worker:
         """Waits until the contestant is loaded; returns its report on itself."""
         return self.receive()
 
-    def seconds(self, job: Job) -> float:
-        """Seconds that the contestant takes for a job."""
-        return float(self.ask({"job": job.to_dict()})["seconds"])
+    def seconds(self, job: Job, *, clock: str = "wall") -> float:
+        """Seconds that the contestant takes for a job.
+
+        Args: clock: "wall", or "cpu" for the processor time of its process alone.
+        """
+        answer = self.ask({"job": job.to_dict()})
+        return float(answer["cpu_seconds" if clock == "cpu" else "seconds"])
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Sends one request and waits for its answer."""

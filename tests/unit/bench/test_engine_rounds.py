@@ -10,7 +10,8 @@ import pytest
 from prefmix.bench.command import add_arguments
 from prefmix.bench.contestants import settings as names
 from prefmix.bench.contestants.job import Job
-from prefmix.bench.engine import Rounds, measure_rounds, measurements_of, table
+from prefmix.bench.engine import Rounds, measure_rounds, measurements_of, run, table
+from prefmix.server.config.errors import CommandError
 
 START_S = 0.25
 
@@ -21,9 +22,11 @@ class Fake:
     def __init__(self, token_s: float) -> None:
         self.token_s = token_s
         self.jobs: list[Job] = []
+        self.clocks: set[str] = set()
 
-    def seconds(self, job: Job) -> float:
+    def seconds(self, job: Job, *, clock: str) -> float:
         self.jobs.append(job)
+        self.clocks.add(clock)
         slowness = 10.0 if len(self.jobs) in (5, 6) else 1.0  # the third round
         return slowness * (START_S + (max(job.lengths) - 1) * self.token_s)
 
@@ -64,6 +67,13 @@ def test_contestants_of_a_round_get_the_same_work_and_rounds_differ() -> None:
     assert len(jobs[0]) == 2 * (1 + 3)  # a round is a first token and a whole answer
     prompts = [tuple(map(tuple, job.prompts)) for job in jobs[0]]
     assert len(set(prompts)) == len(prompts)
+
+
+def test_the_clock_is_asked_of_each_contestant() -> None:
+    assert [fake.clocks for fake in measured()[0].values()] == [{"wall"}] * 3
+    assert [fake.clocks for fake in measured("--clock", "cpu")[0].values()] == [{"cpu"}] * 3
+    with pytest.raises(CommandError, match="--clock cpu leaves out what separate engines compute"):
+        run(flags("--clock", "cpu"), [])
 
 
 def test_lengths_that_vary_count_as_drawn() -> None:
