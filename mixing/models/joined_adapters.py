@@ -33,6 +33,8 @@ class JoinedFactors:
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Like AdapterLinearMethod.apply."""
+        # vLLM 0.32 multiplies by matrices of few rows wrongly where an input's rows lie apart.
+        x = x.contiguous()
         low = self._inner.apply(self._down, x, None)
         joined = torch.cat([x, self._stack.scaled(low)], dim=-1)
         out: torch.Tensor = self._inner.apply(layer, joined, None)

@@ -79,7 +79,7 @@ class JoinedAttention:
         metadata, slots = context.attn_metadata, context.slot_mapping
         if metadata:
             metadata = {name: metadata[layer.layer_name] for name, layer in own.items()}
-            slots = {name: slots[layer.layer_name] for name, layer in own.items()}
+            slots = {name: slots.get(layer.layer_name) for name, layer in own.items()}
         return replace(
             context, attn_metadata=metadata, slot_mapping=slots, no_compile_layers=layers
         )

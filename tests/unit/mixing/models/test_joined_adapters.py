@@ -1,0 +1,70 @@
+"""Adapters in their layers' own matrices: the layer's output with every row's own update."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+from prefmix.mixing.models.joined_adapters import join_factors
+from prefmix.mixing.models.stack import Stack
+
+NUM_ROWS, NUM_IN, NUM_OUT = 5, 64, 96
+
+
+@pytest.mark.parametrize("lie_apart", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 2, 4, 20])
+def test_rows_get_the_layers_output_and_their_own_update(
+    rank: int, dtype: torch.dtype, lie_apart: bool
+) -> None:
+    """Two adapters; the rows may be parts of wider ones, as layers pass them on."""
+    torch.manual_seed(rank)
+    layer = nn.Module()
+    layer.weight = nn.Parameter(torch.randn(NUM_OUT, NUM_IN).to(dtype), requires_grad=False)
+    layer.adapters_a = nn.Parameter(torch.randn(2, rank, NUM_IN).to(dtype), requires_grad=False)
+    layer.adapters_b = nn.Parameter(torch.randn(2, rank, NUM_OUT).to(dtype), requires_grad=False)
+    weight, down, up = (
+        each.detach().double() for each in (layer.weight, layer.adapters_a, layer.adapters_b)
+    )
+    stack = Stack(
+        num_members=2,
+        num_adapters=2,
+        max_rows=NUM_ROWS,
+        takes_any_rows=True,
+        device=torch.device("cpu"),
+    )
+    scales = torch.tensor([[1.0, 0.0], [0.5, 0.5], [2.0, -1.5], [0.0, 0.0]])
+    stack.run([0, 1], [4, 1], scales)
+    inner = UnquantizedLinearMethod()
+    joined = join_factors(layer, inner, stack)
+    assert joined is not None
+    inner.process_weights_after_loading(layer)
+    wide = torch.randn(NUM_ROWS, 2 * NUM_IN).to(dtype)
+    rows = wide[:, NUM_IN:] if lie_apart else wide[:, NUM_IN:].contiguous()
+    bias = torch.randn(NUM_OUT).to(dtype)
+    out = joined.apply(layer, rows, bias).double()
+    x = rows.double()
+    expected = x @ weight.T + bias.double()
+    for row, own in enumerate([*scales.tolist(), [0.0, 1.0]]):
+        for adapter, scale in enumerate(own):
+            expected[row] += scale * (x[row] @ down[adapter].T) @ up[adapter]
+    error = (out - expected).norm() / expected.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_factors_that_are_larger_than_their_matrix_stay_apart() -> None:
+    layer = nn.Module()
+    layer.weight = nn.Parameter(torch.zeros(8, 16), requires_grad=False)
+    layer.adapters_a = nn.Parameter(torch.zeros(3, 3, 16), requires_grad=False)
+    layer.adapters_b = nn.Parameter(torch.zeros(3, 3, 8), requires_grad=False)
+    stack = Stack(
+        num_members=3,
+        num_adapters=3,
+        max_rows=1,
+        takes_any_rows=True,
+        device=torch.device("cpu"),
+    )
+    assert join_factors(layer, UnquantizedLinearMethod(), stack) is None
+    assert layer.weight.shape == (8, 16)
