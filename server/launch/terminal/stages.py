@@ -156,6 +156,11 @@ class StartStages:
                 self.tick()
 
 
+def is_own(line: str) -> bool:
+    """True for a line of `prefmix.mixing.start_stages`, which nobody should see."""
+    return _OWN.search(line) is not None
+
+
 @contextlib.contextmanager
 def shown(text: str) -> Iterator[None]:
     """Shows one stage on stderr for as long as the block takes, even if that holds stderr back.

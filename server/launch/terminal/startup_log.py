@@ -20,7 +20,7 @@ from typing import Self
 
 from prefmix.mixing import start_stages
 from prefmix.server.launch.terminal.harmless_lines import HarmlessLineFilter
-from prefmix.server.launch.terminal.stages import StartStages, writer
+from prefmix.server.launch.terminal.stages import StartStages, is_own, writer
 
 OWN_PREFIX = "prefmix: "
 """The beginning of each of the launcher's own lines."""
@@ -189,7 +189,9 @@ class StartupLog:
             assert self._stages is not None, "it is made before this thread"
             for line in stream:
                 text = line.decode(errors="replace")
-                tells_stage = not self._released.is_set() and self._stages.take(text)
+                # An engine that another machine asks may check itself after its start is over.
+                released = self._released.is_set()
+                tells_stage = is_own(text) if released else self._stages.take(text)
                 if not tells_stage and self._shows(text):
                     self._stages.line(line)
 

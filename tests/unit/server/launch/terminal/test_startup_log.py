@@ -172,6 +172,7 @@ with StartupLog(enabled=True) as log:
         import time; time.sleep(0.5)
         log.release()
         subprocess.run([sys.executable, "-c", child])
+        os.write(2, b"prefmix-stage: 950 checking the engine\\n")  # of an engine alone
 print("cause:", log.cause, file=sys.stderr)
 """
 
