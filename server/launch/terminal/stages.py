@@ -123,21 +123,25 @@ class StartStages:
             if not self._text or self._over.is_set():
                 return
             now = self._clock()
-            text = f"{self._text}{self._shards} ({now - self._began_at:.0f} s)"
+            elapsed = f" ({now - self._began_at:.0f} s)"
             if self._is_terminal:
-                self._draw(text)
+                self._draw(f"{self._text}{self._shards}", elapsed)
                 return
+            text = f"{self._text}{self._shards}{elapsed}"
             is_new = self._text + self._shards != self._said
             if now - self._said_at >= (CALM_S if is_new else REPEAT_S):
                 self._said_at, self._said = now, self._text + self._shards
                 self._write(f"prefmix: {'' if is_new else 'still '}{text}\n".encode())
 
-    def _draw(self, text: str) -> None:
+    def _draw(self, text: str, elapsed: str) -> None:
+        """Draws the bar; on a narrow terminal it leaves out the bar first, and the time last."""
         passed = sum(order <= self._order for order in self._orders)
         filled = _BAR_CHARS * passed // (len(self._orders) + 1)
         bar = "#" * filled + "." * (_BAR_CHARS - filled)
         columns = shutil.get_terminal_size().columns - 1
-        line = f"prefmix: {bar} {text}"[:columns]
+        line = f"prefmix: {bar} {text}{elapsed}"
+        if len(line) > columns:
+            line = f"{f'prefmix: {text}'[: max(columns - len(elapsed), 0)]}{elapsed}"[:columns]
         if line == self._drawn:
             return
         self._drawn = line

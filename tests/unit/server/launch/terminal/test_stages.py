@@ -114,12 +114,31 @@ def test_a_terminal_has_one_bar_that_other_lines_push_away(
     assert screen.written.decode().endswith(erased + "prefmix: warning: careful\n")
     screen.stages.enter(990, "opening the server, whose name is far too long for the terminal")
     drawn = screen.after(1)
-    assert drawn.startswith("\rprefmix: ##############.. opening the server")
+    assert drawn.startswith("\rprefmix: opening the server, whose name is far too")
+    assert drawn.endswith(" (2 s)"), "the time is seen, whatever else is cut"
     assert len(drawn.strip("\r")) == 59
     screen.written = b""
     screen.stages.stop()
     assert screen.written.decode() == "\r" + " " * 59 + "\r"
     assert screen.after(3) == ""
+
+
+@pytest.mark.parametrize(
+    ("columns", "drawn"),
+    [
+        (80, "prefmix: ##############.. opening the server (1 s)"),
+        (40, "prefmix: opening the server (1 s)"),
+        (30, "prefmix: opening the se (1 s)"),
+        (4, " (1"),
+    ],
+)
+def test_a_narrow_terminal_has_no_bar(
+    columns: int, drawn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    screen = Screen(is_terminal=True)
+    screen.stages.enter(990, "opening the server")
+    assert screen.after(1) == f"\r{drawn}"
 
 
 def test_processes_tell_only_who_asks(
