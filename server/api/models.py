@@ -79,6 +79,10 @@ def describe(state: MixtureState) -> dict[str, Any]:
         "version": profiles.version,
         "sha256": profiles.sha256,
         "answers_at_once": state.admission.max_answers,
+        "candidates": {
+            "most": state.candidates.most,
+            "max_tokens": state.candidates.max_tokens,
+        },
         "profiles": {name: _profile(profiles, name) for name in profiles.profiles},
     }
 

@@ -60,6 +60,7 @@ def test_others_are_not_found(client: TestClient, name: str) -> None:
 def test_the_mixture_tells_which_tokens_are_drawn(client: TestClient) -> None:
     mixture = client.get("/v1/mixture").json()
     assert (mixture["vocabulary"], mixture["defaults_from"]) == (None, None)
+    assert mixture["candidates"] == {"most": 4, "max_tokens": 64}
     state = getattr(client.app.state, STATE_KEY)  # type: ignore[attr-defined]
     vocabulary = CommonVocabulary(num_rows=10, differing=frozenset({3}), num_never_drawn=6)
     spec = dataclasses.replace(state.spec, defaults_from=state.spec.policy_names[-1])
