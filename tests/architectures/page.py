@@ -27,8 +27,9 @@ with the mixture of the members in transformers, in which adapters are merged in
   {tolerance:.0e}.
 - *Plain vLLM* is vLLM without a mixture, on the first checkpoint. Where it differs from
   transformers by more than that, or transformers cannot run the model, a mixture that differs too
-  is compared with plain vLLM on the same files; such figures are in italics. Where only plain vLLM
-  differs, a mixture mends a defect of it.
+  is compared with plain vLLM on the same files; such figures are in italics.
+- Latent attention (DeepSeek) is tried with `--attention-backend CPU_MLA`, which knows float32, and
+  without vLLM's kernel for rotary embeddings on a CPU, which is wrong for it.
 - *Refused* means that the start ends with the numbered reason. The last column has kinds of linear
   layers that are refused if an adapter changes them; without them, the figure holds.
 
