@@ -63,6 +63,7 @@ def save_adapter(folder: Path, base: Path, *, seed: int, left_out: Collection[st
     head = model.get_output_embeddings()
     tensors: dict[str, torch.Tensor] = {}
     kinds: dict[str, None] = {}
+    targets: set[str] = set()
     for name, module in model.named_modules():
         kind, weight = kind_of(name), getattr(module, "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
@@ -71,6 +72,8 @@ def save_adapter(folder: Path, base: Path, *, seed: int, left_out: Collection[st
         if is_other or module is head or kind in left_out:
             continue
         kinds[kind] = None
+        stem, _, last = name.rpartition(".")
+        targets.add(f"{stem.rpartition('.')[2]}.{last}" if last.isdigit() else last)
         matrix = weight.T if isinstance(module, Conv1D) else weight
         lora_a = torch.randn(RANK, matrix.shape[1], generator=generator) * FACTOR_SIZE
         lora_b = torch.randn(matrix.shape[0], RANK, generator=generator) * FACTOR_SIZE
@@ -91,7 +94,7 @@ def save_adapter(folder: Path, base: Path, *, seed: int, left_out: Collection[st
         "lora_alpha": ALPHA,
         "bias": "none",
         "fan_in_fan_out": any(isinstance(each, Conv1D) for each in model.modules()),
-        "target_modules": sorted({kind.rpartition(".")[2] for kind in kinds}),
+        "target_modules": sorted(targets),
     }
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     return list(kinds)
