@@ -198,6 +198,44 @@ def test_the_reference_is_the_base_at_any_weight(
         assert oracle.worst_error([job], generate(llm, [job])) < TOLERANCE_NATS
 
 
+def test_adapters_that_share_no_layer_are_exact_at_any_affine_weights(
+    own_engine: EngineFactory, tmp_path: Path
+) -> None:
+    """One adapter's factors are larger than the matrices that it changes, and stay apart."""
+    base = save_policy(tmp_path / "base", seed=0, kv_heads=1)
+    adapters = [
+        save_adapter(tmp_path / "queries", base, seed=1, rank=2, targets=("q_proj",)),
+        save_adapter(
+            tmp_path / "wide", base, seed=2, rank=40, targets=("o_proj", "down_proj"), size=0.1
+        ),
+        save_adapter(
+            tmp_path / "last", base, seed=3, rank=1, targets=("v_proj", "gate_proj"), layers=[1]
+        ),
+    ]
+    merged = [
+        save_merged(tmp_path / f"m{index}", base, each) for index, each in enumerate(adapters)
+    ]
+    served = AdaptedBase(base=base, adapters=adapters, merged=merged)
+    llm = own_engine(served.spec(reference=served.reference(), weight_space="affine"))
+    vectors = [
+        (1.0, 0.0, 0.0, 0.0),
+        (0.0, 0.0, 1.0, 0.0),
+        (4.0, -3.5, 0.5, 0.0),
+        (-2.0, 0.0, 3.0, 0.0),
+        (1e-40, -0.0, 0.7, 0.3),
+        (0.0, 2.5, -2.5, 1.0),
+    ]
+    batch = [
+        Job(prompt=(3, 4, 5), weights=weights, mixing=mixing, seed=index)
+        for index, weights in enumerate(vectors)
+        for mixing in MIXINGS
+    ]
+    oracle = Oracle([*merged, base])
+    for _ in range(2):  # the second time in another order, beside other neighbours
+        assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+        batch.reverse()
+
+
 @pytest.mark.skipif(RUNNER == "v2", reason="torch.compile under Triton's interpreter is not tried")
 def test_compiled_trunk_is_exact_for_every_set_of_members(
     own_engine: EngineFactory, adapted: AdaptedBase
