@@ -300,7 +300,8 @@ def evaluate(
         plain = {**asdict(settings), "weights_M": dict(row.weights)}
         involved = {name: content_hashes[name] for name in (*row.weights, *kl_members)}
         name = cache_name(["evaluation", plain, involved, hash_of_prompts(prompts)])
-        drawn = draws.draw(name, prompts, settings, title=row.name)
+        scoring = row.taking_part if row.candidates > 1 else None
+        drawn = draws.draw(name, prompts, settings, title=row.name, members=scoring)
         if row.candidates > 1:
             drawn = picked(drawn, row.weights, row.candidates, seed=settings.seed)
             kl_RPM.append(np.full((len(prompts), len(kl_members)), np.nan))

@@ -104,7 +104,7 @@ class Draws:
         *,
         title: str,
         shifts: Sequence[Sequence[float]] = (),
-        is_scored: bool = True,
+        members: Sequence[str] | None = None,
     ) -> Drawn:
         """Draws responses and scores them under every member, or reads the parts that exist.
 
@@ -114,12 +114,12 @@ class Draws:
           settings: weights, number and length of the responses, seed.
           title: the purpose of the draw, shown with its progress.
           shifts: S other weights at which the responses are scored, too, mixed in the same way.
-          is_scored: false scores nothing, for responses of which only the texts are wanted.
+          members: the members whose scores are wanted; None: all.
         """
         folder = self._cache / name
         folder.mkdir(parents=True, exist_ok=True)
         paths = self._sample(folder, prompts, settings, title)
-        scoring = self._members if is_scored else ()
+        scoring = self._members if members is None else members
         columns = {member: self._score(folder, paths, member, title) for member in scoring}
         shifted = [
             self._score_shifted(folder, paths, number, weights_M, settings.mixing, title)

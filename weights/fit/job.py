@@ -152,7 +152,7 @@ class Sampling:
         self, weights: Sequence[float], prompts: Sequence[Prompt], *, seed: int, title: str
     ) -> Answers:
         """Draws responses of which nothing but the texts is wanted. Args: as `draw`."""
-        return self._drawn(weights, prompts, seed, title, "logits", is_scored=False)[1]
+        return self._drawn(weights, prompts, seed, title, "logits", members=())[1]
 
     def _drawn(
         self,
@@ -163,7 +163,7 @@ class Sampling:
         mixing: Mixing,
         *,
         shifts: Sequence[Sequence[float]] = (),
-        is_scored: bool = True,
+        members: Sequence[str] | None = None,
     ) -> tuple[Drawn, Answers]:
         settings = DrawSettings(
             weights_M=self._of_members(weights),
@@ -174,7 +174,7 @@ class Sampling:
         )
         name = cache_name([asdict(settings), dict(self._content_hashes), hash_of_prompts(prompts)])
         drawn = self._draws.draw(
-            name, prompts, settings, title=title, shifts=shifts, is_scored=is_scored
+            name, prompts, settings, title=title, shifts=shifts, members=members
         )
         by_id = {prompt.id: prompt for prompt in prompts}
         asked = [by_id[prompt_id] for prompt_id in drawn.table["prompt_id"].to_pylist()]

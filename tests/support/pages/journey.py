@@ -33,6 +33,7 @@ PARSED = {
     ),
     ("docs/averages.md", ".venv/bin/prefmix export"): _OWN_FILES,
     ("docs/candidates.md", "curl -i http://127.0.0.1:8000"): _OTHER_SERVER,
+    ("docs/candidates.md", ".venv/bin/prefmix eval policies/demo"): _MINUTES,
     ("docs/console.md", ".venv/bin/prefmix serve policies/demo/serve.yaml"): _OTHER_SERVER,
     ("docs/console.md", ".venv/bin/python -m pytest"): _MAKE,
     ("docs/deploying.md", "docker compose"): _CLUSTER,
