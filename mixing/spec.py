@@ -112,6 +112,9 @@ class MixtureSpec:
     defaults_from: str | None = None
     """The member whose files give tokenizer, chat template, end tokens and defaults of generation;
     None: the first policy, or the base."""
+    has_prompts: bool = False
+    """True if requests may give the policies prompts of their own
+    (prefmix.mixing.prompts.request_heads)."""
 
     def __post_init__(self) -> None:
         if not self.policies:
@@ -226,6 +229,7 @@ class MixtureSpec:
             "mixing": self.mixing,
             "vocabulary": self.vocabulary,
             "defaults_from": self.defaults_from,
+            "has_prompts": self.has_prompts,
         }
 
     @classmethod
@@ -262,6 +266,7 @@ class MixtureSpec:
             mixing=data.get("mixing", "logits"),
             vocabulary=data.get("vocabulary", "prefix"),
             defaults_from=data.get("defaults_from"),
+            has_prompts=data.get("has_prompts", False),
         )
 
 

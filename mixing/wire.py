@@ -17,6 +17,9 @@ WEIGHTS_KEY = "prefmix_weights"
 MIXING_KEY = "prefmix_mixing"
 """Key of one of prefmix.mixing.ways_to_mix.MIXINGS; without it a request
 mixes as the server does by default."""
+HEADS_KEY = "prefmix_heads"
+"""Key of M lists of token ids in member order, the beginnings of the policies' own prompts, or None
+for a policy that reads the engine's (prefmix.mixing.prompts.request_heads)."""
 MEASURE_KEY = "prefmix_measure"
 """Key of a string. The request's tokens are measured and their figures kept under the string
 (prefmix.mixing.batch.statistics)."""
@@ -35,9 +38,16 @@ FAILED_PREFIX = "prefmix_failed:"
 """Beginning of the stop reason of a request that policies have failed; their names follow."""
 
 
-def to_extra_args(weights_M: Sequence[float], mixing: Mixing = "logits") -> dict[str, Any]:
-    """The entries of `extra_args` that carry the weights and the way of mixing."""
-    return {WEIGHTS_KEY: list(weights_M), MIXING_KEY: mixing}
+def to_extra_args(
+    weights_M: Sequence[float],
+    mixing: Mixing = "logits",
+    heads_M: Sequence[Sequence[int] | None] | None = None,
+) -> dict[str, Any]:
+    """The entries of `extra_args` that carry weights, way of mixing and own prompts."""
+    carried: dict[str, Any] = {WEIGHTS_KEY: list(weights_M), MIXING_KEY: mixing}
+    if heads_M is not None:
+        carried[HEADS_KEY] = [None if each is None else list(each) for each in heads_M]
+    return carried
 
 
 def from_extra_args(extra_args: Mapping[str, Any] | None) -> Any | None:
@@ -48,6 +58,11 @@ def from_extra_args(extra_args: Mapping[str, Any] | None) -> Any | None:
 def mixing_of(extra_args: Mapping[str, Any] | None) -> object:
     """The value under the key, unchecked; None without one."""
     return None if extra_args is None else extra_args.get(MIXING_KEY)
+
+
+def heads_of(extra_args: Mapping[str, Any] | None) -> object:
+    """The value under the key, unchecked; None without one."""
+    return None if extra_args is None else extra_args.get(HEADS_KEY)
 
 
 def measured_as(extra_args: Mapping[str, Any] | None) -> str | None:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from prefmix.mixing import wire
+from prefmix.mixing.prompts.request_heads import RequestHeads
 from prefmix.mixing.simplex import WeightsError, check_weights
 from prefmix.mixing.spec import MixtureSpec
 
@@ -41,15 +42,20 @@ class RequestMixing:
     mixes_parameters: bool = False
     measured_as: str | None = None
     """The key under which the request's figures are kept; None if it is not measured."""
+    heads: RequestHeads | None = None
+    """The policies' own beginnings of the prompt; None if all read the same."""
 
     @classmethod
     def of_request(cls, extra_args: Mapping[str, Any] | None, spec: MixtureSpec) -> RequestMixing:
         """Reads what a request carries. Never raises."""
         mixing = wire.mixing_of(extra_args) or spec.mixing
+        mixes_parameters = bool(spec.adapters) and mixing == "parameters"
+        has_heads = spec.has_prompts and not mixes_parameters
         return cls(
             weights_M=_weights_of(extra_args, spec),
-            mixes_parameters=bool(spec.adapters) and mixing == "parameters",
+            mixes_parameters=mixes_parameters,
             measured_as=wire.measured_as(extra_args),
+            heads=RequestHeads.of_request(extra_args, spec.num_members) if has_heads else None,
         )
 
     def coefficients(self, spec: MixtureSpec) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ import torch
 from prefmix.mixing.batch.broken_rows import find_broken_rows
 from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.batch.statistics import MixtureStatisticsCollector
+from prefmix.mixing.prompts.step_heads import StepHeads
 
 _NOT_TIMED = nullcontext()
 
@@ -33,6 +34,7 @@ class Step:
         "broken_rows_N",
         "can_skip",
         "checks_rows",
+        "heads",
         "logits",
         "num_members",
         "statistics",
@@ -54,6 +56,8 @@ class Step:
         self.broken_rows_N: torch.Tensor | None = None
         """Codes of the rows that the step draws tokens from (prefmix.mixing.batch.broken_rows);
         None if all rows are sound."""
+        self.heads: StepHeads | None = None
+        """The policies' own prompts; None if no request of the step has any."""
         self.logits: list[torch.Tensor | None] | None = None
         """The members' logits of the rows that are being mixed, if the mixing computed them."""
         self._is_checked = False
@@ -126,6 +130,14 @@ class StepWeights(ABC):
     @abstractmethod
     def begin_pass(self, step: Step) -> None:
         """Starts a forward pass: calls `step.begin`, unless the runner did so before the pass."""
+
+    def heads(self, input_ids: torch.Tensor) -> StepHeads | None:
+        """The policies' own prompts; None if no request of the step has any.
+
+        Args:
+          input_ids: int [T], the tokens of the engine's prompts and answers.
+        """
+        return None
 
     @abstractmethod
     def token_coefficients(self, num_tokens: int) -> torch.Tensor:

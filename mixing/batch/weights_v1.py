@@ -19,6 +19,7 @@ import torch
 from prefmix.mixing.batch.engine_settings import spec_of
 from prefmix.mixing.batch.request_mixing import RequestMixing, active_members, rows_of_tokens
 from prefmix.mixing.batch.step import Step, StepWeights
+from prefmix.mixing.prompts.step_heads import StepHeads
 from prefmix.mixing.spec import MixtureSpec
 
 if TYPE_CHECKING:
@@ -44,12 +45,22 @@ class RowWeights(StepWeights):
             step.begin_without_batch()
 
     def token_coefficients(self, num_tokens: int) -> torch.Tensor:
-        attn_metadata = self._context().attn_metadata
-        if not attn_metadata:
+        metadata = self._metadata()
+        if metadata is None:
             return self._default_C.expand(num_tokens, -1).contiguous()
-        # The metadata of every layer that does not attend in chunks describes the batch itself.
-        metadata = next(each for each in attn_metadata.values() if has_whole_requests(each))
         return self._table.token_coefficients(metadata.query_start_loc, num_tokens)
+
+    def heads(self, input_ids: torch.Tensor) -> StepHeads | None:
+        metadata = self._metadata()
+        if metadata is None or not self._table.has_heads:
+            return None
+        return self._table.heads(metadata.query_start_loc, metadata.seq_lens, input_ids)
+
+    def _metadata(self) -> Any:
+        """The attention metadata of the batch; None in passes without one."""
+        # That of every layer that does not attend in chunks describes the batch itself.
+        attn_metadata = self._context().attn_metadata or {}
+        return next((each for each in attn_metadata.values() if has_whole_requests(each)), None)
 
 
 class WeightTable:
@@ -65,20 +76,27 @@ class WeightTable:
         self._is_single = spec.num_members == 1
         self.requests: list[RequestMixing] = [default] * num_rows
         """Per row the request that it belongs to."""
+        # Prompts of the policies' own, of servers that have any.
+        self._shifts_SM = np.zeros((num_rows, spec.num_members), dtype=np.int64)
+        self._has_heads_S = np.zeros(num_rows, dtype=bool)
 
     def write(self, row: int, extra_args: Mapping[str, Any] | None) -> None:
         """Gives `row` to a new request."""
         request = self.requests[row] = RequestMixing.of_request(extra_args, self.spec)
         self.host_SC[row] = request.coefficients(self.spec)
+        self._has_heads_S[row] = request.heads is not None
+        self._shifts_SM[row] = 0 if request.heads is None else request.heads.shifts_M
 
     def copy_row(self, source: int, target: int) -> None:
         """Moves a request to another row."""
-        self.host_SC[target] = self.host_SC[source]
+        for rows in (self.host_SC, self._shifts_SM, self._has_heads_S):
+            rows[target] = rows[source]
         self.requests[target] = self.requests[source]
 
     def swap_rows(self, row: int, other: int) -> None:
         """Exchanges two requests."""
-        self.host_SC[[row, other]] = self.host_SC[[other, row]]
+        for rows in (self.host_SC, self._shifts_SM, self._has_heads_S):
+            rows[[row, other]] = rows[[other, row]]
         self.requests[row], self.requests[other] = self.requests[other], self.requests[row]
 
     def flush(self, num_active_rows: int) -> None:
@@ -90,6 +108,24 @@ class WeightTable:
     def token_coefficients(self, query_start_loc: torch.Tensor, num_tokens: int) -> torch.Tensor:
         """float32 [T, C]: each token's row of the table."""
         return self.device_SC[rows_of_tokens(query_start_loc, num_tokens)]
+
+    @property
+    def has_heads(self) -> bool:
+        """True if a request of the batch has prompts of the policies' own."""
+        return bool(self._has_heads_S[: self.num_active_rows].any())
+
+    def heads(
+        self, query_start_loc: torch.Tensor, seq_lens: torch.Tensor, input_ids: torch.Tensor
+    ) -> StepHeads:
+        """The prompts of the policies' own of the batch; arguments as of StepHeads."""
+        num_rows = len(query_start_loc) - 1
+        return StepHeads(
+            [request.heads for request in self.requests[:num_rows]],
+            self._shifts_SM[:num_rows],
+            query_start_loc=query_start_loc,
+            seq_lens=seq_lens,
+            input_ids=input_ids,
+        )
 
     def active_members(self) -> list[bool]:
         """Per member, True if it runs for any request."""

@@ -15,6 +15,7 @@ error; the others continue. Its cached blocks are dropped, in case their numbers
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from prefmix.mixing.batch.engine_settings import SCHEDULER_PATH, spec_of
 from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.engine import pulse, self_check
 from prefmix.mixing.engine.grammar_limits import lower_priority
+from prefmix.mixing.prompts.cached_blocks import LaggingBlocks
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.start_stages import ENGINE_RUNS, announce
 from prefmix.mixing.workarounds.zero_kv_blocks import zero_new_blocks
@@ -44,10 +46,14 @@ def salt_for(spec: MixtureSpec, request: RequestMixing, user_salt: str | None) -
     """The cache salt of a request: what has computed its blocks, then the user's own salt.
 
     That is the set of active members as a hexadecimal number, or the float32 weights of mixed
-    parameters behind a letter that no such number begins with. Injective, so that no user's salt
-    reaches the blocks of others. Requests that use every member and have no salt keep vLLM's plain
-    hashes.
+    parameters behind a letter that no such number begins with. Before it stand the heads of the
+    policies' own prompts, if there are any, behind another such letter. Injective, so that no
+    user's salt reaches the blocks of others. Requests that use every member and have no salt keep
+    vLLM's plain hashes.
     """
+    if request.heads is not None:
+        own = salt_for(spec, replace(request, heads=None), user_salt)
+        return f"h{request.heads.digest()}/{own or ''}"
     weights_M = request.weights_M
     if request.mixes_parameters:
         scales = np.asarray(weights_M[: len(spec.adapters)], dtype=np.float32)
@@ -65,10 +71,14 @@ class MixtureScheduler(Scheduler):
         zero_new_blocks()
         super().__init__(vllm_config=vllm_config, **kwargs)
         self.mixture = spec_of(vllm_config)
+        self._lagging = LaggingBlocks(self) if self.mixture.has_prompts else None
         lower_priority(self.structured_output_manager)
 
     def add_request(self, request: Request) -> None:
-        salt = salt_for(self.mixture, self._mixing_of(request), request.cache_salt)
+        mixing = self._mixing_of(request)
+        salt = salt_for(self.mixture, mixing, request.cache_salt)
+        if self._lagging is not None and mixing.heads is not None:
+            self._lagging.name(request, mixing.heads)
         if salt != request.cache_salt:
             request.cache_salt = salt
             request.block_hashes.clear()

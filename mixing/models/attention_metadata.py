@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from vllm.config import VllmConfig
@@ -29,6 +29,9 @@ class Part:
     """int64 [T_p], ascending: all tokens of the part's requests; None for all requests."""
     first_block: int = 0
     """Index of the member's first block in the cache that attention gets."""
+    shifts_B: torch.Tensor | None = None
+    """int64, the member's shift in each request (prefmix.mixing.prompts.request_heads); then
+    `tokens` are those that it has rows for. None if all members read the same."""
 
 
 def metadata_of(parts: Sequence[Part], builder: Any) -> Any:
@@ -42,6 +45,13 @@ def metadata_of(parts: Sequence[Part], builder: Any) -> Any:
     lengths, seq_lens, tables, slots = [], [], [], []
     for part in parts:
         step = part.step
+        if part.shifts_B is not None:
+            own = _shifted(part, block_size)
+            lengths.append(own.lengths_B)
+            seq_lens.append(own.seq_lens_B)
+            tables.append(own.table_BW + part.first_block)
+            slots.append(own.slots_T + part.first_block * block_size)
+            continue
         own_lengths_B, own_slots_T = step.query_start_loc.diff(), step.slot_mapping
         requests: Any = slice(None)
         if part.tokens is not None:
@@ -72,6 +82,40 @@ def metadata_of(parts: Sequence[Part], builder: Any) -> Any:
             slot_mapping=slots_T,
             causal=parts[0].step.causal,
         ),
+    )
+
+
+class _Shifted(NamedTuple):
+    """The part of a member whose prompts are shorter than the engine's."""
+
+    lengths_B: torch.Tensor
+    seq_lens_B: torch.Tensor
+    table_BW: torch.Tensor
+    slots_T: torch.Tensor
+
+
+def _shifted(part: Part, block_size: int) -> _Shifted:
+    """Moves a member's requests to the front of its tables, as far as whole blocks allow
+    (prefmix.mixing.prompts.cached_blocks)."""
+    step, tokens, shifts_B = part.step, part.tokens, part.shifts_B
+    assert tokens is not None
+    assert shifts_B is not None
+    lengths_B = step.query_start_loc.diff().long()
+    num_requests = len(lengths_B)
+    rows_T = torch.repeat_interleave(torch.arange(num_requests), lengths_B)[tokens]
+    first_B = step.seq_lens[:num_requests].long() - lengths_B - step.query_start_loc[:-1].long()
+    places_T = first_B[rows_T] + tokens - (shifts_B % block_size)[rows_T]
+    blocks_T = step.block_table[rows_T, places_T // block_size].long()
+    own_lengths_B = torch.bincount(rows_T, minlength=num_requests)
+    requests = own_lengths_B.nonzero()[:, 0]
+    width = step.block_table.shape[1]
+    left_out_B1 = (shifts_B // block_size)[requests, None]
+    columns_BW = (torch.arange(width) + left_out_B1).clamp_(max=width - 1)
+    return _Shifted(
+        own_lengths_B[requests].to(torch.int32),
+        (step.seq_lens[:num_requests] - shifts_B.to(step.seq_lens.dtype))[requests],
+        step.block_table[requests].gather(1, columns_BW),
+        (blocks_T * block_size + places_T % block_size).to(step.slot_mapping.dtype),
     )
 
 

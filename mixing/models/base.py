@@ -29,6 +29,7 @@ from prefmix.mixing.batch.weights_v1 import RowWeights, table_of_engine
 from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
 from prefmix.mixing.models.begun_blocks import BegunBlocks
 from prefmix.mixing.models.skipping import takes_any_rows, tokens_of
+from prefmix.mixing.prompts.cached_blocks import keep_windows_longer
 from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.mixing.workarounds import apply_in_worker
 
@@ -48,6 +49,8 @@ class MixtureModel(nn.Module, ABC):
         super().__init__()
         apply_in_worker(vllm_config)
         self.spec = spec_of(vllm_config)
+        if self.spec.has_prompts:
+            keep_windows_longer()
         model_config = vllm_config.model_config
         self.vocab_size: int = model_config.get_vocab_size()
         """The shortest of the members' (prefmix.mixing.engine.member_checks)."""
@@ -81,6 +84,14 @@ class MixtureModel(nn.Module, ABC):
           tokens: per running member int64 [T_m], the tokens it runs; None if each runs all.
           scales_TK: scales of the adapters in the first member's rows; [T, 0] without adapters.
         """
+
+    def inputs_of(
+        self, member: int, tokens: torch.Tensor, input_ids: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The token ids and positions that a running member has at these tokens, int64 [T_m]."""
+        if self.step.heads is None:
+            return input_ids[tokens], positions[..., tokens]
+        return self.step.heads.inputs(member, tokens, positions)
 
     @abstractmethod
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
@@ -139,9 +150,13 @@ class MixtureModel(nn.Module, ABC):
         tokens = None
         if step.can_skip and self.takes_any_rows:
             tokens = tokens_of(weights_TM, step.members)
+        step.heads = heads = weights.heads(input_ids)
+        parts: Sequence[torch.Tensor | None] = tokens or [None] * len(step.members)
         if self.device.type == "cpu":
-            parts: Sequence[torch.Tensor | None] = tokens or [None] * len(step.members)
-            self._begun_blocks.clear(dict(zip(step.members, parts, strict=True)))
+            by_member = dict(zip(step.members, parts, strict=True))
+            self._begun_blocks.clear(by_member, lag=heads is not None)
+        if heads is not None:
+            tokens = [heads.tokens(*each) for each in zip(step.members, parts, strict=True)]
         if self.is_single:
             shape = (num_tokens, self.hidden_sizes[0])
             out = torch.empty(shape, dtype=self.dtype, device=input_ids.device)

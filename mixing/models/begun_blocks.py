@@ -28,11 +28,13 @@ class BegunBlocks:
         """(member, a layer, block size, caches of all its layers with the same slots); None until
         the first step."""
 
-    def clear(self, tokens: Mapping[int, torch.Tensor | None]) -> None:
+    def clear(self, tokens: Mapping[int, torch.Tensor | None], *, lag: bool = False) -> None:
         """Clears blocks before the members write to them.
 
         Args:
           tokens: by running member int64 [T_m], the tokens that it runs; None for all.
+          lag: true if a member may fill a block later than the engine does
+            (prefmix.mixing.prompts.cached_blocks): then all that begin are cleared.
         """
         context = get_forward_context()
         if not context.attn_metadata:  # profiling, warm-up
@@ -46,7 +48,8 @@ class BegunBlocks:
             slots_T, own = context.slot_mapping[name], tokens[member]
             key = (slots_T.data_ptr(), size, id(own))
             if key not in found:
-                found[key] = unfinished_blocks(slots_T if own is None else slots_T[own], size)
+                own_slots_T = slots_T if own is None else slots_T[own]
+                found[key] = unfinished_blocks(own_slots_T, size, all_begun=lag)
             for block in found[key]:
                 for cache in caches:
                     cache[block].zero_()
@@ -63,15 +66,20 @@ def _groups(context: ForwardContext) -> Iterator[tuple[int, str, int, list[torch
         yield member, name, size, caches
 
 
-def unfinished_blocks(slots_T: torch.Tensor, block_size: int) -> list[int]:
+def unfinished_blocks(
+    slots_T: torch.Tensor, block_size: int, *, all_begun: bool = False
+) -> list[int]:
     """The blocks of which a step writes the first slot and not the last.
 
     Args:
       slots_T: int64, the slots that it writes; negative ones are not stored.
+      all_begun: true for all of which it writes the first slot.
     """
     begun = slots_T[slots_T % block_size == 0]
     if not len(begun):
         return []
+    first = set((begun // block_size).tolist())
+    if all_begun:
+        return sorted(first)
     ended = slots_T[slots_T % block_size == block_size - 1]
-    first, last = (set((each // block_size).tolist()) for each in (begun, ended))
-    return sorted(first - last)
+    return sorted(first - set((ended // block_size).tolist()))

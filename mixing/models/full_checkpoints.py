@@ -99,12 +99,13 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         slots: Sequence[torch.Tensor],
         tokens: Sequence[torch.Tensor],
     ) -> None:
-        parts = dict(zip(self.step.members, tokens, strict=True))
+        every = zip(self.step.members, tokens, strict=True)
+        parts = {member: own for member, own in every if len(own)}
         for slot in slots:
             slot.zero_()
-        with self._attention.running(parts):
+        with self._attention.running(parts, self.step.heads):
             for index, own in parts.items():
-                hidden = self._members[index](input_ids[own], positions[..., own])
+                hidden = self._members[index](*self.inputs_of(index, own, input_ids, positions))
                 slots[index].index_copy_(0, own, hidden)
 
     @functools.cached_property

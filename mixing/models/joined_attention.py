@@ -20,6 +20,7 @@ from vllm.forward_context import ForwardContext, get_forward_context, override_f
 
 from prefmix.mixing.models.attention_metadata import Part, metadata_builder, metadata_of
 from prefmix.mixing.models.stacked_attention import StackedAttention
+from prefmix.mixing.prompts.step_heads import StepHeads
 
 
 class JoinedAttention:
@@ -33,12 +34,16 @@ class JoinedAttention:
 
     @contextmanager
     def running(
-        self, members: Sequence[int], tokens: Sequence[torch.Tensor] | None
+        self,
+        members: Sequence[int],
+        tokens: Sequence[torch.Tensor] | None,
+        heads: StepHeads | None = None,
     ) -> Iterator[None]:
         """Within this context attention expects the rows of these members, one after the other.
 
         Args:
           tokens: per running member int64 [R_m], the step's tokens that it runs; None for all.
+          heads: the policies' own prompts; None if no request of the step has any.
         """
         context = get_forward_context()
         if len(members) == 1 and tokens is None:
@@ -59,6 +64,7 @@ class JoinedAttention:
                     context.attn_metadata[group.names[member]],
                     None if tokens is None else tokens[place],
                     group.first_blocks[member],
+                    None if heads is None else heads.shifts_BM[:, member],
                 )
                 for place, member in enumerate(members)
             ]

@@ -139,14 +139,17 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
                 slots[members[0]].copy_(self.trunk(input_ids, positions))
             return
         everything = torch.arange(len(input_ids))
-        parts = dict(zip(members, tokens or [everything] * len(members), strict=True))
+        every = zip(members, tokens or [everything] * len(members), strict=True)
+        parts = {member: own for member, own in every if len(own)}
         for together in passes_of(parts, max_rows=self.max_rows):
-            rows_R = torch.cat([parts[member] for member in together])
+            inputs = [self.inputs_of(each, parts[each], input_ids, positions) for each in together]
+            ids_R = torch.cat([ids for ids, _ in inputs])
+            positions_R = torch.cat([places for _, places in inputs], dim=-1)
             own_TK = scales_TK[parts[0]] if 0 in together else None
             self.stack.run(together, [len(parts[member]) for member in together], own_TK)
             own = None if tokens is None else [parts[member] for member in together]
-            with self.attention.running(together, own):
-                hidden_RD = self.trunk(input_ids[rows_R], positions[..., rows_R])
+            with self.attention.running(together, own, self.step.heads):
+                hidden_RD = self.trunk(ids_R, positions_R)
             for member, hidden in zip(together, self.stack.split(hidden_RD), strict=True):
                 slots[member].index_copy_(0, parts[member], hidden)
 

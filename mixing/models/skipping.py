@@ -23,6 +23,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
 from prefmix.mixing.models.attention_metadata import Part, metadata_builder, metadata_of
 from prefmix.mixing.models.loading import split_member_name
+from prefmix.mixing.prompts.step_heads import StepHeads
 
 
 def takes_any_rows(device: torch.device) -> bool:
@@ -62,11 +63,14 @@ class MemberAttention:
         pass."""
 
     @contextmanager
-    def running(self, tokens: dict[int, torch.Tensor]) -> Iterator[None]:
+    def running(
+        self, tokens: dict[int, torch.Tensor], heads: StepHeads | None = None
+    ) -> Iterator[None]:
         """Within this context each member's layers expect its own rows only.
 
         Args:
           tokens: by member int64 [T_m].
+          heads: the policies' own prompts; None if no request of the step has any.
         """
         context = get_forward_context()
         if self._groups is None:
@@ -74,7 +78,9 @@ class MemberAttention:
         metadata, slots = dict(context.attn_metadata), dict(context.slot_mapping)
         for member, names, builder in self._groups:
             if member in tokens:
-                own = metadata_of([Part(metadata[names[0]], tokens[member])], builder)
+                shifts_B = None if heads is None else heads.shifts_BM[:, member]
+                part = Part(metadata[names[0]], tokens[member], shifts_B=shifts_B)
+                own = metadata_of([part], builder)
                 metadata.update(dict.fromkeys(names, own))
                 slots.update(dict.fromkeys(names, own.slot_mapping))
         narrowed = dataclasses.replace(context, attn_metadata=metadata, slot_mapping=slots)

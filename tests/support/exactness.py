@@ -34,6 +34,15 @@ class Job:
     mixing: Mixing = "logits"
     max_tokens: int = 12
     seed: int | None = 0
+    heads: tuple[tuple[int, ...] | None, ...] | None = None
+    """The members' own beginnings of the prompt, the longest of which `prompt` begins with."""
+
+    def prompt_of(self, member: int) -> tuple[int, ...]:
+        """The prompt that a member reads."""
+        head = None if self.heads is None else self.heads[member]
+        if self.heads is None or head is None:
+            return self.prompt
+        return head + self.prompt[max(len(each) for each in self.heads if each is not None) :]
 
 
 def random_jobs(
@@ -76,7 +85,7 @@ def generate(llm: Any, jobs: Sequence[Job], **sampling: Any) -> list[Any]:
         SamplingParams(
             max_tokens=job.max_tokens,
             seed=job.seed,
-            extra_args=wire.to_extra_args(job.weights, job.mixing),
+            extra_args=wire.to_extra_args(job.weights, job.mixing, job.heads),
             **settings,
         )
         for job in jobs
@@ -127,10 +136,24 @@ class Oracle:
         weights_TM = torch.tensor([list(weights)] * len(tokens), dtype=torch.float64)
         return mixture_logprobs_reference(self.logits(tokens), weights_TM)
 
+    @torch.no_grad()
+    def prompted_logprobs(self, job: Job, tokens: Sequence[int]) -> torch.Tensor:
+        """float64 [T + 1, V] of the mixture before each of T drawn tokens and after the last, each
+        member after its own prompt."""
+        logits = []
+        for member, model in enumerate(self.models):
+            ids = torch.tensor([[*job.prompt_of(member), *tokens]])
+            logits.append(model(ids).logits[0, -len(tokens) - 1 :].float())
+        weights_TM = torch.tensor([list(job.weights)] * len(logits[0]), dtype=torch.float64)
+        return mixture_logprobs_reference(torch.stack(logits, dim=1), weights_TM)
+
     def errors(self, job: Job, tokens: Sequence[int], logprobs: Sequence[float]) -> np.ndarray:
         """Served minus true log-probability of each generated token, in nats."""
-        expected = self.logprobs((*job.prompt, *tokens), job.weights, job.mixing)
-        first = len(job.prompt) - 1
+        if job.heads is None:
+            expected = self.logprobs((*job.prompt, *tokens), job.weights, job.mixing)
+        else:
+            expected = self.prompted_logprobs(job, tokens)
+        first = len(expected) - len(tokens) - 1
         truth = [expected[first + step, token].item() for step, token in enumerate(tokens)]
         return np.asarray(logprobs) - np.asarray(truth)
 
