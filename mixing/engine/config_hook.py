@@ -160,6 +160,30 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
             raise UnsupportedEngineError(reason)
 
 
+def refuse_prompts(vllm_config: VllmConfig) -> None:
+    """Refuses engines that cannot give the policies prompts of their own.
+
+    Raises: UnsupportedEngineError.
+    """
+    from vllm.platforms import current_platform
+
+    if vllm_config.use_v2_model_runner or not current_platform.is_cpu():
+        raise UnsupportedEngineError(
+            "policies have prompts of their own on a CPU with vLLM's V1 model runner only; leave "
+            "the prompts out"
+        )
+    if not can_skip(vllm_config):
+        raise UnsupportedEngineError(
+            "another scheduler, a KV connector or expert parallelism does not know the cache "
+            "blocks of policies with prompts of their own; start without, or leave the prompts out"
+        )
+    if vllm_config.kv_events_config is not None:
+        raise UnsupportedEngineError(
+            "KV events name cache blocks by one prompt, and the policies have prompts of their "
+            "own; drop --kv-events-config, or leave the prompts out"
+        )
+
+
 def _quantises_while_loading(model_config: ModelConfig) -> bool:
     """True if linear layers of a checkpoint in floating point become quantised ones."""
     from vllm.config.quantization import resolve_quantization_config
@@ -218,6 +242,8 @@ class MixtureConfig(VerifyAndUpdateConfig):
         isolate_skipped_policies(vllm_config)
         if spec.mixing == "parameters" and not can_skip(vllm_config):
             raise UnsupportedEngineError(UNSALTED)
+        if spec.has_prompts:
+            refuse_prompts(vllm_config)
         model_config = vllm_config.model_config
         processors = list(model_config.logits_processors or [])
         model_config.logits_processors = [*processors, processor_path(vllm_config, spec)]

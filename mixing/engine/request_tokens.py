@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+from prefmix.mixing.prompts.request_checks import PromptsError, check_prompts
+from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec
 from prefmix.mixing.vocabulary import CommonVocabulary
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
+_PROMPTS = "preference_prompts"
 _FIELDS = ("logit_bias", "allowed_token_ids", "logprob_token_ids", "trace_decode_token_ids")
 """Fields of vLLM's SamplingParams that hold token ids."""
 
@@ -24,9 +27,15 @@ def check_made(processor: Any, request: EngineCoreRequest, given: Iterable[Any])
     Args:
       processor: vllm.v1.engine.input_processor.InputProcessor.
     """
-    vocabulary = CommonVocabulary.of_config(processor.model_config.hf_config)
+    config = processor.model_config.hf_config
+    vocabulary = CommonVocabulary.of_config(config)
     if vocabulary is None:  # an engine of a plain model
         return
+    try:
+        own_prompts = check_prompts(request, MixtureSpec.from_dict(getattr(config, CONFIG_KEY)))
+    except PromptsError as error:
+        raise _error(_PROMPTS, str(error)) from None
+    _refuse_tokens(_PROMPTS, own_prompts, vocabulary)
     thinking = processor.vllm_config.reasoning_config
     check_tokens(
         request,

@@ -45,7 +45,7 @@ class RequestHeads:
         raw = wire.heads_of(extra_args)
         if not isinstance(raw, Sequence) or len(raw) != num_members:
             return None
-        if not all(each is None or _are_ids(each) for each in raw) or all(not each for each in raw):
+        if not all(each is None or are_ids(each) for each in raw) or all(not each for each in raw):
             return None
         return cls(tuple(None if each is None else np.array(each, dtype=np.int64) for each in raw))
 
@@ -68,8 +68,8 @@ class RequestHeads:
         return state.hexdigest()[:32]
 
 
-def _are_ids(value: object) -> bool:
-    """True for a list of token ids."""
+def are_ids(value: object) -> bool:
+    """True for a list of token ids that fit the engine's messages."""
     return isinstance(value, list) and all(
         type(each) is int and 0 <= each <= _LARGEST_ID for each in value
     )

@@ -101,6 +101,19 @@ def test_a_growing_conversation_hits_the_cache_and_stays_exact(
         job = replace(job, prompt=(*job.prompt, *tokens, 7, 8, turn + 2), seed=turn)
 
 
+def test_conversations_that_branch_do_not_write_into_each_others_blocks(
+    llm: Any, oracle: Oracle
+) -> None:
+    """They part after a whole block: what a policy that lags has in it is of one branch alone."""
+    tail = Job(prompt=tuple(range(2, 57)), weights=(0.3, 0.4, 0.3))
+    start = with_heads(tail, (41, 30, 0), seed=4)
+    assert len(start.prompt) == 3 * BLOCK_SIZE
+    branches = [replace(start, prompt=(*start.prompt, *[n] * 50)) for n in (60, 70)]
+    for job in (*branches, *branches):
+        assert oracle.worst_error([job], generate(llm, [job])) < TOLERANCE_NATS
+    assert oracle.worst_error(branches, generate(llm, branches)) < TOLERANCE_NATS
+
+
 def test_other_heads_share_no_blocks(llm: Any, oracle: Oracle) -> None:
     tail = Job(prompt=tuple(range(2, 90)), weights=(0.5, 0.25, 0.25))
     for seed in range(3):
