@@ -99,8 +99,8 @@ class MixtureSpec:
     weight_space: WeightSpace = "simplex"
     base: str | None = None
     """None if every member is a full checkpoint. Otherwise a model whose parameters all members
-    share (prefmix.mixing.models.shared_trunk): the policies are LoRA adapters of it, and the
-    reference, if any, is that model itself."""
+    share (prefmix.mixing.models.shared_trunk): the policies are LoRA adapters of it or that model
+    itself, as the reference is, if there is one."""
     base_revision: str | None = None
     """Hub revision of `base`."""
     mixing: Mixing = "logits"
@@ -172,7 +172,20 @@ class MixtureSpec:
     @property
     def adapters(self) -> tuple[Policy, ...]:
         """The policies that are adapters of the base, in weight order; none without a base."""
-        return () if self.base is None else self.policies
+        return tuple(self.members[index] for index in self.adapter_members)
+
+    @property
+    def adapter_members(self) -> tuple[int, ...]:
+        """The index among the members of each adapter. The other members of a mixture with a base
+        are that model itself."""
+        if self.base is None:
+            return ()
+        base = (self.base, self.base_revision)
+        return tuple(
+            index
+            for index, policy in enumerate(self.policies)
+            if (policy.model, policy.revision) != base
+        )
 
     @property
     def defaults(self) -> Policy:

@@ -6,7 +6,8 @@ A request's *coefficients* are one row of numbers for all layers and for the mix
     parameters:  |  1   0  ...  0  | w_1 w_2 ... w_K |
 
 The first M weigh the members' hidden states. The last K scale the adapters in the rows of the first
-member; each further member's rows have its own adapter alone. So a request that mixes parameters
+member, here of members 1 to K; each further member's rows have its own adapter alone, if it has
+one. So a request that mixes parameters
 runs the first member only, with all adapters by their weights. Full checkpoints have no adapters.
 
 Nothing here raises on user data, because an exception in a worker ends the server. The
@@ -60,14 +61,11 @@ class RequestMixing:
 
     def coefficients(self, spec: MixtureSpec) -> tuple[float, ...]:
         """The C coefficients."""
-        num_adapters = len(spec.adapters)
-        if self.mixes_parameters:  # the reference adds nothing to the base
-            return (*_first_of(spec.num_members), *self.weights_M[:num_adapters])
-        return (*self.weights_M, *_first_of(num_adapters))
-
-
-def _first_of(count: int) -> tuple[float, ...]:
-    return tuple(float(index == 0) for index in range(count))
+        adapted = spec.adapter_members
+        if self.mixes_parameters:  # a member without an adapter adds nothing to the base
+            first_M = (1.0,) + (0.0,) * (spec.num_members - 1)
+            return (*first_M, *(self.weights_M[member] for member in adapted))
+        return (*self.weights_M, *(float(member == 0) for member in adapted))
 
 
 def _weights_of(extra_args: Mapping[str, Any] | None, spec: MixtureSpec) -> tuple[float, ...]:

@@ -23,6 +23,9 @@ _TOLERANCE = 0.25
 _MAX_ROUNDING = 0.05
 """Updates that rounding may change by a larger part are too small to be seen in one row."""
 
+_NOBODY = -1
+"""A member that the stack does not know, whose rows have no adapter."""
+
 
 @torch.inference_mode()
 def check_adapters(model: Any) -> list[str]:
@@ -33,10 +36,13 @@ def check_adapters(model: Any) -> list[str]:
     Returns: a sentence for each adapter that a layer loses or changes.
     """
     failures = []
+    members = model.spec.adapter_members if getattr(model, "adapters", ()) else ()
     for index, adapter in enumerate(getattr(model, "adapters", ())):
         with adapter.opened() as read:
             for name, method in _layers_of_each_kind(adapter, model.adapted):
-                error = _error(method, index, read, dtype=model.dtype, device=model.device)
+                error = _error(
+                    method, index, members[index], read, dtype=model.dtype, device=model.device
+                )
                 if not error <= _TOLERANCE:  # or NaN
                     failures.append(
                         f"policy {adapter.name!r}: its adapter does not change the base's layer "
@@ -62,6 +68,7 @@ def _layers_of_each_kind(adapter: Adapter, adapted: Any) -> Iterator[tuple[str, 
 def _error(
     method: Any,
     index: int,
+    member: int,
     read: Callable[[str], Factors],
     *,
     dtype: torch.dtype,
@@ -84,10 +91,10 @@ def _error(
         out = layer(rows.to(device)[None])
         return (out[0] if isinstance(out, tuple) else out)[0].float().cpu()
 
-    base_O = output(stack.num_adapters)  # a member without an adapter
+    base_O = output(_NOBODY)
     if len(base_O) != sum(layer.output_partition_sizes):  # gathered from all ranks
         return 0.0
-    change_O = output(index) - base_O
+    change_O = output(member) - base_O
     if not getattr(layer, "reduce_results", True):  # other ranks add the rest
         seen_I = torch.zeros_like(input_I)
         seen_I[share] = input_I[share]

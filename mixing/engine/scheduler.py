@@ -56,7 +56,7 @@ def salt_for(spec: MixtureSpec, request: RequestMixing, user_salt: str | None) -
         return f"h{request.heads.digest()}/{own or ''}"
     weights_M = request.weights_M
     if request.mixes_parameters:
-        scales = np.asarray(weights_M[: len(spec.adapters)], dtype=np.float32)
+        scales = np.asarray([weights_M[each] for each in spec.adapter_members], dtype=np.float32)
         return f"p{scales.tobytes().hex()}/{user_salt or ''}"
     mask = sum(1 << index for index, weight in enumerate(weights_M) if weight != 0)
     if user_salt is None and mask == (1 << spec.num_members) - 1:

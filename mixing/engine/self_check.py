@@ -114,7 +114,7 @@ def _check(core: Any, spec: MixtureSpec) -> int:
     for figures in rows[num_members : num_members + 1]:
         check_agreement(spec, alone, figures, tolerance=tolerance)
     for figures in rows[num_members + 2 :]:
-        last = len(spec.adapters) - 1
+        last = spec.adapter_members[-1]
         check_parameters(spec.member_names[last], alone[last], figures, tolerance=tolerance)
     return sum(map(len, rows))
 
@@ -131,7 +131,7 @@ def _mixtures(spec: MixtureSpec, *, mixes_parameters: bool) -> list[tuple[list[f
         if mixes_parameters:
             found += [
                 (together, "parameters"),
-                (one_hot[len(spec.adapters) - 1], "parameters"),
+                (one_hot[spec.adapter_members[-1]], "parameters"),
             ]
     return found
 

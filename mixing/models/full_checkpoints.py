@@ -20,6 +20,7 @@ from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.lm_heads import PlainHead, hidden_width, plain_heads
 from prefmix.mixing.models.loading import (
+    MemberLoadError,
     build_member,
     load_member,
     member_prefix,
@@ -65,6 +66,12 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         named = list(vllm_config.compilation_config.static_forward_context.values())
         self._own_layers = {layer for each in named for layer in each.modules()}
         self.takes_any_rows &= is_plain_attention(named)
+        if self.spec.has_prompts and not self.takes_any_rows:
+            raise MemberLoadError(
+                "policies have prompts of their own where all layers have plain attention; some of "
+                "these attend in chunks, compress their keys or keep a state: leave the prompts "
+                "out"
+            )
 
     @property
     def _members(self) -> list[Any]:

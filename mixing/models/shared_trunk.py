@@ -23,7 +23,7 @@ The members share the LM head, and a sum of logits W h_k is W applied to a sum o
 a step needs the head once, unless a soft-cap follows it.
 
 Shapes: T tokens, n running members, R rows of the stack (n T or fewer), N logits rows, M members,
-K adapters (M, or M - 1 with a reference, which is the base itself and stands last), D hidden width.
+K adapters (M, or fewer with members that are the base itself), D hidden width.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         num_members = self.spec.num_members
         self.stack = Stack(
             num_members=num_members,
-            num_adapters=len(adapters),
+            adapter_members=self.spec.adapter_members,
             max_rows=self.max_rows * (1 if self.takes_any_rows else num_members),
             takes_any_rows=self.takes_any_rows,
             device=self.device,
@@ -210,9 +210,9 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
     def _sum_parameters(self) -> list[int]:
         total = parameter_bytes([self.trunk.base])[0]
         one_adapter = sum(method.bytes_per_adapter for method in self.adapted.values())
-        adapters = [one_adapter] * len(self.adapters)
-        reference = [0] * (self.spec.num_members - len(adapters))
-        return [*adapters, *reference, total - sum(adapters)]
+        adapted = self.spec.adapter_members
+        own = [one_adapter * (member in adapted) for member in range(self.spec.num_members)]
+        return [*own, total - sum(own)]
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Loads the base's tensors, then each adapter from its own folder.
@@ -221,7 +221,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
           weights: (name, tensor) pairs of the base checkpoint.
         Returns: the names of the parameters that were set.
         """
-        phrases = ["the base", *(f"adapter {each.name}" for each in self.spec.policies)]
+        phrases = ["the base", *(f"adapter {each.name}" for each in self.adapters)]
         announce_loading(0, phrases)
         samples = row_samples(self.adapted.values())
         loaded = load_member(self.trunk.base, self.spec.checkpoints[0], samples.watch(weights))
@@ -245,11 +245,11 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
 def graph_key(spec: MixtureSpec, adapters: Sequence[Adapter]) -> dict[str, Any]:
     """The parts of a trunk, beside its base, that its graph depends on; JSON-ready.
 
-    On a GPU the stack of all members is part of the graph: a reference, which has no adapter, adds
-    rows to it.
+    On a GPU the stack of all members is part of the graph: those without an adapter add rows to it.
     """
     return {
         "members": spec.num_members,
+        "adapted": spec.adapter_members,
         "ranks": [sorted(adapter.ranks.items()) for adapter in adapters],
     }
 

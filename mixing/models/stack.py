@@ -3,8 +3,7 @@ each adapter they get.
 
 Each row gets the base and all adapters, each times its own scale. A row of the first member has the
 scales of its token: 1 for the first adapter where the request mixes logits, the weights of all
-where it mixes parameters. Rows of another member have 1 for its own adapter; the reference has no
-adapter.
+where it mixes parameters. Rows of another member have 1 for its own adapter, if it has one.
 
 Shapes: T tokens, R rows of the stack, R_m rows of member m, M members, K adapters.
 """
@@ -23,21 +22,23 @@ class Stack:
         self,
         *,
         num_members: int,
-        num_adapters: int,
+        adapter_members: Sequence[int],
         max_rows: int,
         takes_any_rows: bool,
         device: torch.device,
     ) -> None:
         """Args:
+        adapter_members: the member of each adapter, ascending; the others have none.
         max_rows: the most rows of a pass.
         takes_any_rows: false if all running members always have equally many rows.
         """
-        self.num_adapters = num_adapters
+        self._adapter_of = {member: index for index, member in enumerate(adapter_members)}
         self.takes_any_rows = takes_any_rows
         self.members = list(range(num_members))
         self.lengths: list[int] | None = None
         # One storage for every pass: a compiled graph keeps the tensors it was traced with.
-        self._scales_RK = torch.zeros((max_rows, num_adapters), dtype=torch.float32, device=device)
+        shape = (max_rows, len(adapter_members))
+        self._scales_RK = torch.zeros(shape, dtype=torch.float32, device=device)
 
     def run(
         self, members: Sequence[int], lengths: Sequence[int], scales_TK: torch.Tensor | None = None
@@ -56,15 +57,15 @@ class Stack:
             own_TK = self._scales_RK[start : start + length]
             if member == 0 and scales_TK is not None:
                 own_TK.copy_(scales_TK)
-            elif member < self.num_adapters:
-                own_TK[:, member] = 1.0
+            elif member in self._adapter_of:
+                own_TK[:, self._adapter_of[member]] = 1.0
             start += length
 
     def scaled(self, low: torch.Tensor) -> torch.Tensor:
         """Scales low-rank inputs [R, K * rank] by each row's scales of the K adapters."""
         num_rows = low.shape[0]
         scales = self._scales_RK[:num_rows, :, None]
-        scaled = low.reshape(num_rows, self.num_adapters, -1) * scales
+        scaled = low.reshape(num_rows, len(self._adapter_of), -1) * scales
         if low.dtype == torch.float16:
             # Finite factors may overflow here, and another member's adapter must leave no trace in
             # a row, whatever it makes: 0 * inf is NaN.

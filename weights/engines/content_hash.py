@@ -20,7 +20,7 @@ def content_hashes(spec: MixtureSpec) -> dict[str, str]:
         return {member.name: content_hash(member) + given for member in spec.members}
     base = content_hash(spec.checkpoints[0])
     adapted = {policy.name: f"{base} + {content_hash(policy)}{given}" for policy in spec.adapters}
-    return adapted if spec.reference is None else {**adapted, spec.reference.name: base + given}
+    return {name: adapted.get(name, base + given) for name in spec.member_names}
 
 
 def content_hash(member: Policy) -> str:

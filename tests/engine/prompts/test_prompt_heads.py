@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.spec import MixtureSpec, Policy
 from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
-from support.engines import EngineFactory, metric, spec_of_folders
+from support.engines import AdaptedBase, EngineFactory, metric, spec_of_folders
 from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, served
 
 BLOCK_SIZE = 32
@@ -152,6 +152,28 @@ def test_negative_weights_take_a_prompts_influence_away(
         for n, job in enumerate(drawn)
     ]
     assert Oracle(same).worst_error(jobs, generate(llm, jobs)) < TOLERANCE_NATS
+
+
+@pytest.mark.parametrize("which", [(), (1,), (0, 2)])
+def test_policies_may_be_the_base_itself(
+    engine: EngineFactory, adapted: AdaptedBase, which: tuple[int, ...]
+) -> None:
+    """No adapter, one between, two around: the others are the base, told apart by their prompts."""
+    folders = [adapted.adapters[n] if n in which else adapted.base for n in range(3)]
+    truth = [adapted.merged[n] if n in which else adapted.base for n in range(3)]
+    named = zip(("a", "b", "c"), folders, strict=True)
+    spec = MixtureSpec(
+        policies=tuple(Policy(name=name, model=str(folder)) for name, folder in named),
+        base=str(adapted.base),
+    )
+    llm, oracle = starved(engine, spec), Oracle(truth)
+    batch = prompted_jobs(24, seed=7)
+    for _ in range(2):
+        assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
+    if which:
+        drawn = random_jobs(8, num_members=3, vocab_size=VOCAB_SIZE, seed=8)
+        averaged = [replace(job, mixing="parameters") for job in drawn]
+        assert oracle.worst_error(averaged, generate(llm, averaged)) < TOLERANCE_NATS
 
 
 def test_windows_reach_back_by_a_members_own_positions(

@@ -14,7 +14,7 @@ WIDE = torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
 def stack(*, takes_any_rows: bool = True) -> Stack:
     """Two adapters and a reference, which is member 2."""
     return Stack(
-        num_members=3, num_adapters=2, max_rows=9, takes_any_rows=takes_any_rows, device=CPU
+        num_members=3, adapter_members=(0, 1), max_rows=9, takes_any_rows=takes_any_rows, device=CPU
     )
 
 
@@ -29,6 +29,15 @@ def test_rows_have_their_own_members_adapter_and_the_references_none() -> None:
     assert scaled(stacked, 4) == [first, second, second, [0.0] * 4]
     stacked.run([1, 0], [1, 1])  # nothing is left of the pass before
     assert scaled(stacked, 2) == [second, first]
+
+
+def test_members_that_are_the_base_itself_stand_anywhere() -> None:
+    stacked = Stack(
+        num_members=4, adapter_members=(1, 3), max_rows=9, takes_any_rows=True, device=CPU
+    )
+    stacked.run([0, 1, 2, 3], [1, 1, 1, 1])
+    first, second, none = [1.0, 10.0, 0.0, 0.0], [0.0, 0.0, 100.0, 1000.0], [0.0] * 4
+    assert scaled(stacked, 4) == [none, first, none, second]
 
 
 def test_rows_of_the_first_member_have_the_scales_of_their_tokens() -> None:
