@@ -36,13 +36,11 @@ def check_adapters(model: Any) -> list[str]:
     Returns: a sentence for each adapter that a layer loses or changes.
     """
     failures = []
-    members = model.spec.adapter_members if getattr(model, "adapters", ()) else ()
-    for index, adapter in enumerate(getattr(model, "adapters", ())):
+    adapters = zip(getattr(model, "adapters", ()), model.spec.adapter_members, strict=True)
+    for index, (adapter, member) in enumerate(adapters):
         with adapter.opened() as read:
             for name, method in _layers_of_each_kind(adapter, model.adapted):
-                error = _error(
-                    method, index, members[index], read, dtype=model.dtype, device=model.device
-                )
+                error = _error(method, index, member, read, dtype=model.dtype, device=model.device)
                 if not error <= _TOLERANCE:  # or NaN
                     failures.append(
                         f"policy {adapter.name!r}: its adapter does not change the base's layer "
