@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from prefmix.mixing import wire
 from prefmix.mixing.engine.request_tokens import check_made, check_tokens
+from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec, Policy
 from prefmix.mixing.vocabulary import CommonVocabulary
 
 pytestmark = pytest.mark.usefixtures("vllm")
@@ -119,6 +122,15 @@ def test_the_engines_own_vocabulary_counts() -> None:
     )
     check_made(processor, request(prompt=[3]), [])  # of no mixture
     VOCABULARY.write_into(config)
+    spec = MixtureSpec(policies=(Policy(name="one", model="m"), Policy(name="two", model="n")))
+    setattr(config, CONFIG_KEY, replace(spec, has_prompts=True).to_dict())
     check_made(processor, request(prompt=[4]), [])
+    own = request(prompt=[4, 4])
+    own.sampling_params.extra_args = wire.to_extra_args((0.5, 0.5), heads_M=[[4], [3]])
+    with pytest.raises(VLLMValidationError, match="preference_prompts has token 3"):
+        check_made(processor, own, [])
+    setattr(config, CONFIG_KEY, spec.to_dict())
+    with pytest.raises(VLLMValidationError, match="no prompts of their own"):
+        check_made(processor, own, [])
     with pytest.raises(VLLMValidationError, match="prompt has token 3"):
         check_made(processor, request(prompt=[3]), [])

@@ -30,7 +30,7 @@ def test_rows_get_the_layers_output_and_their_own_update(
     )
     stack = Stack(
         num_members=2,
-        num_adapters=2,
+        adapter_members=(0, 1),
         max_rows=NUM_ROWS,
         takes_any_rows=True,
         device=torch.device("cpu"),
@@ -61,7 +61,7 @@ def test_factors_that_are_larger_than_their_matrix_stay_apart() -> None:
     layer.adapters_b = nn.Parameter(torch.zeros(3, 3, 8), requires_grad=False)
     stack = Stack(
         num_members=3,
-        num_adapters=3,
+        adapter_members=(0, 1, 2),
         max_rows=1,
         takes_any_rows=True,
         device=torch.device("cpu"),
