@@ -9,15 +9,11 @@ fixes every byte.
 """
 
 import argparse
-import hashlib
-import json
-import platform
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +26,8 @@ from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
 from prefmix.policies.demo.reviews.rewards import REWARDS
 from prefmix.policies.demo.training.cards import policy_card, reference_card
 from prefmix.policies.demo.training.evaluation import Measurement, format_table, measure
+from prefmix.policies.demo.training.manifest import PACKAGES, write_manifest
 from prefmix.policies.demo.training.model import (
-    FILE_MODE,
     new_model,
     round_to_bfloat16,
     save_checkpoint,
@@ -163,23 +159,9 @@ def write_output(
     """Writes one folder per policy, and manifest.json with the hash of every file in them."""
     for name, policy in policies.items():
         save_checkpoint(policy, tokenizer, output / name, card=cards[name])
-    packages = ("torch", "transformers", "tokenizers", "safetensors", "trl")
-    manifest = {
-        "format": 1,
-        "seed": seed,
-        "settings": settings,
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in packages},
-        "measured": {name: asdict(row) for name, row in measured.items()},
-        "sha256": {
-            path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for name in sorted(policies)
-            for path in sorted((output / name).iterdir())
-        },
-    }
-    path = output / "manifest.json"
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    path.chmod(FILE_MODE)
+    write_manifest(
+        output, policies, seed=seed, settings=settings, packages=PACKAGES, measured=measured
+    )
 
 
 def main() -> None:

@@ -13,14 +13,11 @@ fixes every byte.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import platform
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +31,7 @@ from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
 from prefmix.policies.demo.reviews.rewards import REWARDS
 from prefmix.policies.demo.training.cards import adapter_card
 from prefmix.policies.demo.training.evaluation import Measurement, format_table, measure
+from prefmix.policies.demo.training.manifest import PACKAGES, write_manifest
 from prefmix.policies.demo.training.model import FILE_MODE
 from prefmix.policies.demo.training.preference import (
     LABEL_SCALE,
@@ -90,7 +88,19 @@ def build(
     for objective in REWARDS:
         card = adapter_card(objective, measured, recipe, num_responses=len(responses), seed=seed)
         (output / objective / "README.md").write_text(card, encoding="utf-8")
-    _write_manifest(output, recipe, measured, num_responses=num_responses, seed=seed)
+    for path in output.glob("*/*"):
+        path.chmod(FILE_MODE)
+    write_manifest(
+        output,
+        REWARDS,
+        seed=seed,
+        settings={
+            "preference": {"num_responses": num_responses, "label_scale": LABEL_SCALE},
+            "policies": asdict(recipe),
+        },
+        packages=(*PACKAGES, "peft"),
+        measured=measured,
+    )
     return measured
 
 
@@ -141,39 +151,6 @@ def _average(models: list[Any]) -> Any:
         {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
     )
     return average
-
-
-def _write_manifest(
-    output: Path,
-    recipe: Recipe,
-    measured: Mapping[str, Measurement],
-    *,
-    num_responses: int,
-    seed: int,
-) -> None:
-    """Writes manifest.json with settings, versions, measurements and the hash of every file."""
-    paths = sorted(path for name in REWARDS for path in (output / name).iterdir())
-    for path in paths:
-        path.chmod(FILE_MODE)
-    packages = ("torch", "transformers", "tokenizers", "safetensors", "trl", "peft")
-    manifest = {
-        "format": 1,
-        "seed": seed,
-        "settings": {
-            "preference": {"num_responses": num_responses, "label_scale": LABEL_SCALE},
-            "policies": asdict(recipe),
-        },
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in packages},
-        "measured": {name: asdict(row) for name, row in measured.items()},
-        "sha256": {
-            path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in paths
-        },
-    }
-    path = output / "manifest.json"
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    path.chmod(FILE_MODE)
 
 
 def main() -> None:

@@ -86,13 +86,19 @@ def trajectory(result: FitResult, theme: Theme) -> Figure:
 def rounds_kl(result: FitResult, theme: Theme) -> Figure:
     """KL(mixture || policy) of every round of the mixture sampler: the lines should meet."""
     assert result.rounds_kl_TK is not None
+    label = "KL(mixture || policy), nats a response"
+    return by_round(theme, result.names, result.rounds_kl_TK, label=label)
+
+
+def by_round(theme: Theme, names: Sequence[str], values_TK: Floats, *, label: str) -> Figure:
+    """One line a name over the rounds of a fit."""
     figure, axes = new_axes(theme)
-    rounds = np.arange(1, len(result.rounds_kl_TK) + 1)
-    lines(axes, theme, result.names, rounds, result.rounds_kl_TK, marked=len(rounds))
+    rounds = np.arange(1, len(values_TK) + 1)
+    lines(axes, theme, names, rounds, values_TK, marked=len(rounds))
     axes.set_xlim(1, len(rounds))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.set_xlabel("round")
-    axes.set_ylabel("KL(mixture || policy), nats a response")
+    axes.set_ylabel(label)
     return figure
 
 

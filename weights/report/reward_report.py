@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from prefmix.weights.fit.summary import short
 from prefmix.weights.report import html_page
 from prefmix.weights.report.html_page import PAGE, Chart, table
-from prefmix.weights.report.plots import Theme, colour_of, lines, new_axes
+from prefmix.weights.report.plots import Theme, by_round, colour_of, lines, new_axes
 from prefmix.weights.reward_fit.result import RewardFitResult
 from prefmix.weights.reward_fit.summary import aim_numbers, front_rows, what_was_fitted
 from prefmix.weights.store.durable_file import replace_file
@@ -157,14 +157,7 @@ def _front(result: RewardFitResult, first: int, second: int, theme: Theme) -> Fi
 
 
 def _gains(result: RewardFitResult, theme: Theme) -> Figure:
-    figure, axes = new_axes(theme)
-    rounds = np.arange(1, len(result.gains_TO) + 1)
-    lines(axes, theme, result.objectives, rounds, result.gains_TO, marked=len(rounds))
-    axes.set_xlim(1, len(rounds))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    axes.set_xlabel("round")
-    axes.set_ylabel("gain")
-    return figure
+    return by_round(theme, result.objectives, result.gains_TO, label="gain")
 
 
 def _trajectory(result: RewardFitResult, theme: Theme) -> Figure:
