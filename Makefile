@@ -11,8 +11,8 @@ BIN := .venv/bin
 export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
-# One thread a process: with two threads each they would wait for one another. `-n auto` is one
-# process more than there are cores, for tests that wait (tests/conftest.py).
+# One thread a process: with two threads each they would wait for one another. `-n logical` is a
+# process a core, `-n auto` one more, for tests that wait for servers (tests/conftest.py).
 # tests/support/groups.py says what one process runs together, and what comes first.
 PARALLEL := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
     --dist loadscope --no-loadscope-reorder --maxprocesses 5
@@ -41,11 +41,14 @@ serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)
 	    "         \"max_tokens\": 80, \"preference_weights\": {\"positive\": 1, \"concise\": 2}}'" ''
 	@exec $(BIN)/prefmix serve policies/demo/serve.yaml --port $(PORT)
 
-test: test-unit test-engine ## unit tests, then engines and servers on a CPU (about a quarter of an hour on two cores)
+# Together, because one waits while the other computes; each prints what it has to say at its end.
+test: ready ## unit tests beside those of engines and servers on a CPU (seven minutes on two quiet cores)
+	@echo 'unit tests beside those of engines and servers; what they say comes when they end'
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-unit test-engine
 	@$(BIN)/python tests/support/tools.py
 
 test-unit: ready ## the fast tests: no engine, about a minute
-	@$(PARALLEL) -n auto tests/unit
+	@$(PARALLEL) -n logical tests/unit
 
 test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
 	@$(PARALLEL) -n auto -m engine --disable-warnings tests/engine tests/server

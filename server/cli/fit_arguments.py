@@ -162,7 +162,8 @@ def settings_from_flags(args: argparse.Namespace) -> FitSettings:
 
     if args.preset == BSMD:
         return _bsmd(args)
-    importances = importances_of(args) if args.objective == "fixed" else None
+    given = importances_of(args)
+    importances = given if args.objective == "fixed" else None
     steps = {} if args.step_size is None else {"step_size": args.step_size}
     rounds = {} if args.step_size is None else {"round_radius": args.step_size}
     try:

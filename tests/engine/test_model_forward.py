@@ -16,6 +16,7 @@ from prefmix.mixing import wire
 from prefmix.mixing.batch.step import Step, StepWeights
 from prefmix.mixing.batch.weights_v1 import RowWeights, WeightTable, apply_batch_update
 from prefmix.mixing.engine import plugin
+from prefmix.mixing.models.begun_blocks import BegunBlocks
 from prefmix.mixing.models.full_checkpoints import LogLinearMixtureForCausalLM
 from prefmix.mixing.spec import MixtureSpec, Policy
 
@@ -49,6 +50,7 @@ def build(*, dtype: torch.dtype = torch.float32) -> Any:
     model.never_drawn = torch.tensor([], dtype=torch.int64)
     model.device = torch.device("cpu")
     model.step, model.is_single = Step(num_members=2, can_skip=True), False
+    model._begun_blocks = BegunBlocks()
     model.takes_any_rows = False  # outside of an engine attention cannot be told who has which
     return model
 
@@ -69,7 +71,8 @@ class KnownWeights(StepWeights):
 def step(model: Any, weights_TM: torch.Tensor) -> torch.Tensor:
     tokens = torch.arange(len(weights_TM))
     model.weights = KnownWeights(weights_TM)
-    out: torch.Tensor = model(tokens, tokens)
+    with override_forward_context(SimpleNamespace(attn_metadata={})):
+        out: torch.Tensor = model(tokens, tokens)
     return out
 
 

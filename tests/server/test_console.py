@@ -453,7 +453,7 @@ def test_a_link_brings_the_whole_page_back(page: Page, server: ServerProcess) ->
     open_console(page, server, state=link.removeprefix(f"{server.url}/console"))
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("Tell me about 50 % & #1?")
     expect(page.get_by_label("Seed")).to_have_value("42")
-    profiles = page.locator(".mix select").evaluate_all("all => all.map(s => s.value)")
+    profiles = page.locator(".mix .choice select").evaluate_all("all => all.map(s => s.value)")
     assert profiles == ["balanced", "", ""]
     numbers = mix(page, "B").get_by_role("spinbutton").evaluate_all("a => a.map(i => i.value)")
     assert numbers == ["0.40", "0.20", "0.40", "0.00"]
