@@ -1,6 +1,7 @@
 """Two nodes of one data-parallel group, here both on loopback: one mixture, one set of weights.
 
-The commands are those of docs/deploying.md; a second machine would differ in the address.
+The commands are those of docs/deploying.md; a second machine would differ in the address. They run
+as they are: forks would hold open what tells the launcher that another process has ended.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import pytest
 from prefmix.server.remote_engines import LOST_S
 from support.admin_server import CONFIG, Live, wait
 from support.exactness import TOLERANCE_NATS, Job, Oracle
-from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess, free_port
 
 MEMBERS = ("positive", "concise", "polite", "reference")
@@ -33,7 +33,7 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory, preloaded_pair: Preloaded) -> Iterator[Nodes]:
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     folder = tmp_path_factory.mktemp("nodes")
     (folder / "second").mkdir()
     group = ["--data-parallel-size", "2", "--data-parallel-size-local", "1"]
@@ -41,11 +41,10 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, preloaded_pair: Preloaded) -
     group += ["--data-parallel-rpc-port", str(free_port()), "--dtype", "float32"]
     group += ["--kv-cache-memory-bytes", str(64 * 2**20)]
     both = Nodes(
-        Live(folder / "first", "--", *group, preloaded=preloaded_pair),
+        Live(folder / "first", "--", *group),
         ServerProcess(
             folder / "second",
             [str(CONFIG), "--", *group, "--headless", "--data-parallel-start-rank", "1"],
-            preloaded=preloaded_pair,
         ),
     )
     try:
