@@ -41,13 +41,10 @@ serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)
 	    "         \"max_tokens\": 80, \"preference_weights\": {\"positive\": 1, \"concise\": 2}}'" ''
 	@exec $(BIN)/prefmix serve policies/demo/serve.yaml --port $(PORT)
 
-# Together, because one waits while the other computes; each prints what it has to say at its end.
-test: ready ## unit tests beside those of engines and servers on a CPU (seven minutes on two quiet cores)
-	@echo 'unit tests beside those of engines and servers; what they say comes when they end'
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-unit test-engine
+test: test-unit test-engine ## unit tests, then engines and servers on a CPU (nine minutes on two quiet cores)
 	@$(BIN)/python tests/support/tools.py
 
-test-unit: ready ## the fast tests: no engine, about a minute
+test-unit: ready ## the fast tests: no engine, three minutes on two quiet cores
 	@$(PARALLEL) -n logical tests/unit
 
 test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
