@@ -7,8 +7,8 @@ A request's *coefficients* are one row of numbers for all layers and for the mix
 
 The first M weigh the members' hidden states. The last K scale the adapters in the rows of the first
 member, here of members 1 to K; each further member's rows have its own adapter alone, if it has
-one. So a request that mixes parameters
-runs the first member only, with all adapters by their weights. Full checkpoints have no adapters.
+one. So a request that mixes parameters runs the first member only, with all adapters by their
+weights. Full checkpoints have no adapters.
 
 Nothing here raises on user data, because an exception in a worker ends the server. The
 logits processor (prefmix.mixing.engine.logits_processor) refuses wrong requests in the front

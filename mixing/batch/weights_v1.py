@@ -51,8 +51,8 @@ class RowWeights(StepWeights):
         return self._table.token_coefficients(metadata.query_start_loc, num_tokens)
 
     def heads(self, input_ids: torch.Tensor) -> StepHeads | None:
-        metadata = self._metadata()
-        if metadata is None or not self._table.has_heads:
+        metadata = self._metadata() if self._table.has_heads else None
+        if metadata is None:
             return None
         return self._table.heads(metadata.query_start_loc, metadata.seq_lens, input_ids)
 

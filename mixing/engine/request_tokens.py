@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+from prefmix.mixing import wire
 from prefmix.mixing.prompts.request_checks import PromptsError, check_prompts
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec
 from prefmix.mixing.vocabulary import CommonVocabulary
@@ -31,11 +32,13 @@ def check_made(processor: Any, request: EngineCoreRequest, given: Iterable[Any])
     vocabulary = CommonVocabulary.of_config(config)
     if vocabulary is None:  # an engine of a plain model
         return
-    try:
-        own_prompts = check_prompts(request, MixtureSpec.from_dict(getattr(config, CONFIG_KEY)))
-    except PromptsError as error:
-        raise _error(_PROMPTS, str(error)) from None
-    _refuse_tokens(_PROMPTS, own_prompts, vocabulary)
+    params = request.sampling_params
+    if params is not None and wire.heads_of(params.extra_args) is not None:
+        try:
+            own_prompts = check_prompts(request, MixtureSpec.from_dict(getattr(config, CONFIG_KEY)))
+        except PromptsError as error:
+            raise _error(_PROMPTS, str(error)) from None
+        _refuse_tokens(_PROMPTS, own_prompts, vocabulary)
     thinking = processor.vllm_config.reasoning_config
     check_tokens(
         request,
