@@ -14,8 +14,9 @@ VARIABLE = "PREFMIX_START_STAGES"
 MARK = "prefmix-stage: "
 """The beginning of each line; the stage's order and text follow."""
 
-LOADING, WARM_UP, SELF_CHECK, SERVER = 100, 900, 950, 990
-"""Orders of the stages. The k-th checkpoint, from 0, is LOADING + k, so that there are 800."""
+LOADING, WARM_UP, ENGINE_RUNS, SELF_CHECK, SERVER = 100, 900, 940, 950, 990
+"""Orders of the stages. The k-th checkpoint, from 0, is LOADING + k, so that there are 800. Each
+engine tells ENGINE_RUNS once, when it can take requests."""
 
 
 def announce(order: int, text: str) -> None:

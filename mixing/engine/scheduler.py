@@ -36,6 +36,7 @@ from prefmix.mixing.engine import pulse, self_check
 from prefmix.mixing.engine.grammar_limits import lower_priority
 from prefmix.mixing.prompts.cached_blocks import LaggingBlocks
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.start_stages import ENGINE_RUNS, announce
 from prefmix.mixing.workarounds.zero_kv_blocks import zero_new_blocks
 
 logger = init_logger(f"vllm.{__name__}")
@@ -146,7 +147,9 @@ def mixture_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Scheduler:
     pulse.install()
     is_async = vllm_config.scheduler_config.async_scheduling
     scheduler_class = AsyncMixtureScheduler if is_async else MixtureScheduler
-    return scheduler_class(vllm_config=vllm_config, **kwargs)
+    scheduler = scheduler_class(vllm_config=vllm_config, **kwargs)
+    announce(ENGINE_RUNS, "connecting the engine")  # vLLM makes the scheduler last
+    return scheduler
 
 
 def choose(vllm_config: VllmConfig) -> str | type | None:

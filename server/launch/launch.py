@@ -100,7 +100,8 @@ def launch(
             args, members = _checked_arguments(config, spec, passthrough, log)
             _leave_settings(args, members, config, profiles, live)
             say(f"starting the engine with {', '.join(spec.member_names)}")
-            log.stage(stages.PROCESSES, "starting the engine's processes")
+            wait = ", which wait for the first machine" if args.headless else ""
+            log.stage(stages.PROCESSES, f"starting the engine's processes{wait}")
             with nullcontext() if live.store is None else SighupReload(live.folder):
                 run_vllm(args, spec, profiles, log=log, signals=signals)
         except CommandError:

@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from multiprocessing.process import BaseProcess
 
+from prefmix.mixing import start_stages
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.auth.api_keys import api_keys
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE
@@ -85,9 +86,7 @@ def run_vllm(
         os.kill(os.getpid(), signal.SIGTERM)
 
     if args.headless:
-        # The API processes, which check these engines too, run on another machine.
-        log.release()
-        signals.ready()
+        _release_when_engines_run(args, log, signals)
         _serve(ServeSubcommand.cmd, args)
         if not signals.asked_to_end:
             raise RuntimeError("an engine of this machine has ended; its last words are above")
@@ -110,6 +109,27 @@ def run_vllm(
         # vLLM ends as if it had been asked to.
         raise RuntimeError("the engine's process died; its last words are above, if it had any")
     check_ended(processes, waited_s=signals.seconds_since_asked)
+
+
+def _release_when_engines_run(args: Namespace, log: StartupLog, signals: StartSignals) -> None:
+    """Ends the start of engines alone once they run, or at once if they do not tell.
+
+    Nobody asks them here: the API processes, which check them, run on another machine.
+    """
+
+    def ready() -> None:
+        log.release()
+        signals.ready()
+        # Past the pipe: the thread that calls this is the one that reads it.
+        log.say("the engines of this machine run; clients ask the first machine")
+
+    # Prefmix's scheduler tells it (prefmix.mixing.engine.scheduler).
+    others = ("scheduler_cls", "kv_transfer_config", "enable_expert_parallel", "node_rank")
+    is_told = not any(getattr(args, name, None) for name in others)
+    times = getattr(args, "data_parallel_size_local", None) or 1
+    if not (is_told and log.when_told(start_stages.ENGINE_RUNS, times, ready)):
+        log.release()
+        signals.ready()
 
 
 def _serve(command: Callable[[Namespace], None], args: Namespace) -> None:

@@ -77,6 +77,9 @@ def tokens_by_engine(live: Live) -> dict[str, float]:
 
 
 def test_both_engines_answer_exactly(nodes: Nodes) -> None:
+    said = nodes.second.stderr
+    assert "prefmix: the engines of this machine run" in said
+    assert "prefmix-stage" not in said
     oracle = Oracle(CONFIG.parent / "checkpoints" / name for name in MEMBERS)
     weights = [(0.2, 0.3, 0.5, 0.0), (1.0, 0.0, 0.0, 0.0), (0.25, 0.25, 0.25, 0.25)]
     jobs = [

@@ -59,6 +59,7 @@ class StartStages:
         self._began_at = self._said_at = clock()
         self._order, self._text, self._shards, self._said = 0, "", "", ""
         self._width, self._drawn = 0, ""
+        self._waiting: tuple[int, int, Callable[[], None]] | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -81,12 +82,25 @@ class StartStages:
             if order > self._order:
                 self._order, self._text, self._shards = order, text, ""
 
+    def call_at(self, order: int, times: int, call: Callable[[], None]) -> None:
+        """Calls a function, in the thread that reads, once a stage has been told so many times."""
+        self._waiting = (order, times, call)
+
+    def _told(self, order: int) -> None:
+        if self._waiting is None or self._waiting[0] != order:
+            return
+        _, times, call = self._waiting
+        self._waiting = (order, times - 1, call) if times > 1 else None
+        if self._waiting is None:
+            call()
+
     def take(self, line: str) -> bool:
         """True for a line that only tells a stage, or is empty: it is not to be written."""
         if not line.strip():  # the end of vLLM's bar
             return True
         if (own := _OWN.search(line)) is not None:
             self.enter(int(own[1]), own[2])
+            self._told(int(own[1]))
             return True
         shards = _SHARDS.search(line)
         if shards is None:

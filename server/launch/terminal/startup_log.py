@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -148,6 +149,15 @@ class StartupLog:
         """Shows that a stage of the start begins. Args: as StartStages.enter."""
         if self._stages is not None:
             self._stages.enter(order, text)
+
+    def when_told(self, order: int, times: int, call: Callable[[], None]) -> bool:
+        """Calls a function once processes have told a stage so often. Args: as StartStages.call_at.
+
+        Returns: False if this log shows no stages, so that it never happens.
+        """
+        if self._stages is not None:
+            self._stages.call_at(order, times, call)
+        return self._stages is not None
 
     def say(self, line: str) -> None:
         """Prints one of the launcher's own lines, even while this process ends silently."""

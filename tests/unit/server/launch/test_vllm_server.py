@@ -135,6 +135,33 @@ def test_engines_alone_are_not_asked_for_an_answer(run: Run, signals: StartSigna
         run(lambda args: sys.exit(3), 9, headless=True)
 
 
+@pytest.mark.parametrize("others", [{}, {"scheduler_cls": "own.Scheduler"}, {"node_rank": 1}])
+def test_engines_alone_start_in_stages_until_they_run(
+    run: Run, signals: StartSignals, others: dict[str, object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Until then tracebacks are held back; engines that cannot tell have no such start."""
+    log = StartupLog(enabled=True)
+
+    def announce() -> None:
+        os.write(2, b"prefmix-stage: 940 connecting the engine\n")
+
+    def command(args: Namespace) -> None:
+        if not others:
+            announce()
+            time.sleep(0.05)
+            assert not signals.is_ready, "the other engine does not run yet"
+            announce()
+        until_ready(signals)
+        with signals:
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with log:
+        run(command, 9, headless=True, log=log, data_parallel_size_local=2, **others)
+    said = capfd.readouterr().err
+    assert ("prefmix: the engines of this machine run" in said) == (not others)
+
+
 def test_an_exit_code_of_vllm_is_an_error(run: Run) -> None:
     def command(args: Namespace) -> None:
         raise SystemExit(3)

@@ -69,6 +69,18 @@ def test_vllms_bar_of_files_is_part_of_the_stage() -> None:
     assert screen.after(5) == "prefmix: loading policy b (2 of 3) (15 s)\n"
 
 
+def test_a_stage_of_several_engines_is_awaited() -> None:
+    screen = Screen()
+    called: list[float] = []
+    screen.stages.call_at(940, 2, lambda: called.append(screen.now_s))
+    for line in ("900 compiling", "940 connecting the engine", "900 compiling"):
+        assert screen.stages.take(f"prefmix-stage: {line}\n")
+    assert called == []
+    for _ in range(3):
+        assert screen.stages.take("prefmix-stage: 940 connecting the engine\n")
+    assert called == [0.0], "once, with the second engine"
+
+
 def test_stages_never_go_back() -> None:
     """Two engines of a group, or two ranks, tell the same stages."""
     screen = Screen()
