@@ -28,7 +28,6 @@ BENCHES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the benches and their flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     benches = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
     for name, (module, summary) in BENCHES.items():

@@ -35,7 +35,6 @@ Example: prefmix eval mixture.yaml --prompts heldout.jsonl --grid 4 --report fou
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `prefmix eval`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = (
         "prefmix eval [CONFIG.yaml] --prompts FILE --reward NAME=REWARD [flags] [-- vLLM flags]"

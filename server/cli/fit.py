@@ -42,7 +42,6 @@ Example: prefmix fit mixture.yaml --prompts prompts.jsonl --output weights.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `prefmix fit`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = (
         "prefmix fit [CONFIG.yaml] --prompts FILE | --scores FILE [flags] [-- vLLM flags]"

@@ -20,7 +20,6 @@ All words after -- go to vLLM."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `prefmix serve`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = "prefmix serve [CONFIG.yaml] [flags] [-- any vLLM engine or server flag]"
     mixture = add_mixture_arguments(parser, weight_space=True)

@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefmix.server.cli.shell.help_text import HelpFormatter
 from prefmix.server.config.errors import CommandError
 from prefmix.server.launch.installation import InstallationError, require_extra
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=SUMMARIES[name],
             description=f"{SUMMARIES[name]}.",
             epilog=EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )

@@ -47,7 +47,6 @@ class UsageError(ValueError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommands of `prefmix weights` and their flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 

@@ -23,7 +23,6 @@ Example: prefmix average mixture.yaml --weights helpful=2,harmless=1 --output av
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `prefmix average`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = (
         "prefmix average [CONFIG.yaml] --profile NAME | --weights A=1,B=2 --output DIR [flags]"

@@ -28,7 +28,6 @@ _SHOWN = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `prefmix export`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = (
         "prefmix export [CONFIG.yaml] --profile NAME | --weights A=1,B=2 --output DIR "

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
+from prefmix.server.cli.shell.help_text import HelpFormatter
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manual:
@@ -53,9 +55,12 @@ MANUALS = {
         ),
         environment=(_KEY, _TOKEN, _LOG_LEVEL, _KV_CACHE),
         files=(
-            ("CONFIG.yaml", "keys: policies, adapters, base, reference, profiles,"),
-            ("", "default_profile, allowed_hosts, trusted_proxies, console, engine"),
-            ("", "(vLLM's flags) and, with _ for -, the other flags of this page"),
+            (
+                "CONFIG.yaml",
+                "keys: policies, adapters, base, reference, profiles, default_profile, "
+                "allowed_hosts, trusted_proxies, console, engine (vLLM's flags) and, with _ for "
+                "-, the other flags of this page",
+            ),
             ("weights.json", "the store: profiles, their versions in weights.json.history/"),
         ),
         exit_codes=(
@@ -181,7 +186,7 @@ MANUALS = {
 def add_manual(name: str, parser: argparse.ArgumentParser) -> None:
     """Puts a command's sections behind its flags and its own closing words."""
     manual = MANUALS[name]
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = HelpFormatter
     examples = [line for what, command in manual.examples for line in (f"# {what}", command)]
     sections = [
         _section("examples", examples),

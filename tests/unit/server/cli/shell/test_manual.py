@@ -63,6 +63,30 @@ def test_the_manual_of_serve_lists_the_keys_of_its_file(
     assert missing == []
 
 
+@pytest.mark.parametrize("name", MANUALS)
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_help_fits_the_terminal(
+    name: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but commands, which are copied."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with contextlib.suppress(SystemExit):
+        main(["help", name])
+    page = capsys.readouterr().out
+    (command,) = [each for each in COMMANDS if each.name == name]
+    first_words = " ".join((parser_of(command).epilog or "").splitlines()[0].split()[:2])
+    behind_flags = page[page.index(f"\n{first_words}") :]
+    long = [line for line in behind_flags.splitlines() if len(line) > columns]
+    is_copied = re.compile(r"(Example:)? *((prefmix|--\w+|eval|vllm) |# |$)")
+    assert [line for line in long if not is_copied.match(line)] == []
+    assert max(map(len, page.partition("\nexit status:\n")[2].splitlines())) <= 100
+    words = " ".join(page.split())
+    for row in (*MANUALS[name].environment, *MANUALS[name].files, *MANUALS[name].exit_codes):
+        assert " ".join(row) in words
+    for what, example in MANUALS[name].examples:
+        assert f"  # {what}\n  {example}\n" in page
+
+
 def test_see_also_names_what_exists() -> None:
     names = {f"prefmix {command.name}" for command in COMMANDS}
     for manual in MANUALS.values():
