@@ -16,8 +16,11 @@ from prefmix.weights.engines.local import Engine, LocalEngine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.quiet import held_back_stderr
-from prefmix.weights.evaluation.evaluate import Evaluation, Reward, Weighting, evaluate
+from prefmix.weights.evaluation.evaluate import evaluate
+from prefmix.weights.evaluation.evaluation import Evaluation
 from prefmix.weights.evaluation.parameter_average import with_averages
+from prefmix.weights.evaluation.weighting import Weighting
+from prefmix.weights.fit.rewards import Reward
 
 REFERENCE = "reference"
 NUM_RESPONSES = 24

@@ -44,6 +44,7 @@ from prefmix.weights.evaluation.verdict import verdict
 from prefmix.weights.fit.job import FitJob
 from prefmix.weights.fit.output import write_profile
 from prefmix.weights.fit.result import FitResult
+from prefmix.weights.fit.sampling import FitInputs
 from prefmix.weights.fit.settings import FitSettings, Sampler
 from prefmix.weights.fit.summary import summary
 from prefmix.weights.report.fit_report import write_report
@@ -111,7 +112,7 @@ def _fit_both() -> dict[Sampler, FitResult]:
     for sampler in SAMPLERS:
         settings = FitSettings(sampler=sampler, max_tokens=MAX_TOKENS)
         print(f"Fitting on {len(prompts)} prompts with the {sampler} sampler.", flush=True)
-        job = FitJob(
+        inputs = FitInputs(
             spec=spec,
             prompts=prompts,
             settings=settings,
@@ -119,7 +120,7 @@ def _fit_both() -> dict[Sampler, FitResult]:
             content_hashes=content_hashes,
             cache=CACHE,
         )
-        fits[sampler] = job.run()
+        fits[sampler] = FitJob(inputs).run()
         print(f"\n{summary(fits[sampler])}\n", flush=True)
         about = {
             "prompts": hash_of_prompts(prompts),

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from examples.comparison import REFERENCE
-from prefmix.weights.evaluation.evaluate import Evaluation
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.evaluation.evaluation import Evaluation
+from prefmix.weights.fit.sequence_level.objective import Floats
 
 NUM_BOOTSTRAP = 2000
 

@@ -18,7 +18,7 @@ from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.launch.installation import require_extra
 
 if TYPE_CHECKING:
-    from prefmix.weights.evaluation.evaluate import Evaluation
+    from prefmix.weights.evaluation.evaluation import Evaluation
 
 EPILOG = """\
 The rows of the table are the reference, each policy, uniform weights, every profile, and a grid

@@ -11,8 +11,8 @@ from prefmix.server.config.errors import CommandError
 if TYPE_CHECKING:
     from prefmix.policies.rewards.reward import Answers
     from prefmix.weights.engines.prompts import Prompt
-    from prefmix.weights.evaluation.evaluate import Reward
     from prefmix.weights.evaluation.pairwise_judges import Judge
+    from prefmix.weights.fit.rewards import Reward
 
 MADE_UP_ANSWER = "This is a made-up answer, with which prefmix tries the reward."
 

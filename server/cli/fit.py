@@ -96,6 +96,7 @@ def _fit(
     from prefmix.weights.fit import score_table
     from prefmix.weights.fit.job import FitJob
     from prefmix.weights.fit.output import check_output
+    from prefmix.weights.fit.sampling import FitInputs
     from prefmix.weights.fit.table_fit import fit_table
     from prefmix.weights.reward_fit.job import RewardFitJob
 
@@ -122,23 +123,23 @@ def _fit(
     if not args.force:
         check_output(args.output, spec.member_names)
     settings = replace(settings, mixing=args.mixing or spec.mixing)
-    drawn_from: dict[str, Any] = {
-        "spec": spec,
-        "prompts": prompts,
-        "settings": settings,
-        "engine": engine,
-        "content_hashes": content_hashes,
-        "cache": args.cache,
-    }
+    inputs = FitInputs(
+        spec=spec,
+        prompts=prompts,
+        settings=settings,
+        engine=engine,
+        content_hashes=content_hashes,
+        cache=args.cache,
+    )
     about = {
         "prompts": hash_of_prompts(prompts),
         "policies": content_hashes,
         "settings": _plain(settings),
     }
     if not is_of_rewards:
-        return FitJob(**drawn_from).run(), spec, about
+        return FitJob(inputs).run(), spec, about
     job = RewardFitJob(
-        **drawn_from, rewards=rewards, aim=args.objective, importances=importances_of(args)
+        inputs, rewards=rewards, aim=args.objective, importances=importances_of(args)
     )
     return job.run(), spec, about | {"rewards": args.reward}
 

@@ -157,7 +157,7 @@ def settings_from_flags(args: argparse.Namespace) -> FitSettings:
 
     Raises: CommandError for flags that do not fit together, FitError for a value out of range.
     """
-    from prefmix.weights.fit.mirror_descent import DescentSettings
+    from prefmix.weights.fit.sequence_level.mirror_descent import DescentSettings
     from prefmix.weights.fit.settings import FitError, FitSettings
 
     if args.preset == BSMD:

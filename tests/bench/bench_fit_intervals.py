@@ -22,15 +22,15 @@ import numpy as np
 
 from prefmix.bench.report import describe, surroundings
 from prefmix.weights.engines.progress import Progress
-from prefmix.weights.fit import objective
-from prefmix.weights.fit.certificate import leads
-from prefmix.weights.fit.deployed import REACH, measure_deployed
-from prefmix.weights.fit.mirror_descent import DescentSettings
-from prefmix.weights.fit.objective import Floats, Responses
-from prefmix.weights.fit.on_policy import Measured, OnPolicyFit
 from prefmix.weights.fit.score_table import ScoreTable
+from prefmix.weights.fit.sequence_level import objective
+from prefmix.weights.fit.sequence_level.certificate import leads
+from prefmix.weights.fit.sequence_level.mirror_descent import DescentSettings
+from prefmix.weights.fit.sequence_level.objective import Floats, Responses
 from prefmix.weights.fit.settings import FitSettings
 from prefmix.weights.fit.table_fit import fit_table
+from prefmix.weights.fit.token_level.deployed import REACH, measure_deployed
+from prefmix.weights.fit.token_level.on_policy import Measured, OnPolicyFit
 from prefmix.weights.store.text_tables import aligned
 from support.fit.toy_worlds import true_optimum
 from support.fit.tree_world import TreeWorld

@@ -20,9 +20,9 @@ from scipy.special import log_softmax
 
 from prefmix.bench.report import describe, surroundings
 from prefmix.weights.engines.finite_differences import Differences
-from prefmix.weights.fit.deployed import REACH, measure_deployed
-from prefmix.weights.fit.objective import Floats
-from prefmix.weights.fit.on_policy import Measured, OnPolicyFit
+from prefmix.weights.fit.sequence_level.objective import Floats
+from prefmix.weights.fit.token_level.deployed import REACH, measure_deployed
+from prefmix.weights.fit.token_level.on_policy import Measured, OnPolicyFit
 from prefmix.weights.store.text_tables import aligned
 from support.fit.tree_world import TreeWorld
 

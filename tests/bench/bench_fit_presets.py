@@ -22,11 +22,11 @@ import numpy as np
 from bench_fit_intervals import draw, fitted, world_of
 
 from prefmix.bench.report import describe, surroundings
-from prefmix.weights.fit import objective
-from prefmix.weights.fit.certificate import corrected, leads
-from prefmix.weights.fit.mirror_descent import DescentSettings, restarts
-from prefmix.weights.fit.objective import Floats, Responses
 from prefmix.weights.fit.score_table import ScoreTable
+from prefmix.weights.fit.sequence_level import objective
+from prefmix.weights.fit.sequence_level.certificate import corrected, leads
+from prefmix.weights.fit.sequence_level.mirror_descent import DescentSettings, restarts
+from prefmix.weights.fit.sequence_level.objective import Floats, Responses
 from prefmix.weights.fit.settings import bsmd
 from prefmix.weights.store.text_tables import aligned
 from support.fit.toy_worlds import true_optimum

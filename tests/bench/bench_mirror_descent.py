@@ -25,8 +25,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
-from prefmix.weights.fit.mirror_descent import DescentSettings, curvature, restarts, run_stride
-from prefmix.weights.fit.objective import Responses
+from prefmix.weights.fit.sequence_level.mirror_descent import (
+    DescentSettings,
+    curvature,
+    restarts,
+    run_stride,
+)
+from prefmix.weights.fit.sequence_level.objective import Responses
 from prefmix.weights.fit.settings import FitSettings
 
 

@@ -22,10 +22,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 
 from prefmix.bench.report import describe, surroundings
-from prefmix.weights.fit.deployed import REACH
-from prefmix.weights.fit.minimax_step import minimax_step
-from prefmix.weights.fit.objective import Floats
-from prefmix.weights.fit.on_policy import Measured, PooledSteps
+from prefmix.weights.fit.sequence_level.objective import Floats
+from prefmix.weights.fit.token_level.deployed import REACH
+from prefmix.weights.fit.token_level.minimax_step import minimax_step
+from prefmix.weights.fit.token_level.on_policy import Measured, PooledSteps
 from prefmix.weights.reward_fit.gains import Judged
 from prefmix.weights.reward_fit.measured_gains import measure_gains
 from prefmix.weights.store.text_tables import aligned

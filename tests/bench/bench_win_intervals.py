@@ -21,8 +21,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 
 from prefmix.bench.report import describe, surroundings
-from prefmix.weights.evaluation.smallest_means import lead, smallest_mean
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.fit.sequence_level.objective import Floats
+from prefmix.weights.intervals.smallest_means import lead, smallest_mean
 from prefmix.weights.store.text_tables import aligned
 
 OBJECTIVES, RESPONSES = 3, 8

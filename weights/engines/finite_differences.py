@@ -1,9 +1,10 @@
 """The change of log p(y) with the weights where parameters are mixed, by finite differences.
 
 Of mixed logits d log p(y) / dw_j has a closed form in figures that the engine measures
-(prefmix.weights.fit.on_policy). The mean of parameters is a model of its own, whose derivative
-would take a pass backwards, and an engine that serves has none. But it scores the same responses
-at weights nearby, which is exact and costs a prefill. With l(h) = log p(y) at w + h (e_j - w):
+(prefmix.weights.fit.token_level.on_policy). The mean of parameters is a model of its own, whose
+derivative would take a pass backwards, and an engine that serves has none. But it scores the same
+responses at weights nearby, which is exact and costs a prefill. With l(h) = log p(y) at
+w + h (e_j - w):
 
     D_j = dl / dh at 0 = ( l(h) - l(-h) ) / 2h                   error O(h^2)
     D_j = ( 4 l(h) - l(2h) - 3 l(0) ) / 2h                       where w_j is too small for -h

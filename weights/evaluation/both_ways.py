@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefmix.weights.evaluation.evaluate import Evaluation
-from prefmix.weights.fit.intervals import mean_intervals
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.evaluation.evaluation import Evaluation
+from prefmix.weights.fit.sequence_level.objective import Floats
+from prefmix.weights.intervals.means import mean_intervals
 
 ALIKE, APART = 1.6, 8.5
 """The rule of thumb: KLs between policies, in nats a token, up to which both ways earned about the

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.ways_to_mix import Mixing
-from prefmix.weights.evaluation.evaluate import Weighting, simplex_grid
+from prefmix.weights.evaluation.weighting import Weighting, simplex_grid
 
 UNIFORM = "uniform"
 """Name of the row of equal weights."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prefmix.weights.evaluation.both_ways import pairs, rule_of_thumb
-from prefmix.weights.evaluation.evaluate import Evaluation
+from prefmix.weights.evaluation.evaluation import Evaluation
 
 
 def verdict(found: Evaluation) -> list[str]:

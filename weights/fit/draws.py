@@ -29,8 +29,8 @@ from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.local import Engine, Figures, Tokens
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
-from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.score_table import ENTROPY, KL, LOGPROB, PROPOSAL
+from prefmix.weights.fit.sequence_level.objective import Floats
 
 PART_PROMPTS = 64
 """Prompts a part; a killed job loses at most one part."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from prefmix.weights.fit.certificate import Certificate
-from prefmix.weights.fit.deployed import Deployed
-from prefmix.weights.fit.mirror_descent import Averages
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.fit.sequence_level.certificate import Certificate
+from prefmix.weights.fit.sequence_level.mirror_descent import Averages
+from prefmix.weights.fit.sequence_level.objective import Floats
+from prefmix.weights.fit.token_level.deployed import Deployed
 
 NOTHING_FITTED = "the importances were given, nothing was fitted"
 MIXTURE, PARAMETERS = "mixture (token level)", "mixture of parameters (token level)"
@@ -51,8 +51,8 @@ class FitResult:
     min_weight: float = 0.0
     """The floor that the weights were fitted above."""
     multiplier_K: Floats | None = None
-    """The multipliers of the minimax problem (prefmix.weights.fit.minimax_step); None if another
-    was solved."""
+    """The multipliers of the minimax problem (prefmix.weights.fit.token_level.minimax_step); None
+    if another was solved."""
 
     @property
     def weights(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prefmix.mixing.name_list import listed
-from prefmix.weights.fit.objective import Floats, Responses, from_flat
+from prefmix.weights.fit.sequence_level.objective import Floats, Responses, from_flat
 
 LOGPROB, REWARD, PROPOSAL = "logprob_", "reward_", "proposal_logprob"
 KL, ENTROPY = "kl_", "entropy"

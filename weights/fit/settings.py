@@ -10,8 +10,8 @@ import numpy as np
 
 from prefmix.mixing.name_list import listed
 from prefmix.mixing.ways_to_mix import Mixing
-from prefmix.weights.fit.mirror_descent import DescentSettings
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.fit.sequence_level.mirror_descent import DescentSettings
+from prefmix.weights.fit.sequence_level.objective import Floats
 
 BSMD_STEPS, BSMD_STEP = 2000, 10.0
 """T and c of the founding paper's algorithm, which it leaves open."""

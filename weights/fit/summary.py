@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 
-from prefmix.weights.fit.certificate import Certificate
 from prefmix.weights.fit.result import MIXTURE, PARAMETERS, FitResult
+from prefmix.weights.fit.sequence_level.certificate import Certificate
 from prefmix.weights.store.text_tables import aligned
 
 COLUMNS = 80

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from prefmix.weights.engines.progress import Progress
-from prefmix.weights.fit.certificate import certify, corrected
-from prefmix.weights.fit.mirror_descent import Descent, restarts
 from prefmix.weights.fit.result import NOTHING_FITTED, FitResult
 from prefmix.weights.fit.score_table import ScoreTable
+from prefmix.weights.fit.sequence_level.certificate import certify, corrected
+from prefmix.weights.fit.sequence_level.mirror_descent import Descent, restarts
 from prefmix.weights.fit.settings import FitError, FitSettings, importances_to_weights
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefmix.weights.evaluation import both_ways
-from prefmix.weights.evaluation.evaluate import Evaluation
+from prefmix.weights.evaluation.evaluation import Evaluation
 from prefmix.weights.evaluation.verdict import beats_its_members, verdict
 from prefmix.weights.report import html_page
 from prefmix.weights.report.html_page import PAGE, Chart, table

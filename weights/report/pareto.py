@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prefmix.weights.evaluation.evaluate import Evaluation
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.evaluation.evaluation import Evaluation
+from prefmix.weights.fit.sequence_level.objective import Floats
 from prefmix.weights.fit.summary import short
 from prefmix.weights.report.plots import Theme, colour_of, new_axes
 

@@ -19,10 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prefmix.weights.fit.certificate import Certificate
-from prefmix.weights.fit.mirror_descent import first_averaged
-from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.result import FitResult
+from prefmix.weights.fit.sequence_level.certificate import Certificate
+from prefmix.weights.fit.sequence_level.mirror_descent import first_averaged
+from prefmix.weights.fit.sequence_level.objective import Floats
 from prefmix.weights.fit.summary import distance_name, short
 
 

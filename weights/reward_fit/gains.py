@@ -9,9 +9,9 @@ probability (the score function), which the engine measures while it samples:
 
     dG_o/dw_j = E[ (g_o(y) - b) s_j(y) ],   s_j = sum_t (log pi_j(y_t) + KL_t,j + H_t)
 
-(`prefmix.weights.fit.on_policy` derives s_j.) The baseline b is the mean gain of the other
-responses to the prompt. A gain moves only with the K - 1 free weights: on the simplex the sum of
-w_j s_j changes nothing, and no network is differentiated.
+(`prefmix.weights.fit.token_level.on_policy` derives s_j.) The baseline b is the mean gain of the
+other responses to the prompt. A gain moves only with the K - 1 free weights: on the simplex the sum
+of w_j s_j changes nothing, and no network is differentiated.
 
 Shapes: N responses, P prompts, K policies, O objectives, A aims, R rows of single policies.
 Source: Williams 1992 (REINFORCE) for the score-function gradient.
@@ -19,23 +19,16 @@ Source: Williams 1992 (REINFORCE) for the score-function gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from prefmix.mixing.name_list import listed
-from prefmix.weights.engines.prompts import Prompt
-from prefmix.weights.fit.job import Answers
-from prefmix.weights.fit.objective import Floats
-from prefmix.weights.fit.on_policy import Measured
+from prefmix.weights.fit.rewards import Answers, Reward
+from prefmix.weights.fit.sequence_level.objective import Floats
 from prefmix.weights.fit.settings import FitError
-
-Reward = Callable[
-    [Sequence[Prompt], Sequence[str], Sequence[Sequence[int]]], Sequence[float | None]
-]
-"""(prompts, answers, tokens of the answers) -> one number an answer; None where the reward does not
-apply."""
+from prefmix.weights.fit.token_level.on_policy import Measured
 
 _CERTAIN = 3.0
 """Standard errors by which a scale's ends must differ."""

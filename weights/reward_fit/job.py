@@ -3,26 +3,22 @@
 The members alone are judged first, which gives each reward its scale. Then rounds of responses of
 the mixture at its current weights give gains and their slopes; `PooledSteps` goes to the weights
 that are best by the linear models of all rounds, inside a box that shrinks. The problem is not
-convex: a local optimum is found. Everything drawn is kept, as by `prefmix.weights.fit.job`.
+convex: a local optimum is found. Everything drawn is kept, as by `prefmix.weights.fit.sampling`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 
 from prefmix.mixing.name_list import listed
-from prefmix.mixing.spec import MixtureSpec
-from prefmix.weights.engines.local import Engine
-from prefmix.weights.engines.progress import Progress
-from prefmix.weights.engines.prompts import Prompt
-from prefmix.weights.fit.job import EVALUATION_SEED, Batch, Sampling
-from prefmix.weights.fit.objective import Floats
-from prefmix.weights.fit.on_policy import PooledSteps
-from prefmix.weights.fit.settings import FitError, FitSettings
-from prefmix.weights.reward_fit.gains import Judged, Reward, Scales, judged_rewards, scales
+from prefmix.weights.fit.rewards import Reward
+from prefmix.weights.fit.sampling import Batch, FitInputs, Sampling
+from prefmix.weights.fit.sequence_level.objective import Floats
+from prefmix.weights.fit.settings import FitError
+from prefmix.weights.fit.token_level.on_policy import PooledSteps
+from prefmix.weights.reward_fit.gains import Judged, Scales, judged_rewards, scales
 from prefmix.weights.reward_fit.measured_gains import measure_gains
 from prefmix.weights.reward_fit.result import Aim, RewardFitResult
 
@@ -35,45 +31,32 @@ class RewardFitJob:
 
     def __init__(
         self,
+        inputs: FitInputs,
         *,
-        spec: MixtureSpec,
-        prompts: Sequence[Prompt],
-        settings: FitSettings,
         rewards: Mapping[str, Reward],
         aim: Aim,
         importances: Mapping[str, float] | None = None,
-        engine: Callable[[], Engine],
-        content_hashes: Mapping[str, str],
-        cache: Path,
-        quiet: bool = False,
     ) -> None:
         """Args:
-        spec: the policies, and the reference if there is one.
-        prompts: the prompts to fit on.
-        settings: how much is drawn, the first round's radius, floor and seed.
+        inputs: the policies and prompts; of the settings: how much is drawn, the first round's
+          radius, floor and seed.
         rewards: objective -> the function that judges answers.
         aim: what is made large.
         importances: objective -> number, for `weighted`.
-        engine, content_hashes, cache, quiet: as `prefmix.weights.fit.job.FitJob` takes them.
         Raises: FitError without rewards, and for importances that do not fit them.
         """
         if not rewards:
             raise FitError(f"the objective {aim} needs rewards; add --reward NAME=REWARD")
-        self.spec, self.prompts, self.settings = spec, list(prompts), settings
+        self.spec, self.settings = inputs.spec, inputs.settings
         self.rewards, self.aim = dict(rewards), aim
         self.importance_O = _importances(aim, importances, tuple(rewards))
-        singles = min(settings.round_prompts, len(self.prompts)) * spec.num_members
-        rounds = min(settings.round_prompts, len(self.prompts)) * settings.num_rounds
+        num_prompts = len(inputs.prompts)
+        per_round = min(self.settings.round_prompts, num_prompts)
+        asked = per_round * (self.spec.num_members + self.settings.num_rounds) + num_prompts
         self._sampling = Sampling(
-            spec=spec,
-            prompts=prompts,
-            settings=settings,
-            engine=engine,
-            content_hashes=content_hashes,
-            cache=cache,
-            progress=Progress(quiet=quiet),
-            num_responses=(singles + rounds + len(self.prompts)) * settings.num_responses,
-            takes_differences=settings.mixing == "parameters",
+            inputs,
+            num_responses=asked * self.settings.num_responses,
+            takes_differences=self.settings.mixing == "parameters",
         )
 
     def run(self) -> RewardFitResult:
@@ -98,13 +81,7 @@ class RewardFitJob:
             slope_PAK = np.einsum("ao,pok->pak", aims_AO, judged.slope_per_prompt())
             fit.move(-gain_PO @ aims_AO.T, -slope_PAK)
             gains_TO.append(gain_PO.mean(axis=0))
-        fresh = self._sampling.draw(
-            fit.weights_K,
-            self.prompts,
-            seed=EVALUATION_SEED,
-            title="measure",
-            mixing=self.settings.mixing,
-        )
+        fresh = self._sampling.draw_fresh(fit.weights_K)
         measured = measure_gains(
             self._judged(fresh, found),
             fit.weights_K,

@@ -3,13 +3,14 @@ how much more the fit's aim could be.
 
 The aim is a smallest of several means: of the O gains themselves (`max-min-reward`), or of one
 weighted mean of them (`mean`, `weighted`). For any multipliers lambda on the simplex (those of
-`prefmix.weights.fit.minimax_step` make the bound tight) a linear model of the gains says: at
-weights up to a share REACH of the way to any others, the smallest is higher than now by at most
+`prefmix.weights.fit.token_level.minimax_step` make the bound tight) a linear model of the gains
+says: at weights up to a share REACH of the way to any others, the smallest is higher than now by
+at most
 
     sum_a lambda_a aim_a - min_a aim_a + REACH max_j ( lambda G (e_j - w) )
 
-which is the bound of `prefmix.weights.fit.deployed` with the aims' negatives as costs, and has the
-same kind of interval. The scales of the gains count as given.
+which is the bound of `prefmix.weights.fit.token_level.deployed` with the aims' negatives as costs,
+and has the same kind of interval. The scales of the gains count as given.
 
 Shapes: P prompts, K policies, O objectives, A aims.
 """
@@ -20,9 +21,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefmix.weights.fit.deployed import largest_falls
-from prefmix.weights.fit.intervals import Interval, above_zero, interval_of_largest, mean_intervals
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.fit.sequence_level.objective import Floats
+from prefmix.weights.fit.token_level.deployed import largest_falls
+from prefmix.weights.intervals.means import (
+    Interval,
+    above_zero,
+    interval_of_largest,
+    mean_intervals,
+)
 from prefmix.weights.reward_fit.gains import Judged
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.result import ENOUGH_PROMPTS
+from prefmix.weights.fit.sequence_level.objective import Floats
 from prefmix.weights.reward_fit.gains import Scales
 from prefmix.weights.reward_fit.measured_gains import MeasuredGains
 

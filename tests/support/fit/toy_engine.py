@@ -17,7 +17,7 @@ from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.local import Figures, Response, Tokens
 from prefmix.weights.engines.prompts import Prompt
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.fit.sequence_level.objective import Floats
 
 NUM_TOKENS, LENGTH = 4, 4
 

@@ -6,8 +6,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from prefmix.weights.fit import objective
-from prefmix.weights.fit.objective import Floats, Responses
+from prefmix.weights.fit.sequence_level import objective
+from prefmix.weights.fit.sequence_level.objective import Floats, Responses
 
 
 def toy_world(num_policies: int, *, seed: int, num_prompts: int = 3, outcomes: int = 40) -> Floats:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.special import log_softmax
 
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.fit.sequence_level.objective import Floats
 
 
 @dataclass(frozen=True, kw_only=True)

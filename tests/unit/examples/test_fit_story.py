@@ -15,7 +15,7 @@ from prefmix.policies.demo.tour.server import TourError
 from prefmix.weights.engines.local import Response, Tokens
 from prefmix.weights.engines.progress import LINE_INTERVAL_S, Progress
 from prefmix.weights.engines.prompts import Prompt
-from prefmix.weights.evaluation.evaluate import Weighting
+from prefmix.weights.evaluation.weighting import Weighting
 from prefmix.weights.fit.result import FitResult
 
 THIRD = 1 / 3

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from examples.gains import Gains, against, conclusion, gains_table, measure_gains
-from prefmix.weights.evaluation.evaluate import Evaluation, Weighting
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.evaluation.evaluation import Evaluation
+from prefmix.weights.evaluation.weighting import Weighting
+from prefmix.weights.fit.sequence_level.objective import Floats
 
 OBJECTIVES = ("positive", "concise", "polite")
 NUM_PROMPTS, NUM_RESPONSES = 64, 8

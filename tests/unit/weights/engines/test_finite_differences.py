@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prefmix.weights.engines.finite_differences import STEP, Differences
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.fit.sequence_level.objective import Floats
 
 
 def _quadratic(weights_K: Floats, *, num_responses: int = 5) -> tuple[Floats, Floats, Differences]:

@@ -9,7 +9,8 @@ import pytest
 
 from prefmix.weights.engines.progress import Progress, duration
 from prefmix.weights.fit.job import FitJob
-from prefmix.weights.fit.mirror_descent import DescentSettings
+from prefmix.weights.fit.sampling import FitInputs
+from prefmix.weights.fit.sequence_level.mirror_descent import DescentSettings
 from prefmix.weights.fit.settings import FitSettings
 from support.fit.toy_engine import ToyEngine
 
@@ -151,7 +152,7 @@ def test_every_stage_of_a_fit_has_a_bar_that_ends(
         round_prompts=5,  # not a divisor: a round may draw a prompt only once
         descent=DescentSettings(num_steps=250),
     )
-    job = FitJob(
+    inputs = FitInputs(
         spec=toy.spec,
         prompts=toy.prompts,
         settings=settings,
@@ -159,7 +160,7 @@ def test_every_stage_of_a_fit_has_a_bar_that_ends(
         content_hashes={},
         cache=tmp_path,
     )
-    job.run()
+    FitJob(inputs).run()
     last = {line.split()[0]: line for line in shown(stream)}
     assert sorted(last) == sorted(stages)
     assert all(" #################### " in line for line in last.values())

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from prefmix.weights.evaluation import both_ways
-from prefmix.weights.evaluation.evaluate import Evaluation, Weighting
+from prefmix.weights.evaluation.evaluation import Evaluation
 from prefmix.weights.evaluation.verdict import verdict
+from prefmix.weights.evaluation.weighting import Weighting
 from prefmix.weights.report.evaluation_report import write_evaluation_report
 
 EVEN, OTHER = {"p": 0.5, "q": 0.5}, {"p": 0.25, "q": 0.75}

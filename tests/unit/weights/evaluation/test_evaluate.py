@@ -13,8 +13,10 @@ import pytest
 from prefmix.mixing.spec import Policy
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
-from prefmix.weights.evaluation.evaluate import Evaluation, Weighting, evaluate, simplex_grid
+from prefmix.weights.evaluation.evaluate import evaluate
+from prefmix.weights.evaluation.evaluation import Evaluation
 from prefmix.weights.evaluation.verdict import beats_its_members, verdict
+from prefmix.weights.evaluation.weighting import Weighting, simplex_grid
 from prefmix.weights.report.evaluation_report import write_evaluation_report
 from prefmix.weights.report.pareto import pareto_optimal
 from support.fit.toy_engine import ToyEngine

@@ -16,8 +16,9 @@ from prefmix.server.config.errors import CommandError
 from prefmix.weights.engines.errors import EngineError
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
-from prefmix.weights.evaluation.evaluate import Weighting, evaluate
+from prefmix.weights.evaluation.evaluate import evaluate
 from prefmix.weights.evaluation.pairwise_judges import ChatJudge, in_both_orders, verdict_of
+from prefmix.weights.evaluation.weighting import Weighting
 from support.fit.toy_engine import ToyEngine
 
 PROMPTS = [Prompt(id="0", text="Hi?"), Prompt(id="1", text="Ho?")]

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from prefmix.weights.engines.prompts import Prompt
-from prefmix.weights.evaluation.evaluate import Evaluation, Weighting, _judged
+from prefmix.weights.evaluation.evaluate import _judged
+from prefmix.weights.evaluation.evaluation import Evaluation
 from prefmix.weights.evaluation.verdict import verdict
+from prefmix.weights.evaluation.weighting import Weighting
 from prefmix.weights.fit.draws import Drawn
 from prefmix.weights.fit.settings import FitError
 

@@ -14,8 +14,10 @@ from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.evaluation import both_ways
-from prefmix.weights.evaluation.evaluate import Evaluation, Weighting, evaluate
+from prefmix.weights.evaluation.evaluate import evaluate
+from prefmix.weights.evaluation.evaluation import Evaluation
 from prefmix.weights.evaluation.rows import evaluation_rows
+from prefmix.weights.evaluation.weighting import Weighting
 from support.fit.toy_engine import LENGTH, NUM_TOKENS, ToyEngine
 
 WEIGHTS = {"p0": 0.5, "p1": 0.3, "p2": 0.2}

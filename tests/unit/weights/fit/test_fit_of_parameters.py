@@ -11,8 +11,9 @@ import pytest
 
 from prefmix.mixing.spec import Policy
 from prefmix.weights.fit.job import FitJob
-from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.output import write_profile
+from prefmix.weights.fit.sampling import FitInputs
+from prefmix.weights.fit.sequence_level.objective import Floats
 from prefmix.weights.fit.settings import FitError, FitSettings
 from prefmix.weights.fit.summary import summary
 from prefmix.weights.store.store import WeightsStore
@@ -28,7 +29,7 @@ def toy_adapters(*, seed: int, num_policies: int = 3) -> ToyEngine:
 
 def job(toy: ToyEngine, cache: Path, **settings: Any) -> FitJob:
     defaults: dict[str, Any] = {"num_responses": 64, "num_rounds": 6, "mixing": "parameters"}
-    return FitJob(
+    inputs = FitInputs(
         spec=toy.spec,
         prompts=toy.prompts,
         settings=FitSettings(**{**defaults, **settings}),
@@ -37,6 +38,7 @@ def job(toy: ToyEngine, cache: Path, **settings: Any) -> FitJob:
         cache=cache,
         quiet=True,
     )
+    return FitJob(inputs)
 
 
 def least_largest_kl(toy: ToyEngine) -> tuple[Floats, float]:

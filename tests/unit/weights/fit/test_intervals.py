@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from prefmix.weights.engines.progress import Progress
-from prefmix.weights.fit import objective
-from prefmix.weights.fit.certificate import debiased_kl_per_prompt, leads
-from prefmix.weights.fit.deployed import measure_deployed
-from prefmix.weights.fit.intervals import above_zero, interval_of_largest, mean_intervals
-from prefmix.weights.fit.mirror_descent import DescentSettings
-from prefmix.weights.fit.objective import Floats, from_flat
-from prefmix.weights.fit.on_policy import Measured
 from prefmix.weights.fit.score_table import ScoreTable
+from prefmix.weights.fit.sequence_level import objective
+from prefmix.weights.fit.sequence_level.certificate import debiased_kl_per_prompt, leads
+from prefmix.weights.fit.sequence_level.mirror_descent import DescentSettings
+from prefmix.weights.fit.sequence_level.objective import Floats, from_flat
 from prefmix.weights.fit.settings import FitError, FitSettings
 from prefmix.weights.fit.summary import summary
 from prefmix.weights.fit.table_fit import fit_table
+from prefmix.weights.fit.token_level.deployed import measure_deployed
+from prefmix.weights.fit.token_level.on_policy import Measured
+from prefmix.weights.intervals.means import above_zero, interval_of_largest, mean_intervals
 from support.fit.toy_worlds import exact, toy_world, true_optimum
 
 QUIET = Progress(quiet=True)

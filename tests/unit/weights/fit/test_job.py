@@ -12,25 +12,29 @@ import pytest
 
 from prefmix.weights.engines.prompts import PromptsError, read_prompts
 from prefmix.weights.fit.job import FitJob
-from prefmix.weights.fit.mirror_descent import DescentSettings
+from prefmix.weights.fit.sampling import FitInputs
 from prefmix.weights.fit.score_table import ScoreTable
+from prefmix.weights.fit.sequence_level.mirror_descent import DescentSettings
 from prefmix.weights.fit.settings import FitError, FitSettings, importances_to_weights
 from prefmix.weights.fit.summary import summary
 from prefmix.weights.fit.table_fit import fit_table
 from support.fit.toy_engine import ToyEngine
 
 
-def job(toy: ToyEngine, cache: Path, **settings: Any) -> FitJob:
+def job(toy: ToyEngine, cache: Path, *, retrained: str | None = None, **settings: Any) -> FitJob:
     defaults: dict[str, Any] = {"num_responses": 64, "num_rounds": 6}
-    return FitJob(
+    inputs = FitInputs(
         spec=toy.spec,
         prompts=toy.prompts,
         settings=FitSettings(**{**defaults, **settings}),
         engine=lambda: toy,
-        content_hashes={name: name for name in toy.spec.member_names},
+        content_hashes={
+            name: "new" if name == retrained else name for name in toy.spec.member_names
+        },
         cache=cache,
         quiet=True,
     )
+    return FitJob(inputs)
 
 
 def test_mixture_sampler_equalises_the_deployed_kls(tmp_path: Path) -> None:
@@ -97,9 +101,7 @@ def test_other_settings_prompts_or_policies_are_other_draws(tmp_path: Path) -> N
         job(toy, tmp_path, **{**small, **change}).run()
         assert toy.calls["sample"] > 0, change
     toy = ToyEngine(seed=5)
-    other = job(toy, tmp_path, **small)
-    other.content_hashes["p0"] = "retrained"
-    other.run()
+    job(toy, tmp_path, retrained="p0", **small).run()
     assert toy.calls["sample"] > 0
 
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pytest
 
 from prefmix.weights.fit import score_table
-from prefmix.weights.fit.deployed import Deployed
-from prefmix.weights.fit.mirror_descent import DescentSettings
 from prefmix.weights.fit.result import FitResult
+from prefmix.weights.fit.sequence_level.mirror_descent import DescentSettings
 from prefmix.weights.fit.settings import FitSettings
 from prefmix.weights.fit.summary import COLUMNS, summary
 from prefmix.weights.fit.table_fit import fit_table
+from prefmix.weights.fit.token_level.deployed import Deployed
 from prefmix.weights.report import plots
 from prefmix.weights.report.fit_report import write_report
 

@@ -12,11 +12,13 @@ import pytest
 from scipy.special import log_softmax
 
 from prefmix.weights.engines.prompts import Prompt
-from prefmix.weights.fit.objective import Floats
 from prefmix.weights.fit.output import write_profile
+from prefmix.weights.fit.rewards import Reward
+from prefmix.weights.fit.sampling import FitInputs
+from prefmix.weights.fit.sequence_level.objective import Floats
 from prefmix.weights.fit.settings import FitError, FitSettings
 from prefmix.weights.report.reward_report import write_reward_report
-from prefmix.weights.reward_fit.gains import Reward, scales
+from prefmix.weights.reward_fit.gains import scales
 from prefmix.weights.reward_fit.job import RewardFitJob
 from prefmix.weights.reward_fit.result import RewardFitResult
 from prefmix.weights.reward_fit.summary import summary
@@ -70,17 +72,16 @@ class Tuned(ToyEngine):
 
 
 def fit(toy: ToyEngine, cache: Path, aim: Any = "max-min-reward", **given: Any) -> RewardFitResult:
-    return RewardFitJob(
+    inputs = FitInputs(
         spec=toy.spec,
         prompts=toy.prompts,
         settings=FitSettings(num_responses=48),
-        aim=aim,
         engine=lambda: toy,
         content_hashes={name: name for name in toy.spec.member_names},
         cache=cache,
         quiet=True,
-        **{"rewards": REWARDS, **given},
-    ).run()
+    )
+    return RewardFitJob(inputs, aim=aim, **{"rewards": REWARDS, **given}).run()
 
 
 @pytest.fixture(scope="module")

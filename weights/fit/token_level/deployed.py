@@ -1,13 +1,13 @@
 """The KLs of the mixture that will be served, measured on responses drawn for nothing else.
 
 How much lower could the largest KL become? For any multipliers lambda on the simplex (those of
-`prefmix.weights.fit.minimax_step` make the bound tight) a linear model of the KLs says: at weights
-up to a share REACH of the way to any others, the largest KL is lower than now by at most
+`prefmix.weights.fit.token_level.minimax_step` make the bound tight) a linear model of the KLs says:
+at weights up to a share REACH of the way to any others, the largest KL is lower than now by at most
 
     max_k KL_k - sum_k lambda_k KL_k + REACH max_j ( -lambda J (e_j - w) )
 
 with e_j all weight on policy j (or as much as a floor lets it have). This is the largest of K * K
-means over prompts, so it has an interval of the kind in `prefmix.weights.fit.intervals`. The
+means over prompts, so it has an interval of the kind in `prefmix.weights.intervals.means`. The
 multipliers come from the fit's own responses and J from the fresh ones.
 
 Shapes: P prompts, K policies, A costs, V weights to move towards.
@@ -19,11 +19,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefmix.weights.fit.certificate import leads
-from prefmix.weights.fit.intervals import Interval, above_zero, interval_of_largest, mean_intervals
-from prefmix.weights.fit.mirror_descent import with_floor
-from prefmix.weights.fit.objective import Floats
-from prefmix.weights.fit.on_policy import Measured
+from prefmix.weights.fit.sequence_level.certificate import leads
+from prefmix.weights.fit.sequence_level.mirror_descent import with_floor
+from prefmix.weights.fit.sequence_level.objective import Floats
+from prefmix.weights.fit.token_level.on_policy import Measured
+from prefmix.weights.intervals.means import (
+    Interval,
+    above_zero,
+    interval_of_largest,
+    mean_intervals,
+)
 
 REACH = 0.1
 """Share of the way to other weights that the bound on the largest KL's fall speaks of."""

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from prefmix.weights.fit.minimax_step import minimax_step
-from prefmix.weights.fit.objective import Floats
-from prefmix.weights.fit.on_policy import Measured, OnPolicyFit
+from prefmix.weights.fit.sequence_level.objective import Floats
+from prefmix.weights.fit.token_level.minimax_step import minimax_step
+from prefmix.weights.fit.token_level.on_policy import Measured, OnPolicyFit
 from support.fit.tree_world import TreeWorld
 
 

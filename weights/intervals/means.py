@@ -13,10 +13,10 @@ Source: Westfall and Young 1993, Resampling-Based Multiple Testing, for max-T.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from prefmix.weights.fit.objective import Floats
-
+Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 NUM_BOOTSTRAP = 1000

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from prefmix.weights.fit.objective import Floats, Responses, gradient, tilt
+from prefmix.weights.fit.sequence_level.objective import Floats, Responses, gradient, tilt
 
 Schedule = Literal["sqrt", "constant"]
 Averages = Literal["tail", "all"]

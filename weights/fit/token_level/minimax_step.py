@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linprog
 
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.fit.sequence_level.objective import Floats
 
 _TIE = 1e-6
 """Price of moving a weight, in nats: of steps that are equally good the shortest is taken."""

@@ -2,8 +2,8 @@
 
 The aim is the least largest distance: min over w of max_k KL(mixture_w || pi_k). The served
 mixture normalises every token separately, so this is not the sequence-level problem of
-`prefmix.weights.fit.objective`: there, the KLs of all policies with weight are equal at the
-optimum; here they need not be, and weights at which they are equal need not be optimal.
+`prefmix.weights.fit.sequence_level.objective`: there, the KLs of all policies with weight are equal
+at the optimum; here they need not be, and weights at which they are equal need not be optimal.
 
 With sums over the tokens t of a response y of the mixture, everything is measured while sampling:
 
@@ -34,9 +34,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prefmix.weights.fit.minimax_step import minimax_step
-from prefmix.weights.fit.mirror_descent import with_floor
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.fit.sequence_level.mirror_descent import with_floor
+from prefmix.weights.fit.sequence_level.objective import Floats
+from prefmix.weights.fit.token_level.minimax_step import minimax_step
 
 LEAST_SAMPLED = 1e-3
 """Least weight that a round samples with: a policy without weight would not be measured."""

@@ -18,9 +18,9 @@ Hessian and S the covariance of the prompts' gradients, both on the plane of the
 not at an edge, their covariance is H^-1 S H^-1 / P.
 
 Shapes: P prompts, K policies, A active policies, F folds.
-Source: the optimality conditions of prefmix.weights.fit.objective; for the O(1/m) bias, Wang et al.
-  2025 (arXiv 2502.18699), whose m-sample estimator this is; Huber 1967 for the errors of weights;
-  Quenouille 1956 for the halves.
+Source: the optimality conditions of prefmix.weights.fit.sequence_level.objective; for the O(1/m)
+  bias, Wang et al. 2025 (arXiv 2502.18699), whose m-sample estimator this is; Huber 1967 for the
+  errors of weights; Quenouille 1956 for the halves.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 
 from prefmix.weights.engines.progress import Progress
-from prefmix.weights.fit import objective
-from prefmix.weights.fit.intervals import Interval, above_zero, interval_of_largest
-from prefmix.weights.fit.mirror_descent import Descent, DescentSettings, descend
-from prefmix.weights.fit.objective import Floats, Responses
+from prefmix.weights.fit.sequence_level import objective
+from prefmix.weights.fit.sequence_level.mirror_descent import Descent, DescentSettings, descend
+from prefmix.weights.fit.sequence_level.objective import Floats, Responses
+from prefmix.weights.intervals.means import Interval, above_zero, interval_of_largest
 
 ENOUGH_ESS_FRACTION = 0.1
 """Smallest share of effective responses; below it the estimate rests on too few."""
@@ -62,7 +62,7 @@ class Certificate:
     """Upper bound on how much F could still fall above the floor, on prompts that the weights were
     not fitted to; 0 at the optimum. Of importances that were given, on all prompts."""
     gap_interval: Interval
-    """95 % interval of the gap (prefmix.weights.fit.intervals)."""
+    """95 % interval of the gap (prefmix.weights.intervals.means)."""
     ess: float
     """Mean effective number of responses a prompt."""
     ess_fraction: float

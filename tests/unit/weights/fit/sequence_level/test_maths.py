@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from prefmix.weights.fit import objective
-from prefmix.weights.fit.certificate import leads
-from prefmix.weights.fit.intervals import interval_of_largest
-from prefmix.weights.fit.mirror_descent import (
+from prefmix.weights.fit.sequence_level import objective
+from prefmix.weights.fit.sequence_level.certificate import leads
+from prefmix.weights.fit.sequence_level.mirror_descent import (
     DescentSettings,
     curvature,
     descend,
     restarts,
     with_floor,
 )
-from prefmix.weights.fit.objective import Floats, Responses, from_flat
+from prefmix.weights.fit.sequence_level.objective import Floats, Responses, from_flat
+from prefmix.weights.intervals.means import interval_of_largest
 from support.fit.toy_worlds import between_two, exact, toy_world, true_optimum
 
 

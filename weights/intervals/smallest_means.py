@@ -2,7 +2,7 @@
 
 The smallest of noisy means is too small on average, and its bootstrap copies are so once more:
 percentiles miss. The interval of one smallest mean is that of the fit
-(`prefmix.weights.fit.intervals`). A difference of two,
+(`prefmix.weights.intervals.means`). A difference of two,
 
     L = min_f a_f - min_g b_g = min_f max_g (a_f - b_g),
 
@@ -23,8 +23,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import stdtrit
 
-from prefmix.weights.fit.intervals import Interval, interval_of_largest
-from prefmix.weights.fit.objective import Floats
+from prefmix.weights.intervals.means import Floats, Interval, interval_of_largest
 
 NEAR, AWAY = 2.0, 0.5
 _NUM_COPIES = 500

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefmix.weights.evaluation.smallest_means import lead, smallest_mean
+from prefmix.weights.intervals.smallest_means import lead, smallest_mean
 
 NAN = np.nan
 
