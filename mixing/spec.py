@@ -115,6 +115,9 @@ class MixtureSpec:
     has_prompts: bool = False
     """True if requests may give the policies prompts of their own
     (prefmix.mixing.prompts.request_heads)."""
+    prompts_sha256: str | None = None
+    """Hash of the prompts that policies have from the configuration; None if none has one. Profiles
+    are made for policies with these prompts."""
 
     def __post_init__(self) -> None:
         if not self.policies:
@@ -243,6 +246,7 @@ class MixtureSpec:
             "vocabulary": self.vocabulary,
             "defaults_from": self.defaults_from,
             "has_prompts": self.has_prompts,
+            "prompts_sha256": self.prompts_sha256,
         }
 
     @classmethod
@@ -280,6 +284,7 @@ class MixtureSpec:
             vocabulary=data.get("vocabulary", "prefix"),
             defaults_from=data.get("defaults_from"),
             has_prompts=data.get("has_prompts", False),
+            prompts_sha256=data.get("prompts_sha256"),
         )
 
 

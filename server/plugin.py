@@ -40,6 +40,7 @@ from prefmix.server.auth.tokens import Tokens
 from prefmix.server.config.addresses import HOSTS_ATTRIBUTE
 from prefmix.server.config.limits import LIMITS_ATTRIBUTE, Limits
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
+from prefmix.server.config.prompt_settings import PROMPTS_ATTRIBUTE, PromptSettings
 from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
 from prefmix.server.console import routes as console_routes
 from prefmix.server.console.settings import CONSOLE_ATTRIBUTE
@@ -136,6 +137,7 @@ class PrefmixEndpoints:
             admission=traffic.admission,
             max_model_len=engine_client.vllm_config.model_config.max_model_len,
             candidates=candidate_limits(engine_client, limits),
+            prompts=getattr(args, PROMPTS_ATTRIBUTE, PromptSettings()),
             vocabulary=CommonVocabulary.of_config(engine_client.vllm_config.model_config.hf_config),
             unread_fields=unread_fields(engine_client.vllm_config),
         )

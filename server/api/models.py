@@ -70,9 +70,10 @@ def describe(state: MixtureState) -> dict[str, Any]:
         "weight_space": spec.weight_space,
         "mixing": spec.mixing,
         "ways_to_mix": list(MIXINGS if spec.base is not None else MIXINGS[:1]),
-        "policies": [_policy(policy) for policy in spec.policies],
+        "policies": [_policy(policy, state) for policy in spec.policies],
         "base": spec.base,
-        "reference": None if spec.reference is None else _policy(spec.reference),
+        "reference": None if spec.reference is None else _policy(spec.reference, state),
+        "request_prompts": state.prompts.request_prompts,
         "vocabulary": _vocabulary(state.vocabulary),
         "defaults_from": spec.defaults_from,
         "default_profile": profiles.default,
@@ -98,5 +99,12 @@ def _vocabulary(vocabulary: CommonVocabulary | None) -> dict[str, int] | None:
     return {"size": vocabulary.size, "never_drawn": vocabulary.num_never_drawn}
 
 
-def _policy(policy: Policy) -> dict[str, Any]:
-    return {"name": policy.name, "model": policy.model, "revision": policy.revision}
+def _policy(policy: Policy, state: MixtureState) -> dict[str, Any]:
+    """A policy; of its prompt only that there is one."""
+    has_prompt = policy.name in state.prompts.systems
+    return {
+        "name": policy.name,
+        "model": policy.model,
+        "revision": policy.revision,
+        "has_prompt": has_prompt,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -10,6 +10,7 @@ from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.server.api.candidates.wish import CandidateLimits
 from prefmix.server.api.resolve import Preferences, Resolution, resolve
+from prefmix.server.config.prompt_settings import PromptSettings
 from prefmix.server.telemetry.engine_statistics import EngineStatistics
 from prefmix.server.traffic.admission_control import AdmissionController
 from prefmix.weights.store.profiles import CurrentProfiles
@@ -31,6 +32,8 @@ class MixtureState:
     max_model_len: int
     """Most tokens of a prompt and its answer together."""
     candidates: CandidateLimits
+    prompts: PromptSettings = field(default_factory=PromptSettings)
+    """The prompts that policies have of their own."""
     vocabulary: CommonVocabulary | None = None
     """The token ids that are drawn; None if the engine does not tell."""
     unread_fields: frozenset[str] = frozenset()

@@ -10,7 +10,7 @@ from prefmix.mixing.spec import VOCABULARY_RULES, WeightSpace
 
 
 def add_mixture_arguments(
-    parser: argparse.ArgumentParser, *, weight_space: bool = False
+    parser: argparse.ArgumentParser, *, weight_space: bool = False, prompts: bool = False
 ) -> argparse._ArgumentGroup:
     """Adds CONFIG.yaml and the group "mixture".
 
@@ -19,6 +19,7 @@ def add_mixture_arguments(
 
     Args:
       weight_space: also --weight-space, for commands that use the configuration's profiles.
+      prompts: also --system, for commands whose policies read prompts of their own.
     Returns: the group.
     """
     parser.add_argument(
@@ -50,6 +51,15 @@ def add_mixture_arguments(
         default=None,
         help="also take flags of vLLM, from the file or after --, that can load and run any code",
     )
+    if prompts:
+        group.add_argument(
+            "--system",
+            action="append",
+            metavar="NAME=TEXT",
+            help="the system message that this policy alone reads before every conversation, or "
+            "NAME=@FILE; repeat for each policy. With --base, a NAME that no other flag gives is "
+            "the base itself",
+        )
     if weight_space:
         group.add_argument(
             "--weight-space",
@@ -90,6 +100,7 @@ def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
     Raises: ConfigError for a malformed flag or a missing folder.
     """
     from prefmix.server.config.model_paths import policies_from_flags, resolve_model
+    from prefmix.server.config.prompt_settings import systems_from_flags
 
     overrides: dict[str, Any] = {}
     if args.policy is not None:
@@ -100,6 +111,8 @@ def mixture_overrides(args: argparse.Namespace) -> dict[str, Any]:
         overrides["adapters"] = policies_from_flags("--adapter", args.adapter)
     if getattr(args, "reference", None) is not None:
         overrides["reference"] = policies_from_flags("--reference", [args.reference])
+    if getattr(args, "system", None) is not None:
+        overrides["systems"] = systems_from_flags(args.system)
     flags = (
         *("vocabulary", "defaults_from", "weight_space"),
         *("allow_unsafe_weights", "allow_unsafe_engine_flags"),

@@ -22,13 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `prefmix serve`."""
     parser.epilog = EPILOG
     parser.usage = "prefmix serve [CONFIG.yaml] [flags] [-- any vLLM engine or server flag]"
-    mixture = add_mixture_arguments(parser, weight_space=True)
+    mixture = add_mixture_arguments(parser, weight_space=True, prompts=True)
     mixture.add_argument(
         "--mixing",
         choices=MIXINGS,
         help="the way to mix of requests that name none. logits: the policies' predictions of each "
         "token (default); parameters: the policies' parameters, at the cost of one policy, with "
         "--base only",
+    )
+    mixture.add_argument(
+        "--request-prompts",
+        action="store_true",
+        default=None,
+        help="let requests give policies prompts of their own",
     )
     _add_address_flags(parser.add_argument_group("address and surfaces"))
     _add_profile_flags(parser.add_argument_group("profiles"))
@@ -207,6 +213,7 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration fields that were given as flags."""
     fields = (
         "mixing",
+        "request_prompts",
         "name",
         "host",
         "port",

@@ -83,20 +83,24 @@ def expanded(path: str | PathLike[str], *, where: str | PathLike[str]) -> Path:
 
 
 def resolve_models(table: Mapping[Any, Any], *, folder: Path, where: Path) -> dict[Any, Any]:
-    """Resolves the model of each entry of a policy table; leaves entries of a wrong shape alone.
+    """Resolves the model or adapter of each entry of a policy table.
 
+    Entries of a wrong shape stay as they are.
     Raises: ConfigError for a folder that is missing.
     """
     resolved: dict[Any, Any] = {}
     for name, value in table.items():
-        entry = model_entry(value)
-        if isinstance(entry, dict) and isinstance(entry.get("model"), str):
-            model = resolve_model(entry["model"], folder=folder, where=f"{where}: {name}")
-            entry = {**entry, "model": model}
+        entry: Any = model_entry(value)
+        if isinstance(entry, dict):
+            paths = {key: entry[key] for key in ("model", "adapter") if key in entry}
+            for key, path in paths.items():
+                if isinstance(path, str):
+                    model = resolve_model(path, folder=folder, where=f"{where}: {name}")
+                    entry = {**entry, key: model}
         resolved[name] = entry
     return resolved
 
 
 def model_entry(value: object) -> object:
-    """Writes the short form `helpful: path` out as `helpful: {model: path}`."""
-    return {"model": value} if isinstance(value, str) else value
+    """Writes the short form `helpful: path` out as `helpful: {model: path}`, nothing as `{}`."""
+    return {} if value is None else {"model": value} if isinstance(value, str) else value

@@ -12,10 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+)
 
 from prefmix.mixing.shown_value import shown
-from prefmix.mixing.spec import MixtureSpec, Policy, SpecError, VocabularyRule, WeightSpace
+from prefmix.mixing.spec import MixtureSpec, SpecError, VocabularyRule, WeightSpace
 from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.server.config.addresses import HostName, ProxyAddress
 from prefmix.server.config.errors import ConfigError
@@ -29,6 +37,15 @@ from prefmix.server.config.limits import (
     none_of_word,
 )
 from prefmix.server.config.model_paths import expanded, model_entry, resolve_models
+from prefmix.server.config.policy_table import (
+    BaseEntry,
+    PolicyEntry,
+    PolicyTable,
+    SystemText,
+    check_systems,
+    policies_of_base,
+)
+from prefmix.server.config.prompt_settings import PromptSettings
 from prefmix.server.config.telemetry_settings import STATISTICS_EVERY
 from prefmix.server.config.yaml_file import YamlError, read_yaml
 from prefmix.server.telemetry.request_log import RequestLog
@@ -43,22 +60,6 @@ MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:-]{0,127}")
 """Names that clients put in `model`. They have no "@", which separates the profile."""
 
 
-class PolicyEntry(BaseModel):
-    """The place of one model's parameters."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    """A local folder or a hub id."""
-    revision: str | None = None
-    """Hub revision (branch, tag or commit)."""
-    hf_overrides: dict[str, Any] = Field(default_factory=dict)
-    """Entries of a full checkpoint's config.json that are to count instead of the file's."""
-
-
-PolicyTable = dict[str, Annotated[PolicyEntry, BeforeValidator(model_entry)]]
-
-
 class ServeConfig(BaseModel):
     """The keys of a configuration file. Flags of the same name override them."""
 
@@ -67,13 +68,18 @@ class ServeConfig(BaseModel):
     name: str = "prefmix"
     """The model name that clients put in `model`."""
     policies: PolicyTable = Field(default_factory=dict)
-    """Policy name -> full checkpoint, in weight order."""
-    base: Annotated[PolicyEntry, BeforeValidator(model_entry)] | None = None
-    """The model of which all policies are `adapters`."""
+    """Policy name -> full checkpoint, in weight order. With `base`: an adapter, or the base."""
+    base: Annotated[BaseEntry, BeforeValidator(model_entry)] | None = None
+    """The model of which all policies are `adapters`, or which they are themselves."""
     adapters: PolicyTable = Field(default_factory=dict)
     """Policy name -> LoRA adapter (PEFT format) of `base`, in weight order."""
     reference: PolicyTable | None = None
     """Name -> model of the reference policy; exactly one."""
+    systems: dict[str, SystemText] = Field(default_factory=dict)
+    """Policy name -> the system message that it alone reads before every conversation, instead of
+    `system` in the tables. With `base`, a name that no table has is the base itself."""
+    request_prompts: StrictBool = False
+    """True lets requests give policies prompts of their own."""
     weight_space: WeightSpace = "simplex"
     """simplex: weights are non-negative ratios. affine: weights are any numbers that sum to 1."""
     mixing: Mixing = "logits"
@@ -144,21 +150,19 @@ class ServeConfig(BaseModel):
 
     def spec(self) -> MixtureSpec:
         """The mixture of these policies. Raises: ConfigError."""
-        reference = [_policy(name, entry) for name, entry in (self.reference or {}).items()]
-        if self.reference is not None and len(reference) != 1:
+        if self.reference is not None and len(self.reference) != 1:
             names = ", ".join(self.reference) or "none"
             raise ConfigError(f"reference needs exactly one NAME and MODEL, got {names}")
-        table = self.policies
-        if self.base is not None or self.adapters:
-            table = self._adapters_of_base()
         if self.base is not None and self.base.hf_overrides:
             raise ConfigError(
                 "base has hf_overrides; give overrides of the base as vLLM's --hf-overrides, or "
                 "hf_overrides: under engine:"
             )
+        reference = [e.policy(name, self.base) for name, e in (self.reference or {}).items()]
+        prompts = self.prompts()
         try:
             return MixtureSpec(
-                policies=tuple(_policy(name, entry) for name, entry in table.items()),
+                policies=tuple(e.policy(name, self.base) for name, e in self._table().items()),
                 reference=reference[0] if reference else None,
                 weight_space=self.weight_space,
                 mixing=self.mixing,
@@ -166,9 +170,29 @@ class ServeConfig(BaseModel):
                 base_revision=None if self.base is None else self.base.revision,
                 vocabulary=self.vocabulary,
                 defaults_from=self.defaults_from,
+                has_prompts=prompts.are_on,
+                prompts_sha256=prompts.sha256,
             )
         except SpecError as error:
             raise ConfigError(str(error)) from None
+
+    def prompts(self) -> PromptSettings:
+        """The prompts of the policies' own. Raises: ConfigError."""
+        members = {**self._table(), **(self.reference or {})}
+        check_systems(self.systems, members, has_base=self.base is not None)
+        texts = {name: self.systems.get(name, entry.system) for name, entry in members.items()}
+        return PromptSettings(
+            systems={name: text for name, text in texts.items() if text is not None},
+            request_prompts=self.request_prompts,
+        )
+
+    def _table(self) -> dict[str, PolicyEntry]:
+        """The policies in weight order, without the reference."""
+        if self.base is None and not self.adapters:
+            return self.policies
+        named = {*self.policies, *self.adapters, *(self.reference or {})}
+        others = {name: text for name, text in self.systems.items() if name not in named}
+        return policies_of_base(self.base, self.policies, self.adapters, others)
 
     def is_headless(self, passthrough: Sequence[str]) -> bool:
         """True for engines alone, which another machine's server asks: nobody asks this one.
@@ -188,20 +212,6 @@ class ServeConfig(BaseModel):
             max_candidate_tokens=self.max_candidate_tokens,
             drain_timeout=self.drain_timeout,
         )
-
-    def _adapters_of_base(self) -> PolicyTable:
-        if self.base is None:
-            raise ConfigError(
-                "adapters need the model they adapt: add --base MODEL, or base: in the file"
-            )
-        if self.policies:
-            raise ConfigError(
-                "policies and base are both given; serve either full checkpoints (policies) or "
-                "one base and its adapters (base, adapters)"
-            )
-        if not self.adapters:
-            raise ConfigError("base needs at least one adapter; add --adapter NAME=PATH")
-        return self.adapters
 
     def profile_set(self, spec: MixtureSpec) -> ProfileSet:
         """The profiles to start with. Raises: ConfigError."""
@@ -227,8 +237,8 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
     data = {} if path is None else _file_values(path, replaced=overrides)
     if "policies" in overrides and not {"base", "adapters"} & set(overrides):
         data = {key: value for key, value in data.items() if key not in ("base", "adapters")}
-    if {"base", "adapters"} & set(overrides) and "policies" not in overrides:
-        data.pop("policies", None)
+    if {"base", "adapters"} & set(overrides) and _has_checkpoints(data.get("policies")):
+        del data["policies"]
     try:
         config = ServeConfig.model_validate({**data, **overrides})
     except ValidationError as error:
@@ -269,20 +279,17 @@ def _file_values(path: Path, *, replaced: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
+def _has_checkpoints(table: object) -> bool:
+    """True for a table of full checkpoints, which a base replaces."""
+    entries = table.values() if isinstance(table, dict) else [{"model": table}]
+    return any(isinstance(entry, dict) and entry.get("model") is not None for entry in entries)
+
+
 def _parts(profile: Mapping[str, Any]) -> tuple[Any, Any]:
     """(weights, way to mix or None) of a profile in the file; a policy may be named `weights`."""
     if isinstance(profile.get("weights"), Mapping) and profile.keys() <= {"weights", "mixing"}:
         return profile["weights"], profile.get("mixing")
     return profile, None
-
-
-def _policy(name: str, entry: PolicyEntry) -> Policy:
-    try:
-        return Policy(
-            name=name, model=entry.model, revision=entry.revision, hf_overrides=entry.hf_overrides
-        )
-    except SpecError as error:
-        raise ConfigError(str(error)) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -302,7 +309,8 @@ def _sentence(error: ValidationError, path: Path | None, overrides: Mapping[str,
     parts = [str(part) for part in first["loc"]]
     source = "" if path is None or parts[0] in overrides else f"{path}: "
     if first["type"] == "extra_forbidden":
-        fields = PolicyEntry.model_fields if len(parts) > 1 else ServeConfig.model_fields
+        entry = BaseEntry if parts[0] == "base" else PolicyEntry
+        fields = entry.model_fields if len(parts) > 1 else ServeConfig.model_fields
         inside = ".".join(parts[:-1])
         return f"{source}{inside + ': ' if inside else ''}{_unknown_key(parts[-1], fields)}"
     if first["type"] == "missing":
@@ -310,9 +318,11 @@ def _sentence(error: ValidationError, path: Path | None, overrides: Mapping[str,
     if parts[-1] == "[key]":
         key = shown(first["input"])
         return f"{source}{parts[0]} has the key {key}; names are strings, so quote it"
+    if parts[-1] == "system" or (parts[0] == "systems" and len(parts) > 1):
+        return f"{source}{'.'.join(parts)} is {first['msg'].removeprefix('Value error, ')}"
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = expected.replace("a valid dictionary", "a mapping")
-    expected = expected.replace("a mapping or instance of PolicyEntry", "a folder or hub id")
+    expected = re.sub("a mapping or instance of [A-Za-z]+Entry", "a folder or hub id", expected)
     return f"{source}{'.'.join(parts)} is {shown(first['input'])}, expected {expected}"
 
 

@@ -22,6 +22,7 @@ from prefmix.server.config.addresses import HOSTS_ATTRIBUTE
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.limits import LIMITS_ATTRIBUTE
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings, live_settings
+from prefmix.server.config.prompt_settings import PROMPTS_ATTRIBUTE
 from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
 from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
@@ -191,3 +192,4 @@ def _leave_settings(
     setattr(args, LIMITS_ATTRIBUTE, config.limits())
     setattr(args, HOSTS_ATTRIBUTE, config.allowed_hosts)
     setattr(args, CONSOLE_ATTRIBUTE, console)
+    setattr(args, PROMPTS_ATTRIBUTE, config.prompts())

@@ -149,8 +149,9 @@ def test_the_official_client_lists_the_mixture_and_its_profiles(official: openai
 
 def test_mixture_shows_what_is_loaded(client: httpx.Client, policies: list[Path]) -> None:
     mixture = client.get("/v1/mixture").json()
-    models = [{"name": path.name, "model": str(path), "revision": None} for path in policies]
-    assert mixture["policies"] == models
+    shown = {"revision": None, "has_prompt": False}
+    models = [{"name": path.name, "model": str(path), **shown} for path in policies]
+    assert (mixture["policies"], mixture["request_prompts"]) == (models, False)
     assert (mixture["reference"], mixture["weight_space"]) == (None, "simplex")
     assert mixture["vocabulary"] == {"size": VOCAB_SIZE, "never_drawn": 0}
     assert (mixture["default_profile"], mixture["version"]) == ("even", 1)

@@ -127,5 +127,5 @@ def _adapted(
     profiles: ProfileSet, other: ProfileSet, *, source: str, spec: MixtureSpec | None
 ) -> ProfileSet:
     """`other` in the member order of `profiles`."""
-    own = spec_of_members(profiles.member_names, profiles.weight_space)
+    own = spec_of_members(profiles.member_names, profiles.weight_space, profiles.prompts_sha256)
     return for_mixture(other, spec or own, source=source)

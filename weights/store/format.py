@@ -8,7 +8,8 @@
 an entry has weight 0. `provenance` is optional and kept as it is; so is `mixing`, the profile's way
 to mix. `changed` is optional, too: it says who made the version that it names, and counts for no
 other. A set in the affine space has the
-key `"weight_space": "affine"`; without that key weights are on the simplex.
+key `"weight_space": "affine"`; without that key weights are on the simplex. A set for policies that
+have prompts of their own has the key `prompts_sha256`, a hash of these.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -48,7 +50,8 @@ MAX_VERSION = 10**15
 """Highest version number: every reader of JSON and every metric holds it exactly, and the next."""
 
 _KEYS = ("format", "version", "policies", "default_profile", "profiles")
-_OPTIONAL_KEYS = ("weight_space", "changed")
+_OPTIONAL_KEYS = ("weight_space", "prompts_sha256", "changed")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _SIGNATURE_KEYS = ("version", "at", "by")
 
 MAX_AUTHOR_CHARS = 128
@@ -56,11 +59,13 @@ MAX_AUTHOR_CHARS = 128
 
 
 def spec_of_members(
-    member_names: Sequence[str], weight_space: WeightSpace = "simplex"
+    member_names: Sequence[str],
+    weight_space: WeightSpace = "simplex",
+    prompts_sha256: str | None = None,
 ) -> MixtureSpec:
     """A spec for checking weights if only the members' names are known, not their models."""
     policies = tuple(Policy(name=name, model=name) for name in member_names)
-    return MixtureSpec(policies=policies, weight_space=weight_space)
+    return MixtureSpec(policies=policies, weight_space=weight_space, prompts_sha256=prompts_sha256)
 
 
 def dump(profiles: ProfileSet) -> str:
@@ -107,13 +112,20 @@ def for_mixture(profiles: ProfileSet, spec: MixtureSpec, *, source: str) -> Prof
     """The profiles in the member order of `spec`.
 
     A set for all policies without the reference is accepted: the reference gets 0.
-    Raises: StoreFormatError for profiles of other policies or another weight space.
+    Raises: StoreFormatError for profiles of other policies, prompts or another weight space.
     """
     names = set(profiles.member_names)
     if names not in (set(spec.member_names), set(spec.policy_names)):
         raise StoreFormatError(
             f"{source}: policies are {listed(profiles.member_names)}, but this mixture has "
             f"{listed(spec.member_names)}; its profiles were made for other policies"
+        )
+    if profiles.prompts_sha256 != spec.prompts_sha256:
+        raise StoreFormatError(
+            f"{source}: prompts_sha256 is {shown(profiles.prompts_sha256)}, but the prompts of "
+            f"this mixture's policies have {shown(spec.prompts_sha256)}; its profiles were made "
+            "for other prompts. Fit them again, or, if they are right for these prompts too, "
+            "change that key of the file"
         )
     try:
         weights = {
@@ -168,7 +180,8 @@ def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
         raise StoreFormatError(f"version is {shown(version)}, expected a whole number from 1")
     if version > MAX_VERSION:
         raise StoreFormatError(f"version is {shown(version)}, expected {MAX_VERSION} at most")
-    spec = _spec(data["policies"], data.get("weight_space", "simplex"))
+    prompts_sha256 = _prompts(data.get("prompts_sha256"))
+    spec = _spec(data["policies"], data.get("weight_space", "simplex"), prompts_sha256)
     profiles = data["profiles"]
     if not isinstance(profiles, dict) or not profiles:
         raise StoreFormatError(
@@ -189,6 +202,14 @@ def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
     return replace(found, signature=_signature(data["changed"])) if "changed" in data else found
 
 
+def _prompts(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and _SHA256.fullmatch(value)):
+        return value
+    raise StoreFormatError(
+        f"prompts_sha256 is {shown(value)}, expected 64 digits of 0-9 and a-f, or no such key"
+    )
+
+
 def _signature(changed: object) -> Signature:
     if not isinstance(changed, dict):
         raise StoreFormatError(f"changed is {shown(changed)}, expected an object")
@@ -207,7 +228,7 @@ def _signature(changed: object) -> Signature:
     return Signature(**changed)
 
 
-def _spec(policies: object, weight_space: object) -> MixtureSpec:
+def _spec(policies: object, weight_space: object, prompts_sha256: str | None) -> MixtureSpec:
     if not isinstance(policies, list) or not all(isinstance(name, str) for name in policies):
         raise StoreFormatError(f"policies is {shown(policies)}, expected a list of names")
     if len(policies) > MAX_POLICIES:
@@ -218,7 +239,7 @@ def _spec(policies: object, weight_space: object) -> MixtureSpec:
         raise StoreFormatError(
             f"weight_space is {shown(weight_space)}; allowed: {', '.join(WEIGHT_SPACES)}"
         )
-    return spec_of_members(policies, weight_space)  # type: ignore[arg-type]
+    return spec_of_members(policies, weight_space, prompts_sha256)  # type: ignore[arg-type]
 
 
 def _weights(name: str, profile: object) -> dict[str, Any]:

@@ -78,6 +78,8 @@ class ProfileSet:
     """The set that the weight vectors lie in."""
     mixings: Mapping[str, Mixing] = field(default_factory=dict)
     """The way to mix of profiles that have one of their own, by name."""
+    prompts_sha256: str | None = None
+    """Hash of the prompts of the policies' own that the weights are for; None without any."""
     signature: Signature | None = field(default=None, compare=False)
     """Author and time of the version, if they are known; no part of the content."""
     _hashes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -115,8 +117,10 @@ class ProfileSet:
 
     def content(self) -> dict[str, Any]:
         """The set as JSON-ready objects, each weight under its member's name."""
+        prompts = {} if self.prompts_sha256 is None else {"prompts_sha256": self.prompts_sha256}
         return {
             "policies": list(self.member_names),
+            **prompts,
             "default_profile": self.default,
             "profiles": {name: self.profile(name) for name in self.profiles},
         }
@@ -179,6 +183,7 @@ def build_profile_set(
         version=version,
         provenance={name: origin for name, origin in (provenance or {}).items() if origin},
         weight_space=spec.weight_space,
+        prompts_sha256=spec.prompts_sha256,
         mixings={
             name: profile_mixing(name, mixing)
             for name, mixing in (mixings or {}).items()

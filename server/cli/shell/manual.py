@@ -48,6 +48,10 @@ MANUALS = {
                 "--reference start=./base",
             ),
             (
+                "one model under two prompts of its own",
+                "prefmix serve --base ./base --system kind=@kind.txt --system brief=@brief.txt",
+            ),
+            (
                 "weights that can change while serving",
                 "prefmix serve mixture.yaml --weights-store weights.json",
             ),
@@ -57,7 +61,7 @@ MANUALS = {
         files=(
             (
                 "CONFIG.yaml",
-                "keys: policies, adapters, base, reference, profiles, default_profile, "
+                "keys: policies, adapters, base, reference, systems, profiles, default_profile, "
                 "allowed_hosts, trusted_proxies, console, engine (vLLM's flags) and, with _ for "
                 "-, the other flags of this page",
             ),

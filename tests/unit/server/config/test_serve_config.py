@@ -263,7 +263,7 @@ def test_keys_and_flags_are_documented_alike() -> None:
     add_arguments(parser)
     flags = {action.dest for action in parser._actions} - {"help", "config"}
     keys = set(ServeConfig.model_fields) - {"engine", "profiles", "default_profile"}
-    plural = {"policy": "policies", "adapter": "adapters"}
+    plural = {"policy": "policies", "adapter": "adapters", "system": "systems"}
     assert {plural.get(flag, flag) for flag in flags} == keys
 
 

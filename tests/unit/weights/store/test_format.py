@@ -10,8 +10,8 @@ import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.weights.store.errors import StoreFormatError
-from prefmix.weights.store.format import dump, for_mixture, parse
-from prefmix.weights.store.profiles import ProfileSet
+from prefmix.weights.store.format import dump, for_mixture, parse, spec_of_members
+from prefmix.weights.store.profiles import ProfileSet, build_profile_set
 
 A, B = Policy(name="a", model="org/a"), Policy(name="b", model="org/b")
 BASE = Policy(name="base", model="org/base")
@@ -178,3 +178,31 @@ def test_profiles_for_other_policies_are_refused(members: tuple[Policy, ...]) ->
         for_mixture(read(data()), MixtureSpec(policies=members), source="w.json")
     for part in ("w.json", "a, b", ", ".join(member.name for member in members)):
         assert part in str(caught.value)
+
+
+HASH = "0f" * 32
+
+
+def test_profiles_of_prompted_policies_carry_the_hash_of_the_prompts() -> None:
+    spec = spec_of_members(["a", "b"], prompts_sha256=HASH)
+    made = build_profile_set({"even": {"a": 1, "b": 1}}, spec)
+    back = parse(dump(made), source="s")
+    assert (back, back.sha256) == (made, made.sha256)
+    assert for_mixture(back, spec, source="s") == made
+    plain = build_profile_set({"even": {"a": 1, "b": 1}}, spec_of_members(["a", "b"]))
+    assert plain.sha256 != made.sha256
+    assert "prompts" not in dump(plain), "a store without prompts reads as it always did"
+
+
+@pytest.mark.parametrize(("of_file", "of_mixture"), [(HASH, None), (None, HASH), (HASH, "1" * 64)])
+def test_profiles_of_other_prompts_are_refused(of_file: str | None, of_mixture: str | None) -> None:
+    made = build_profile_set({}, spec_of_members(["a", "b"], prompts_sha256=of_file))
+    spec = spec_of_members(["a", "b"], prompts_sha256=of_mixture)
+    with pytest.raises(StoreFormatError, match="made for other prompts"):
+        for_mixture(made, spec, source="s")
+
+
+@pytest.mark.parametrize("value", [3, "", "0f", ["0f"], HASH.upper(), HASH + "\n"])
+def test_a_hash_of_prompts_that_is_none_is_refused(value: object) -> None:
+    with pytest.raises(StoreFormatError, match=r"prompts_sha256 is .*expected 64 digits"):
+        parse(json.dumps(data(prompts_sha256=value)), source="s")
