@@ -13,6 +13,7 @@ from prefmix.mixing.spec import MixtureSpec, Policy
 from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
 from support.engines import AdaptedBase, EngineFactory, metric, spec_of_folders
 from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, served
+from support.prompts.drawn_conversations import Draw, cache_of, largest_error, send
 
 BLOCK_SIZE = 32
 LONGEST_HEAD = 99
@@ -135,6 +136,24 @@ def test_a_prompt_may_be_all_head(llm: Any, oracle: Oracle) -> None:
         for n in (1, 20, 40)
     ]
     assert oracle.worst_error(jobs, generate(llm, jobs)) < TOLERANCE_NATS
+
+
+@pytest.mark.parametrize("seed", [11])
+def test_random_conversations_in_flight_together_are_exact(
+    llm: Any, oracle: Oracle, mixture: tuple[MixtureSpec, list[Path]], seed: int
+) -> None:
+    """Forty at once, some aborted; `make test-traffic` has more, and more kinds of engines."""
+    draw = Draw(
+        seed,
+        num_members=len(mixture[1]),
+        vocab_size=VOCAB_SIZE,
+        block_size=BLOCK_SIZE,
+        has_parameters=mixture[0].base is not None,
+    )
+    turns = send(llm, draw, num_requests=40, in_flight=40, longest=256, aborted_a_step=0.06)
+    assert sum(turn.was_aborted for turn in turns) > 3
+    assert largest_error(turns, oracle) < TOLERANCE_NATS, f"of seed {seed}"
+    assert cache_of(llm).usage == 0.0, "an ended request has kept cache blocks"
 
 
 def test_negative_weights_take_a_prompts_influence_away(
