@@ -11,7 +11,7 @@ width of member m.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from prefmix.mixing.batch.broken_rows import find_broken_rows
 from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.batch.statistics import MixtureStatisticsCollector
+from prefmix.mixing.prompts.member_rows import MemberRows
 from prefmix.mixing.prompts.step_heads import StepHeads
 
 _NOT_TIMED = nullcontext()
@@ -37,6 +38,7 @@ class Step:
         "heads",
         "logits",
         "num_members",
+        "rows",
         "statistics",
     )
 
@@ -58,6 +60,8 @@ class Step:
         None if all rows are sound."""
         self.heads: StepHeads | None = None
         """The policies' own prompts; None if no request of the step has any."""
+        self.rows: MemberRows | None = None
+        """The same where rows stay on the device; None of servers without such prompts."""
         self.logits: list[torch.Tensor | None] | None = None
         """The members' logits of the rows that are being mixed, if the mixing computed them."""
         self._is_checked = False
@@ -138,6 +142,23 @@ class StepWeights(ABC):
           input_ids: int [T], the tokens of the engine's prompts and answers.
         """
         return None
+
+    def rows(self, num_tokens: int) -> MemberRows | None:
+        """What each member reads, if the runner has laid it out before the pass; None if the
+        server gives the policies no prompts of their own. Args: num_tokens: T, with padding."""
+        return None
+
+    def own_slots(
+        self, num_tokens: int, member_of: Callable[[str], int]
+    ) -> AbstractContextManager[None]:
+        """Within this context each member's layers store keys in slots of the member's own. Where
+        `rows` gives any.
+
+        Args:
+          num_tokens: T, with padding.
+          member_of: the member of a layer, by its name.
+        """
+        return nullcontext()
 
     @abstractmethod
     def token_coefficients(self, num_tokens: int) -> torch.Tensor:

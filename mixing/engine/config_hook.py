@@ -165,12 +165,10 @@ def refuse_prompts(vllm_config: VllmConfig) -> None:
 
     Raises: UnsupportedEngineError.
     """
-    from vllm.platforms import current_platform
-
-    if vllm_config.use_v2_model_runner or not current_platform.is_cpu():
+    if vllm_config.model_config.uses_mrope:
         raise UnsupportedEngineError(
-            "policies have prompts of their own on a CPU with vLLM's V1 model runner only; leave "
-            "the prompts out"
+            "this model gives a token several positions, and policies with prompts of their own "
+            "have one each; leave the prompts out"
         )
     if not can_skip(vllm_config):
         raise UnsupportedEngineError(

@@ -28,6 +28,7 @@ from prefmix.mixing.batch.step import Step, StepWeights
 from prefmix.mixing.batch.weights_v1 import RowWeights, table_of_engine
 from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
 from prefmix.mixing.models.begun_blocks import BegunBlocks
+from prefmix.mixing.models.loading import split_member_name
 from prefmix.mixing.models.skipping import takes_any_rows, tokens_of
 from prefmix.mixing.prompts.cached_blocks import keep_windows_longer
 from prefmix.mixing.vocabulary import CommonVocabulary
@@ -63,7 +64,8 @@ class MixtureModel(nn.Module, ABC):
         ids = torch.tensor(differing, dtype=torch.int64, device=self.device)
         # A buffer survives vLLM's sleep, which may drop all other memory of a model.
         self.register_buffer("never_drawn", ids, persistent=False)
-        self.takes_any_rows = takes_any_rows(self.device)
+        lays_rows_out = self.spec.has_prompts and vllm_config.use_v2_model_runner
+        self.takes_any_rows = takes_any_rows(self.device) and not lays_rows_out
         """True if a pass may hold any number of rows of each member."""
         self._begun_blocks = BegunBlocks()
         if not vllm_config.use_v2_model_runner:
@@ -92,6 +94,11 @@ class MixtureModel(nn.Module, ABC):
         if self.step.heads is None:
             return input_ids[tokens], positions[..., tokens]
         return self.step.heads.inputs(member, tokens, positions)
+
+    @staticmethod
+    def member_of_layer(name: str) -> int:
+        """The member of a layer of attention, by the layer's name."""
+        return split_member_name(name)[0]
 
     @abstractmethod
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
@@ -167,8 +174,13 @@ class MixtureModel(nn.Module, ABC):
         widths = [*self.hidden_sizes, columns.shape[-1]]
         out = torch.empty((num_tokens, sum(widths)), dtype=self.dtype, device=input_ids.device)
         *slots, weight_slot = torch.split(out, widths, dim=-1)
+        step.rows = rows = weights.rows(num_tokens)
         with step.timed("forward"):
-            self.run_members(input_ids, positions, slots, tokens, scales_TK)
+            if rows is None:
+                self.run_members(input_ids, positions, slots, tokens, scales_TK)
+            else:
+                with weights.own_slots(num_tokens, self.member_of_layer):
+                    self.run_members(input_ids, positions, slots, tokens, scales_TK)
         weight_slot.copy_(columns)
         return out
 

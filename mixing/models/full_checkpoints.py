@@ -65,8 +65,9 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         # what they hold: latent attention keeps pointers to its projection.
         named = list(vllm_config.compilation_config.static_forward_context.values())
         self._own_layers = {layer for each in named for layer in each.modules()}
-        self.takes_any_rows &= is_plain_attention(named)
-        if self.spec.has_prompts and not self.takes_any_rows:
+        is_plain = is_plain_attention(named)
+        self.takes_any_rows &= is_plain
+        if self.spec.has_prompts and not is_plain:
             raise MemberLoadError(
                 "policies have prompts of their own where all layers have plain attention; some of "
                 "these attend in chunks, compress their keys or keep a state: leave the prompts "
@@ -92,12 +93,17 @@ class LogLinearMixtureForCausalLM(MixtureModel):
         if tokens is not None:
             self._run_parts(input_ids, positions, slots, tokens)
             return
-        for slot, member, active in zip(slots, self._members, self.step.active, strict=True):
+        rows = self.step.rows
+        everyone = enumerate(zip(slots, self._members, self.step.active, strict=True))
+        for index, (slot, member, active) in everyone:
             # Copied at once: with CUDA graphs the next member may reuse this one's output memory.
-            if active:
+            if not active:
+                slot.zero_()
+            elif rows is None:
                 slot.copy_(member(input_ids, positions))
             else:
-                slot.zero_()
+                hidden = member(rows.ids_MT[index], rows.positions_MT[index])
+                slot.copy_(rows.in_order(index, hidden))
 
     def _run_parts(
         self,

@@ -86,7 +86,12 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         }
         compilable = [each for each in base.modules() if hasattr(each, "do_not_compile")]
         is_compiled = not all(each.do_not_compile for each in compilable)
-        self.trunk = StackedTrunk(vllm_config=config, base=base, stack=self.stack)
+        self.trunk = StackedTrunk(
+            vllm_config=config,
+            base=base,
+            stack=self.stack,
+            repeats_inputs=not self.takes_any_rows and not self.spec.has_prompts,
+        )
         if not is_compiled:
             self.trunk.do_not_compile = True
         for module in compilable:
@@ -110,16 +115,25 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             self._run_parts(input_ids, positions, slots, tokens, scales_TK)
             return
         assert tokens is None, "rows are only left out where any number of them can run"
-        members = self.step.members
-        self.stack.run(members, [len(input_ids)] * len(members), scales_TK)
+        members, rows = self.step.members, self.step.rows
+        lengths = [len(input_ids)] * len(members)
+        if rows is not None:
+            scales_TK = scales_TK[rows.source_MT[0]]
+            input_ids, positions = (
+                torch.cat([each[member] for member in members])
+                for each in (rows.ids_MT, rows.positions_MT)
+            )
+        self.stack.run(members, lengths, scales_TK)
         is_compiled = self.step.everyone_runs
         hidden_RD = (self.trunk if is_compiled else self.trunk.forward)(input_ids, positions)
         parts = dict(zip(members, self.stack.split(hidden_RD), strict=True))
         for member, slot in enumerate(slots):
-            if member in parts:
+            if member not in parts:
+                slot.zero_()
+            elif rows is None:
                 slot.copy_(parts[member])
             else:
-                slot.zero_()
+                slot.copy_(rows.in_order(member, parts[member]))
 
     def _run_parts(
         self,
@@ -251,6 +265,7 @@ def graph_key(spec: MixtureSpec, adapters: Sequence[Adapter]) -> dict[str, Any]:
         "members": spec.num_members,
         "adapted": spec.adapter_members,
         "ranks": [sorted(adapter.ranks.items()) for adapter in adapters],
+        "prompts": spec.has_prompts,
     }
 
 
@@ -279,16 +294,24 @@ class StackedTrunk(nn.Module):
     do_not_compile: bool
 
     def __init__(
-        self, *, vllm_config: VllmConfig, prefix: str = "", base: Any, stack: Stack
+        self,
+        *,
+        vllm_config: VllmConfig,
+        prefix: str = "",
+        base: Any,
+        stack: Stack,
+        repeats_inputs: bool,
     ) -> None:
+        """Args: repeats_inputs: true if all running members read the same [T]."""
         super().__init__()
         self.base = base
         self.stack = stack
+        self.repeats_inputs = repeats_inputs
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Args: input_ids, positions: int [R], or [T] if all running members have all tokens.
+        """Args: input_ids, positions: int [R], or [T] if all running members read the same.
         Returns: [R, D], member by member."""
-        if not self.stack.takes_any_rows:
+        if self.repeats_inputs:
             copies = len(self.stack.members)
             input_ids, positions = input_ids.repeat(copies), positions.repeat(copies)
         hidden: torch.Tensor = self.base(input_ids, positions)
