@@ -60,6 +60,7 @@ TRAIN_ENTRIES = {
 """The modules of `server` that may import `prefmix.policies.train`, in functions."""
 
 VLLM_AT_TOP = {
+    "prefmix.mixing.batch.heads_v2",
     "prefmix.mixing.batch.weights_v2",
     "prefmix.mixing.engine.config_hook",
     "prefmix.mixing.engine.member_checks",
