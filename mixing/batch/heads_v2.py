@@ -208,7 +208,7 @@ class SlotHeads:
             yield
 
     def rows(self, num_tokens: int) -> MemberRows:
-        """What the members read in the step."""
+        """The tokens and positions that the members read in the step."""
         return MemberRows(
             *(
                 each[:, :num_tokens]

@@ -144,8 +144,8 @@ class StepWeights(ABC):
         return None
 
     def rows(self, num_tokens: int) -> MemberRows | None:
-        """What each member reads, if the runner has laid it out before the pass; None if the
-        server gives the policies no prompts of their own. Args: num_tokens: T, with padding."""
+        """Each member's tokens and positions, if the runner lays them out before a pass; None of
+        servers whose policies have no prompts of their own. Args: num_tokens: T, with padding."""
         return None
 
     def own_slots(

@@ -126,7 +126,7 @@ def slots_of_members(
 
 @dataclass(frozen=True, slots=True)
 class MemberRows:
-    """What the members read in a step, and where their rows go."""
+    """Tokens and positions that the members read in a step, and the places of their rows."""
 
     ids_MT: torch.Tensor
     """int32, by row."""

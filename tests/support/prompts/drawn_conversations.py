@@ -25,12 +25,12 @@ _NUM_POOLS = 5
 
 @dataclass
 class Conversation:
-    """What the next turn of one conversation is made of."""
+    """A conversation before its next turn."""
 
     weights: tuple[float, ...]
     heads: tuple[tuple[int, ...] | None, ...] | None
     tail: tuple[int, ...]
-    """What all policies have read after their heads."""
+    """The text that all policies have read after their heads."""
     num_turns: int
     salt: str | None = None
     mixing: Any = "logits"
