@@ -81,9 +81,10 @@ class OpenAIRoute(APIRoute):
     def _parse_and_validate(self, request: Request, body: bytes) -> Any:
         """The body as the route's model, which FastAPI then takes as it is."""
         assert self.body_field is not None
-        value, errors = self.body_field.validate(self._parse(request, body), {}, loc=("body",))
+        parsed = self._parse(request, body)
+        value, errors = self.body_field.validate(parsed, {}, loc=("body",))
         if errors:
-            raise RequestValidationError(errors)
+            raise RequestValidationError(errors, body=parsed)
         return value
 
 

@@ -11,9 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from prefmix.mixing.shown_value import shown
+from prefmix.server.http.body_places import place_of, written
 from prefmix.server.http.errors import error_response, one_line
 
-_MAX_REASONS = 3
+_MAX_REASONS = 4
 
 _PYTHONS_OBJECT = re.compile(r"a valid dictionary(?: or instance of \w+)?")
 """Pydantic's name for what JSON calls an object."""
@@ -27,12 +28,17 @@ _MAX_ERRORS = 1000
 
 def validation_response(error: RequestValidationError) -> JSONResponse:
     """A 400 for a body that did not validate, with one sentence instead of pydantic's list."""
-    message, param = describe_validation(error.errors())
+    message, param = describe_validation(error.errors(), error.body)
     return error_response(message, status=HTTPStatus.BAD_REQUEST, param=param)
 
 
-def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
+def describe_validation(errors: Sequence[Any], body: object = None) -> tuple[str, str | None]:
     """Turns pydantic's list of errors into one sentence and the field that it is about.
+
+    Args:
+      errors: pydantic's list.
+      body: what was validated, by which the sentence names the wrong part of a field; None if it
+        is not known.
 
     The sentence describes the first wrong field only, and of a list its first wrong item. A union
     type reports an error for each of its branches; they become one "expected ..., or ...".
@@ -58,21 +64,33 @@ def describe_validation(errors: Sequence[Any]) -> tuple[str, str | None]:
     about_it = [error for error in errors if isinstance(error, dict) and _field(error) == param]
     place = max(_index(error) for error in about_it)
     if place >= 0:
-        return _describe_item(about_it, f"{param}[{place}]", place), param
+        return one_line(_describe_item(about_it, f"{param}[{place}]", place, body)), param
     if first.get("type") == "missing":
         name = str(first["loc"][-1])
         return (f"{param} is missing" if name == param else f"{param}: {name} is missing"), param
-    reasons = dict.fromkeys(_expectation(error) for error in about_it)
-    expected = _alternatives(reasons)
-    return f"{param} is {shown(_input(errors, param, first))}; {expected}", param
+    return one_line(_describe_value(about_it, param, body)), param
 
 
-def _describe_item(errors: Sequence[dict[str, Any]], item: str, place: int) -> str:
+def _describe_value(errors: Sequence[dict[str, Any]], param: str, body: object) -> str:
+    """Describes the wrong value of a field, or the innermost value that makes it wrong."""
+    wrong = [error for error in errors if error.get("type") != "missing"] or errors
+    placed = [(*place_of(error, body), error) for error in wrong]
+    place, value, first = max(placed, key=lambda each: len(each[0]))  # the first of the innermost
+    expected = _alternatives(
+        dict.fromkeys(_expectation(error) for other, _, error in placed if other == place)
+    )
+    if not place:
+        return f"{param} is {shown(_input(errors, param, first))}; {expected}"
+    return f"{written(place)} is {shown(value)}; {expected}"
+
+
+def _describe_item(errors: Sequence[dict[str, Any]], item: str, place: int, body: object) -> str:
     """Describes the wrong item of a list, by the kind of item that it resembles most.
 
     Args:
       errors: all errors of the list.
       item: the item's name for people.
+      body: what was validated; None if it is not known.
       place: its index. The furthest one that an error names: a list that may be of several types
         has an error for each type, and the type that was meant gets furthest.
     """
@@ -87,7 +105,9 @@ def _describe_item(errors: Sequence[dict[str, Any]], item: str, place: int) -> s
         return f"{item}: {' and '.join(map(str, missing[:_MAX_REASONS]))} {verb} missing"
     wrong = likeliest[0]
     names = [part for part in _below(wrong) if _is_name(part)]
+    within, _ = place_of(wrong, body)
     where = f"{item}.{names[-1]}" if names and len(_below(wrong)) > 1 else item
+    where = written(within) if len(within) > 1 else where
     reasons = dict.fromkeys(
         _expectation(error)
         for kind in by_kind.values()

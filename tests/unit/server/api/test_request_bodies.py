@@ -79,6 +79,30 @@ def test_the_first_wrong_item_is_named(
     assert [part for part in parts if part not in message] == []
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        ({"vllm_xargs": {"a": None}}, ["vllm_xargs.a is null", "string", "number", "list"]),
+        ({"vllm_xargs": {"own": 1, "a": {"b": 1}}}, ['vllm_xargs.a is {"b": 1}; expected a']),
+        ({"vllm_xargs": {"str": [1, [2]]}}, ["vllm_xargs.str[1] is [2]; expected a valid string"]),
+        ({"vllm_xargs": {"prefmix_weights": {"a": 1}}}, ['vllm_xargs.prefmix_weights is {"a": 1}']),
+        ({"vllm_xargs": {"x" * 999: None}}, [f"vllm_xargs.{'x' * 40} is null"]),
+        ({"vllm_xargs": {"a\nb": None}}, ["vllm_xargs.a b is null"]),
+        ({"vllm_xargs": [1]}, ["vllm_xargs is [1]; expected an object"]),
+        ({"logit_bias": {"5": "x"}}, ["logit_bias.5 is 'x'; expected a valid number"]),
+        ({"response_format": {"type": "x"}}, ["response_format.type is 'x'", "'json_schema'"]),
+        ({"structured_outputs": {"choice": ["a", 5]}}, ["structured_outputs.choice[1] is 5"]),
+    ],
+)
+def test_the_wrong_part_of_an_object_is_named(
+    app: Any, path: str, body: dict[str, Any], parts: list[str]
+) -> None:
+    for more in ({}, {"user": "x" * 20_000}):  # a large body is validated in a thread
+        message = refused(post(app, path, {**GOOD[path], **body, **more}), next(iter(body)))
+        assert [part for part in parts if part not in message] == []
+
+
 INTEGERS = {
     "/v1/completions": (
         *("top_k", "seed", "n", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs"),
