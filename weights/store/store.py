@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -240,8 +241,7 @@ class WeightsStore:
         """
         if dry_run:
             return self._edited(edit, expected, served, by)
-        with self._files.locked():
-            change = self._edited(edit, expected, served, by)
+        with self.prepared(edit, expected=expected, served=served, by=by) as change:
             self.commit(change)
             return change
 
@@ -262,6 +262,9 @@ class WeightsStore:
           by: the author's name; None is the user of this process.
         Raises: as `change`.
         """
+        if not os.path.exists(self.path):
+            # Most edits fail: then no lock's file shall lie where there is no store.
+            self._edited(edit, expected, served, by)
         with self._files.locked(wait_s=wait_s):
             yield self._edited(edit, expected, served, by)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -319,6 +320,38 @@ def test_two_servers_on_one_store_agree_on_a_restored_file(tmp_path: Path) -> No
                 await servers[1].change(put("y", wanted), who="me", what="test")
                 wanted += 1
                 await until(lambda wanted=wanted: versions(servers) == [wanted] * 2)
+
+    run(work())
+
+
+def test_two_servers_and_a_command_change_one_store_at_once(tmp_path: Path) -> None:
+    """No change is lost or numbered twice; both serve the last one without being asked."""
+
+    async def change_all(server: LiveWeights, name: str) -> list[int]:
+        return [
+            (await server.change(put(f"{name}{n}"), who=name, what="test")).after.version
+            for n in range(20)
+        ]
+
+    def command() -> list[int]:
+        return [source.change(put(f"command{n}")).after.version for n in range(20)]
+
+    source = new_store(tmp_path)
+
+    async def work() -> None:
+        servers = [alone(source, source.path, folder=tmp_path) for _ in range(2)]
+        async with watched(servers[0], source.path), watched(servers[1], source.path):
+            given = await asyncio.gather(
+                change_all(servers[0], "first"),
+                change_all(servers[1], "second"),
+                asyncio.to_thread(command),
+            )
+            assert sorted(itertools.chain(*given)) == list(range(2, 62))
+            await until(lambda: versions(servers) == [61, 61])
+            assert servers[0].current == servers[1].current == source.read()
+            assert len(source.read().profiles) == 1 + 60
+            with pytest.raises(StaleVersionError, match="the store is at version 61"):
+                await servers[0].change(put("x"), who="me", what="test", expected="60")
 
     run(work())
 
