@@ -22,6 +22,10 @@ BENCHES = {
         "prefmix.bench.mixed_batch",
         "equal weights in all rows against different ones",
     ),
+    "prompts": (
+        "prefmix.bench.prompts",
+        "K prompts of one model in one engine beside K requests outside",
+    ),
     "memory": ("prefmix.bench.memory", "bytes of parameters, and of KV cache for a token"),
 }
 

@@ -55,17 +55,23 @@ class VllmEngine(Contestant):
         from vllm import SamplingParams
 
         mixings = itertools.cycle(self._mixings)
+        heads: Sequence[Any] = job.heads or [None] * len(job.prompts)
+        prompts = job.prompts if job.heads is None else job.with_longest_head().prompts
         params = [
             SamplingParams(
                 temperature=1.0,
                 max_tokens=length,
                 ignore_eos=True,
-                extra_args=wire.to_extra_args(weights_K, mixing) if self._is_mixture else None,
+                extra_args=wire.to_extra_args(weights_K, mixing, heads_K)
+                if self._is_mixture
+                else None,
             )
-            for length, weights_K, mixing in zip(job.lengths, job.weights, mixings, strict=False)
+            for length, weights_K, heads_K, mixing in zip(
+                job.lengths, job.weights, heads, mixings, strict=False
+            )
         ]
         outputs = self.llm.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt in job.prompts],
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
             params,
             use_tqdm=False,
             lora_request=self._lora_requests(len(job.prompts)),
@@ -152,6 +158,34 @@ def draw_mixed(
     ]
     highest = max(scores)
     return rng.choices(tokens, [math.exp(score - highest) for score in scores])[0]
+
+
+class PromptsOutside(Contestant):
+    """One engine of one model, of which each step asks for every prompt of a text at once.
+
+    The answers are mixed outside, token by token, as SeparateEngines does; a prefix cache keeps
+    what was computed.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._engine = NextTokenEngine(settings)
+        self._random = random.Random(0)
+
+    def draw(self, job: Job) -> list[list[int]]:
+        """Asks the engine once per token of the longest request."""
+        assert job.heads is not None, "each policy has a prompt of its own"
+        drawn: list[list[int]] = [[] for _ in job.prompts]
+        for step in range(max(job.lengths)):
+            rows = [row for row, length in enumerate(job.lengths) if step < length]
+            contexts = [
+                [*head, *job.prompts[row], *drawn[row]] for row in rows for head in job.heads[row]
+            ]
+            listed = self._engine.answer({"contexts": contexts})["logprobs"]
+            answers = iter(listed)
+            for row in rows:
+                lists_K = [dict(next(answers)) for _ in job.heads[row]]
+                drawn[row].append(draw_mixed(lists_K, job.weights[row], self._random))
+        return drawn
 
 
 class TransformersLoop(Contestant):

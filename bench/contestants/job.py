@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Weights = Literal["same", "different", "one policy each", "one policy"]
@@ -25,6 +25,9 @@ class Job:
     """Tokens that each request draws; no request stops early."""
     weights: Sequence[Sequence[float]]
     """Each request's weights, one per policy."""
+    heads: Sequence[Sequence[Sequence[int]]] | None = None
+    """Per request the tokens that each policy reads before the prompt, the longest last; None if
+    nothing comes before it."""
 
     @property
     def num_tokens(self) -> int:
@@ -33,7 +36,27 @@ class Job:
 
     def only_first_token(self) -> Job:
         """The same requests, each ended by its first token."""
-        return Job(prompts=self.prompts, lengths=[1] * len(self.lengths), weights=self.weights)
+        return replace(self, lengths=[1] * len(self.lengths))
+
+    def with_heads(self, tokens: int, *, seed: int) -> Job:
+        """The same requests with a head for each policy: the last has so many tokens, each earlier
+        one an equal share fewer."""
+        rng = random.Random(seed)
+        num_policies = len(self.weights[0])
+        heads = [
+            [
+                [rng.choice(_PROMPT_TOKENS) for _ in range(tokens * number // num_policies)]
+                for number in range(1, num_policies + 1)
+            ]
+            for _ in self.prompts
+        ]
+        return replace(self, heads=heads)
+
+    def with_longest_head(self) -> Job:
+        """The same requests, whose policies all read the longest head."""
+        assert self.heads is not None, "nothing comes before the prompts"
+        pairs = zip(self.heads, self.prompts, strict=True)
+        return replace(self, prompts=[[*heads[-1], *prompt] for heads, prompt in pairs], heads=None)
 
     def split(self) -> list[Job]:
         """Each request as a job of its own."""

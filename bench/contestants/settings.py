@@ -19,6 +19,11 @@ TRANSFORMERS = "transformers loop"
 ONE_BY_ONE = "transformers, one by one"
 AVERAGE = "parameter average"
 MULTI_LORA = "multi-LoRA"
+PROMPTS = "K prompts"
+"""One model K times, told apart by the policies' own prompts."""
+ONE_PROMPT = "K prompts, all equal"
+OUTSIDE = "requests outside"
+"""K requests a token, whose log-probabilities a client mixes."""
 
 
 def contestant_settings(
@@ -66,6 +71,37 @@ def contestant_settings(
     return settings
 
 
-def _mixture(models: Sequence[str], *, base: str | None = None) -> dict[str, Any]:
+def prompt_settings(
+    models: Models, *, num_policies: int, common: Mapping[str, Any], top_logprobs: int
+) -> dict[str, dict[str, Any]]:
+    """The settings of the contestants that mix K prompts of one model; one policy comes first.
+
+    Args: top_logprobs: asked of each request outside; the others as of `contestant_settings`.
+    """
+    model = models.one
+
+    def one(kind: str, **more: Any) -> dict[str, Any]:
+        kind = f"prefmix.bench.contestants.implementations:{kind}"
+        return {**common, "kind": kind, "model": model, **more}
+
+    mixture = _mixture([model] * num_policies, base=model, has_prompts=True)
+    # The smallest block: a step recomputes the tokens in the last, unfinished block.
+    cached = {**common["options"], "enable_prefix_caching": True, "block_size": 32}
+    return {
+        ONE_POLICY: one("VllmEngine"),
+        PROMPTS: one("VllmEngine", mixture=mixture),
+        OUTSIDE: one(
+            "PromptsOutside",
+            options=cached,
+            top_logprobs=top_logprobs,
+            kv_cache_bytes=num_policies * common["kv_cache_bytes"],
+        ),
+    }
+
+
+def _mixture(
+    models: Sequence[str], *, base: str | None = None, has_prompts: bool = False
+) -> dict[str, Any]:
     policies = (Policy(name=f"p{index}", model=model) for index, model in enumerate(models))
-    return MixtureSpec(policies=tuple(policies), base=base).to_dict()
+    spec = MixtureSpec(policies=tuple(policies), base=base, has_prompts=has_prompts)
+    return spec.to_dict()

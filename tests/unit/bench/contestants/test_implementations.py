@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
-from prefmix.bench.contestants.implementations import Contestant, draw_mixed
+from prefmix.bench.contestants.implementations import Contestant, PromptsOutside, draw_mixed
 from prefmix.bench.contestants.job import Job, make_job
 from prefmix.bench.memory import unique_bytes
 
@@ -51,3 +51,29 @@ def test_shared_memory_is_counted_once() -> None:
     table = torch.zeros(10, 4)
     other = torch.zeros(3, dtype=torch.bfloat16)
     assert unique_bytes([table, table.T, table[2:5], other]) == 160 + 6
+
+
+def test_requests_outside_read_each_prompt_with_all_that_was_drawn() -> None:
+    asked: list[list[list[int]]] = []
+
+    class Listing:
+        """Each head's first token names the token that its policy thinks likeliest."""
+
+        def answer(self, request: dict[str, list[list[int]]]) -> dict[str, object]:
+            asked.append(request["contexts"])
+            listed = [[(text[0], 0.0), (99, -1e4)] for text in request["contexts"]]
+            return {"logprobs": listed}
+
+    contestant = PromptsOutside.__new__(PromptsOutside)
+    contestant._engine, contestant._random = Listing(), random.Random(0)  # type: ignore[assignment]
+    job = Job(
+        prompts=[[1, 2], [3]],
+        lengths=[2, 1],
+        weights=[[1.0, 0.0], [0.0, 1.0]],
+        heads=[[[50], [60, 61]], [[70], [80, 81]]],
+    )
+    assert contestant.draw(job) == [[50, 50], [80]]
+    assert asked == [
+        [[50, 1, 2], [60, 61, 1, 2], [70, 3], [80, 81, 3]],
+        [[50, 1, 2, 50], [60, 61, 1, 2, 50]],
+    ]

@@ -67,3 +67,18 @@ def test_a_job_survives_json_and_can_be_cut_to_one_token() -> None:
     alone = one.split()
     assert [job.lengths[0] for job in alone] == list(one.lengths)
     assert [job.prompts[0] for job in alone] == list(one.prompts)
+
+
+def test_heads_come_before_prompts_and_the_longest_is_the_last_policys() -> None:
+    job = make_job(batch=2, num_policies=3, prompt_tokens=5, tokens=4, seed=0)
+    prompted = job.with_heads(20, seed=1)
+    assert prompted.prompts == job.prompts
+    assert prompted.heads is not None
+    assert [[len(head) for head in heads] for heads in prompted.heads] == [[6, 13, 20]] * 2
+    assert prompted.heads[0][2] != prompted.heads[1][2], "requests share no prefix"
+    together = prompted.only_first_token().with_longest_head()
+    assert together.heads is None
+    assert together.lengths == [1, 1]
+    pairs = zip(prompted.heads, job.prompts, strict=True)
+    assert together.prompts == [[*heads[2], *prompt] for heads, prompt in pairs]
+    assert Job.from_dict(prompted.to_dict()) == prompted
