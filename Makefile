@@ -56,13 +56,14 @@ test-processes: ready ## two ranks, two nodes, the V2 runner, scripts, the docum
 test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (a quarter of an hour)
 	@PREFMIX_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/engine/test_exactness.py \
 	    tests/engine/test_layouts.py tests/engine/trunk tests/engine/test_lm_heads.py \
-	    tests/engine/test_broken_rows.py tests/engine/checkpoints/test_vocabularies.py
+	    tests/engine/test_broken_rows.py tests/engine/checkpoints/test_vocabularies.py \
+	    tests/engine/prompts
 
 test-resilience: ready ## load, faults, hostile input, kills and an hour of soak (PREFMIX_RESILIENCE=short: minutes)
 	@PREFMIX_RESILIENCE=$${PREFMIX_RESILIENCE:-full} $(BIN)/python -m pytest -m resilience \
 	    --timeout 0 --disable-warnings tests/resilience
 
-test-traffic: ready ## random requests to models with attention windows, 1,400 of them (about a minute)
+test-traffic: ready ## random requests to models with attention windows and to policies with own prompts, 1,900 of them (about two minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engine --disable-warnings tests/architectures
 
 test-architectures: ready ## try every architecture in both layouts, write docs/architectures.md (half an hour)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,22 @@ def test_exactness_holds_on_the_v2_runner(layout: str) -> None:
     tests = [engine / "test_exactness.py"]
     if layout == "shared trunk":
         tests.append(engine / "trunk" / "test_parameter_mixing.py")
+    passes(tests, f"{layout.split()[-1]} or parameter_mixing")
+
+
+@pytest.mark.skipif(RUNNER == "v2", reason="already on V2")
+def test_own_prompts_are_exact_on_the_v2_runner() -> None:
+    """Both layouts: prefix hits where policies lag, branches within a block, windows."""
+    tests = [Path(__file__).parents[1] / "engine" / "prompts"]
+    passes(tests, "branch or windows or (growing and lengths0)")
+
+
+def passes(tests: Sequence[Path], which: str) -> None:
+    """Runs tests on the V2 runner; `which` as pytest's -k."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "engine", "--show-capture=no"]
     done = subprocess.run(
-        [*command, "-k", f"{layout.split()[-1]} or parameter_mixing", *map(str, tests)],
-        cwd=tests[0].parents[2],
+        [*command, "-k", which, *map(str, tests)],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "PREFMIX_TEST_RUNNER": "v2"},
         capture_output=True,
         text=True,

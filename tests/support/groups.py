@@ -15,6 +15,7 @@ BROWSER = r"console/test_page_"
 LONGEST_FIRST = (
     r"/test_runner_v2\.py::.*trunk",
     r"/test_runner_v2\.py::.*checkpoints",
+    r"/test_runner_v2\.py::.*prompts",
     r"processes/test_two_nodes\.py",
     r"server/test_faults\.py",
     r"processes/test_documents\.py",
