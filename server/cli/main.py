@@ -109,7 +109,7 @@ def _run(command: Command, argv: list[str]) -> int:
         if command.takes_engine_flags and is_engine_flag(name):
             raise CommandError(
                 f"{name!r} is a flag of vLLM; vLLM's flags go after '--', behind all others: "
-                f"prefmix {command.name} ... -- {' '.join(unknown[:2])}",
+                f"prefmix {command.name} ... -- {_with_value(unknown[0], own)}",
                 exit_code=2,
             )
         hint = "vLLM's own flags go after '--', and " if command.takes_engine_flags else ""
@@ -120,6 +120,14 @@ def _run(command: Command, argv: list[str]) -> int:
         )
     with nullcontext() if command.handles_signals else ended_as_by_ctrl_c():
         return module.run(args, passthrough)
+
+
+def _with_value(flag: str, argv: Sequence[str]) -> str:
+    """A flag of vLLM with the word behind it, which may have been taken for the configuration."""
+    following = argv[argv.index(flag) + 1 :][:1]
+    if "=" in flag or not following or following[0].startswith("-"):
+        return flag
+    return flag if following[0].endswith((".yaml", ".yml")) else f"{flag} {following[0]}"
 
 
 def _chosen(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.ArgumentParser:
@@ -137,7 +145,8 @@ def _suggestion(word: str, known: Sequence[str]) -> str:
 
 
 def _help() -> str:
-    lines = [f"  {command.name:<10} {command.summary}" for command in COMMANDS]
+    width = max(len(command.name) for command in COMMANDS)
+    lines = [f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS]
     return "\n".join(
         [
             "usage: prefmix COMMAND ...",

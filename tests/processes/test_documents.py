@@ -94,6 +94,11 @@ def test_the_commands_run_as_printed(shell: Shell) -> None:
         "polite": pytest.approx(0.6),
         "reference": 0,
     }
+    head, _, body = said[
+        "docs/candidates.md: curl -i http://127.0.0.1:8000/v1/completions"
+    ].partition("\r\n\r\n")
+    assert "x-prefmix-ess: " in head
+    assert json.loads(body)["choices"][0]["preference_candidates"]["num_candidates"] == 8
     changed = json.loads(said["docs/profiles.md: curl -s -X"])
     assert changed["changed"] is False, "the rollback has left the profile as it was set"
 
@@ -105,6 +110,6 @@ def test_the_commands_run_as_printed(shell: Shell) -> None:
     assert len(history) > 5
     (server,) = shell.servers.values()
     with server.client(key=None) as client:
-        body = {"model": "demo", "prompt": "Review the Park Hotel.", "max_tokens": 4}
-        plain = client.post("/v1/completions", json=body)
+        request = {"model": "demo", "prompt": "Review the Park Hotel.", "max_tokens": 4}
+        plain = client.post("/v1/completions", json=request)
         assert plain.headers["x-prefmix-profile"] == "fitted", plain.text

@@ -31,11 +31,12 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     from prefmix.server.cli.doctor.configuration import check_configuration
     from prefmix.server.cli.doctor.machine import check_machine
     from prefmix.server.config.serve_config import load_config
+    from prefmix.server.launch.terminal import stages
 
     if args.config is not None and not os.path.lexists(args.config):
         raise CommandError(f"{args.config} does not exist; name a configuration", exit_code=2)
     report = Report()
-    with held_back_stderr(CommandError):
+    with stages.shown("checking this machine"), held_back_stderr(CommandError):
         has_vllm = check_machine(report)
         try:
             overrides = serve.overrides_from_flags(args)

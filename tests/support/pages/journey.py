@@ -11,6 +11,7 @@ RUN = (
     ("docs/profiles.md", "export PREFMIX_ADMIN_TOKEN="),
     ("docs/profiles.md", "curl -s -X PUT"),
     ("README.md", "curl -s http://127.0.0.1:8000/v1/chat/completions"),
+    ("docs/candidates.md", "curl -i http://127.0.0.1:8000"),
     ("README.md", ".venv/bin/prefmix serve policies/demo/serve.yaml --weights-store"),
     ("docs/fitting.md", ".venv/bin/prefmix fit policies/demo/serve.yaml"),
     ("docs/fitting.md", ".venv/bin/prefmix weights apply weights.json --url"),
@@ -32,7 +33,6 @@ PARSED = {
         "run by tests/unit/server/cli/averaging, where vLLM is imported already"
     ),
     ("docs/averages.md", ".venv/bin/prefmix export"): _OWN_FILES,
-    ("docs/candidates.md", "curl -i http://127.0.0.1:8000"): _OTHER_SERVER,
     ("docs/candidates.md", ".venv/bin/prefmix eval policies/demo"): _MINUTES,
     ("docs/console.md", ".venv/bin/prefmix serve policies/demo/serve.yaml"): _OTHER_SERVER,
     ("docs/console.md", ".venv/bin/python -m pytest"): _MAKE,

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib.metadata
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from prefmix.server.cli.main import main, split_passthrough
+from prefmix.server.cli.main import COMMANDS, main, split_passthrough
 
 PREFMIX = Path(sys.executable).with_name("prefmix")
 
@@ -158,6 +159,14 @@ def test_other_errors_of_the_operating_system_keep_their_traceback(
         main(["serve"])
 
 
+def test_commands_are_listed_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    rows = re.findall(r"^  ([a-z]+ +)(.*)$", capsys.readouterr().out, flags=re.M)
+    assert [name.strip() for name, _ in rows] == [command.name for command in COMMANDS]
+    assert len({len(name) for name, _ in rows}) == 1
+    assert all(name.endswith("  ") for name, _ in rows)
+
+
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"prefmix {importlib.metadata.version('prefmix')}"
@@ -185,6 +194,14 @@ def test_help_of_a_command_does_not_wait_for_the_engine() -> None:
         (
             ["serve", "x.yaml", "--max-model-len", "2048"],
             ["'--max-model-len' is a flag of vLLM", "prefmix serve ... -- --max-model-len 2048"],
+        ),
+        (
+            ["serve", "--max-model-len", "2048", "x.yaml"],
+            ["'--max-model-len' is a flag of vLLM", "prefmix serve ... -- --max-model-len 2048"],
+        ),
+        (
+            ["serve", "--enforce-eager", "x.yaml"],
+            ["'--enforce-eager' is a flag of vLLM", "prefmix serve ... -- --enforce-eager\n"],
         ),
         (
             ["fit", "--scores=x", "--output=y", "--no-enable-prefix-caching"],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from prefmix.server.cli.doctor import command, configuration, machine
 from prefmix.server.cli.doctor.report import Report
 from prefmix.server.cli.main import main
 from prefmix.server.launch.installation import InstallationError
+from prefmix.server.launch.terminal import stages
 
 ROOT = Path(__file__).resolve().parents[5]
 CONFIG = ROOT / "policies" / "demo" / "serve.yaml"
@@ -79,6 +82,27 @@ def test_all_that_is_wrong_is_found_at_once(
     assert f"port {port} on 127.0.0.1 is in use" in errors["port"]
     assert "w.json line 1 column 2: not JSON" in errors["weights store"]
     assert f"{tmp_path}/empty" in errors["keys and files"]
+
+
+def test_it_says_what_takes_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing vLLM takes up to a minute on a busy machine."""
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def shown(text: str) -> Iterator[None]:
+        told.append(text)
+        yield
+        told.append("over")
+
+    def import_vllm() -> None:
+        assert told == ["checking this machine"]
+
+    monkeypatch.setattr(stages, "shown", shown)
+    monkeypatch.setattr(machine, "import_vllm", import_vllm)
+    assert doctor(capsys)[0] == 0
+    assert told == ["checking this machine", "over"]
 
 
 def test_a_fault_is_told_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
