@@ -1,4 +1,4 @@
-"""Tests of what has processes of its own: ranks, nodes, another model runner, scripts, commands."""
+"""Tests of what has processes of its own: ranks, nodes, kills, another model runner, scripts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Faults of a running server: what clients, the log, the metrics and a supervisor see.
 
-docs/operations.md describes each of them. The tests that kill a process come last and end their
-server.
+docs/operations.md describes each of them. The last test ends the server;
+tests/processes/test_deaths.py kills others.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +17,8 @@ from typing import Any
 import pytest
 
 from prefmix.mixing import wire
-from prefmix.mixing.run_folder import segments
-from prefmix.server.config.run_folder import remove_leftovers
 from support.checkpoints.tiny_faults import with_nan_token
-from support.dying_server import END_S, MANY_TOKENS, dies, named
+from support.dying_server import MANY_TOKENS, dies, named
 from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess, engine_flags
 
@@ -214,54 +210,7 @@ def test_policies_that_vanish_from_the_disk_are_not_missed(
             shutil.move(moved / name, folder / name)
 
 
-# --- deaths -------------------------------------------------------------------------------------
-
-
 def test_a_killed_worker_ends_the_server(server: ServerProcess) -> None:
     """On a CPU the engine's one worker is a process of its own, as each of several is on GPUs."""
     (worker,) = named(server, "Worker")
     dies(server, worker.kill)
-
-
-def test_a_killed_engine_ends_the_server(
-    folder: Path, tmp_path: Path, preloaded: Preloaded
-) -> None:
-    """The server logs to a full disk, which neither stops nor ends it before the kill."""
-    (tmp_path / "stderr.txt").symlink_to("/dev/full")
-    running = ServerProcess(tmp_path, words(folder), preloaded=preloaded)
-    try:
-        running.wait_ready()
-        assert ask(running, "hello").status_code == 200
-        dies(running, running.kill_engine, has_log=False)
-    finally:
-        running.kill()
-
-
-def test_a_killed_server_leaves_no_engine_behind(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next start removes what it left.
-
-    Its temporary files have a folder of their own: a server of another test that started now would
-    remove them first.
-    """
-    with tempfile.TemporaryDirectory(prefix="killed-") as temporary:
-        monkeypatch.setattr(tempfile, "tempdir", temporary)
-        running = ServerProcess(tmp_path, words(folder), TMPDIR=temporary)
-        try:
-            running.wait_ready()
-            assert len(running.family()) > 2
-            left = running.run_folder()
-            memory = [Path("/dev/shm") / segment.name for segment in segments(left)]
-            assert any(path.exists() for path in memory)
-            running.process.kill()
-            running.process.wait(timeout=10)
-            began = time.monotonic()
-            assert running.survivors(timeout=END_S) == []
-            print(f"the others ended {time.monotonic() - began:.1f} s later")
-            assert left.is_dir()
-            remove_leftovers()  # as the next start does
-            assert not left.exists()
-            assert not any(path.exists() for path in memory)
-        finally:
-            running.kill()

@@ -1,24 +1,18 @@
-"""Starting and ending `prefmix serve`: errors in one sentence, no process left behind."""
+"""Starts of `prefmix serve` that fail, each with one sentence."""
 
 from __future__ import annotations
 
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from prefmix.mixing.run_folder import segments
 from support.checkpoints.tiny_faults import with_nan_logit
 from support.checkpoints.tiny_policies import build_tokenizer, save_policy
 from support.engines import AdaptedBase
 from support.preloaded_server import Preloaded
-from support.server_process import ServerProcess, engine_flags, free_port, run_prefmix
-
-
-def policy_flags(*folders: Path) -> list[str]:
-    return [word for folder in folders for word in ("--policy", f"{folder.name}={folder}")]
+from support.server_process import engine_flags, free_port, policy_flags, run_prefmix
 
 
 def failure(*words: str, preloaded: Preloaded | None = None, **environment: str) -> str:
@@ -121,27 +115,6 @@ def test_an_option_that_cannot_be_mixed_is_refused(
     )
 
 
-@pytest.mark.parametrize(
-    ("number", "processes", "code"),
-    [(signal.SIGTERM, 1, 143), (signal.SIGINT, 4, 130)],
-)
-def test_a_signal_during_the_start_ends_everything(
-    policies: list[Path], tmp_path: Path, number: signal.Signals, processes: int, code: int
-) -> None:
-    """The signal comes with only the main process, or with the engine's and the worker's, too."""
-    server = ServerProcess(tmp_path, [*policy_flags(*policies[:2]), *engine_flags()])
-    try:
-        server.wait_family(processes)
-        server.wait_said("starting the engine")
-        ended = server.interrupt() if number == signal.SIGINT else server.end(number)
-        assert ended == code
-        assert server.survivors() == []
-        assert "Traceback" not in server.stderr
-        assert server.stdout == ""
-    finally:
-        server.kill()
-
-
 def test_a_damaged_adapter_is_refused_in_one_line(adapted: AdaptedBase, tmp_path: Path) -> None:
     broken = shutil.copytree(adapted.adapters[0], tmp_path / "broken")
     (broken / "adapter_model.safetensors").write_bytes(b"{}")
@@ -149,29 +122,3 @@ def test_a_damaged_adapter_is_refused_in_one_line(adapted: AdaptedBase, tmp_path
     message = failure(*words, "--port", str(free_port()), *engine_flags())
     file = broken / "adapter_model.safetensors"
     assert f"policy 'broken': {file}: the file is cut short or damaged" in message
-
-
-def test_a_hung_engine_is_killed_and_the_end_is_an_error(
-    policies: list[Path], tmp_path: Path, preloaded: Preloaded
-) -> None:
-    """The shared memory goes with it, although neither process could remove it."""
-    words = [*policy_flags(*policies[:2]), "--drain-timeout=0", *engine_flags()]
-    server = ServerProcess(tmp_path, words, preloaded=preloaded)
-    try:
-        server.wait_ready()
-        folder = server.run_folder()
-        memory = [Path("/dev/shm") / segment.name for segment in segments(folder)]
-        assert memory
-        assert all(path.exists() for path in memory)
-        assert any(path.is_socket() for path in folder.iterdir()), "vLLM's sockets lie elsewhere"
-        (engine,) = [each for each in server.family() if "EngineCore" in each.name()]
-        engine.suspend()
-        assert server.end(signal.SIGTERM) == 1
-        last = server.stderr.strip().splitlines()[-1]
-        assert last.startswith("prefmix: error: the server failed: EngineCore"), server.stderr
-        assert "did not end within" in last
-        assert server.survivors() == []
-        assert not any(path.exists() for path in memory)
-        assert not folder.exists()
-    finally:
-        server.kill()

@@ -20,7 +20,7 @@ LONGEST_FIRST = (
     r"server/test_faults\.py",
     r"processes/test_documents\.py",
     r"server/test_lifecycle\.py",
-    r"server/test_api_processes\.py",
+    r"processes/test_api_processes\.py",
     r"server/test_admin_live\.py",
     BROWSER,
     r"engine/trunk/test_trunk\.py",

@@ -210,3 +210,8 @@ def engine_flags(**flags: Any) -> list[str]:
     settings = {"dtype": "float32", "max-model-len": 256, "max-num-seqs": 32, **flags}
     words = [f"--{name}={value}" for name, value in settings.items()]
     return ["--", "--enforce-eager", *words]
+
+
+def policy_flags(*folders: Path) -> list[str]:
+    """The flags that name each folder's policy after the folder."""
+    return [word for folder in folders for word in ("--policy", f"{folder.name}={folder}")]
