@@ -36,7 +36,7 @@ ALONE = r"two_tensor_parallel_ranks"
 VLLM = (
     r"/test_(lora|engine_args|engine_flags|stream_errors|request_bodies"
     r"|request_limits|request_tokens|grammar_limits|prompt_parameters|cpu_dtype|cpu_rotary|vllm_log"
-    r"|models|shared_trunk|member_quantisation|mixture_flags)\.py"
+    r"|models|shared_trunk|member_quantisation|mixture_flags|begun_blocks)\.py"
 )
 """Unit tests that import vLLM: together, so that one process does."""
 

@@ -86,7 +86,7 @@ class ToyEngine:
         self, prompt: int, law_ST: Floats, tokens_NL: np.ndarray, weights_M: Sequence[float]
     ) -> list[Figures]:
         """The figures of responses to one prompt; NaN for members without weight."""
-        states_NL = np.concatenate([np.zeros((len(tokens_NL), 1), int), tokens_NL[:, :-1] + 1], 1)
+        states_NL = _states(tokens_NL)
         members_MST = log_softmax(self.logits_MPST[:, prompt], axis=-1)
         kl_MS = (np.exp(law_ST) * (law_ST - members_MST)).sum(axis=-1)
         entropy_S = -(np.exp(law_ST) * law_ST).sum(axis=-1)
@@ -116,10 +116,11 @@ class ToyEngine:
         """Exact log-probabilities under the token-level mixture."""
         self.calls["score"] += 1
         law_PST = self._law(weights_M, mixing)
-        return [
-            float(self._logprobs(law_PST[prompt], np.array([tokens]))[0])
-            for (prompt,), tokens in pairs
-        ]
+        prompt_N = np.array([prompt for (prompt,), _ in pairs])
+        tokens_NL = np.array([tokens for _, tokens in pairs])
+        states_NL = _states(tokens_NL)
+        scores: list[float] = law_PST[prompt_N[:, None], states_NL, tokens_NL].sum(axis=1).tolist()
+        return scores
 
     def _law(self, weights_M: Sequence[float], mixing: Mixing = "logits") -> Floats:
         """log p(next token | prompt, state) of the mixture, [P, S, T]."""
@@ -132,8 +133,7 @@ class ToyEngine:
 
     @staticmethod
     def _logprobs(law_ST: Floats, tokens_NL: np.ndarray) -> Floats:
-        states_NL = np.concatenate([np.zeros((len(tokens_NL), 1), int), tokens_NL[:, :-1] + 1], 1)
-        logprobs_N: Floats = law_ST[states_NL, tokens_NL].sum(axis=1)
+        logprobs_N: Floats = law_ST[_states(tokens_NL), tokens_NL].sum(axis=1)
         return logprobs_N
 
     def deployed_kl(self, weights_K: Floats, mixing: Mixing = "logits") -> Floats:
@@ -141,14 +141,19 @@ class ToyEngine:
         sequences_NL = np.array(list(itertools.product(range(NUM_TOKENS), repeat=LENGTH)))
         mixture_PST = self._law([*weights_K, 0.0], mixing)
         policies = [self._law(row) for row in np.eye(len(weights_K) + 1)[:-1]]
-        kl_PK = []
-        for prompt in range(len(self.prompts)):
-            log_mix_N = self._logprobs(mixture_PST[prompt], sequences_NL)
-            kl_PK.append(
-                [
-                    np.exp(log_mix_N) @ (log_mix_N - self._logprobs(law_PST[prompt], sequences_NL))
-                    for law_PST in policies
-                ]
-            )
-        kl_K: Floats = np.mean(kl_PK, axis=0)
+        # [P, N] of the mixture and [P, N] of each policy, all prompts at once.
+        states_NL = _states(sequences_NL)
+        log_mix_PN = mixture_PST[:, states_NL, sequences_NL].sum(axis=2)
+        log_policies = [law_PST[:, states_NL, sequences_NL].sum(axis=2) for law_PST in policies]
+        kl_K: Floats = np.array(
+            [
+                (np.exp(log_mix_PN) * (log_mix_PN - log_PN)).sum(axis=1).mean()
+                for log_PN in log_policies
+            ]
+        )
         return kl_K
+
+
+def _states(tokens_NL: np.ndarray) -> np.ndarray:
+    """The state before each token: 0, then the token before it and one."""
+    return np.concatenate([np.zeros((len(tokens_NL), 1), int), tokens_NL[:, :-1] + 1], axis=1)

@@ -206,17 +206,20 @@ def mixture_logprobs_plain(case: Case) -> torch.Tensor:
     return terms.sum(dim=1).masked_fill(banned_NC, -torch.inf).log_softmax(dim=-1)
 
 
-def check_mixed(case: Case, mixed_NV: torch.Tensor, *, slack: float = SLACK) -> None:
-    """Checks against float64; the error of plain torch in float32 is allowed."""
-    assert mixed_NV.dtype == torch.float32
-    assert mixed_NV.shape[0] == case.weights_NM.shape[0]
-    assert not mixed_NV.isnan().any(), "an element was not written, or 0 * inf left a trace"
-    assert (mixed_NV[:, case.common :] == -torch.inf).all()
-    if not len(mixed_NV):
+def check_mixed(case: Case, *mixed: torch.Tensor, slack: float = SLACK) -> None:
+    """Checks results [N, V] against float64; the error of plain torch in float32 is allowed."""
+    for mixed_NV in mixed:
+        assert mixed_NV.dtype == torch.float32
+        assert mixed_NV.shape[0] == case.weights_NM.shape[0]
+        assert not mixed_NV.isnan().any(), "an element was not written, or 0 * inf left a trace"
+        assert (mixed_NV[:, case.common :] == -torch.inf).all()
+    if not len(case.weights_NM):
         return
     truth_NC = mixture_logprobs_reference(*transformed(case, torch.float64))
-    got_NC = mixed_NV[:, : case.common].double().log_softmax(dim=-1)
-    check_close(got_NC, truth_NC, mixture_logprobs_plain(case), slack=slack)
+    plain_NC = mixture_logprobs_plain(case)
+    for mixed_NV in mixed:
+        got_NC = mixed_NV[:, : case.common].double().log_softmax(dim=-1)
+        check_close(got_NC, truth_NC, plain_NC, slack=slack)
 
 
 def check_close(

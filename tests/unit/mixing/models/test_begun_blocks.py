@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from prefmix.mixing.models.begun_blocks import BegunBlocks, unfinished_blocks
+pytestmark = pytest.mark.usefixtures("vllm")
+MODULE = "prefmix.mixing.models.begun_blocks"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,7 @@ from prefmix.mixing.models.begun_blocks import BegunBlocks, unfinished_blocks
 def test_blocks_with_a_rest_are_those_begun_and_not_ended(
     slots: list[int], blocks: list[int]
 ) -> None:
+    unfinished_blocks = importlib.import_module(MODULE).unfinished_blocks
     assert unfinished_blocks(torch.tensor(slots, dtype=torch.int64), 4) == blocks
 
 
@@ -42,13 +45,14 @@ def test_members_that_run_clear_their_own_caches_for_their_own_tokens(
         slot_mapping=dict.fromkeys(names, slots),
         no_compile_layers=layers,
     )
-    monkeypatch.setattr("prefmix.mixing.models.begun_blocks.get_forward_context", lambda: context)
+    module = importlib.import_module(MODULE)
+    monkeypatch.setattr(module, "get_forward_context", lambda: context)
 
     def cleared(name: str) -> list[int]:
         is_zero = layers[name].kv_cache.eq(0).flatten(1)
         return [block for block in range(6) if is_zero[block].all()]
 
-    begun = BegunBlocks()
+    begun = module.BegunBlocks()
     begun.clear({0: None, 1: torch.tensor([2])})
     assert [cleared(name) for name in names[:4]] == [[1, 5], [1, 5], [5], []]
     context.slot_mapping = dict.fromkeys(names, torch.tensor([6, 7, 12]))
