@@ -6,11 +6,19 @@ pytest-xdist's own marks for groups need the ids of tests as an older pytest mad
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling
 
 BROWSER = r"console/test_page_"
 """Unit tests that share a browser."""
+
+VLLM = (
+    r"unit/.*/test_(lora|engine_args|engine_flags|stream_errors|request_bodies"
+    r"|request_limits|request_tokens|grammar_limits|prompt_parameters|cpu_dtype|cpu_rotary|vllm_log"
+    r"|models|shared_trunk|member_quantisation|mixture_flags|begun_blocks)\.py"
+)
+"""Unit tests that import vLLM: together, so that one process does."""
 
 LONGEST_FIRST = (
     r"/test_runner_v2\.py::.*trunk",
@@ -18,45 +26,59 @@ LONGEST_FIRST = (
     r"/test_runner_v2\.py::.*prompts",
     r"processes/test_two_nodes\.py",
     r"server/test_faults\.py",
+    r"engine/trunk/test_trunk\.py",
+    r"engine/test_layouts\.py",
     r"processes/test_documents\.py",
     r"server/test_lifecycle\.py",
     r"processes/test_api_processes\.py",
     r"server/test_admin_live\.py",
-    BROWSER,
-    r"engine/trunk/test_trunk\.py",
-    r"engine/test_layouts\.py",
     r"server/test_console\.py",
     r"server/test_fit\.py",
+    BROWSER,
+    VLLM,
+    r"unit/mixing/kernels/",
+    r"unit/weights/(fit|reward_fit|evaluation|intervals)/",
+    r"unit/test_house\.py",
 )
-"""Patterns of ids. What matches one is a group, and goes before all that match a later one."""
+"""Patterns of ids. What matches one is a group, and goes before all that match a later one.
+
+The first groups of tests/server and tests/engine make workers of servers and of engines.
+"""
 
 ALONE = r"two_tensor_parallel_ranks"
 """Two ranks keep two cores busy, even while they wait for one another: last, beside nothing."""
 
-VLLM = (
-    r"/test_(lora|engine_args|engine_flags|stream_errors|request_bodies"
-    r"|request_limits|request_tokens|grammar_limits|prompt_parameters|cpu_dtype|cpu_rotary|vllm_log"
-    r"|models|shared_trunk|member_quantisation|mixture_flags|begun_blocks)\.py"
-)
-"""Unit tests that import vLLM: together, so that one process does."""
-
-SHARED = (r"unit/test_house\.py", r"kernels/test_wide_addresses\.py")
-"""Unit tests of one file that share work: reading all sources, one import for many forks."""
-
 
 class GroupScheduling(LoadScopeScheduling):
-    """Hands a worker one group after the other."""
+    """Hands a worker one group after the other.
+
+    Servers are forks of a process that has imported vLLM, engines run in the worker itself. A
+    worker takes what it has begun with as long as there is some, since the other kind costs it
+    another import of vLLM.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)
 
+    def _assign_work_unit(self, node: Any) -> None:
+        begun = {_kind(unit) for unit in self.assigned_work[node].values()}
+        same = (group for group, unit in self.workqueue.items() if _kind(unit) in begun)
+        if (group := next(same, None)) is not None:
+            self.workqueue.move_to_end(group, last=False)
+        super()._assign_work_unit(node)
+
+
+def _kind(unit: dict[str, bool]) -> str:
+    """The folder of a group's tests, such as "server"."""
+    return next(iter(unit)).split("/")[1]
+
 
 def group_of(nodeid: str) -> str:
-    """A file of engines or servers, whose tests share them, or a part of one; else one test."""
-    for pattern in (*LONGEST_FIRST, ALONE, VLLM, *SHARED):
+    """A file, whose tests share what they start, or several, or a part of one."""
+    for pattern in (*LONGEST_FIRST, ALONE):
         if re.search(pattern, nodeid):
             return pattern
-    return nodeid if "tests/unit/" in nodeid else nodeid.partition("::")[0]
+    return nodeid.partition("::")[0]
 
 
 def place_of(nodeid: str) -> int:
