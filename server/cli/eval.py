@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefmix.mixing.ways_to_mix import MIXINGS
-from prefmix.server.cli.eval_rewards import check_rewards, load_judges, load_rewards
+from prefmix.server.cli.eval_rewards import check_judges, check_rewards, load_judges, load_rewards
 from prefmix.server.cli.eval_subject import eval_subject
 from prefmix.server.cli.mixture_arguments import add_mixture_arguments
 from prefmix.server.cli.output_places import check_file, check_folder
@@ -174,6 +174,7 @@ def _measured(
     judges = load_judges(args.judge or (), taken=rewards)
     prompts = read_prompts(args.prompts)
     check_rewards(rewards, prompts)
+    check_judges(judges, prompts)
     subject = eval_subject(args, passthrough, scratch)
     rows = evaluation_rows(
         subject.own,

@@ -85,15 +85,33 @@ def _checked(function: Callable[..., Any], spec: str) -> Judge:
             found = list(function(asked, list(answers), list(others)))
         except Exception as error:  # someone else's code may raise anything
             raise TrainError(f"the judge {spec!r} raised {error!r:.200}") from error
-        wrong = [each for each in found if each is not None and not 0 <= each <= 1]
+        wrong = [each for each in found if not _is_verdict(each)]
         if len(found) != len(answers) or wrong:
             raise TrainError(
                 f"the judge {spec!r} gave {f'{wrong[0]!r:.40}' if wrong else len(found)} for "
                 f"{len(answers)} pairs; expected a number from 0 to 1, or None, for each"
             )
-        return found
+        return [None if each is None else float(each) for each in found]
 
     return judge
+
+
+def _is_verdict(value: Any) -> bool:
+    if value is None or isinstance(value, (str, bytes)):
+        return value is None
+    try:
+        return 0 <= float(value) <= 1
+    except (TypeError, ValueError):
+        return False
+
+
+def check_judges(judges: Mapping[str, Judge], prompts: Sequence[Prompt]) -> None:
+    """Asks each judge once, about two made-up answers, before the engine starts.
+
+    Raises: TrainError or EngineError of the judge.
+    """
+    for judge in judges.values():
+        judge(prompts[:1], [MADE_UP_ANSWER], ["No."])
 
 
 def check_rewards(rewards: Mapping[str, Reward], prompts: Sequence[Prompt]) -> None:

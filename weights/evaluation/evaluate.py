@@ -149,7 +149,11 @@ def _compared(
             found = in_both_orders(judge, asked, drawn.texts, baseline)
             values = np.array(found, dtype=np.float64)
         if np.isnan(values).all():
-            raise FitError(f"the judge {name!r} could not tell any answer of {row!r} from another")
+            unread = getattr(judge, "unread", None)
+            words = "" if unread is None else f"; its last words were {unread}"
+            raise FitError(
+                f"the judge {name!r} could not tell any answer of {row!r} from another{words}"
+            )
         columns.append(values)
     found_NO = np.stack(columns, axis=-1) if columns else np.empty((len(asked), 0))
     return found_NO.reshape(len(prompts), num_responses, -1)

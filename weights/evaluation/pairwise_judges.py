@@ -8,12 +8,14 @@ answer earns is the mean of both verdicts: 1 if it is better than the other, 0 i
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 
+from prefmix.mixing.shown_value import shown
 from prefmix.weights.engines.errors import EngineError
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.proxies import may_use_proxy
@@ -40,6 +42,19 @@ Answer B:
 Which answer is better by this criterion alone? Reply with A, B or tie, and nothing else."""
 
 _VERDICTS = {"a": 1.0, "b": 0.0, "tie": 0.5}
+
+_ONLY = re.compile(
+    r"\W*(?:(?:the )?(?:better |best )?(?:answer|verdict|winner)\W*(?:is\W*)?)?(a|b|tie)\W*", re.I
+)
+_IS_BETTER = re.compile(r"\b([AB]) (?:wins|is (?:(?!not?\b)\w+ ){0,3}(?:better|best|preferable))\b")
+# The article a is no verdict, neither in the middle of a sentence nor at its beginning.
+_NAMED = re.compile(r"\b(A(?!\s+(?!(?:is|or|and|vs|than|over)\b)[a-z])|B|[Tt]ie|TIE)\b")
+
+_TRIES = 5
+_TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+"""Statuses of a server that may answer the same request a little later."""
+
+_LONGEST_WAIT_S = 60.0
 
 
 def in_both_orders(
@@ -74,6 +89,8 @@ class ChatJudge:
         timeout_s: limit of one request.
         """
         self._url, self._model, self._criterion = url.rstrip("/"), model, criterion
+        self.unread: str | None = None
+        """The model's words that were last taken for no verdict; None if all were verdicts."""
         self._client = httpx.Client(
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=timeout_s,
@@ -99,21 +116,45 @@ class ChatJudge:
             "max_tokens": 8,
         }
         try:
-            found = self._client.post(f"{self._url}/chat/completions", json=body)
-            found.raise_for_status()
+            found = self._asked(body)
+            if found.is_error:
+                raise ValueError(f"{found.status_code}: {found.text}")
             said = found.json()["choices"][0]["message"]["content"]
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise EngineError(
-                f"the judge at {self._url} does not answer as a chat model ({error!s:.200}); check "
-                "the address, the model's name and PREFMIX_JUDGE_API_KEY"
+                f"the judge at {self._url} does not answer as a chat model "
+                f"({' '.join(str(error).split()):.200}); check the address, the model's name and "
+                "PREFMIX_JUDGE_API_KEY"
             ) from None
-        return verdict_of(said)
+        verdict = verdict_of(said)
+        if verdict is None:
+            self.unread = shown(said)
+        return verdict
+
+    def _asked(self, body: dict[str, Any]) -> httpx.Response:
+        """The answer, perhaps an error's, after some tries; one of thousands may well fail once."""
+        for wait_s in (*(2.0**number for number in range(_TRIES - 1)), None):
+            try:
+                found = self._client.post(f"{self._url}/chat/completions", json=body)
+            except httpx.TransportError:
+                if wait_s is None:
+                    raise
+            else:
+                if wait_s is None or found.status_code not in _TRY_AGAIN:
+                    return found
+                asked = found.headers.get("retry-after", "")
+                wait_s = max(wait_s, float(asked) if asked.isdecimal() else 0.0)
+            time.sleep(min(wait_s, _LONGEST_WAIT_S))
+        raise AssertionError("the last try returns or raises")
 
 
 def verdict_of(said: object) -> float | None:
-    """The verdict in a model's words: the first of A, B and tie that stands alone."""
-    words = re.findall(r"[a-z]+", said.lower()) if isinstance(said, str) else []
-    return next((_VERDICTS[word] for word in words if word in _VERDICTS), None)
+    """The verdict in a model's words; None if they name none, or more than one."""
+    if not isinstance(said, str):
+        return None
+    found = _ONLY.fullmatch(said) or _IS_BETTER.search(said)
+    named = {word.lower() for word in ([found[1]] if found else _NAMED.findall(said))}
+    return _VERDICTS[named.pop()] if len(named) == 1 else None
 
 
 def written(prompt: Prompt) -> str:

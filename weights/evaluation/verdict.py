@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from prefmix.weights.evaluation.both_ways import pairs, rule_of_thumb
 from prefmix.weights.evaluation.evaluation import Evaluation
 
@@ -16,10 +18,22 @@ def verdict(found: Evaluation) -> list[str]:
     """One or two sentences on each question that the rows can answer."""
     mixtures = [index for index, row in enumerate(found.rows) if row.is_mixture]
     if not mixtures:
-        return ["No mixture was measured."]
+        return ["No mixture was measured.", *_without_numbers(found)]
     answers = [_best_against_best(found, mixtures), _against_members(found, mixtures)]
     rule = rule_of_thumb(found)
-    return [*answers, *_against_averages(found), *([] if rule is None else [rule])]
+    answers += [*_against_averages(found), *([] if rule is None else [rule])]
+    return [*answers, *_without_numbers(found)]
+
+
+def _without_numbers(found: Evaluation) -> list[str]:
+    """Says how much each objective leaves out, which no table shows."""
+    missing_O = np.isnan(found.rewards_RPJO).sum(axis=(0, 1, 2))
+    total = found.rewards_RPJO[..., 0].size
+    return [
+        f"{objective} has no number for {count} of {total} answers; they are left out."
+        for objective, count in zip(found.objectives, missing_O, strict=True)
+        if count
+    ]
 
 
 def beats_its_members(found: Evaluation) -> bool:
