@@ -29,6 +29,8 @@ from prefmix.server.admin.live_weights import LiveWeights
 from prefmix.server.admin.store_watch import watch
 from prefmix.server.api import generate, models, vllm_handlers
 from prefmix.server.api.candidates.wish import CandidateLimits
+from prefmix.server.api.prompts.rendering import render_own_prompts
+from prefmix.server.api.prompts.start_check import check_system_texts
 from prefmix.server.api.state import STATE_KEY, MixtureState
 from prefmix.server.auth import failed_logins
 from prefmix.server.auth.access_levels import LEVELS, check_levels, path_of
@@ -147,6 +149,8 @@ class PrefmixEndpoints:
         failed_logins.set_up()
         vllm_log.set_up()
         readiness.set_up()
+        if spec.has_prompts:
+            await self._render_prompts(state, mixture.prompts)
         await check_engines(engine_client, None if live is None else live.folder)
         announce(SERVER, "opening the server")
         await statistics.start()
@@ -170,6 +174,13 @@ class PrefmixEndpoints:
         traffic.add_middleware(self._app)
         add_access_middleware(self._app, keys, tokens)
         add_host_middleware(self._app, allowed_hosts(args))
+
+    async def _render_prompts(self, state: State, prompts: PromptSettings) -> None:
+        """Makes vLLM render each policy's prompt. Raises: SystemTextError."""
+        chat = getattr(state, "openai_serving_chat", None)
+        if prompts.systems and chat is not None:
+            await check_system_texts(chat.online_renderer.render_chat, prompts)
+        render_own_prompts(chat, getattr(state, "openai_serving_completion", None))
 
     async def _open_admin(
         self, mixture: MixtureState, state: State, args: Namespace, keys: list[str]

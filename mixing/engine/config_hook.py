@@ -17,6 +17,7 @@ from prefmix.mixing.checkpoints.safe_files import cached_folder
 from prefmix.mixing.checkpoints.whole_files import native_files
 from prefmix.mixing.engine.logits_processor import UNSALTED, processor_path
 from prefmix.mixing.engine.request_limits import REQUESTS_MODULE, check_all_requests
+from prefmix.mixing.prompts.hidden_heads import hide_heads
 from prefmix.mixing.spec import (
     ARCHITECTURE,
     CONFIG_KEY,
@@ -242,6 +243,7 @@ class MixtureConfig(VerifyAndUpdateConfig):
             raise UnsupportedEngineError(UNSALTED)
         if spec.has_prompts:
             refuse_prompts(vllm_config)
+            hide_heads()
         model_config = vllm_config.model_config
         processors = list(model_config.logits_processors or [])
         model_config.logits_processors = [*processors, processor_path(vllm_config, spec)]

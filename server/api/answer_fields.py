@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import Response
@@ -27,14 +27,20 @@ MIXTURE_FIELD = "prefmix"
 """The field of an answer that says which weights it was drawn with."""
 
 
-def mixture_field(resolution: Resolution) -> bytes:
-    """That field as a JSON object's only member, without the braces."""
+def mixture_field(
+    resolution: Resolution, *, prompt_tokens: Mapping[str, int] | None = None
+) -> bytes:
+    """That field as a JSON object's only member, without the braces.
+
+    Args: prompt_tokens: of each policy's own prompt; empty if all read the same one.
+    """
     pairs = zip(resolution.member_names, resolution.weights, strict=True)
     about = {
         "profile": resolution.profile,
         "weights": {name: float(f"{weight:.9g}") for name, weight in pairs},
         "weights_version": resolution.version,
         "mixing": resolution.mixing,
+        **({"prompt_tokens": prompt_tokens} if prompt_tokens else {}),
     }
     return json.dumps({MIXTURE_FIELD: about}, ensure_ascii=False)[1:-1].encode()
 

@@ -24,8 +24,12 @@ OWN_FIELDS = (
     "preference_mixing",
     "preference_attribution",
     "preference_candidates",
+    "preference_prompts",
 )
 """Fields of a body. A field that is added here is also known by its misspellings."""
+
+ALIASES = ("negative_prompt", "guidance_scale")
+"""Fields of a body that say in other words what ours do."""
 
 OWN_XARGS = (WEIGHTS_KEY, MIXING_KEY)
 """Entries of `vllm_xargs`."""
@@ -38,7 +42,7 @@ _TAGS = "metadata"
 """OpenAI's field for a client's own tags, in which any name may stand."""
 
 _XARGS = "vllm_xargs"
-_ONCE = (*OWN_FIELDS, _XARGS, "model")
+_ONCE = (*OWN_FIELDS, *ALIASES, _XARGS, "model")
 """Fields that decide the weights; a body may name each of them once."""
 
 _CUTOFF = 0.85

@@ -17,7 +17,6 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from prefmix.server.api import vllm_handlers
 from prefmix.server.api.accounting import IGNORED_ATTRIBUTE, Account
 from prefmix.server.api.answer_headers import HEADER_DESCRIPTIONS
-from prefmix.server.api.body_limits import check_engine_fields, check_limits, check_token_ids
 from prefmix.server.api.field_names import check_names
 from prefmix.server.api.mixture_request import MixtureRequest
 from prefmix.server.api.resolve import split_model
@@ -32,6 +31,7 @@ from prefmix.server.api.schemas import (
 )
 from prefmix.server.api.state import mixture_state
 from prefmix.server.api.vllm_handlers import Handler, run_handler, run_tokenizer
+from prefmix.server.http.body_limits import check_engine_fields, check_limits, check_token_ids
 from prefmix.server.http.openai_route import OpenAIRoute
 
 

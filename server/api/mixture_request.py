@@ -18,7 +18,7 @@ from fastapi.responses import StreamingResponse
 from starlette._utils import get_route_path
 from starlette.types import Send
 
-from prefmix.mixing.wire import MEASURE_KEY, to_extra_args
+from prefmix.mixing.wire import HEADS_KEY, MEASURE_KEY, to_extra_args
 from prefmix.server.api.accounting import CLIENT_GONE, Account
 from prefmix.server.api.answer_fields import (
     RESPONSES_PATH,
@@ -36,6 +36,7 @@ from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
 from prefmix.server.api.attribution import Attribution, describe
 from prefmix.server.api.candidates.answer import FiguresLostError, with_picked
 from prefmix.server.api.candidates.wish import Candidates
+from prefmix.server.api.prompts.request_prompts import RequestPrompts, prompts_of_request
 from prefmix.server.api.resolve import Resolution
 from prefmix.server.api.state import MixtureState
 from prefmix.server.http.errors import RequestError
@@ -56,6 +57,7 @@ class MixtureRequest:
     _resolution: Resolution
     _attribution: Attribution
     _candidates: Candidates
+    _prompts: RequestPrompts | None = None
     _shows_token_ids: bool
     _seed: int | None = None
     _reservation: Reservation
@@ -85,6 +87,13 @@ class MixtureRequest:
                 body.preference_attribution, for_candidates=self._candidates.is_wanted
             )
             self._attribution.check(self._resolution.mixing)
+            if self._state.prompts.systems or body.asks_for_prompts:
+                self._prompts = prompts_of_request(
+                    body,
+                    self._state.prompt_rules,
+                    self._resolution.weights,
+                    self._resolution.mixing,
+                )
             self._num_samples = body.num_samples * self._candidates.number
             self._reservation = self._state.admission.reserve(body.num_prompts * self._num_samples)
         except RequestError as error:
@@ -96,7 +105,11 @@ class MixtureRequest:
         self.asked_model = getattr(body, "model", None) or self._resolution.model
         if self._candidates.is_wanted:
             self._shows_token_ids = body.show_token_ids()
-        body.bind(model=self._resolution.model, start_prompt=self.start_prompt)
+        body.bind(
+            model=self._resolution.model,
+            start_prompt=self.start_prompt,
+            own_prompts=self._prompts,
+        )
 
     def _release(self, background_id: str | None) -> None:
         """Ends the reservation with the HTTP request, or with the answer if that goes on alone."""
@@ -134,8 +147,10 @@ class MixtureRequest:
         self._candidates.prepare(sampling_params)
         self._seed = getattr(sampling_params, "seed", None)
         self._reservation.hand_over(self._num_samples)
-        weights = to_extra_args(self._resolution.weights, self._resolution.mixing)
-        extra_args = {**(sampling_params.extra_args or {}), **weights}
+        heads = None if self._prompts is None else self._prompts.heads_M
+        carried = to_extra_args(self._resolution.weights, self._resolution.mixing, heads)
+        given = sampling_params.extra_args or {}
+        extra_args = {name: each for name, each in given.items() if name != HEADS_KEY} | carried
         extra_args.pop(MEASURE_KEY, None)  # a client's own key could find others' figures
         if self._attribution.is_measured:
             extra_args[MEASURE_KEY] = self._attribution.next_key()
@@ -150,7 +165,7 @@ class MixtureRequest:
         if isinstance(response, StreamingResponse):
             return AnswerStream(response, self._send_chunks)
         if response.status_code == HTTPStatus.OK:
-            response.body = with_field(bytes(response.body), mixture_field(self._resolution))
+            response.body = with_field(bytes(response.body), self._about())
             response.headers["content-length"] = str(len(response.body))
         if self._attribution.is_measured:
             if response.status_code != HTTPStatus.OK:
@@ -181,7 +196,7 @@ class MixtureRequest:
                     is_first = False
                     self._account.first_byte()
                     if not has_failed:
-                        data = with_field(data, mixture_field(self._resolution))
+                        data = with_field(data, self._about())
                 if reports_usage:
                     self._account.used(usage_of_event(data))
                 if is_attributed:
@@ -198,6 +213,11 @@ class MixtureRequest:
             self._account.close(status, outcome)
             if outcome != "ok":
                 await self._discard_attribution()
+
+    def _about(self) -> bytes:
+        """The answer's field about its mixture."""
+        tokens = {} if self._prompts is None else self._prompts.lengths
+        return mixture_field(self._resolution, prompt_tokens=tokens)
 
     def _reports_usage(self) -> bool:
         """True if the request log needs the counts of tokens that the answer has in itself."""

@@ -1,11 +1,12 @@
 """Resolution of a request's weights and way to mix: the only place where names of profiles and
 policies become numbers.
 
-A request may choose its weights in four ways, at most one of them at a time:
+A request may choose its weights in five ways, at most one of them at a time:
   preference_weights   {"helpful": 3, "harmless": 1}
   preference_profile   "cautious"
   model                "prefmix@cautious"
   vllm_xargs           {"prefmix_weights": [0.75, 0.25]}, vLLM's own pass-through field
+  guidance_scale       1.5, the policy's weight beside a reference's
 A request that chooses none gets the default profile.
 
 It chooses its way to mix by `preference_mixing`, or {"prefmix_mixing": ...} in vllm_xargs; else its
@@ -19,10 +20,16 @@ from dataclasses import dataclass
 
 from prefmix.mixing.name_list import listed
 from prefmix.mixing.shown_value import shown
-from prefmix.mixing.simplex import WeightsError, check_weights, weights_from_preferences
+from prefmix.mixing.simplex import (
+    MAX_ABS_WEIGHT,
+    WeightsError,
+    check_weights,
+    weights_from_preferences,
+)
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.ways_to_mix import Mixing, MixingError, check_mixing
 from prefmix.mixing.wire import MIXING_KEY, WEIGHTS_KEY, from_extra_args, mixing_of
+from prefmix.server.api.prompts.own_prompt import guided_members
 from prefmix.server.http.errors import RequestError, UnknownModelError
 from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet
 
@@ -56,6 +63,8 @@ class Preferences:
     """`preference_profile`; None if absent."""
     mixing: object = None
     """`preference_mixing`; None if absent."""
+    guidance_scale: object = None
+    """`guidance_scale`; None if absent."""
     extra_args: Mapping[str, object] | None = None
     """`vllm_xargs`; only the entries under `wire.WEIGHTS_KEY` and `wire.MIXING_KEY` matter here."""
 
@@ -84,6 +93,7 @@ def resolve(
             "preference_profile": preferences.profile,
             "model": model_profile,
             f"vllm_xargs.{WEIGHTS_KEY}": raw_weights,
+            "guidance_scale": preferences.guidance_scale,
         },
         model=preferences.model,
     )
@@ -93,6 +103,8 @@ def resolve(
         weights_M = _custom_weights(preferences.weights, spec)
     elif raw_weights is not None:
         weights_M = _raw_weights(raw_weights, spec)
+    elif preferences.guidance_scale is not None:
+        weights_M = _guidance_weights(preferences.guidance_scale, spec)
     else:
         profile = model_profile or _known_profile(preferences.profile, profiles)
         weights_M = profiles.profiles[profile]
@@ -200,6 +212,27 @@ def _raw_weights(weights: object, spec: MixtureSpec) -> tuple[float, ...]:
         raise RequestError(
             f"vllm_xargs.{WEIGHTS_KEY}: {error}", param="vllm_xargs", reason=error.reason
         ) from None
+
+
+def _guidance_weights(scale: object, spec: MixtureSpec) -> tuple[float, ...]:
+    """log p = reference + s (policy - reference), up to a constant of the row."""
+    policy, reference = guided_members("guidance_scale", spec)
+    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if not is_number or not abs(scale) <= MAX_ABS_WEIGHT:  # type: ignore[arg-type]
+        raise RequestError(
+            f"guidance_scale is {shown(scale)}; expected a number up to {MAX_ABS_WEIGHT:g}",
+            param="guidance_scale",
+            reason="not_a_number",
+        )
+    s = float(scale)  # type: ignore[arg-type]
+    if spec.weight_space == "simplex" and not 0 <= s <= 1:
+        raise RequestError(
+            f"guidance_scale is {s:g}, but weights of this server are on the simplex, where it is "
+            "from 0 to 1; have it served with --weight-space affine",
+            param="guidance_scale",
+            reason="negative",
+        )
+    return weights_from_preferences({policy: s, reference: 1.0 - s}, spec)
 
 
 def _known_profile(profile: object, profiles: ProfileSet) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import vllm.envs as vllm_envs
 from pydantic import (
@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    ValidationError,
     WithJsonSchema,
     model_validator,
 )
@@ -32,39 +33,31 @@ from vllm.renderers import TokenizeParams
 from vllm.sampling_params import SamplingParams
 
 from prefmix.mixing.shown_value import shown
-from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
 from prefmix.server.api.bounded_schema import bounded
 from prefmix.server.api.candidates.wish import FIELD as CANDIDATES_FIELD
+from prefmix.server.api.field_schemas import (
+    ATTRIBUTION_SCHEMA,
+    CANDIDATES_SCHEMA,
+    GUIDANCE_SCHEMA,
+    MIXING_SCHEMA,
+    NEGATIVE_SCHEMA,
+    PROFILE_SCHEMA,
+    PROMPTS_SCHEMA,
+    WEIGHTS_SCHEMA,
+)
+from prefmix.server.api.prompts.request_prompts import RequestPrompts
 from prefmix.server.api.resolve import Preferences
 from prefmix.server.http.errors import RequestError
+from prefmix.server.http.validation_errors import describe_validation
+
+PromptKind = Literal["chat", "completion", "response"]
 
 StartPrompt = Callable[[SamplingParams], None]
 """Prepares the sampling parameters of one prompt, which then enters the engine."""
 
 MAX_TOKEN_ID = 2**32 - 1
 """Largest token id that tokenizers hold."""
-
-_WEIGHTS_SCHEMA = {
-    "anyOf": [
-        {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 1},
-        {"type": "null"},
-    ],
-    "title": "Preference Weights",
-}
-_ATTRIBUTION_SCHEMA = {
-    "anyOf": [{"type": "boolean"}, {"const": "tokens"}, {"type": "null"}],
-    "title": "Preference Attribution",
-}
-_MIXING_SCHEMA = {
-    "anyOf": [{"enum": list(MIXINGS), "type": "string"}, {"type": "null"}],
-    "title": "Preference Mixing",
-}
-_CANDIDATES_SCHEMA = {
-    "anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}],
-    "title": "Preference Candidates",
-}
-_PROFILE_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Preference Profile"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +82,10 @@ class _CutBeforeTokens(TokenizeParams):
 class PreferenceFields(BaseModel):
     """The fields that this server adds to a body. An admitted request is bound to its body."""
 
-    preference_weights: Annotated[Any, WithJsonSchema(_WEIGHTS_SCHEMA)] = Field(
+    prompt_kind: ClassVar[PromptKind]
+    """The form in which a body gives its prompt."""
+
+    preference_weights: Annotated[Any, WithJsonSchema(WEIGHTS_SCHEMA)] = Field(
         default=None,
         description=(
             "Weights of the policies for this request, as {policy: number}. On the simplex the "
@@ -98,7 +94,7 @@ class PreferenceFields(BaseModel):
         ),
         examples=[{"helpful": 3, "harmless": 1}],
     )
-    preference_profile: Annotated[Any, WithJsonSchema(_PROFILE_SCHEMA)] = Field(
+    preference_profile: Annotated[Any, WithJsonSchema(PROFILE_SCHEMA)] = Field(
         default=None,
         description=(
             "Name of a stored profile whose weights to use; GET /v1/mixture lists them. "
@@ -106,7 +102,7 @@ class PreferenceFields(BaseModel):
         ),
         examples=["default"],
     )
-    preference_mixing: Annotated[Any, WithJsonSchema(_MIXING_SCHEMA)] = Field(
+    preference_mixing: Annotated[Any, WithJsonSchema(MIXING_SCHEMA)] = Field(
         default=None,
         description=(
             "logits mixes the policies' predictions of each token. parameters lets one model "
@@ -115,7 +111,7 @@ class PreferenceFields(BaseModel):
         ),
         examples=["logits"],
     )
-    preference_attribution: Annotated[Any, WithJsonSchema(_ATTRIBUTION_SCHEMA)] = Field(
+    preference_attribution: Annotated[Any, WithJsonSchema(ATTRIBUTION_SCHEMA)] = Field(
         default=None,
         description=(
             "true adds to each choice (when streaming, to its last chunk) which policy carried the "
@@ -123,7 +119,7 @@ class PreferenceFields(BaseModel):
         ),
         examples=[True],
     )
-    preference_candidates: Annotated[Any, WithJsonSchema(_CANDIDATES_SCHEMA)] = Field(
+    preference_candidates: Annotated[Any, WithJsonSchema(CANDIDATES_SCHEMA)] = Field(
         default=None,
         description=(
             "Draws so many answers and picks one by the product of its tokens' normalisers, which "
@@ -132,7 +128,35 @@ class PreferenceFields(BaseModel):
         ),
         examples=[8],
     )
+    preference_prompts: Annotated[Any, WithJsonSchema(PROMPTS_SCHEMA)] = Field(
+        default=None,
+        description=(
+            "Prompts of the policies' own, where the server allows it (GET /v1/mixture: "
+            "request_prompts). On chat a text is the policy's system text, which goes before the "
+            'system message of `messages`, and {"messages": [...]} its whole conversation. On '
+            "completions a text or a list of token ids is the policy's whole prompt. Policies that "
+            "are not named keep `messages` or `prompt`."
+        ),
+        examples=[{"helpful": "You answer at length."}],
+    )
+    negative_prompt: Annotated[Any, WithJsonSchema(NEGATIVE_SCHEMA)] = Field(
+        default=None,
+        description=(
+            "The reference's prompt on a server of one policy and a reference: the same as "
+            "preference_prompts with the reference's name."
+        ),
+    )
+    guidance_scale: Annotated[Any, WithJsonSchema(GUIDANCE_SCHEMA)] = Field(
+        default=None,
+        description=(
+            "The weight s of the policy on a server of one policy and a reference, which takes "
+            "1 - s: log p = reference + s (policy - reference). Not together with "
+            "preference_weights or a profile."
+        ),
+        examples=[1.5],
+    )
     _start_prompt: StartPrompt | None = PrivateAttr(default=None)
+    _own_prompts: RequestPrompts | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -164,6 +188,7 @@ class PreferenceFields(BaseModel):
             weights=self.preference_weights,
             profile=self.preference_profile,
             mixing=self.preference_mixing,
+            guidance_scale=self.guidance_scale,
             extra_args=getattr(self, "vllm_xargs", None),
         )
 
@@ -178,9 +203,23 @@ class PreferenceFields(BaseModel):
         return 1
 
     @property
+    def asks_for_prompts(self) -> bool:
+        """True if the body gives a policy a prompt of its own."""
+        return self.preference_prompts is not None or self.negative_prompt is not None
+
+    @property
+    def own_prompts(self) -> RequestPrompts | None:
+        """The prompts that members read; None if all read the body's."""
+        return self._own_prompts
+
+    @property
     def background_id(self) -> str | None:
         """The id under which the answer goes on after its HTTP request; None if it does not."""
         return None
+
+    def checked_messages(self, messages: list[Any], where: str, param: str) -> list[Any]:
+        """Messages of a policy's own, which only conversations have."""
+        raise NotImplementedError
 
     def show_token_ids(self) -> bool:
         """Makes vLLM's answer list its token ids; returns whether the client has asked for them."""
@@ -188,15 +227,19 @@ class PreferenceFields(BaseModel):
         self.return_token_ids = True
         return is_asked
 
-    def bind(self, *, model: str, start_prompt: StartPrompt) -> None:
+    def bind(
+        self, *, model: str, start_prompt: StartPrompt, own_prompts: RequestPrompts | None = None
+    ) -> None:
         """Binds the body to an admitted request.
 
         Args:
           model: the model name that vLLM knows, without any @PROFILE.
           start_prompt: called with the sampling parameters of each prompt.
+          own_prompts: what each member reads; None if all read this body's prompt.
         """
         self.model = model
         self._start_prompt = start_prompt
+        self._own_prompts = own_prompts
 
     def build_tok_params(self, model_config: Any) -> TokenizeParams:
         """vLLM's settings for making the prompt into tokens, with a limit for truncated ones."""
@@ -216,6 +259,8 @@ class PreferenceFields(BaseModel):
 class MixtureCompletionRequest(PreferenceFields, CompletionRequest):
     """POST /v1/completions"""
 
+    prompt_kind: ClassVar[PromptKind] = "completion"
+
     @property
     def num_prompts(self) -> int:
         """Number of prompts: a list is several prompts, unless it is the token ids of one."""
@@ -229,10 +274,28 @@ class MixtureCompletionRequest(PreferenceFields, CompletionRequest):
 class MixtureChatCompletionRequest(PreferenceFields, ChatCompletionRequest):
     """POST /v1/chat/completions"""
 
+    prompt_kind: ClassVar[PromptKind] = "chat"
+
+    def checked_messages(self, messages: list[Any], where: str, param: str) -> list[Any]:
+        """A conversation of a policy's own, validated as the body's.
+
+        Args:
+          where: its policy's place in the body.
+          param: the field.
+        Raises: RequestError.
+        """
+        try:
+            return list(type(self).model_validate({"messages": messages}).messages)
+        except ValidationError as error:
+            message, _ = describe_validation(error.errors(include_url=False))
+            raise RequestError(f"{where}: {message}", param=param) from None
+
 
 @bounded
 class MixtureResponsesRequest(PreferenceFields, ResponsesRequest):
     """POST /v1/responses"""
+
+    prompt_kind: ClassVar[PromptKind] = "response"
 
     def preferences(self) -> Preferences:
         """The fields that choose the weights. Raises: RequestError, also for what is not served."""

@@ -9,6 +9,7 @@ from fastapi import Request
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.server.api.candidates.wish import CandidateLimits
+from prefmix.server.api.prompts.request_prompts import PromptRules
 from prefmix.server.api.resolve import Preferences, Resolution, resolve
 from prefmix.server.config.prompt_settings import PromptSettings
 from prefmix.server.telemetry.engine_statistics import EngineStatistics
@@ -38,6 +39,16 @@ class MixtureState:
     """The token ids that are drawn; None if the engine does not tell."""
     unread_fields: frozenset[str] = frozenset()
     """Fields of vLLM's bodies that would travel to the engine although nothing there reads them."""
+
+    @property
+    def prompt_rules(self) -> PromptRules:
+        """The rules for prompts of the policies' own."""
+        return PromptRules(
+            spec=self.spec,
+            settings=self.prompts,
+            max_model_len=self.max_model_len,
+            vocabulary=self.vocabulary,
+        )
 
     def resolve(self, preferences: Preferences) -> Resolution:
         """Resolves a request against the profiles in force at this moment."""

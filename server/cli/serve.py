@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="let requests give policies prompts of their own",
     )
+    mixture.add_argument(
+        "--max-own-tokens",
+        type=int,
+        metavar="N",
+        help="most tokens of the policies' own prompts of a request together; default eight times "
+        "the longest context",
+    )
     _add_address_flags(parser.add_argument_group("address and surfaces"))
     _add_profile_flags(parser.add_argument_group("profiles"))
     _add_traffic_flags(parser.add_argument_group("traffic"))
@@ -214,6 +221,7 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
     fields = (
         "mixing",
         "request_prompts",
+        "max_own_tokens",
         "name",
         "host",
         "port",

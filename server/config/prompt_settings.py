@@ -21,6 +21,8 @@ class PromptSettings:
     """System message by policy, of those that have one. No log, metric or answer shows it."""
     request_prompts: bool = False
     """True if requests may give policies prompts of their own."""
+    max_own_tokens: int | None = None
+    """Most tokens of the prompts of a request's policies together; None: eight longest contexts."""
 
     @property
     def are_on(self) -> bool:

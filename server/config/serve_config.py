@@ -80,6 +80,9 @@ class ServeConfig(BaseModel):
     `system` in the tables. With `base`, a name that no table has is the base itself."""
     request_prompts: StrictBool = False
     """True lets requests give policies prompts of their own."""
+    max_own_tokens: StrictInt | None = Field(None, ge=1)
+    """Most tokens of the policies' own prompts of a request together. None allows eight times the
+    longest context."""
     weight_space: WeightSpace = "simplex"
     """simplex: weights are non-negative ratios. affine: weights are any numbers that sum to 1."""
     mixing: Mixing = "logits"
@@ -160,6 +163,11 @@ class ServeConfig(BaseModel):
             )
         reference = [e.policy(name, self.base) for name, e in (self.reference or {}).items()]
         prompts = self.prompts()
+        if prompts.systems and self.mixing == "parameters":
+            raise ConfigError(
+                "mixing is parameters, which is one model that reads one prompt, but policies have "
+                "prompts of their own (system); leave the prompts out, or mix logits"
+            )
         try:
             return MixtureSpec(
                 policies=tuple(e.policy(name, self.base) for name, e in self._table().items()),
@@ -184,6 +192,7 @@ class ServeConfig(BaseModel):
         return PromptSettings(
             systems={name: text for name, text in texts.items() if text is not None},
             request_prompts=self.request_prompts,
+            max_own_tokens=self.max_own_tokens,
         )
 
     def _table(self) -> dict[str, PolicyEntry]:

@@ -46,6 +46,7 @@ from prefmix.server.launch.start_checks import (
     check_checkpoints,
     check_front_end,
     check_port,
+    check_prompts,
     check_socket,
     check_tls,
 )
@@ -158,6 +159,8 @@ def _checked_arguments(
             say(line)
     log.stage(stages.FILES, "checking the policies' files")
     checked = check_checkpoints(config, spec, trust_remote_code=args.trust_remote_code)
+    has_template = checked.has_chat_template or args.chat_template is not None
+    check_prompts(config.prompts(), args, has_chat_template=has_template)
     for warning in checked.warnings:
         say(f"warning: {warning}")
     if checked.vocabulary_note is not None:

@@ -19,6 +19,7 @@ from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.auth import admin_tokens, api_keys
 from prefmix.server.auth.tokens import Tokens, tokens_from
 from prefmix.server.config.errors import CommandError
+from prefmix.server.config.prompt_settings import PromptSettings
 from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.launch.environment import MOST_SOCKET_CHARS
 from prefmix.server.launch.in_process import check_files, check_models
@@ -158,6 +159,27 @@ def check_admin_port(config: ServeConfig, tokens: Tokens) -> None:
         raise CommandError(
             f"--admin-port and --port are both {config.port}; give the admin routes another port, "
             "or leave --admin-port out to have them on the main one",
+            exit_code=2,
+        )
+
+
+def check_prompts(prompts: PromptSettings, args: Namespace, *, has_chat_template: bool) -> None:
+    """Checks that policies' system texts reach the policies, and no log.
+
+    Raises: CommandError.
+    """
+    if not prompts.systems:
+        return
+    name = next(iter(prompts.systems))
+    if not has_chat_template:
+        raise CommandError(
+            f"policy {name!r} has a system text, but its tokenizer has no chat template that would "
+            "carry it; give one (-- --chat-template FILE), or leave the text out"
+        )
+    if args.enable_log_requests:
+        raise CommandError(
+            "vLLM's flag --enable-log-requests would write the policies' system texts into the "
+            "log; leave it out (--request-log writes lines without texts)",
             exit_code=2,
         )
 

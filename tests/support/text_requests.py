@@ -20,6 +20,7 @@ from starlette.types import Message, Send
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.server.api.candidates.wish import NEUTRAL, CandidateLimits
 from prefmix.server.api.mixture_request import MixtureRequest
+from prefmix.server.api.prompts.request_prompts import RequestPrompts
 from prefmix.server.api.resolve import Preferences
 from prefmix.server.api.state import MixtureState
 from prefmix.server.config.limits import Limits
@@ -52,6 +53,14 @@ class Body:
     extra_args: dict[str, Any] | None = None
     """The client's own entries in vLLM's sampling parameters."""
     start_prompt: Callable[[Any], None] | None = None
+    prompt_kind: str = "completion"
+    preference_prompts: object = None
+    negative_prompt: object = None
+    own_prompts: RequestPrompts | None = None
+
+    @property
+    def asks_for_prompts(self) -> bool:
+        return self.preference_prompts is not None or self.negative_prompt is not None
 
     def preferences(self) -> Preferences:
         return Preferences(model=self.model, weights=self.weights, mixing=self.mixing)
@@ -60,8 +69,14 @@ class Body:
         asked, self.return_token_ids = self.return_token_ids, True
         return asked
 
-    def bind(self, *, model: str, start_prompt: Callable[[Any], None]) -> None:
-        self.model, self.start_prompt = model, start_prompt
+    def bind(
+        self,
+        *,
+        model: str,
+        start_prompt: Callable[[Any], None],
+        own_prompts: RequestPrompts | None = None,
+    ) -> None:
+        self.model, self.start_prompt, self.own_prompts = model, start_prompt, own_prompts
 
     def sampling_params(self) -> Any:
         """Makes one prompt's sampling parameters, as vLLM's handlers do."""
@@ -136,12 +151,13 @@ class Answer:
         return error
 
 
-def text_app(patch: Callable[[Any, str, Any], None]) -> Any:
+def text_app(patch: Callable[[Any, str, Any], None], *, state: MixtureState | None = None) -> Any:
     """Makes the app, in which a request that passes all checks is answered with the type of its
     body. Imports vLLM.
 
     Args:
       patch: replaces an attribute of an object for the test's time.
+      state: of the routes; by default that of `mixture_state`.
     """
     from prefmix.server.api import generate, vllm_handlers
     from prefmix.server.api.state import STATE_KEY
@@ -154,7 +170,7 @@ def text_app(patch: Callable[[Any, str, Any], None]) -> Any:
     for name in ("tokenize", "detokenize"):
         patch(vllm_handlers, name, handled)
     app = FastAPI()
-    state = mixture_state()
+    state = state or mixture_state()
     setattr(app.state, STATE_KEY, state)
     app.include_router(generate.router)
     drain = Drain(timeout_s=1, unfinished=lambda: 0)

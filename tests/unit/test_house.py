@@ -28,6 +28,7 @@ PURE_MIXING = {
     "prefmix.mixing.name_list",
     "prefmix.mixing",
     "prefmix.mixing.output_place",
+    "prefmix.mixing.prompt_heads",
     "prefmix.mixing.reference",
     "prefmix.mixing.run_folder",
     "prefmix.mixing.shown_value",

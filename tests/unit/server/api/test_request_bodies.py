@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from prefmix.server.api.body_limits import TEMPLATE_ARGUMENTS
+from prefmix.server.http.body_limits import TEMPLATE_ARGUMENTS
 from prefmix.server.http.errors import MAX_MESSAGE_CHARS
 from prefmix.server.telemetry.metrics import NO_PROFILE, REQUESTS
 from support.text_requests import GOOD, Answer, post, text_app

@@ -83,7 +83,7 @@ def check_limits(body: Mapping[str, Any]) -> None:
         value = body.get(field)
         if isinstance(value, list):
             for index, item in enumerate(value):
-                _check_parts(item, path=f"{field}[{index}]", field=field)
+                check_parts(item, path=f"{field}[{index}]", field=field)
     constraint = body.get("structured_outputs")
     choices = constraint.get("choice") if isinstance(constraint, dict) else None
     if isinstance(choices, list) and len(choices) > MAX_CHOICES:
@@ -141,7 +141,7 @@ def check_token_ids(body: Mapping[str, Any], max_model_len: int) -> None:
         )
 
 
-def _check_parts(item: Any, *, path: str, field: str) -> None:
+def check_parts(item: Any, *, path: str, field: str) -> None:
     """Checks the lists at any depth of an item."""
     pending = [item]
     while pending:

@@ -1,0 +1,1 @@
+"""Prompts of the policies' own: what a request asks for, and how it becomes tokens."""

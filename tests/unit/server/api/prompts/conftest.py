@@ -1,0 +1,69 @@
+"""Servers whose policies have prompts of their own, without an engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.mixing.vocabulary import CommonVocabulary
+from prefmix.server.api.state import MixtureState
+from prefmix.server.config.prompt_settings import PromptSettings
+from prefmix.weights.store.profiles import CurrentProfiles, build_profile_set
+from support.text_requests import mixture_state, text_app
+
+KIND, BRIEF = "Be the kind secret.", "Be the brief secret."
+
+BASE = "org/base"
+THREE = MixtureSpec(
+    policies=tuple(Policy(name=name, model=BASE) for name in ("kind", "brief")),
+    reference=Policy(name="plain", model=BASE),
+    base=BASE,
+    has_prompts=True,
+)
+GUIDED = MixtureSpec(
+    policies=(Policy(name="main", model=BASE),),
+    reference=Policy(name="plain", model=BASE),
+    base=BASE,
+    weight_space="affine",
+    has_prompts=True,
+)
+
+
+def state_of(spec: MixtureSpec, settings: PromptSettings) -> MixtureState:
+    weights = {name: 1.0 / len(spec.policies) for name in spec.policy_names}
+    return dataclasses.replace(
+        mixture_state(),
+        spec=spec,
+        profiles=CurrentProfiles(build_profile_set({"even": weights}, spec)),
+        prompts=settings,
+        vocabulary=CommonVocabulary(num_rows=100, differing=frozenset({9})),
+    )
+
+
+@pytest.fixture(scope="module")
+def app_of(vllm: None) -> Iterator[Callable[[MixtureSpec, PromptSettings], Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield lambda spec, settings: text_app(patch.setattr, state=state_of(spec, settings))
+
+
+@pytest.fixture(scope="module")
+def configured(app_of: Any) -> Any:
+    """Two policies with texts of the server's own; requests may give none."""
+    return app_of(THREE, PromptSettings(systems={"kind": KIND, "brief": BRIEF}))
+
+
+@pytest.fixture(scope="module")
+def open_app(app_of: Any) -> Any:
+    """The same; requests may give prompts."""
+    systems = {"kind": KIND, "brief": BRIEF}
+    return app_of(THREE, PromptSettings(systems=systems, request_prompts=True))
+
+
+@pytest.fixture(scope="module")
+def guided(app_of: Any) -> Any:
+    """One policy and a reference, whose prompts come with requests."""
+    return app_of(GUIDED, PromptSettings(request_prompts=True))
