@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.mixing.vocabulary import CommonVocabulary
-from prefmix.server.api.state import MixtureState
+from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.config.prompt_settings import PromptSettings
-from prefmix.weights.store.profiles import CurrentProfiles, build_profile_set
-from support.text_requests import mixture_state, text_app
-
-KIND, BRIEF = "Be the kind secret.", "Be the brief secret."
-
-BASE = "org/base"
-THREE = MixtureSpec(
-    policies=tuple(Policy(name=name, model=BASE) for name in ("kind", "brief")),
-    reference=Policy(name="plain", model=BASE),
-    base=BASE,
-    has_prompts=True,
-)
-GUIDED = MixtureSpec(
-    policies=(Policy(name="main", model=BASE),),
-    reference=Policy(name="plain", model=BASE),
-    base=BASE,
-    weight_space="affine",
-    has_prompts=True,
-)
-
-
-def state_of(spec: MixtureSpec, settings: PromptSettings) -> MixtureState:
-    weights = {name: 1.0 / len(spec.policies) for name in spec.policy_names}
-    return dataclasses.replace(
-        mixture_state(),
-        spec=spec,
-        profiles=CurrentProfiles(build_profile_set({"even": weights}, spec)),
-        prompts=settings,
-        vocabulary=CommonVocabulary(num_rows=100, differing=frozenset({9})),
-    )
+from support.prompts.prompted_state import BRIEF, GUIDED, KIND, THREE, state_of
+from support.text_requests import text_app
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ from prefmix.server.api.prompts.own_prompt import with_system
 from prefmix.server.api.prompts.rendering import render_own_prompts
 from prefmix.server.config.prompt_settings import PromptSettings
 from prefmix.server.http.errors import RequestError
+from support.prompts.prompted_state import GUIDED, THREE, state_of
 from support.text_requests import text_request
-
-from .conftest import GUIDED, THREE, state_of
 
 pytestmark = pytest.mark.usefixtures("vllm")
 

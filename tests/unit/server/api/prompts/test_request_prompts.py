@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from prefmix.server.config.prompt_settings import PromptSettings
+from support.prompts.prompted_state import THREE
 from support.text_requests import SPEC, post
-
-from .conftest import THREE
 
 pytestmark = pytest.mark.usefixtures("vllm")
 
