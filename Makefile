@@ -50,7 +50,7 @@ test-unit: ready ## the fast tests: no engine, three minutes on two quiet cores
 test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
 	@$(PARALLEL) -n auto -m engine --disable-warnings tests/engine tests/server
 
-test-processes: ready ## two ranks, nodes and API processes, kills, the V2 runner, scripts, commands of documents (six minutes)
+test-processes: ready ## ranks, nodes, API processes, kills, an attacker, the V2 runner, scripts, documents (six minutes)
 	@$(PARALLEL) -n auto -m engine --disable-warnings tests/processes
 
 test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (a quarter of an hour)

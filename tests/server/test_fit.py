@@ -149,8 +149,11 @@ def test_eval_command_mixes_adapters_in_both_ways(
         (["--scores", "x", "--min-weight", "2"], "min_weight is 2.0"),
     ],
 )
-def test_bad_input_is_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:
-    done = run_prefmix("fit", *words, "--output", str(tmp_path / "w.json"))
+def test_bad_input_is_one_sentence(
+    words: list[str], message: str, tmp_path: Path, preloaded: Preloaded
+) -> None:
+    output = str(tmp_path / "w.json")
+    done = run_prefmix("fit", *words, "--output", output, preloaded=preloaded)
     assert done.returncode in (1, 2)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

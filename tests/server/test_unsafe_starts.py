@@ -46,7 +46,7 @@ class Payload:
 
 @pytest.mark.parametrize("command", ["serve", "fit", "bench"])
 def test_a_pickled_policy_is_refused_and_not_opened(
-    policies: list[Path], tmp_path: Path, command: str
+    policies: list[Path], tmp_path: Path, command: str, preloaded: Preloaded
 ) -> None:
     evil, ran = tmp_path / "evil", tmp_path / "ran"
     shutil.copytree(policies[0], evil)
@@ -60,7 +60,7 @@ def test_a_pickled_policy_is_refused_and_not_opened(
         "fit": ["fit", *models, "--prompts", str(prompts), "--output", str(tmp_path / "w.json")],
         "bench": ["bench", "engine", *models, "--policies", "2"],
     }[command]
-    line = refused(*words, code=2 if command == "fit" else 1)
+    line = refused(*words, code=2 if command == "fit" else 1, preloaded=preloaded)
     for part in ("policy 'evil'", str(evil), "pytorch_model.bin", "--allow-unsafe-weights"):
         assert part in line
     assert not ran.exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -60,14 +61,24 @@ def make_case(
     vocab: int, dtype: torch.dtype = torch.float32, *, rows: int = 4, members: int = 3
 ) -> Case:
     """Rows of random logits and weights on the simplex."""
+    logits, weights_NM, tokens_N = _drawn(vocab, rows, members)
+    # Copies: callers write into them.
+    return Case(
+        [each.to(dtype, copy=True) for each in logits],
+        weights_NM / weights_NM.sum(dim=1, keepdim=True),
+        tokens_N.clone(),
+    )
+
+
+@lru_cache(maxsize=8)
+def _drawn(
+    vocab: int, rows: int, members: int
+) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """The random numbers of a case, which many cases share."""
     generator = torch.Generator().manual_seed(vocab + rows + members)
     logits = [torch.randn(rows, vocab, generator=generator).mul_(4) for _ in range(members)]
     weights_NM = torch.rand(rows, members, generator=generator) + 0.05
-    return Case(
-        [each.to(dtype) for each in logits],
-        weights_NM / weights_NM.sum(dim=1, keepdim=True),
-        torch.randint(vocab, (rows,), generator=generator),
-    )
+    return logits, weights_NM, torch.randint(vocab, (rows,), generator=generator)
 
 
 def _one_hot(vocab: int) -> Case:
@@ -264,17 +275,18 @@ def statistics_reference(case: Case, dtype: torch.dtype = torch.float64) -> Mixt
         product_C[banned_C] = -torch.inf
         log_partition_N[n] = product_C.logsumexp(dim=0)
         log_p_C = product_C - log_partition_N[n]
-        held_C = ~banned_C & (log_p_C.exp() != 0)
+        p_C = log_p_C.exp()
+        held_C = ~banned_C & (p_C != 0)
         if banned_C.all():
             entropy_N[n] = torch.nan
         else:
-            entropy_N[n] = -(log_p_C.exp() * log_p_C)[held_C].sum()
+            entropy_N[n] = -(p_C * log_p_C)[held_C].sum()
         logprob_N[n] = log_p_C[token] if inside else -torch.inf
         for column, z_C, policy_C in zip(columns, logits_NPC[n], policies_PC, strict=True):
             if ((z_C == -torch.inf) & ~banned_C).any():
                 kl_NM[n, column] = torch.inf
             elif not banned_C.all():
-                kl_NM[n, column] = (log_p_C.exp() * (log_p_C - policy_C))[held_C].sum()
+                kl_NM[n, column] = (p_C * (log_p_C - policy_C))[held_C].sum()
             if inside:
                 policy_logprobs_NM[n, column] = policy_C[token]
                 is_token = z_C[token] > -torch.inf and not policy_C.isnan().any()
