@@ -28,6 +28,8 @@ _RATE_STEP_S = 0.5
 _FULL_LENGTHS = 4
 """Assumed requests per longest possible context: each is taken to need a quarter of it."""
 
+_FACTORS = "prompts x n x preference_candidates"
+
 
 class OverloadedError(RequestError):
     """503: too many requests wait already, or the server is ending."""
@@ -139,8 +141,8 @@ class AdmissionController:
             if num_answers > 1:
                 room = max(0, self.max_waiting - self._excess(0))
                 asked = (
-                    f"the request asks for {num_answers} answers (n for each prompt), and there is "
-                    f"room for {room}; "
+                    f"the request asks for {num_answers} answers ({_FACTORS}), and there is room "
+                    f"for {room}; "
                 )
                 remedy = ", or ask for fewer at once"
             raise OverloadedError(
@@ -150,15 +152,15 @@ class AdmissionController:
             )
 
     def reserve(self, num_answers: int) -> Reservation:
-        """Admits a request. Args: num_answers: prompts times `n`.
+        """Admits a request. Args: num_answers: prompts times `n` times candidates.
 
         Raises: OverloadedError, or RequestError if it could never be admitted.
         """
         if num_answers > self.max_answers:
             raise RequestError(
-                f"the request asks for {num_answers} answers (n for each prompt); this server "
-                f"takes at most {self.max_answers} at once: send fewer prompts in one request, or "
-                "a smaller n"
+                f"the request asks for {num_answers} answers ({_FACTORS}); this server takes at "
+                f"most {self.max_answers} at once: send fewer prompts in one request, a smaller n "
+                "or fewer candidates"
             )
         self.check(num_answers)
         return Reservation(self._counts, num_answers, on_release=lambda: self.on_release())

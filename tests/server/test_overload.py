@@ -123,9 +123,9 @@ def test_answers_and_prompts_are_counted_one_by_one(
         assert answer.status_code == 200, answer.text
     too_many = client.post("/v1/completions", json={**short, "prompt": ["x"] * 4, "n": 2})
     assert too_many.status_code == 400
-    assert f"asks for 8 answers (n for each prompt); this server takes at most {most}" in error_of(
-        too_many
-    )
+    said = error_of(too_many)
+    assert "asks for 8 answers (prompts x n x preference_candidates); this server" in said
+    assert f"takes at most {most} at once" in said
     with streams(server, MAX_RUNNING):
         body = {**short, "prompt": ["x"] * 3}
         assert client.post("/v1/completions", json=body).status_code == 503

@@ -109,10 +109,17 @@ class Candidates:
         for field, neutral in NEUTRAL.items():
             value = getattr(params, field)
             if not any(value == each for each in neutral):
+                # vLLM makes this one of several fields, whose names the request has.
+                is_grammar = field == "structured_outputs"
+                given = (
+                    "a grammar is asked for, by response_format, structured_outputs or tools"
+                    if is_grammar
+                    else f"{field} is {shown(value)}, from the request or as the model's default"
+                )
+                remedy = "leave it out" if neutral[0] is None else f"send {field} {neutral[0]}"
                 raise RequestError(
-                    f"{field} is {shown(value)}, from the request or as the model's default, "
-                    f"and {FIELD} needs the policies' whole distributions, whose normalisers it is "
-                    f"about; send {field} {neutral[0]!r}",
+                    f"{given}, and {FIELD} needs the policies' whole distributions, whose "
+                    f"normalisers it is about; {remedy}",
                     param=field,
                 )
         longest = self._limits.max_tokens

@@ -75,6 +75,9 @@ def test_other_distributions_and_long_answers_are_refused(settings: Any, param: 
     with pytest.raises(RequestError) as caught:
         Candidates(4, LIMITS).prepare(params)  # type: ignore[arg-type]
     assert caught.value.param == param
+    message = str(caught.value)
+    assert message.startswith("a grammar is asked for" if "grammar" in str(settings) else param)
+    assert "None" not in message.partition(", from the request")[2], "JSON has no None"
     Candidates(None, LIMITS).prepare(params)  # type: ignore[arg-type]
     Candidates(4, LIMITS).prepare(plain)
     assert plain.n == 8
