@@ -29,9 +29,10 @@ from prefmix.weights.fit.sequence_level.mirror_descent import DescentSettings
 from prefmix.weights.fit.sequence_level.objective import Floats, Responses
 from prefmix.weights.fit.settings import FitSettings
 from prefmix.weights.fit.table_fit import fit_table
-from prefmix.weights.fit.token_level.deployed import REACH, measure_deployed
+from prefmix.weights.fit.token_level.deployed import measure_deployed
 from prefmix.weights.fit.token_level.on_policy import Measured, OnPolicyFit
 from prefmix.weights.store.text_tables import aligned
+from support.fit.coverage import coverage_rows, holds, largest_fall, measured_of
 from support.fit.toy_worlds import true_optimum
 from support.fit.tree_world import TreeWorld
 
@@ -56,13 +57,7 @@ def draw(
     chosen = np.repeat(rng.integers(world.num_prompts, size=prompts), each)
     found = world.sample(weights_M, chosen, rng)
     prompt_of_N = np.repeat(np.arange(prompts), each)
-    measured = Measured(
-        prompt_of_N=prompt_of_N,
-        logprob_N=found.logprob_N,
-        policy_logprobs_NK=found.policy_logprobs_NK,
-        kl_NK=found.kl_NK,
-        entropy_N=found.entropy_N,
-    )
+    measured = measured_of(found, each)
     table = ScoreTable(
         names=tuple(f"p{k}" for k in range(world.num_policies)),
         prompt_ids_N=prompt_of_N,
@@ -82,21 +77,8 @@ def fitted(world: TreeWorld, rng: np.random.Generator, budget: tuple[int, int, i
             deck += rng.permutation(world.num_prompts).tolist()
         chosen, deck = np.repeat(deck[:prompts], each), deck[prompts:]
         found = world.sample(fit.current_K, chosen, rng)
-        fit.step(
-            Measured(
-                prompt_of_N=np.repeat(np.arange(prompts), each),
-                logprob_N=found.logprob_N,
-                policy_logprobs_NK=found.policy_logprobs_NK,
-                kl_NK=found.kl_NK,
-                entropy_N=found.entropy_N,
-            )
-        )
+        fit.step(measured_of(found, each))
     return fit
-
-
-def holds(interval: tuple[float, float], truth: float) -> bool:
-    low, high = interval
-    return bool(low - 1e-9 <= truth <= high + 1e-9)
 
 
 def check_deployed(
@@ -127,10 +109,7 @@ def check_deployed(
         holds(shifted_percentiles(measured.kl_per_prompt(), weights_K), gap)
     )
     if found.fall_interval is not None:
-        slope_K = fit.multiplier_K @ jacobian_KK
-        ends = (np.eye(len(kl_K)) - weights_K)[weights_K > 0]
-        slope_K = np.where(weights_K > 0, slope_K, 0.0)
-        fall = kl_K.max() - fit.multiplier_K @ kl_K + REACH * (-ends @ slope_K).max()
+        fall = largest_fall(kl_K, jacobian_KK, weights_K, fit.multiplier_K)
         hits["could fall by", place].append(holds(found.fall_interval, fall))
 
 
@@ -217,10 +196,7 @@ def main() -> None:
                 for budget in BUDGETS:
                     reached = world.kl(fitted(world, rng, budget).weights_K).max()
                     above[budget].append(float(reached - least))
-        rows = [
-            [name, place, f"{np.mean(held):.3f}", str(len(held))]
-            for (name, place), held in sorted(hits.items())
-        ]
+        rows = coverage_rows(hits)
         heading = ["interval", "weights", "coverage", "intervals"]
         print(f"\nK = {num_policies}, {args.worlds} worlds\n")
         print(aligned([heading, *rows], num_left=2), flush=True)

@@ -21,9 +21,10 @@ from scipy.special import log_softmax
 from prefmix.bench.report import describe, surroundings
 from prefmix.weights.engines.finite_differences import Differences
 from prefmix.weights.fit.sequence_level.objective import Floats
-from prefmix.weights.fit.token_level.deployed import REACH, measure_deployed
+from prefmix.weights.fit.token_level.deployed import measure_deployed
 from prefmix.weights.fit.token_level.on_policy import Measured, OnPolicyFit
 from prefmix.weights.store.text_tables import aligned
+from support.fit.coverage import coverage_rows, holds, largest_fall
 from support.fit.tree_world import TreeWorld
 
 ROUNDS, ROUND_PROMPTS, RESPONSES, PROMPTS = 6, 32, 16, 64
@@ -99,10 +100,7 @@ def main() -> None:
         other_K = rng.dirichlet(np.full(args.policies, 4.0))
         for place, weights_K in (("best", best_K), ("fitted", fit.weights_K), ("other", other_K)):
             _check(world, place, weights_K, fit, hits, rng)
-    rows = [
-        [name, place, f"{np.mean(held):.3f}", str(len(held))]
-        for (name, place), held in sorted(hits.items())
-    ]
+    rows = coverage_rows(hits)
     print(f"\nK = {args.policies}, {args.worlds} worlds\n")
     print(aligned([["interval", "weights", "coverage", "intervals"], *rows], num_left=2))
     print(
@@ -131,19 +129,12 @@ def _check(
     )
     kl_K = world.kl(weights_K)
 
-    def note(name: str, interval: tuple[float, float], truth: float) -> None:
-        low, high = interval
-        hits[name, place].append(bool(low - 1e-9 <= truth <= high + 1e-9))
-
     for interval, kl in zip(found.kl_interval.values(), kl_K, strict=True):
-        note("deployed KL", interval, float(kl))
-    note("largest KL", found.largest_interval, float(kl_K.max()))
+        hits["deployed KL", place].append(holds(interval, kl))
+    hits["largest KL", place].append(holds(found.largest_interval, kl_K.max()))
     if found.fall_interval is not None:
-        slope_K = fit.multiplier_K @ world.jacobian(weights_K)
-        slope_K = np.where(weights_K > 0, slope_K, 0.0)
-        ends = (np.eye(len(kl_K)) - weights_K)[weights_K > 0]
-        fall = kl_K.max() - fit.multiplier_K @ kl_K + REACH * (-ends @ slope_K).max()
-        note("could fall by", found.fall_interval, float(fall))
+        fall = largest_fall(kl_K, world.jacobian(weights_K), weights_K, fit.multiplier_K)
+        hits["could fall by", place].append(holds(found.fall_interval, fall))
 
 
 if __name__ == "__main__":

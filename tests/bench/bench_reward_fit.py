@@ -23,12 +23,12 @@ import numpy as np
 
 from prefmix.bench.report import describe, surroundings
 from prefmix.weights.fit.sequence_level.objective import Floats
-from prefmix.weights.fit.token_level.deployed import REACH
 from prefmix.weights.fit.token_level.minimax_step import minimax_step
-from prefmix.weights.fit.token_level.on_policy import Measured, PooledSteps
+from prefmix.weights.fit.token_level.on_policy import PooledSteps
 from prefmix.weights.reward_fit.gains import Judged
 from prefmix.weights.reward_fit.measured_gains import measure_gains
 from prefmix.weights.store.text_tables import aligned
+from support.fit.coverage import coverage_rows, holds, largest_fall, measured_of
 from support.fit.tree_world import TreeWorld
 
 Hits = dict[tuple[str, str, str], list[bool]]
@@ -97,14 +97,8 @@ class RewardWorld:
     ) -> Judged:
         chosen = np.repeat(rng.integers(self.tree.num_prompts, size=prompts), each)
         found = self.tree.sample(weights_K, chosen, rng)
-        measured = Measured(
-            prompt_of_N=np.repeat(np.arange(prompts), each),
-            logprob_N=found.logprob_N,
-            policy_logprobs_NK=found.policy_logprobs_NK,
-            kl_NK=found.kl_NK,
-            entropy_N=found.entropy_N,
-        )
-        return Judged(measured=measured, gains_NO=gains_of(found.policy_logprobs_NK))
+        gains_NO = gains_of(found.policy_logprobs_NK)
+        return Judged(measured=measured_of(found, each), gains_NO=gains_NO)
 
 
 def fitted(
@@ -117,11 +111,6 @@ def fitted(
         slope_PAK = np.einsum("ao,pok->pak", aims_AO, judged.slope_per_prompt())
         fit.move(-judged.gain_per_prompt() @ aims_AO.T, -slope_PAK)
     return fit
-
-
-def holds(interval: tuple[float, float], truth: float) -> bool:
-    low, high = interval
-    return bool(low - 1e-9 <= truth <= high + 1e-9)
 
 
 def check(
@@ -151,11 +140,8 @@ def check(
     for interval, gain in zip(found.gain_interval.values(), gain_O, strict=True):
         hits[aim, "gain", place].append(holds(interval, gain))
     hits[aim, "aim", place].append(holds(found.aim_interval, float(aim_A.min())))
-    slope_K = fit.multiplier_A @ aims_AO @ slope_OK
-    slope_K = np.where(weights_K > 0, slope_K, 0.0)
-    ends = (np.eye(len(weights_K)) - weights_K)[weights_K > 0]
-    rise = fit.multiplier_A @ aim_A - aim_A.min() + REACH * (ends @ slope_K).max()
-    hits[aim, "could rise by", place].append(holds(found.rise_interval, float(rise)))
+    rise = largest_fall(-aim_A, -aims_AO @ slope_OK, weights_K, fit.multiplier_A)
+    hits[aim, "could rise by", place].append(holds(found.rise_interval, rise))
 
 
 def main() -> None:
@@ -187,9 +173,7 @@ def main() -> None:
                         below[aim, budget].append(value - reached)
                     uniform = world.gains(np.full(num_policies, 1 / num_policies))
                     below[aim, (0, 0, 0)].append(value - float((aims_AO @ uniform).min()))
-        rows = [
-            [*name, f"{np.mean(held):.3f}", str(len(held))] for name, held in sorted(hits.items())
-        ]
+        rows = coverage_rows(hits)
         heading = ["objective", "interval", "weights", "coverage", "intervals"]
         print(f"\nK = {num_policies}, {args.worlds} worlds\n")
         print(aligned([heading, *rows], num_left=3), flush=True)
