@@ -1,7 +1,7 @@
-"""The rows of the fit demo's table, and their measurement in one engine.
+"""The policies of the fit demo, the rows of its table, and their measurement in one engine.
 
-A parameter average is one more policy of the mixture, and a single policy is a mixture with one-hot
-weights.
+The policies are the sharp ones: adapters of one base that lie far apart, so that mixed logits,
+mixed parameters and candidates differ. One engine answers all rows, request by request.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from prefmix.mixing.spec import MixtureSpec, Policy
-from prefmix.policies.demo import CHECKPOINTS, REWARDS
-from prefmix.weights.engines.content_hash import content_hashes
+from prefmix.policies.demo import CHECKPOINTS, REWARDS, SHARP
 from prefmix.weights.engines.local import Engine, LocalEngine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.quiet import held_back_stderr
 from prefmix.weights.evaluation.evaluate import evaluate
 from prefmix.weights.evaluation.evaluation import Evaluation
-from prefmix.weights.evaluation.parameter_average import with_averages
 from prefmix.weights.evaluation.weighting import Weighting
 from prefmix.weights.fit.rewards import Reward
 
 REFERENCE = "reference"
-NUM_RESPONSES = 24
+NUM_CANDIDATES = 8
+NUM_RESPONSES = 8
 """Responses per prompt."""
-MAX_TOKENS = 160
+MAX_TOKENS = 128
 _ENGINE = {
-    # As in serve.yaml, with room for more sequences at once.
+    # As in sharp.yaml, with room for more sequences at once.
     "enforce_eager": True,
     "max_model_len": 512,
     "max_num_seqs": 256,
@@ -36,15 +35,17 @@ _ENGINE = {
 
 
 def demo_spec() -> MixtureSpec:
-    """The demo mixture."""
+    """The mixture of the sharp policies."""
+    base = str(CHECKPOINTS / REFERENCE)
     return MixtureSpec(
-        policies=tuple(Policy(name=name, model=str(CHECKPOINTS / name)) for name in REWARDS),
-        reference=Policy(name=REFERENCE, model=str(CHECKPOINTS / REFERENCE)),
+        policies=tuple(Policy(name=name, model=str(SHARP / name)) for name in REWARDS),
+        reference=Policy(name=REFERENCE, model=base),
+        base=base,
     )
 
 
 def start_engine(spec: MixtureSpec) -> LocalEngine:
-    """Starts vLLM on some of the demo's checkpoints, in this process."""
+    """Starts vLLM on the demo's policies, in this process."""
     with held_back_stderr():
         return LocalEngine.start(spec, **_ENGINE)
 
@@ -57,52 +58,63 @@ def chat_prompts(texts: Sequence[str]) -> list[Prompt]:
     ]
 
 
-def contenders(mixtures: Mapping[str, Mapping[str, float]]) -> list[Weighting]:
-    """The reference, each policy, some mixtures, and the parameter averages at their weights."""
+def contenders(mixtures: Sequence[Weighting]) -> list[Weighting]:
+    """The reference, each policy, uniform weights in all three ways, and some mixtures."""
     singles = [Weighting(name=name, weights={name: 1.0}) for name in (REFERENCE, *REWARDS)]
-    mixed = [Weighting(name=name, weights=weights) for name, weights in mixtures.items()]
-    soups = [
-        Weighting(name=f"soup {name}", weights={f"soup-{name}": 1.0}, shares=weights)
-        for name, weights in ((name.removeprefix("fitted "), w) for name, w in mixtures.items())
+    return [*singles, *ways("uniform", dict.fromkeys(REWARDS, 1 / len(REWARDS))), *mixtures]
+
+
+def ways(
+    name: str, weights: Mapping[str, float], parameters: Mapping[str, float] | None = None
+) -> list[Weighting]:
+    """Rows of mixed logits, with candidates, and of mixed parameters.
+
+    Args:
+      parameters: weights of the last; None: the same.
+    """
+    return [
+        Weighting(name=name, weights=weights),
+        with_candidates(name, weights),
+        Weighting(
+            name=f"{name}, parameters",
+            weights=weights if parameters is None else parameters,
+            mixing="parameters",
+        ),
     ]
-    return [*singles, *mixed, *soups]
+
+
+def with_candidates(name: str, weights: Mapping[str, float]) -> Weighting:
+    """A row whose answers are picked from candidates."""
+    return Weighting(name=f"{name}, candidates", weights=weights, candidates=NUM_CANDIDATES)
 
 
 def measured(
     rows: Sequence[Weighting],
     prompts: Sequence[Prompt],
     *,
-    engine: Callable[[MixtureSpec], Engine],
+    engine: Callable[[], Engine],
+    content_hashes: Mapping[str, str],
     cache: Path,
-    scratch: Path,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Answers the prompts under every row and scores the answers with the demo's rewards.
-
-    Args:
-      engine: starts an engine; called once, if a draw is not in `cache`.
-      scratch: folder for the parameter averages.
-    """
-    averages = {row.taking_part[0]: row.shares for row in rows if row.shares is not None}
-    spec = with_averages(demo_spec(), averages, scratch)
-    started: list[Engine] = []
-
-    def once() -> Engine:
-        started[:] = started or [engine(spec)]
-        return started[0]
-
+    """Answers the prompts under every row and scores the answers with the demo's rewards."""
     return evaluate(
         prompts,
         rows,
-        {name: _judge(reward) for name, reward in REWARDS.items()},
-        spec=spec,
-        engine=once,
-        content_hashes=content_hashes(spec),
+        demo_rewards(),
+        spec=demo_spec(),
+        engine=engine,
+        content_hashes=content_hashes,
         cache=cache,
         num_responses=NUM_RESPONSES,
         max_tokens=MAX_TOKENS,
         progress=progress,
     )
+
+
+def demo_rewards() -> dict[str, Reward]:
+    """The demo's rewards as an evaluation and a fit take them."""
+    return {name: _judge(reward) for name, reward in REWARDS.items()}
 
 
 def _judge(reward: Callable[[str], float]) -> Reward:

@@ -15,4 +15,7 @@ from prefmix.policies.demo.reviews.rewards import REWARDS
 CHECKPOINTS: Path = Path(__file__).resolve().parent / "checkpoints"
 """Folder with one Hugging Face checkpoint per policy: reference, positive, concise, polite."""
 
-__all__ = ["CHECKPOINTS", "EVALUATION_PROMPTS", "REWARDS"]
+SHARP: Path = CHECKPOINTS.with_name("sharp")
+"""Folder with one adapter of the reference per policy: positive, concise, polite, far apart."""
+
+__all__ = ["CHECKPOINTS", "EVALUATION_PROMPTS", "REWARDS", "SHARP"]

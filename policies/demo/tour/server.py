@@ -43,19 +43,23 @@ def prefmix_command() -> Path:
 
 @contextlib.contextmanager
 def serving(
-    log: IO[str], *flags: str | Path, environment: Mapping[str, str] | None = None
+    log: IO[str],
+    *flags: str | Path,
+    config: Path = CONFIG,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """Serves the demo policies; yields the URL once they answer, stops the server at the end.
 
     Args:
       log: file for the server's output.
       flags: flags of `prefmix serve`, beside the port.
+      config: the configuration that is served.
       environment: environment of the server; None is that of this process.
     Raises: TourError if it does not start, or if a request fails inside.
     """
     port = _free_port()
     process = subprocess.Popen(
-        [prefmix_command(), "serve", CONFIG, "--port", str(port), *flags],
+        [prefmix_command(), "serve", config, "--port", str(port), *flags],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

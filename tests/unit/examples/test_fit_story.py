@@ -3,6 +3,7 @@
 import io
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from examples import comparison, fit_story, live_apply
 from examples.gains import measure_gains
 from prefmix.policies.demo import REWARDS
 from prefmix.policies.demo.tour.server import TourError
-from prefmix.weights.engines.local import Response, Tokens
+from prefmix.weights.engines.local import Figures, Response, Tokens
 from prefmix.weights.engines.progress import LINE_INTERVAL_S, Progress
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.evaluation.weighting import Weighting
@@ -35,14 +36,20 @@ def fitted(*weights: float) -> FitResult:
     )
 
 
-FITS = {"mixture": fitted(0.1, 0.5, 0.4), "reference": fitted(0.2, 0.3, 0.5)}
+FITS = {
+    "minimax": fitted(0.1, 0.5, 0.4),
+    "sequence": fitted(0.2, 0.3, 0.5),
+    "minimax-parameters": fitted(0.3, 0.3, 0.4),
+    "max-min": fitted(0.5, 0.1, 0.4),
+    "max-min-parameters": fitted(0.6, 0.2, 0.2),
+}
 
 
 class TellingEngine:
-    """An engine whose answers shorten with the weight of `concise`; remembers all weights."""
+    """An engine whose answers shorten with the weight of `concise`; remembers what was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[float, ...]] = []
+        self.asked: list[tuple[tuple[float, ...], str, int]] = []
 
     def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
         return [(1,) for _ in prompts]
@@ -57,10 +64,12 @@ class TellingEngine:
         seed: int,
         mixing: str = "logits",
     ) -> list[list[Response]]:
-        assert mixing == "logits"
-        self.asked.append(tuple(weights_M))
+        self.asked.append((tuple(weights_M), mixing, num_responses))
         text = " ".join(["word"] * (30 - round(20 * weights_M[1])))
-        response = Response(tokens=(7,) * len(text.split()), logprob=-1.0, text=f" {text} ")
+        measured = Figures(log_partition=0.0, entropy=1.0, kl_M=(0.0,) * 4, logprob_M=(-1.0,) * 4)
+        response = Response(
+            tokens=(7,) * len(text.split()), logprob=-1.0, text=f" {text} ", figures=measured
+        )
         return [[response] * num_responses for _ in prompts]
 
     def score(
@@ -69,33 +78,30 @@ class TellingEngine:
         raise AssertionError("the comparison needs no scores")
 
 
-def test_rows_are_the_reference_the_policies_the_mixtures_and_the_averages() -> None:
+def test_rows_are_the_reference_the_policies_and_the_mixtures_in_all_ways() -> None:
+    assert list(FITS) == list(fit_story.METHODS)
     rows = {row.name: row for row in comparison.contenders(fit_story.mixtures(FITS))}
     assert list(rows) == [
-        "reference",
-        *REWARDS,
-        "uniform",
-        "fitted mixture",
-        "fitted reference",
-        "soup uniform",
-        "soup mixture",
-        "soup reference",
+        *("reference", *REWARDS),
+        *("uniform", "uniform, candidates", "uniform, parameters"),
+        *("minimax", "minimax, parameters", "sequence", "sequence, candidates"),
+        *("max-min", "max-min, candidates", "max-min, parameters"),
     ]
     assert rows["uniform"].weights == dict.fromkeys(REWARDS, THIRD)
-    assert rows["fitted mixture"].weights == {"positive": 0.1, "concise": 0.5, "polite": 0.4}
-    assert rows["soup reference"].shown == FITS["reference"].weights
-    assert rows["soup reference"].taking_part == ("soup-reference",)
+    assert rows["minimax"].weights == {"positive": 0.1, "concise": 0.5, "polite": 0.4}
+    assert rows["max-min, parameters"].weights == FITS["max-min-parameters"].weights
+    assert rows["max-min, parameters"].mixing == "parameters"
+    assert rows["sequence, candidates"].candidates == comparison.NUM_CANDIDATES
+    assert {name for pair in fit_story.PAIRS for name in pair} <= rows.keys()
 
 
 def measured(rows: Sequence[Weighting], engine: TellingEngine, folder: Path, **options: object):
-    prompts = comparison.chat_prompts(["one", "two", "three"])
-    number = len(list(folder.glob("scratch*")))
     return comparison.measured(
         rows,
-        prompts,
-        engine=lambda spec: engine,
+        comparison.chat_prompts(["one", "two", "three"]),
+        engine=lambda: engine,
+        content_hashes={name: name for name in ("reference", *REWARDS)},
         cache=folder / "kept",
-        scratch=folder / f"scratch{number}",
         **options,
     )
 
@@ -106,43 +112,40 @@ def test_rows_are_drawn_with_their_weights_scored_and_kept(tmp_path: Path) -> No
     # A clock on which everything takes long, so that each advance is a line.
     progress = Progress(log, clock=itertools.count(step=LINE_INTERVAL_S).__next__)
     found = measured(rows, engine, tmp_path, progress=progress)
-    assert engine.asked[0] == (0, 0, 0, 0, 0, 0, 1)
-    assert engine.asked[2] == (0, 1, 0, 0, 0, 0, 0)
-    assert engine.asked[5] == (0.1, 0.5, 0.4, 0, 0, 0, 0)
-    assert engine.asked[9] == (0, 0, 0, 0, 0, 1, 0)
-    total = len(rows) * 3 * comparison.NUM_RESPONSES
-    assert log.getvalue().splitlines()[-1].startswith(f"sample: {total}/{total} responses, ")
+    each, many = comparison.NUM_RESPONSES, comparison.NUM_RESPONSES * comparison.NUM_CANDIDATES
+    asked = dict(zip((row.name for row in rows), engine.asked, strict=True))
+    assert asked["reference"] == ((0, 0, 0, 1), "logits", each)
+    assert asked["concise"] == ((0, 1, 0, 0), "logits", each)
+    assert asked["sequence, candidates"] == ((0.2, 0.3, 0.5, 0), "logits", many)
+    assert asked["minimax, parameters"] == ((0.3, 0.3, 0.4, 0), "parameters", each)
+    total = sum(row.candidates for row in rows) * 3 * each
+    # Rows whose draws other rows share are no new ones; each is counted.
+    sampled = [line for line in log.getvalue().splitlines() if line.startswith("sample: ")]
+    assert sampled[-1].startswith(f"sample: {total:}/{total} responses, ")
     assert found.tokens_R[:3].tolist() == [30, 30, 10]
     concise = list(REWARDS).index("concise")
-    assert found.rewards_RPJO.shape == (10, 3, comparison.NUM_RESPONSES, len(REWARDS))
+    assert found.rewards_RPJO.shape == (len(rows), 3, each, len(REWARDS))
     assert np.allclose(found.rewards_RPJO[2, :, :, concise], 0.75)
     again = measured(rows, engine, tmp_path, progress=Progress(quiet=True))
     assert len(engine.asked) == len(rows), "everything was kept"
     assert np.array_equal(again.rewards_RPJO, found.rewards_RPJO)
 
 
-def test_a_changed_average_is_drawn_anew(tmp_path: Path) -> None:
-    engine = TellingEngine()
-    for share in (0.25, 0.75):
-        shares = {"concise": share, "polite": 1 - share}
-        row = Weighting(name="soup uniform", weights={"soup-uniform": 1.0}, shares=shares)
-        measured([row], engine, tmp_path, progress=Progress(quiet=True))
-    assert len(engine.asked) == 2
+class Better(TellingEngine):
+    """An engine on which each policy writes what its objective wants."""
+
+    def sample(self, *args, **options):
+        drawn = super().sample(*args, **options)
+        weights_M = args[1]
+        texts = dict(enumerate(("love love love", "short", "please, thank you")))
+        own = next((texts[k] for k in range(3) if weights_M[k] == 1), None)
+        if own is None:
+            return drawn
+        return [[replace(each, text=own) for each in row] for row in drawn]
 
 
 def test_win_rates_have_the_form_of_the_founding_table(tmp_path: Path) -> None:
     """One column an objective and the minimum; ties count half."""
-
-    class Better(TellingEngine):
-        def sample(self, *args, **options):
-            drawn = super().sample(*args, **options)
-            weights_M = args[1]
-            texts = dict(enumerate(("love love love", "short", "please, thank you")))
-            own = next((texts[k] for k in range(3) if weights_M[k] == 1), None)
-            if own is None:
-                return drawn
-            return [[Response(tokens=(7,), logprob=-1.0, text=own)] * len(row) for row in drawn]
-
     rows = comparison.contenders(fit_story.mixtures(FITS))
     found = measured(rows, Better(), tmp_path, progress=Progress(quiet=True))
     lines = fit_story.win_rates(measure_gains(found)).splitlines()
@@ -152,9 +155,18 @@ def test_win_rates_have_the_form_of_the_founding_table(tmp_path: Path) -> None:
     assert lines[3].split()[1::3] == ["0.500", "1.000", "0.500", "0.500"]
 
 
+def test_the_story_is_narrow_and_speaks_of_every_pair(tmp_path: Path) -> None:
+    rows = comparison.contenders(fit_story.mixtures(FITS))
+    found = measured(rows, Better(), tmp_path, progress=Progress(quiet=True))
+    told = fit_story._told(measure_gains(found))
+    for row, other in fit_story.PAIRS:
+        assert f"{row} less {other}: smallest " in told
+    assert max(map(len, told.splitlines())) <= 140
+
+
 def test_without_the_command_the_server_step_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(TourError, match="run 'make setup'"):
-        live_apply.apply_to_running_server(tmp_path / "weights.json", profile="fitted")
+        live_apply.apply_to_running_server(tmp_path / "weights.json")

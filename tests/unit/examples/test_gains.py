@@ -59,8 +59,8 @@ def test_gains_are_shares_of_the_way_from_the_reference_to_the_own_policy() -> N
         assert found.gains_RO[found.index(name), index] == pytest.approx(1)
     mixture = found.index("mixture")
     assert np.allclose(found.gains_RO[mixture], [0.5, 0.25, 0.25])
-    assert found.smallest_R[mixture] == pytest.approx(0.25)
-    assert found.smallest_R[found.index("polite")] == pytest.approx(-0.5)
+    assert found.smallest_R[mixture][0] == pytest.approx(0.25)
+    assert found.smallest_R[found.index("polite")][0] == pytest.approx(-0.5)
 
 
 def test_gains_do_not_depend_on_the_rewards_scale_and_offset() -> None:
@@ -68,33 +68,39 @@ def test_gains_do_not_depend_on_the_rewards_scale_and_offset() -> None:
     scale, offset = np.array([3.0, 0.1, 7.0]), np.array([1.0, -2.0, 0.5])
     plain = measure_gains(measured(rows))
     other = measure_gains(measured({name: one * scale + offset for name, one in rows.items()}))
-    assert np.allclose(plain.gains_RO, other.gains_RO)
-    assert np.allclose(plain.gains_BRO, other.gains_BRO)
+    assert np.allclose(plain.gains_RPO, other.gains_RPO)
 
 
-def test_intervals_cover_the_truth_at_their_rate() -> None:
-    """The mean reward's interval from prompts of independent noise: 95 % within a few per cent."""
-    hits = 0
-    for seed in range(50):
+def test_intervals_hold_the_truth_where_gains_are_equal() -> None:
+    """Scales, row and rival from prompts of independent noise; percentiles of the smallest gain's
+    bootstrap, whose copies are too small on average, held 28 of these 40."""
+    truth = {**ALONE, "mixture": (0.35, 0.6, 0.4), "rival": (0.28, 0.56, 0.32)}
+    hits = {"smallest": 0, "lead": 0, "mean": 0}
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         noisy = {
-            name: np.array(means) + rng.normal(0, 0.3, (NUM_PROMPTS, 1, 3))
-            for name, means in ALONE.items()
+            name: np.array(means) + rng.normal(0, 0.4, (NUM_PROMPTS, 1, 3))
+            for name, means in truth.items()
         }
         found = measure_gains(measured(noisy))
-        low, high = np.quantile(found.rewards_BRO[:, 1, 0], [0.025, 0.975])
-        hits += low <= ALONE["positive"][0] <= high
-    assert hits >= 43
+        mixture, rival = found.index("mixture"), found.index("rival")
+        for name, (_, (low, high)), true in (
+            ("smallest", found.smallest_R[mixture], 0.5),
+            ("lead", found.lead(mixture, rival), 0.1),
+            ("mean", found.mean_R[mixture], 0.5),
+        ):
+            hits[name] += low <= true <= high
+    assert min(hits.values()) >= 36, hits
 
 
-def test_errors_of_differences_keep_what_rows_share() -> None:
+def test_differences_keep_what_rows_share() -> None:
     """Two rows that differ by a constant differ for certain, however noisy both are."""
     base = row((0.35, 0.5, 0.2), noise=2.0)
-    alone = {name: row(means, seed=7) for name, means in ALONE.items()}
-    found = measure_gains(measured({**alone, "mixture": base, "better": base + 0.01}))
-    difference, error = found.reward_lead(5, 4, 0)
-    assert difference == pytest.approx(0.01)
-    assert error < 1e-12
+    alone = {name: row(means, noise=1e-6, seed=7) for name, means in ALONE.items()}
+    found = measure_gains(measured({**alone, "mixture": base, "better": base + 0.07}))
+    value, (low, high) = found.mean_lead(5, 4)
+    assert value == pytest.approx((0.07 / 0.7 + 0.07 / 0.4 + 0.07 / 0.8) / 3)
+    assert high - low < 1e-4
 
 
 def test_a_policy_that_does_not_raise_its_objective_is_refused() -> None:
@@ -102,7 +108,7 @@ def test_a_policy_that_does_not_raise_its_objective_is_refused() -> None:
         gains({"polite": (0.0, 0.4, -0.1)})
 
 
-def test_conclusion_claims_only_what_is_beyond_two_standard_errors() -> None:
+def test_conclusion_claims_only_what_the_intervals_show() -> None:
     text = conclusion(
         gains({"mixture": (0.35, 0.5, 0.2), "uniform": (0.35, 0.501, 0.2), "top": (0.6, 0.7, 0.6)}),
         "mixture",
@@ -111,26 +117,23 @@ def test_conclusion_claims_only_what_is_beyond_two_standard_errors() -> None:
     assert "reference" in parts["Ahead"]
     assert "polite" in parts["Ahead"]
     assert "top" in parts["Behind"]
-    assert "uniform" in parts["No difference beyond noise"]
+    assert "uniform" in parts["Not shown to differ"]
     assert "uniform" not in parts["Ahead"] + parts["Behind"]
-    against = parts["Mean rewards against 'reference'"]
-    assert "ahead in positive, concise, polite" in against
-    assert "no difference beyond noise in positive, concise, polite" in text
 
 
-def test_pairs_are_starred_only_beyond_two_standard_errors() -> None:
+def test_pairs_are_starred_where_the_interval_does_not_hold_zero() -> None:
     found = gains({"low": (0.1, 0.42, 0.1), "high": (0.6, 0.7, 0.6), "same": (0.6, 0.7, 0.601)})
     text = against(found, [("high", "low"), ("same", "high")], "Difference")
-    high, same = text.removeprefix("Difference: ").split(", ", 1)
-    assert high.startswith("high +0.7")
-    assert high.endswith("*")
-    assert "*" not in same.split("(*")[0]
+    high, same = text.splitlines()[1:]
+    assert high.startswith("  high less low: smallest +0.7")
+    assert high.count("*") == 2
+    assert "*" not in same
 
 
 def test_table_is_aligned_and_narrow() -> None:
-    found = gains({"uniform": (0.35, 0.5, 0.2), "fitted reference": (-0.1, 0.5, 0.2)})
+    found = gains({"uniform": (0.35, 0.5, 0.2), "max-min, parameters": (-0.1, 0.5, 0.2)})
     lines = gains_table(found).splitlines()
-    assert max(map(len, lines)) <= 90
-    assert [line[:17].strip() for line in lines[2:]] == found.names
+    assert max(map(len, lines)) <= 100
+    assert [line[:20].strip() for line in lines[2:]] == found.names
     assert len({len(line) for line in lines[1:]}) == 1
     assert max(map(len, conclusion(found, "uniform").splitlines())) <= 90
