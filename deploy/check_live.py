@@ -44,6 +44,7 @@ REQUESTS: tuple[dict[str, Any], ...] = (
     {"preference_profile": "short-and-kind"},
     {"preference_weights": {"positive": 1, "polite": 2}},
     {"model": "demo@glowing-letter", "stream": True},
+    {"preference_candidates": 4, "temperature": 1},
     {"preference_profile": "no-such-profile"},
     {"preference_weights": {"no-such-policy": 1}},
 )

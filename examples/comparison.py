@@ -61,25 +61,13 @@ def chat_prompts(texts: Sequence[str]) -> list[Prompt]:
 def contenders(mixtures: Sequence[Weighting]) -> list[Weighting]:
     """The reference, each policy, uniform weights in all three ways, and some mixtures."""
     singles = [Weighting(name=name, weights={name: 1.0}) for name in (REFERENCE, *REWARDS)]
-    return [*singles, *ways("uniform", dict.fromkeys(REWARDS, 1 / len(REWARDS))), *mixtures]
-
-
-def ways(
-    name: str, weights: Mapping[str, float], parameters: Mapping[str, float] | None = None
-) -> list[Weighting]:
-    """Rows of mixed logits, with candidates, and of mixed parameters.
-
-    Args:
-      parameters: weights of the last; None: the same.
-    """
+    uniform = dict.fromkeys(REWARDS, 1 / len(REWARDS))
     return [
-        Weighting(name=name, weights=weights),
-        with_candidates(name, weights),
-        Weighting(
-            name=f"{name}, parameters",
-            weights=weights if parameters is None else parameters,
-            mixing="parameters",
-        ),
+        *singles,
+        Weighting(name="uniform", weights=uniform),
+        with_candidates("uniform", uniform),
+        Weighting(name="uniform, parameters", weights=uniform, mixing="parameters"),
+        *mixtures,
     ]
 
 

@@ -172,6 +172,20 @@ def mixture() -> dashboards.Dashboard:
         )
         .with_panel(
             lines(
+                "Candidates",
+                "Effective share of candidates, and share of picked answers with too few of them.",
+                {
+                    "effective share": f"sum(rate(prefmix_candidates_effective_total{{{SELECTED}}}"
+                    f"{RATE})) / sum(rate(prefmix_candidates_total{{{SELECTED}}}{RATE}))",
+                    "answers with too few": f"sum(rate(prefmix_candidates_low_total{{{SELECTED}}}"
+                    f"{RATE})) / sum(rate(prefmix_candidate_answers_total{{{SELECTED}}}{RATE}))",
+                },
+                unit="percentunit",
+                top=1,
+            )
+        )
+        .with_panel(
+            lines(
                 "Refused weights by reason",
                 "The same reasons as in the clients' error messages.",
                 {

@@ -35,12 +35,14 @@ from prefmix.server.api.answer_stream import ERROR_EVENT, AnswerStream, failure_
 from prefmix.server.api.attribution import FIELD as ATTRIBUTION_FIELD
 from prefmix.server.api.attribution import Attribution, describe
 from prefmix.server.api.candidates.answer import FiguresLostError, with_picked
+from prefmix.server.api.candidates.wish import FIELD as CANDIDATES_FIELD
 from prefmix.server.api.candidates.wish import Candidates
 from prefmix.server.api.prompts.request_prompts import RequestPrompts, prompts_of_request
 from prefmix.server.api.resolve import Resolution
 from prefmix.server.api.state import MixtureState
 from prefmix.server.http.errors import RequestError
 from prefmix.server.telemetry import request_log
+from prefmix.server.telemetry.candidate_metrics import count_picked
 from prefmix.server.traffic.admission_control import Reservation
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestLifetime
 
@@ -244,6 +246,10 @@ class MixtureRequest:
             lost = error.response()
             lost.background = response.background  # where vLLM counts the request as ended
             return lost
+        for choice in body["choices"]:
+            told = choice[CANDIDATES_FIELD]
+            is_low = "warning" in told
+            count_picked(told["num_candidates"], told["ess"], is_low=is_low)
         answer = copied(response, body)
         answer.headers[ESS_HEADER] = f"{ess:.4g}"
         return answer

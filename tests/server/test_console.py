@@ -553,3 +553,16 @@ def test_every_control_has_a_name_and_shows_its_focus(page: Page, server: Server
         assert focus[1] == "solid", focus
         seen.add(str(focus[0]))
     assert {"prompt", "run", "triangle"} <= seen
+
+
+def test_an_answer_is_picked_from_candidates_of_the_demo(page: Page, server: ServerProcess) -> None:
+    """The picked answer has its tokens and shades, and says how much its candidates count."""
+    open_console(page, server, state="#p=Review+the+Park+Hotel.&n=40&mix=@balanced*4")
+    page.get_by_label("Candidates of mix A").fill("8")
+    with page.expect_response(is_generation) as found:
+        run_all(page)
+    about = found.value.json()["choices"][0]["preference_candidates"]
+    share = round(100 * about["ess"] / 8)
+    told = f"8 candidates count as {about['ess']:.1f} ({share} %)"
+    expect(mix(page, "A").locator(".foot")).to_contain_text(told)
+    expect(mix(page, "A").locator(".text span").first).to_be_visible()

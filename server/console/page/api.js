@@ -58,12 +58,14 @@ export async function administer(method, path, { body, version } = {}) {
 }
 
 /**
- * Streams one answer: first {used}, then pieces {text, tokens}, then {attribution}.
+ * Streams one answer: first {used}, then pieces {text, tokens}, then {attribution}. One that is picked
+ * from candidates comes in one piece, once they are complete, and then {candidates}.
  * `messages` is a conversation; of one that the model does not take only the last text is sent.
  * The server refuses `isAttributed` where parameters are mixed.
  */
 export async function* answer(messages, options, { signal, isAttributed }) {
-  const [path, body] = request(messages, { ...options, stream: true }, { withTokens: true, isAttributed });
+  const stream = !options.preference_candidates;
+  const [path, body] = request(messages, { ...options, stream }, { withTokens: true, isAttributed });
   const response = await send(path, { method: "POST", body, secret: apiKey, signal });
   const header = (name) => response.headers.get(name) ?? "";
   yield {
@@ -73,13 +75,14 @@ export async function* answer(messages, options, { signal, isAttributed }) {
       requestId: header("x-request-id"),
     },
   };
-  for await (const data of events(response)) {
+  for await (const data of stream ? events(response) : whole(response)) {
     if (data.error) throw new Refusal(data.error.message, data.error.code);
     const choice = data.choices?.[0];
     if (!choice) continue;
     const tokens = choice.logprobs?.content?.map((each) => each.token) ?? choice.logprobs?.tokens ?? [];
-    yield { text: choice.delta?.content ?? choice.text ?? "", tokens };
+    yield { text: choice.delta?.content ?? choice.message?.content ?? choice.text ?? "", tokens };
     if (choice.preference_attribution) yield { attribution: choice.preference_attribution };
+    if (choice.preference_candidates) yield { candidates: choice.preference_candidates };
   }
 }
 
@@ -131,6 +134,16 @@ async function message(response) {
     return JSON.parse(text).error.message + (wait ? ` (Retry-After: ${wait} s)` : "");
   } catch {
     return `The server answered ${response.status} ${response.statusText}`.trim();
+  }
+}
+
+/** The JSON of an answer that is no stream. */
+async function* whole(response) {
+  try {
+    yield await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal("The answer broke off: the server or its engine has gone.", 0);
   }
 }
 

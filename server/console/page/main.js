@@ -155,6 +155,7 @@ function run(...mixes) {
 }
 
 function runAll() {
+  clearTimeout(settling); // what it would run is run now
   run(...page.mixes);
   showMixes();
 }
@@ -198,7 +199,7 @@ at("restart").addEventListener("click", () => {
 });
 at("add").addEventListener("click", () => {
   const last = page.mixes.at(-1);
-  add(last ? { weights: last.weights, mixing: last.ownWay, turns: last.turns } : { profile: mixture.default_profile });
+  add(last ? { weights: last.weights, mixing: last.ownWay, candidates: last.candidates, turns: last.turns } : { profile: mixture.default_profile });
   remember();
   page.mixes.at(-1).choice.select.focus();
 });

@@ -11,15 +11,18 @@ import { alike, brief } from "./weights.js";
 
 const WAYS = "logits: all policies predict each token. parameters: one model of their mean does, at the cost of one policy";
 
+const SEVERAL = "Answers drawn for each that is shown, which is picked to be as the product of whole sequences would be; not streamed";
+const SHARE = "The effective number: all of them if all weigh the same, 1 if one outweighs the others";
+
 export class Mix {
   /**
    * `page` is shared by all columns: members, mixture(), request() -> {system, prompt, options},
    * changed(mix, isFinal), answered(mix), removed(mix), published(mix), compared(mix). `mixing` is the
-   * mix's own way to mix, null for the profile's or the server's. `turns` is the conversation so far,
-   * a list of {user, assistant}.
+   * mix's own way to mix, null for the profile's or the server's. `candidates` are drawn for each answer;
+   * null: one, streamed. `turns` is the conversation so far, a list of {user, assistant}.
    */
-  constructor(page, letter, { profile = null, weights = {}, mixing = null, turns = [] }) {
-    Object.assign(this, { page, letter, profile, weights, mixing, turns, attribution: null, run: null, hasRun: false, last: null });
+  constructor(page, letter, { profile = null, weights = {}, mixing = null, candidates = null, turns = [] }) {
+    Object.assign(this, { page, letter, profile, weights, mixing, candidates, turns, attribution: null, run: null, hasRun: false, last: null });
     const label = `mix ${letter}`;
     this.choice = new Choice(label, (chosen) => this.choose(chosen));
     this.controls = new Controls({
@@ -37,6 +40,9 @@ export class Mix {
     const publish = button("Publish", () => page.published(this));
     const ways = page.mixture().ways_to_mix ?? [];
     this.wayChoice = make("select", { className: "way", "aria-label": `Way to mix of ${label}`, title: WAYS, hidden: ways.length < 2, onchange: () => this.setMixing(this.wayChoice.value) }, ...ways.map((way) => make("option", { value: way }, way)));
+    const most = page.mixture().candidates?.most ?? 0;
+    this.number = make("input", { type: "number", min: 1, max: most, step: 1, inputMode: "numeric", placeholder: "1", value: candidates ?? "", "aria-label": `Candidates of ${label}`, onchange: () => this.setCandidates() });
+    this.several = make("label", { className: "several", title: SEVERAL }, "Candidates ", this.number);
     const compare = button("Other way", () => page.compared(this));
     Object.assign(compare, { hidden: ways.length < 2, title: "Adds the same weights, mixed in the other way" });
     this.node = make(
@@ -45,7 +51,7 @@ export class Mix {
       this.controls.node,
       this.reply.node,
       this.measures.node,
-      make("div", { className: "foot" }, this.facts, make("span", { className: "actions" }, compare, curl, publish)),
+      make("div", { className: "foot" }, this.facts, make("span", { className: "actions" }, this.several, compare, curl, publish)),
     );
     this.reply.showTurns(turns);
     this.refresh();
@@ -60,6 +66,12 @@ export class Mix {
     this.choice.show({ profile: this.profile, weights: this.weights, profiles, standard, members: this.page.members });
     this.controls.show(this.weights);
     this.wayChoice.value = this.way;
+    this.showCandidates();
+  }
+
+  /** Shows the field for candidates where the server draws some. */
+  showCandidates() {
+    this.several.hidden = this.way !== "logits" || Number(this.number.max) < 2;
   }
 
   /** The way to mix of the mix or of its profile; null if the server decides. */
@@ -77,9 +89,10 @@ export class Mix {
     return this.page.mixture().ways_to_mix.find((way) => way !== this.way);
   }
 
-  /** The fields of a request that choose its weights and its way to mix. */
+  /** The fields of a request that choose its weights, its way to mix and its candidates. */
   preferences() {
-    return { ...this.weighting(), ...(this.mixing ? { preference_mixing: this.mixing } : {}) };
+    const several = this.candidates && !this.several.hidden ? { preference_candidates: this.candidates } : {};
+    return { ...this.weighting(), ...(this.mixing ? { preference_mixing: this.mixing } : {}), ...several };
   }
 
   weighting() {
@@ -109,6 +122,13 @@ export class Mix {
 
   setMixing(mixing) {
     this.mixing = mixing;
+    this.showCandidates();
+    this.page.changed(this, true);
+  }
+
+  setCandidates() {
+    if (!this.number.reportValidity()) return;
+    this.candidates = Number(this.number.value) > 1 ? Number(this.number.value) : null;
     this.page.changed(this, true);
   }
 
@@ -128,9 +148,10 @@ export class Mix {
     this.run = run;
     this.hasRun = true;
     this.attribution = null;
+    this.picked = null;
     this.showMeasures(1);
     this.reply.clear();
-    this.facts.textContent = "";
+    this.showFacts("");
     this.setRunning(true);
     const isAttributed = this.way === "logits";
     const options = { ...this.page.request().options, ...this.preferences() };
@@ -138,6 +159,7 @@ export class Mix {
       for await (const part of answer(messages, options, { signal: run.signal, isAttributed })) {
         if (part.used) this.noteHeaders(part.used);
         else if (part.attribution) this.attribution = part.attribution;
+        else if (part.candidates) this.picked = part.candidates;
         else this.reply.append(part.text, part.tokens);
       }
       this.finish((performance.now() - began) / 1000, messages, isAttributed);
@@ -179,7 +201,7 @@ export class Mix {
     this.hasRun = false;
     this.last = null;
     this.attribution = null;
-    this.facts.textContent = "";
+    this.showFacts("");
     this.reply.clear();
     this.reply.showTurns(this.turns);
   }
@@ -195,7 +217,7 @@ export class Mix {
     if (this.attribution) this.reply.shade(this.attribution.tokens, this.usedWeights);
     const unknown = isAttributed ? "Not attributed" : "One model of mixed parameters";
     const what = this.attribution ? `${this.attribution.num_tokens} tokens` : unknown;
-    this.facts.textContent = `${what}, ${seconds.toFixed(1)} s`;
+    this.showFacts(`${what}, ${seconds.toFixed(1)} s`);
     const { tokens, text } = this.reply;
     const isComparable = this.last && JSON.stringify(this.last.messages) === JSON.stringify(messages);
     const changes = isComparable ? compare(this.last.tokens, tokens) : null;
@@ -203,6 +225,15 @@ export class Mix {
     this.reply.markChanges(changes?.added ?? [], said);
     this.last = { messages, tokens, text };
     announce(`Mix ${this.letter} has answered. ${this.facts.textContent}. ${said}`);
+  }
+
+  /** Shows a line on the answer, and behind it how much its candidates count. */
+  showFacts(text) {
+    this.facts.replaceChildren(text);
+    if (!text || !this.picked) return;
+    const { num_candidates: number, ess, warning } = this.picked;
+    const share = `${number} candidates count as ${ess.toFixed(1)} (${Math.round((100 * ess) / number)} %)`;
+    this.facts.append(", ", make("span", { className: warning ? "low" : "", title: warning ?? SHARE }, warning ? `${share}: too few` : share));
   }
 
   showMeasures(scale) {

@@ -46,7 +46,7 @@ export function toHash({ mixes, ...values }) {
   const words = new URLSearchParams(Object.entries(KEYS).filter(([name]) => values[name] !== undefined).map(([name, key]) => [key, values[name]]));
   for (const mix of mixes) {
     const pairs = Object.entries(brief(mix.weights)).map(([name, value]) => `${name}:${value}`);
-    words.append("mix", (mix.profile ? `@${mix.profile}` : pairs.join(",")) + (mix.mixing ? `~${mix.mixing}` : ""));
+    words.append("mix", (mix.profile ? `@${mix.profile}` : pairs.join(",")) + (mix.candidates ? `*${mix.candidates}` : "") + (mix.mixing ? `~${mix.mixing}` : ""));
   }
   return words.toString().replace(/%(2C|3A|40|7E)/g, decodeURIComponent);
 }
@@ -55,13 +55,15 @@ export function toHash({ mixes, ...values }) {
 export function fromHash(text) {
   const words = new URLSearchParams(text.replace(/^#/, ""));
   const mixes = words.getAll("mix").map((whole) => {
-    const [word, mixing = null] = whole.split("~"); // no name has one
-    if (word.startsWith("@")) return { profile: word.slice(1), mixing };
+    const [drawn, mixing = null] = whole.split("~"); // no name has one, nor a *
+    const [word, count] = drawn.split("*");
+    const candidates = Number(count) > 1 ? Number(count) : null;
+    if (word.startsWith("@")) return { profile: word.slice(1), mixing, candidates };
     const pairs = word.split(",").map((pair) => {
       const at = pair.lastIndexOf(":");
       return [pair.slice(0, at), Number(pair.slice(at + 1))];
     });
-    return { weights: Object.fromEntries(pairs.filter(([name, value]) => name && Number.isFinite(value))), mixing };
+    return { weights: Object.fromEntries(pairs.filter(([name, value]) => name && Number.isFinite(value))), mixing, candidates };
   });
   const values = Object.entries(KEYS).filter(([, key]) => words.has(key)).map(([name, key]) => [name, words.get(key)]);
   return { ...Object.fromEntries(values), mixes };

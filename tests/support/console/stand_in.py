@@ -34,6 +34,8 @@ def stand_in(
     ways_to_mix: Sequence[str] = ("logits",),
     mixings: Mapping[str, str] | None = None,
     num_words: int = 40,
+    most_candidates: int = 0,
+    ess: float = 5.31,
     **settings: Any,
 ) -> FastAPI:
     """An application of the console's pages and of what they ask.
@@ -45,6 +47,8 @@ def stand_in(
       ways_to_mix: those that the server has, its default first.
       mixings: the ways to mix of profiles that have their own.
       num_words: the length of each answer.
+      most_candidates: the limit of candidates for an answer.
+      ess: the effective number of any.
       settings: of ConsoleSettings.
     """
     members = [*policies, *([] if reference is None else [reference])]
@@ -63,6 +67,7 @@ def stand_in(
             "weight_space": weight_space,
             "mixing": ways_to_mix[0],
             "ways_to_mix": list(ways_to_mix),
+            "candidates": {"most": most_candidates, "max_tokens": 512},
             "policies": [{"name": name, "model": f"org/{name}"} for name in policies],
             "reference": None if reference is None else {"name": reference, "model": "org/base"},
             "default_profile": next(iter(table)),
@@ -89,7 +94,17 @@ def stand_in(
         headers = {"x-prefmix-weights-version": "1", "x-prefmix-weights": used}
         # Mixed parameters say other words, and nobody measures the policies.
         seed = int(body.get("seed") or 0) + (3 if mixing == "parameters" else 0)
+        number = body.get("preference_candidates")
+        if number and (body.get("stream") or mixing == "parameters"):
+            message = {"message": "preference_candidates cannot be picked"}
+            return JSONResponse({"error": message}, status_code=400)
         events = _events(weights, num_words=num_words, seed=seed, is_attributed=mixing == "logits")
+        if number:
+            picked: dict[str, Any] = {"num_candidates": number, "ess": ess, "log_partition": -2.0}
+            if ess < 1 + (number - 1) / 4:
+                picked["warning"] = f"the {number} candidates count as {ess}"
+            choice = _whole(list(events)) | {"preference_candidates": picked}
+            return JSONResponse({"choices": [choice]}, headers=headers)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     return app
@@ -130,6 +145,17 @@ def _events(
         {"delta": {}, **({"preference_attribution": attribution} if is_attributed else {})}
     )
     yield "data: [DONE]\n\n"
+
+
+def _whole(events: Sequence[str]) -> dict[str, Any]:
+    """The choice of an answer that is no stream."""
+    chunks = [json.loads(each.removeprefix("data: "))["choices"][0] for each in events[:-1]]
+    said = [chunk["logprobs"]["content"][0] for chunk in chunks if "logprobs" in chunk]
+    return {
+        "message": {"content": "".join(each["token"] for each in said)},
+        "logprobs": {"content": said},
+        **{name: value for name, value in chunks[-1].items() if name == "preference_attribution"},
+    }
 
 
 def _event(choice: dict[str, Any]) -> str:

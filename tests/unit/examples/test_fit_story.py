@@ -85,7 +85,7 @@ def test_rows_are_the_reference_the_policies_and_the_mixtures_in_all_ways() -> N
         *("reference", *REWARDS),
         *("uniform", "uniform, candidates", "uniform, parameters"),
         *("minimax", "minimax, parameters", "sequence", "sequence, candidates"),
-        *("max-min", "max-min, candidates", "max-min, parameters"),
+        *("max-min", "max-min, parameters"),
     ]
     assert rows["uniform"].weights == dict.fromkeys(REWARDS, THIRD)
     assert rows["minimax"].weights == {"positive": 0.1, "concise": 0.5, "polite": 0.4}

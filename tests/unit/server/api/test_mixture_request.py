@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fastapi import Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import REGISTRY
 from starlette.background import BackgroundTask
 from starlette.types import Message
 
@@ -324,7 +325,19 @@ def test_candidates_take_their_room_and_one_is_the_answer() -> None:
         assert response.headers["x-prefmix-profile"] == "even"
         assert int(response.headers["content-length"]) == len(response.body)
 
+    before = candidate_counts()
     run(work, counts=counts, statistics=Weighed(-900, 0, 0, -900))
+    grown = {name: value - before[name] for name, value in candidate_counts().items()}
+    # Two answers from two candidates each, of which one outweighs the other: 1 is low.
+    assert grown == {"_answers": 2, "s": 4, "s_effective": 2, "s_low": 2}
+
+
+def candidate_counts() -> dict[str, float]:
+    """The counters of candidates, by what follows `prefmix_candidate` in their names."""
+    names = ("_answers", "s", "s_effective", "s_low")
+    return {
+        name: REGISTRY.get_sample_value(f"prefmix_candidate{name}_total") or 0.0 for name in names
+    }
 
 
 def test_candidates_without_their_figures_are_refused_and_counted() -> None:

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from support.console.page import Opened, asked, finished, mix, run
 
@@ -269,3 +269,58 @@ def test_a_server_of_one_way_shows_no_switch(opened: Opened) -> None:
     page = opened()
     expect(mix(page, "A").get_by_label("Way to mix of mix A")).to_be_hidden()
     expect(page.get_by_role("button", name="Other way")).to_have_count(0)
+
+
+def candidates(page: Page, letter: str) -> Locator:
+    return mix(page, letter).get_by_label(f"Candidates of mix {letter}", exact=True)
+
+
+def test_candidates_are_drawn_for_one_mix_and_their_effective_share_is_shown(
+    opened: Opened,
+) -> None:
+    page = opened(most_candidates=16, state="#p=Ask&mix=concise:0.5,polite:0.5&mix=positive:1")
+    candidates(page, "A").fill("8")
+    page.keyboard.press("Tab")
+    run(page)
+    sent = {body.get("preference_candidates"): body["stream"] for body in asked(page)}
+    assert sent == {8: False, None: True}
+    foot = mix(page, "A").locator(".foot")
+    expect(foot).to_contain_text("40 tokens")
+    expect(foot).to_contain_text("8 candidates count as 5.3 (66 %)")
+    expect(foot.locator(".low")).to_have_count(0)
+    expect(mix(page, "B").locator(".foot")).not_to_contain_text("candidates count")
+    assert "&mix=concise:0.5,polite:0.5*8&" in page.url
+    page.get_by_role("button", name="Add a mix").click()
+    expect(candidates(page, "C")).to_have_value("")
+    page.reload()
+    expect(candidates(page, "A")).to_have_value("8")
+    candidates(page, "A").fill("1")
+    page.keyboard.press("Tab")
+    run(page)
+    assert all("preference_candidates" not in body for body in asked(page)[-3:])
+    expect(mix(page, "A").locator(".foot")).not_to_contain_text("candidates count")
+
+
+def test_too_few_effective_candidates_are_told(opened: Opened) -> None:
+    page = opened(most_candidates=16, ess=1.2, state="#p=Ask&mix=concise:1*4")
+    run(page)
+    told = mix(page, "A").locator(".foot .low")
+    expect(told).to_have_text("4 candidates count as 1.2 (30 %): too few")
+    expect(told).to_have_attribute("title", "the 4 candidates count as 1.2")
+
+
+def test_candidates_are_offered_where_the_server_draws_them_from_logits(opened: Opened) -> None:
+    page = opened(state="#p=Ask&mix=concise:1*8")
+    expect(candidates(page, "A")).to_be_hidden()
+    run(page)
+    assert "preference_candidates" not in asked(page)[-1], "this server draws none"
+    page = opened(most_candidates=4, ways_to_mix=BOTH, state="#p=Ask&mix=concise:1*4")
+    expect(candidates(page, "A")).to_be_visible()
+    candidates(page, "A").fill("5")
+    expect(candidates(page, "A")).to_have_js_property("validity.rangeOverflow", True)
+    candidates(page, "A").fill("4")
+    mix(page, "A").get_by_label("Way to mix of mix A").select_option("parameters")
+    expect(candidates(page, "A")).to_be_hidden()
+    page.get_by_role("button", name="Run", exact=True).click()
+    answered(page, 1)
+    assert "preference_candidates" not in asked(page)[-1]
