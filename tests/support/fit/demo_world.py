@@ -1,8 +1,6 @@
 """The demo policies as a world of simulations: responses drawn in transformers, without an engine.
 
-What an engine measures while it samples is taken from the full distributions of every token. The
-truths are means over a large sample with random numbers of its own, the same at all weights, so
-that differences between weights are known much better than the KLs.
+What an engine measures while it samples is taken from the full distributions of every token.
 
 Shapes: N responses, T tokens, V vocabulary, K policies.
 """
@@ -10,6 +8,7 @@ Shapes: N responses, T tokens, V vocabulary, K policies.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from prefmix.policies.demo import CHECKPOINTS, REWARDS
 from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
+from prefmix.policies.demo.training.sampling import sample_responses
 from prefmix.policies.demo.training.tokenizer import chat_text
 from prefmix.weights.fit.sequence_level.objective import Floats
 from support.fit.tree_world import Sample
@@ -37,9 +37,9 @@ class DemoWorld:
             AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
             for name in REWARDS
         ]
-        tokenizer = Tokenizer.from_file(str(folder / "reference" / "tokenizer.json"))
+        self.tokenizer = Tokenizer.from_file(str(folder / "reference" / "tokenizer.json"))
         texts = [chat_text(prompt) for prompt in TRAINING_PROMPTS]
-        self.prompt_ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        self.prompt_ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
         self.num_prompts = len(texts)
 
     def sample(self, weights_K: Floats, prompt_N: np.ndarray, rng: np.random.Generator) -> Sample:
@@ -99,9 +99,35 @@ class DemoWorld:
             active_N, ids_NT = active_N[going_N.numpy()], token_N1[going_N]
         return found
 
-    def kl_per_prompt(self, weights_K: Floats, *, each: int = 16, seed: int = 99) -> Floats:
-        """KL(mixture || policy) of every prompt, measured on `each` responses, [P, K]."""
-        prompt_N = np.repeat(np.arange(self.num_prompts), each)
-        found = self.sample(weights_K, prompt_N, np.random.default_rng(seed))
-        kl_PK: Floats = found.kl_NK.reshape(self.num_prompts, each, -1).mean(axis=1)
-        return kl_PK
+    def kls_near(self, weights_WK: Floats, drawn_at_K: Floats, *, each: int, seed: int) -> Floats:
+        """KL(mixture || policy) at several weights, from one sample of the mixture near them, [W, K].
+
+        The sample's responses are read by every policy, and count by their probability at the
+        weights over that at `drawn_at_K`; so differences between weights have little noise.
+        """
+        contexts = [chat_text(prompt) for prompt in TRAINING_PROMPTS for _ in range(each)]
+        drawn = sample_responses(
+            self.policies, self.tokenizer, contexts, seed=seed, weights=drawn_at_K.tolist()
+        )
+        points = torch.tensor(np.vstack([drawn_at_K, weights_WK]), dtype=torch.float32)
+        logprob_WN = np.zeros((len(points), len(drawn)))
+        kl_WNK = np.zeros((len(points), len(drawn), self.num_policies))
+        for row, response in enumerate(drawn):
+            ids = response.ids[: self.max_tokens]
+            laws_TKV = self._laws(response.context_ids, ids)
+            for w, point in enumerate(points):
+                mixed_TV = torch.einsum("k,tkv->tv", point, laws_TKV).log_softmax(-1)
+                logprob_WN[w, row] = mixed_TV.gather(1, torch.tensor(ids)[:, None]).sum()
+                gap_TKV = mixed_TV[:, None] - laws_TKV
+                kl_WNK[w, row] = torch.einsum("tv,tkv->k", mixed_TV.exp(), gap_TKV).numpy()
+        share_WN = np.exp(logprob_WN - logprob_WN[0])
+        share_WN /= share_WN.sum(axis=1, keepdims=True)
+        found: Floats = np.einsum("wn,wnk->wk", share_WN, kl_WNK)[1:]
+        return found
+
+    @torch.no_grad()
+    def _laws(self, context_ids: Sequence[int], ids: Sequence[int]) -> Any:
+        """log pi_k(token) at every token of a response, [T, K, V]."""
+        whole = torch.tensor([[*context_ids, *ids[:-1]]])
+        laws = [policy(whole).logits[0, -len(ids) :].float() for policy in self.policies]
+        return torch.stack(laws, dim=1).log_softmax(-1)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import log_softmax
 
+from prefmix.mixing.spec import Policy
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.fit.output import write_profile
 from prefmix.weights.fit.rewards import Reward
-from prefmix.weights.fit.sampling import FitInputs
+from prefmix.weights.fit.sampling import FitInputs, Sampling
 from prefmix.weights.fit.sequence_level.objective import Floats
 from prefmix.weights.fit.settings import FitError, FitSettings
 from prefmix.weights.report.reward_report import write_reward_report
-from prefmix.weights.reward_fit.gains import scales
+from prefmix.weights.reward_fit.gains import Judged, judged_rewards, scales
 from prefmix.weights.reward_fit.job import RewardFitJob
 from prefmix.weights.reward_fit.result import RewardFitResult
 from prefmix.weights.reward_fit.summary import summary
@@ -54,28 +56,41 @@ class Tuned(ToyEngine):
         super().__init__(seed=5)
         self.logits_MPST[:3] = 0.3 * self.logits_MPST[:3] + TASTES[:, None]
 
-    def gains(self, weights_K: Floats) -> Floats:
+    def gains(self, weights_K: Floats, mixing: Mixing = "logits") -> Floats:
         """Exact gains, [O]."""
         zero_O, *ones = (self._rewards(row) for row in np.eye(4)[[3, 0, 1, 2]])
-        return (self._rewards(np.append(weights_K, 0.0)) - zero_O) / (np.max(ones, axis=0) - zero_O)
+        own_O = self._rewards(np.append(weights_K, 0.0), mixing)
+        return (own_O - zero_O) / (np.max(ones, axis=0) - zero_O)
 
-    def _rewards(self, weights_M: Floats) -> Floats:
+    def _rewards(self, weights_M: Floats, mixing: Mixing = "logits") -> Floats:
         sequences_NL = np.array(list(itertools.product(range(NUM_TOKENS), repeat=LENGTH)))
-        laws_PST = log_softmax(np.tensordot(weights_M, self.logits_MPST, axes=1), axis=-1)
+        laws_PST = self._law(weights_M, mixing)
         chance_N = np.mean([np.exp(self._logprobs(law, sequences_NL)) for law in laws_PST], axis=0)
         return np.array([chance_N @ earned(sequences_NL, o) for o in range(3)])
 
-    def best(self, aims_AO: Floats) -> float:
-        """The largest aim on a grid of weights."""
+    def best(
+        self, aims_AO: Floats, mixing: Mixing = "logits", *, near_K: Floats | None = None
+    ) -> float:
+        """The largest aim on a grid of weights, or of those within .17 of some."""
         grid = [np.array(w) / 12 for w in itertools.product(range(13), repeat=3) if sum(w) == 12]
-        return max(float((aims_AO @ self.gains(w)).min()) for w in grid)
+        if near_K is not None:
+            grid = [w for w in grid if np.abs(w - near_K).max() < 0.17]
+        return max(float((aims_AO @ self.gains(w, mixing)).min()) for w in grid)
 
 
-def fit(toy: ToyEngine, cache: Path, aim: Any = "max-min-reward", **given: Any) -> RewardFitResult:
+def fit(
+    toy: ToyEngine,
+    cache: Path,
+    aim: Any = "max-min-reward",
+    *,
+    mixing: Mixing = "logits",
+    num_responses: int = 48,
+    **given: Any,
+) -> RewardFitResult:
     inputs = FitInputs(
         spec=toy.spec,
         prompts=toy.prompts,
-        settings=FitSettings(num_responses=48),
+        settings=FitSettings(num_responses=num_responses, mixing=mixing),
         engine=lambda: toy,
         content_hashes={name: name for name in toy.spec.member_names},
         cache=cache,
@@ -119,6 +134,65 @@ def test_a_mean_of_gains_is_nearly_the_best_possible(
     assert float((aims_AO @ toy.gains(result.weights_K))[0]) > toy.best(aims_AO) - 0.03
     assert result.measured.multipliers is None
     assert result.importance_O == pytest.approx(aims_AO[0])
+
+
+@pytest.fixture(scope="module")
+def adapters() -> Tuned:
+    """The same policies as adapters of one base, whose mean of parameters is no mixture."""
+    toy = Tuned()
+    base = Policy(name="reference", model="base")
+    toy.spec = replace(toy.spec, reference=base, base="base")
+    return toy
+
+
+@pytest.mark.parametrize(
+    ("aim", "aims_AO"), [("max-min-reward", np.eye(3)), ("mean", np.full((1, 3), 1 / 3))]
+)
+def test_the_mean_of_parameters_is_fitted_to_rewards(
+    adapters: Tuned, tmp_path: Path, aim: str, aims_AO: Floats
+) -> None:
+    """The answer is a local optimum of what the mean of the parameters truly gains."""
+    result = fit(adapters, tmp_path, aim, mixing="parameters", num_responses=96)
+    reached_O = adapters.gains(result.weights_K, "parameters")
+    best = adapters.best(aims_AO, "parameters", near_K=result.weights_K)
+    uniform = (aims_AO @ adapters.gains(np.full(3, 1 / 3), "parameters")).min()
+    assert best > uniform + 0.02, "a world in which there is nothing to fit"
+    assert (aims_AO @ reached_O).min() > best - 0.015
+    if aim == "max-min-reward":
+        of_logits_O = adapters.gains(result.weights_K)
+        assert np.abs(reached_O - of_logits_O).max() > 0.05, "one law for both ways"
+    for gain, (low, high) in zip(reached_O, result.measured.gain_interval.values(), strict=True):
+        assert low - 0.02 < gain < high + 0.02
+
+
+def test_slopes_of_mixed_parameters_are_those_of_the_gains(adapters: Tuned, tmp_path: Path) -> None:
+    """Score functions by finite differences give dG/dw along the simplex."""
+    w = np.array([0.5, 0.2, 0.3])
+    sampling = Sampling(
+        FitInputs(
+            spec=adapters.spec,
+            prompts=adapters.prompts,
+            settings=FitSettings(num_responses=2000, mixing="parameters"),
+            engine=lambda: adapters,
+            content_hashes={},
+            cache=tmp_path,
+            quiet=True,
+        ),
+        num_responses=1,
+        takes_differences=True,
+    )
+    batch = sampling.draw(w, adapters.prompts, seed=0, title="", mixing="parameters")
+    rewards_NO = judged_rewards(batch.answers, REWARDS)
+    found_OK = Judged(measured=batch.measured, gains_NO=rewards_NO).slope_per_prompt().mean(axis=0)
+    step, scale_O = 1e-4, 10.0 ** np.arange(3)
+    for j in (0, 1):
+        way = np.eye(3)[j] - np.eye(3)[2]
+        ends = [
+            adapters._rewards(np.append(w + sign * step * way, 0.0), "parameters")
+            for sign in (1, -1)
+        ]
+        true_O = (ends[0] - ends[1]) / (2 * step)
+        assert found_OK @ way / scale_O == pytest.approx(true_O, abs=0.12)
 
 
 def test_the_front_is_what_no_other_point_beats(found: RewardFitResult) -> None:
