@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from prefmix.weights.engines.errors import EngineError
+from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.remote import RemoteEngine
+from prefmix.weights.evaluation.pairwise_judges import ChatJudge, in_both_orders
 from prefmix.weights.store.format import parse
 from support.engines import AdaptedBase
 from support.fit.engine_law import PROMPTS, check_engine, mixture
@@ -26,7 +29,7 @@ def server(
     words = [f"--policy={member.name}={member.model}" for member in spec.policies]
     assert spec.reference is not None
     words.append(f"--reference=reference={spec.reference.model}")
-    flags = ["--", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
+    flags = ["--", "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
     running = ServerProcess(tmp_path_factory.mktemp("fit"), [*words, *flags], preloaded=preloaded)
     try:
         yield running.wait_ready()
@@ -68,6 +71,21 @@ def test_fit_command_writes_a_store_that_serves(
         said = ("version 1, profile 'mixture'", "version 1 -> 2, profile 'reference'")
         assert said[number - 1] in done.stdout
         assert (tmp_path / f"{sampler}-report" / "report.html").exists()
+
+
+def test_a_real_endpoint_judges_pairs(server: ServerProcess) -> None:
+    """Any of its words is a verdict or none; what it refuses is told in its own words."""
+    url = f"{server.url}/v1"
+    prompts = [Prompt(id="0", text="a b")] * 4
+    judge = ChatJudge(url, model="mixture", criterion="kind")
+    found = in_both_orders(judge, prompts, ["a", "b", "a b", ""], ["b", "a", "c", "d"])
+    assert len(found) == 4
+    assert set(found) <= {None, 0.0, 0.25, 0.5, 0.75, 1.0}
+    other = ChatJudge(url, model="no-such-model", criterion="kind")
+    with pytest.raises(EngineError, match=r"404: .*no-such-model"):
+        other(prompts[:1], ["a"], ["b"])
+    with pytest.raises(EngineError, match=r"400: .*(context|token)"):
+        judge(prompts[:1], ["a b " * 2000], ["b"])
 
 
 REWARDS = [f"--reward={name}=prefmix.policies.demo.judges:{name}" for name in ("concise", "polite")]

@@ -100,7 +100,7 @@ class DemoWorld:
         return found
 
     def kls_near(self, weights_WK: Floats, drawn_at_K: Floats, *, each: int, seed: int) -> Floats:
-        """KL(mixture || policy) at several weights, from one sample of the mixture near them, [W, K].
+        """KL(mixture || policy) at several weights, from one sample near them, [W, K].
 
         The sample's responses are read by every policy, and count by their probability at the
         weights over that at `drawn_at_K`; so differences between weights have little noise.
