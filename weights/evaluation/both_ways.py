@@ -12,11 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from prefmix.weights.evaluation.evaluation import Evaluation
 from prefmix.weights.fit.sequence_level.objective import Floats
-from prefmix.weights.intervals.means import mean_intervals
+from prefmix.weights.intervals.means import known_mean_intervals
 
 ALIKE, APART = 1.6, 8.5
 """The rule of thumb: KLs between policies, in nats a token, up to which both ways earned about the
@@ -179,15 +177,7 @@ def to_dicts(found: Evaluation) -> dict[str, list[dict[str, object]]]:
 
 def _differences(difference_PX: Floats) -> list[Told]:
     """The means over prompts, those without a number left out, with their intervals."""
-    told = []
-    for difference_P in difference_PX.T:
-        numbers_P1 = difference_P[np.isfinite(difference_P), None]
-        if not len(numbers_P1):  # the reward applies to no prompt's answers of both
-            told.append((np.nan, np.nan, np.nan))
-            continue
-        ((low, high),) = mean_intervals(numbers_P1)
-        told.append((float(numbers_P1.mean()), low, high))
-    return told
+    return [(value, *interval) for value, interval in known_mean_intervals(difference_PX)]
 
 
 def _key(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:

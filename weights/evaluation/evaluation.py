@@ -1,10 +1,9 @@
 """The measurements of an evaluation and what follows from them: means, win rates, intervals.
 
-The answers to a prompt are one observation. Intervals come from resampling the prompts, with the
-same samples for all rows, so that variance which the rows share does not widen the intervals of
-their differences.
+The answers to a prompt are one observation. All rows answer the same prompts, so that variance they
+share does not widen the intervals of their differences (prefmix.weights.intervals).
 
-Shapes: R rows, P prompts, J responses a prompt, O objectives, M members, B resamplings.
+Shapes: R rows, P prompts, J responses a prompt, O objectives, M members.
 """
 
 from __future__ import annotations
@@ -16,12 +15,9 @@ import numpy as np
 
 from prefmix.weights.evaluation.weighting import Weighting
 from prefmix.weights.fit.sequence_level.objective import Floats
-from prefmix.weights.intervals.means import Interval, mean_intervals
+from prefmix.weights.intervals.means import Interval, known_mean_intervals, mean_intervals
 from prefmix.weights.intervals.smallest_means import lead, smallest_mean
 from prefmix.weights.store.text_tables import aligned
-
-NUM_RESAMPLINGS = 1000
-_ENDS = [0.025, 0.975]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +77,20 @@ class Evaluation:
         return _mean_of_numbers(wins_RPJJO.reshape(pairs), axis=2)
 
     @cached_property
-    def wins_BRO(self) -> Floats:
-        """Win rates resampled over prompts, [B + 1, R, O]; the first sample is the data itself."""
-        num_prompts = self.rewards_RPJO.shape[1]
-        picks_BP = np.random.default_rng(self.seed).integers(
-            num_prompts, size=(NUM_RESAMPLINGS, num_prompts)
-        )
-        own = np.arange(num_prompts)
-        wins_RPO = self.wins_RPO
-        return np.stack([_mean_of_numbers(wins_RPO[:, p], axis=1) for p in (own, *picks_BP)])
+    def wins_RO(self) -> list[list[tuple[float, Interval]]]:
+        """Win rate and its 95 % interval by row and objective."""
+        return [
+            [(rate, (max(0.0, low), min(1.0, high))) for rate, (low, high) in found]
+            for found in map(known_mean_intervals, self.wins_RPO)
+        ]
+
+    @property
+    def reward_intervals_RO(self) -> list[list[Interval]]:
+        """95 % interval of the mean reward by row and objective."""
+        return [
+            [interval for _, interval in known_mean_intervals(means_PO)]
+            for means_PO in self.mean_rewards_RPO
+        ]
 
     @cached_property
     def smallest_R(self) -> tuple[tuple[float, Interval], ...]:
@@ -109,12 +110,11 @@ class Evaluation:
     @property
     def cells(self) -> list[list[str]]:
         """The table: mean rewards, win rates ± half of their 95 % interval, their minimum, KLs."""
-        wins_BRO = self.wins_BRO
         heading = ["", *self.objectives, *(f"win {name}" for name in self.objectives), "min win"]
         heading += ["tokens", *(f"KL to {name}" for name in self.members)]
         lines = [heading]
         for index, row in enumerate(self.rows):
-            wins = [_interval(wins_BRO[:, index, k]) for k in range(len(self.objectives))]
+            wins = [_told(*found) for found in self.wins_RO[index]]
             lines.append(
                 [
                     row.name,
@@ -140,7 +140,7 @@ class Evaluation:
         }
 
     def _row_dict(self, index: int, row: Weighting) -> dict[str, object]:
-        wins_BO, (smallest, interval) = self.wins_BRO[:, index], self.smallest_R[index]
+        smallest, interval = self.smallest_R[index]
         return {
             "name": row.name,
             "weights": dict(row.weights),
@@ -149,8 +149,9 @@ class Evaluation:
             **({} if row.shares is None else {"parameter_average": dict(row.shares)}),
             "rewards": self.rewards_RO[index].tolist(),
             "reward_errors": self.reward_errors_RO[index].tolist(),
-            "win_rates": wins_BO[0].tolist(),
-            "win_rate_intervals": np.nanquantile(wins_BO[1:], _ENDS, axis=0).T.tolist(),
+            "reward_intervals": [list(each) for each in self.reward_intervals_RO[index]],
+            "win_rates": [rate for rate, _ in self.wins_RO[index]],
+            "win_rate_intervals": [list(each) for _, each in self.wins_RO[index]],
             "smallest_win_rate": smallest,
             "smallest_win_rate_interval": list(interval),
             "tokens": float(self.tokens_R[index]),
@@ -174,11 +175,6 @@ def _mean_of_numbers(values: Floats, *, axis: int) -> Floats:
     sums = np.nansum(values, axis=axis)
     means: Floats = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
     return means
-
-
-def _interval(samples_B: Floats) -> str:
-    low, high = np.nanquantile(samples_B[1:], _ENDS)
-    return _told(samples_B[0], (low, high))
 
 
 def _told(value: float, interval: Interval) -> str:

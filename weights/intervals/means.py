@@ -32,6 +32,20 @@ def mean_intervals(values_PF: Floats) -> list[Interval]:
     return list(zip((mean_F - half_F).tolist(), (mean_F + half_F).tolist(), strict=True))
 
 
+def known_mean_intervals(values_PF: Floats) -> list[tuple[float, Interval]]:
+    """The mean of each column and its interval, by Student's t; observations that are missing
+    (NaN) are left out. NaNs for a column without any."""
+    found = []
+    for values_P in values_PF.T:
+        known_P1 = values_P[np.isfinite(values_P), None]
+        if not len(known_P1):
+            found.append((np.nan, (np.nan, np.nan)))
+            continue
+        (interval,) = mean_intervals(known_P1)
+        found.append((float(known_P1.mean()), interval))
+    return found
+
+
 def interval_of_largest(
     values_PF: Floats, *, is_picked: bool = False, seed: int = 0
 ) -> tuple[float, Interval]:

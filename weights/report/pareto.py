@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -32,7 +33,8 @@ def pareto(found: Evaluation, first: int, second: int, theme: Theme) -> Figure:
     """
     figure, axes = new_axes(theme, height=3.8)
     points_R2 = found.rewards_RO[:, [first, second]]
-    bars_R2 = 1.96 * found.reward_errors_RO[:, [first, second]]
+    ends_RO2 = np.array(found.reward_intervals_RO)
+    bars_R2 = (ends_RO2[..., 1] - ends_RO2[..., 0])[:, [first, second]] / 2
     front = sorted(pareto_optimal(points_R2), key=lambda index: float(points_R2[index, 0]))
     axes.plot(*points_R2[front].T, color=theme.palette[6], lw=1.0, ls="--", zorder=1)
     looks = _looks(found, theme)

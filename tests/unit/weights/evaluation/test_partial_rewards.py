@@ -41,7 +41,7 @@ def test_answers_without_a_reward_are_left_out() -> None:
         # The first prompt is won twice of two, the second once of two; the third does not count.
         assert found.wins_RPO[1, :2, 1].tolist() == [1.0, 0.5]
         assert np.isnan(found.wins_RPO[1, 2, 1])
-        assert found.wins_BRO[0, 1].tolist() == [1.0, 0.75]
+        assert [rate for rate, _ in found.wins_RO[1]] == [1.0, 0.75]
         assert found.smallest_R[1][0] == 0.75
         assert "0.750" in found.table()
         assert verdict(found)
