@@ -1,4 +1,4 @@
-"""What the coverage tables of tests/bench share: does an interval hold the truth, and how often."""
+"""Steps of the coverage tables of tests/bench: does an interval hold the truth, and how often?"""
 
 from __future__ import annotations
 
