@@ -28,8 +28,10 @@ def check_hub(spec: MixtureSpec) -> None:
 
     Raises: CheckpointFilesError naming the member and folders whose names are alike.
     """
-    for policy in (*spec.checkpoints, *spec.adapters):
-        if cached_folder(policy.model, policy.revision) is not None:
+    known_by = [(policy, "config.json") for policy in spec.checkpoints]
+    known_by += [(policy, "adapter_config.json") for policy in spec.adapters]
+    for policy, file in known_by:
+        if cached_folder(policy.model, policy.revision, holds=file) is not None:
             continue
         reason = _unreachable()
         if reason is None:

@@ -77,8 +77,11 @@ def unsafe_file(model: str, revision: str | None = None) -> Path | None:
     return next((path for path in files if not path.name.startswith(_NOT_PARAMETERS)), None)
 
 
-def cached_folder(model: str, revision: str | None) -> Path | None:
-    """The folder of a local model, or of a hub id in the hub's cache; None if it is not cached."""
+def cached_folder(model: str, revision: str | None, *, holds: str = "config.json") -> Path | None:
+    """The folder of a local model, or of a hub id in the hub's cache; None if it is not cached.
+
+    Args: holds: the file by which it is known that a hub id is cached.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         return path
@@ -86,7 +89,7 @@ def cached_folder(model: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        config = try_to_load_from_cache(model, "config.json", revision=revision)
+        config = try_to_load_from_cache(model, holds, revision=revision)
     except HFValidationError:  # not a hub id either; the loader reports that
         return None
     return Path(config).parent if isinstance(config, str) else None

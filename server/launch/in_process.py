@@ -47,13 +47,15 @@ def import_vllm(spec: MixtureSpec | None = None) -> None:
 
 
 def check_files(config: ServeConfig, spec: MixtureSpec) -> None:
-    """Checks the members' files as far as neither torch nor vLLM is needed.
+    """Checks the members' files, and that the hub can be asked for those that are not here.
 
-    Raises: CheckpointFilesError.
+    Needs neither torch nor vLLM. Raises: CheckpointFilesError.
     """
+    from prefmix.mixing.checkpoints.hub import check_hub
     from prefmix.mixing.checkpoints.safe_files import check_safe_files
     from prefmix.mixing.checkpoints.whole_files import check_whole_files
 
+    check_hub(spec)
     if not config.allow_unsafe_weights:
         check_safe_files(spec)
     check_whole_files(spec)
@@ -67,10 +69,8 @@ def check_models(
     Raises: CompatibilityError, CheckpointFilesError.
     """
     from prefmix.mixing.checkpoints.compatibility import check_members
-    from prefmix.mixing.checkpoints.hub import check_hub
 
     check_files(config, spec)
-    check_hub(spec)
     return check_members(spec, trust_remote_code=trust_remote_code)
 
 

@@ -94,9 +94,8 @@ def test_the_commands_run_as_printed(shell: Shell) -> None:
         "polite": pytest.approx(0.6),
         "reference": 0,
     }
-    head, _, body = said[
-        "docs/candidates.md: curl -i http://127.0.0.1:8000/v1/completions"
-    ].partition("\r\n\r\n")
+    picked = said["docs/candidates.md: curl -i http://127.0.0.1:8000/v1/completions"]
+    head, _, body = picked.partition("\n\n")
     assert "x-prefmix-ess: " in head
     assert json.loads(body)["choices"][0]["preference_candidates"]["num_candidates"] == 8
     changed = json.loads(said["docs/profiles.md: curl -s -X"])

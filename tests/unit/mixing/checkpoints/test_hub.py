@@ -49,6 +49,22 @@ def test_folders_need_no_hub(tmp_path: Path) -> None:
     check_hub(spec(str(tmp_path / "a")))
 
 
+def test_cached_models_and_adapters_need_no_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name, file in (("base", "config.json"), ("lora", "adapter_config.json")):
+        cached = tmp_path / "hub" / f"models--org--{name}"
+        (cached / "snapshots" / "abc").mkdir(parents=True)
+        (cached / "snapshots" / "abc" / file).write_text("{}")
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text("abc")
+    adapter = Policy(name="a", model="org/lora")
+    check_hub(MixtureSpec(policies=(adapter,), base="org/base"))
+    with pytest.raises(CheckpointFilesError, match="'org/lora' is no folder here"):
+        check_hub(spec("org/lora"))
+
+
 def test_a_hub_that_can_be_reached_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hub:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")

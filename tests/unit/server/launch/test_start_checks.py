@@ -22,6 +22,8 @@ from prefmix.server.launch.start_checks import (
 from support.checkpoints.tiny_policies import save_policy
 from support.server_process import PREFMIX, free_port
 
+POLICY = Path(__file__).resolve().parents[4] / "policies" / "demo" / "checkpoints" / "polite"
+
 
 def test_an_admin_port_needs_a_token_and_to_be_another_port() -> None:
     policies: Any = {"a": {"model": "org/a"}}
@@ -35,7 +37,7 @@ def test_an_admin_port_needs_a_token_and_to_be_another_port() -> None:
 
 
 def check(environ: dict[str, str], *passthrough: str, **fields: Any) -> None:
-    config = ServeConfig.model_validate({"policies": {"a": "org/a"}, **fields})
+    config = ServeConfig.model_validate({"policies": {"a": str(POLICY)}, **fields})
     check_before_vllm(config, config.spec(), passthrough, environ)
 
 
@@ -118,7 +120,7 @@ def test_files_of_tls_are_read_before_the_engine_starts(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("what", ["key file", "store", "open address", "policy"])
+@pytest.mark.parametrize("what", ["key file", "store", "open address", "policy", "hub"])
 def test_what_can_be_known_is_said_before_vllm_is_imported(tmp_path: Path, what: str) -> None:
     """-X importtime names on stderr every module that was imported."""
     policy = save_policy(tmp_path / "a", seed=1)
@@ -131,6 +133,9 @@ def test_what_can_be_known_is_said_before_vllm_is_imported(tmp_path: Path, what:
         part = f"the folder {tmp_path / 'absent'} of the weights store w.json does not exist"
     elif what == "open address":
         words, part = ["--host", "0.0.0.0"], "there is no API key"
+    elif what == "hub":
+        words, environ = ["--policy=b=helpfull"], {"HF_HUB_OFFLINE": "1"}
+        part = "policy 'b': 'helpfull' is no folder here, is not in the hub's cache"
     else:
         file = policy / "model.safetensors"
         file.write_bytes(file.read_bytes()[:1000])
