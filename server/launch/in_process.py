@@ -88,15 +88,25 @@ def start_engine(
     import_vllm()
     from prefmix.server.launch.engine_args import build_arguments
 
-    return start_on(build_arguments(config, spec, passthrough))
+    systems = config.prompts().systems
+    return start_on(
+        build_arguments(config, spec, passthrough),
+        systems_M=[systems.get(name) for name in spec.member_names],
+    )
 
 
-def start_on(arguments: Namespace, objects: Mapping[str, Any] | None = None) -> LocalEngine:
+def start_on(
+    arguments: Namespace,
+    objects: Mapping[str, Any] | None = None,
+    *,
+    systems_M: Sequence[str | None] = (),
+) -> LocalEngine:
     """Starts vLLM in this process.
 
     Args:
       arguments: of `build_arguments`.
       objects: engine arguments that no command line can carry; they replace those of `arguments`.
+      systems_M: the system message of each member, None for one without.
     Raises: EngineError if the engine does not pass its check of itself.
     """
     from vllm import LLM
@@ -114,6 +124,7 @@ def start_on(arguments: Namespace, objects: Mapping[str, Any] | None = None) -> 
                 "chat_template_content_format": arguments.chat_template_content_format,
                 "chat_template_kwargs": arguments.default_chat_template_kwargs or {},
             },
+            systems_M=systems_M,
         )
 
 

@@ -18,12 +18,17 @@ from typing import Any, Protocol
 
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec, hf_overrides
+from prefmix.mixing.system_texts import with_system
 from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.engines.errors import EngineError
+from prefmix.weights.engines.member_prompts import (
+    MemberPrompts,
+    PromptTokens,
+    Tokens,
+    as_engine_takes,
+)
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.whole_steps import nothing_left_behind
-
-Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,12 +64,12 @@ class Response:
 class Engine(Protocol):
     """Draws and scores responses: vLLM in this process, or a running server."""
 
-    def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
+    def tokenize(self, prompts: Sequence[Prompt]) -> Sequence[PromptTokens]:
         """Prompt tokens, chat template applied."""
 
     def sample(
         self,
-        prompts: Sequence[Tokens],
+        prompts: Sequence[PromptTokens],
         weights_M: Sequence[float],
         *,
         num_responses: int,
@@ -77,7 +82,7 @@ class Engine(Protocol):
 
     def score(
         self,
-        pairs: Sequence[tuple[Tokens, Tokens]],
+        pairs: Sequence[tuple[PromptTokens, Tokens]],
         weights_M: Sequence[float],
         *,
         mixing: Mixing = "logits",
@@ -106,16 +111,25 @@ def set_environment() -> None:
 class LocalEngine:
     """vLLM in this process."""
 
-    def __init__(self, llm: Any, *, chat_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        *,
+        chat_options: Mapping[str, Any] | None = None,
+        systems_M: Sequence[str | None] = (),
+    ) -> None:
         """Checks the engine (prefmix.mixing.engine.self_check).
 
         Args:
           llm: a `vllm.LLM` that runs the mixture.
           chat_options: arguments of its `chat` that conversations are written with.
+          systems_M: the system message that each member reads before every conversation, None for a
+            member without; empty if none has one.
         Raises: EngineError if a policy, or the mixture, cannot be served as it should.
         """
         self.llm = llm
         self.chat_options = dict(chat_options or {})
+        self.systems_M = tuple(systems_M)
         self._measures = False
         llm.collective_rpc("prefmix_check_rows")
         _check(llm)
@@ -143,15 +157,35 @@ class LocalEngine:
         }
         return cls(LLM(**{**options, **mixture}))
 
-    def tokenize(self, prompts: Sequence[Prompt]) -> list[Tokens]:
-        """Prompt tokens, chat template applied."""
+    def tokenize(self, prompts: Sequence[Prompt]) -> list[PromptTokens]:
+        """Prompt tokens, chat template applied; by member where a policy has a system message.
+
+        Raises: EngineError for a text, which has no place for a system message.
+        """
         encode = self.llm.get_tokenizer().encode
-        return [
-            self.chat_tokens(prompt.messages or ())
-            if prompt.text is None
-            else tuple(encode(prompt.text))
-            for prompt in prompts
-        ]
+        found: list[PromptTokens] = []
+        for prompt in prompts:
+            if prompt.text is None:
+                found.append(self.chat_prompts(prompt.messages or ()))
+                continue
+            if any(self.systems_M):
+                raise EngineError(
+                    f"prompt {prompt.id!r} is a text, and the policies' system messages stand in "
+                    "conversations; give it as messages, or drop the policies' prompts"
+                )
+            found.append(tuple(encode(prompt.text)))
+        return found
+
+    def chat_prompts(self, messages: Sequence[Mapping[str, Any]]) -> PromptTokens:
+        """The tokens of a conversation, by member where a policy has a system message."""
+        if not any(self.systems_M):
+            return self.chat_tokens(messages)
+        return MemberPrompts(
+            tuple(
+                self.chat_tokens(messages if text is None else with_system(text, messages))
+                for text in self.systems_M
+            )
+        )
 
     def chat_tokens(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
@@ -160,14 +194,18 @@ class LocalEngine:
 
         transformers' own method would leave the parts of a message's content as they are.
         """
-        (written,) = self.llm._preprocess_chat(
-            [list(messages)], add_generation_prompt=add_generation_prompt, **self.chat_options
+        return self.written(
+            messages, add_generation_prompt=add_generation_prompt, **self.chat_options
         )
-        return tuple(written["prompt_token_ids"])
+
+    def written(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Tokens:
+        """The tokens of a conversation. Args: options: of vLLM's `chat`, on how it is written."""
+        (found,) = self.llm._preprocess_chat([list(messages)], **options)
+        return tuple(found["prompt_token_ids"])
 
     def sample(
         self,
-        prompts: Sequence[Tokens],
+        prompts: Sequence[PromptTokens],
         weights_M: Sequence[float],
         *,
         num_responses: int,
@@ -185,6 +223,7 @@ class LocalEngine:
             self.llm.collective_rpc("prefmix_start_statistics", args=(0,))
             self._measures = True
         keys = [uuid.uuid4().hex for _ in prompts]
+        taken = [as_engine_takes(prompt, weights_M) for prompt in prompts]
         params = [
             SamplingParams(
                 n=num_responses,
@@ -194,13 +233,13 @@ class LocalEngine:
                 seed=seed + index * num_responses,
                 detokenize=False,
                 extra_args={
-                    **wire.to_extra_args(weights_M, mixing),
+                    **wire.to_extra_args(weights_M, mixing, heads_M),
                     **({wire.MEASURE_KEY: key} if is_measured else {}),
                 },
             )
-            for index, key in enumerate(keys)
+            for index, (key, (_, heads_M)) in enumerate(zip(keys, taken, strict=True))
         ]
-        outputs = self._generate(prompts, params)
+        outputs = self._generate([tokens for tokens, _ in taken], params)
         # All tokens at once: vLLM would decode them one by one.
         decode = self.llm.get_tokenizer().decode
         return [
@@ -225,7 +264,7 @@ class LocalEngine:
 
     def score(
         self,
-        pairs: Sequence[tuple[Tokens, Tokens]],
+        pairs: Sequence[tuple[PromptTokens, Tokens]],
         weights_M: Sequence[float],
         *,
         mixing: Mixing = "logits",
@@ -235,12 +274,16 @@ class LocalEngine:
 
     def score_tokens(
         self,
-        pairs: Sequence[tuple[Tokens, Tokens]],
+        pairs: Sequence[tuple[PromptTokens, Tokens]],
         weights_M: Sequence[float],
         *,
         mixing: Mixing = "logits",
     ) -> list[list[float]]:
-        """Log-probability of each token of each (prompt, response) pair's response, in nats."""
+        """Log-probability of each token of each (prompt, response) pair's response, in nats.
+
+        Raises: EngineError if members with weight read different prompts, under which the tokens
+          of one text have no probability.
+        """
         from vllm import SamplingParams
 
         params = SamplingParams(
@@ -249,14 +292,20 @@ class LocalEngine:
             detokenize=False,
             extra_args=wire.to_extra_args(weights_M, mixing),
         )
-        whole = [prompt + response for prompt, response in pairs]
-        outputs = self._generate(whole, params)
+        taken = [as_engine_takes(prompt, weights_M) for prompt, _ in pairs]
+        if any(heads_M is not None for _, heads_M in taken):
+            raise EngineError(
+                "responses are scored under one policy each where policies have prompts of their "
+                "own; give one policy all the weight"
+            )
+        read = [(tokens, response) for (tokens, _), (_, response) in zip(taken, pairs, strict=True)]
+        outputs = self._generate([tokens + response for tokens, response in read], params)
         return [
             [
                 step[token].logprob
-                for step, token in zip(output.prompt_logprobs[len(prompt) :], response, strict=True)
+                for step, token in zip(output.prompt_logprobs[len(tokens) :], response, strict=True)
             ]
-            for (prompt, response), output in zip(pairs, outputs, strict=True)
+            for (tokens, response), output in zip(read, outputs, strict=True)
         ]
 
     def _generate(self, prompts: Sequence[Tokens], params: Any) -> Any:

@@ -16,7 +16,8 @@ import httpx
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.ways_to_mix import Mixing
-from prefmix.weights.engines.local import Figures, Response, Tokens
+from prefmix.weights.engines.local import Figures, Response
+from prefmix.weights.engines.member_prompts import MemberPrompts, PromptTokens, Tokens
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.proxies import may_use_proxy
 
@@ -55,6 +56,13 @@ class RemoteEngine:
             transport=None if may_use_proxy(self.url) else httpx.HTTPTransport(),
         )
         self._mixture = self._json("GET", "/v1/mixture")
+        prompted = [each["name"] for each in _members(self._mixture) if each.get("has_prompt")]
+        if prompted:
+            self.close()
+            raise RemoteError(
+                f"{self.url} gives {prompted[0]!r} a prompt of its own, which it does not tell; "
+                "fit and evaluate with its configuration file instead, in this process"
+            )
         self.spec = _spec(self._mixture)
         self._at_once: int = self._mixture.get("answers_at_once", CONCURRENCY * BATCH)
 
@@ -85,7 +93,7 @@ class RemoteEngine:
 
     def sample(
         self,
-        prompts: Sequence[Tokens],
+        prompts: Sequence[PromptTokens],
         weights_M: Sequence[float],
         *,
         num_responses: int,
@@ -125,7 +133,7 @@ class RemoteEngine:
 
         pieces = [
             (prompt, seed + index * num_responses + begin, min(size, num_responses - begin))
-            for index, prompt in enumerate(prompts)
+            for index, prompt in enumerate(map(_plain, prompts))
             for begin in range(0, num_responses, size)
         ]
         responses = [
@@ -136,7 +144,7 @@ class RemoteEngine:
 
     def score(
         self,
-        pairs: Sequence[tuple[Tokens, Tokens]],
+        pairs: Sequence[tuple[PromptTokens, Tokens]],
         weights_M: Sequence[float],
         *,
         mixing: Mixing = "logits",
@@ -160,7 +168,8 @@ class RemoteEngine:
             ]
 
         size = min(BATCH, self._share)
-        batches = [pairs[begin : begin + size] for begin in range(0, len(pairs), size)]
+        plain = [(_plain(prompt), response) for prompt, response in pairs]
+        batches = [plain[begin : begin + size] for begin in range(0, len(plain), size)]
         found = self._concurrently(some, batches, cost=size)
         return [score for scores in found for score in scores]
 
@@ -212,6 +221,11 @@ class RemoteEngine:
         raise RemoteError(f"{self.url}{path} answered {answer.status_code}: {answer.text:.300}")
 
 
+def _plain(prompt: PromptTokens) -> Tokens:
+    assert not isinstance(prompt, MemberPrompts), "servers keep their policies' prompts"
+    return prompt
+
+
 def _figures(described: dict[str, Any] | None, members: Sequence[str]) -> Figures | None:
     """The figures of a choice, from its attribution: means over tokens become sums."""
     if described is None or not described["num_tokens"]:
@@ -230,6 +244,11 @@ def _figures(described: dict[str, Any] | None, members: Sequence[str]) -> Figure
         kl_M=tuple(total(each["mean_kl"]) for each in of_members),
         logprob_M=tuple(total(each["mean_logprob"]) for each in of_members),
     )
+
+
+def _members(mixture: dict[str, Any]) -> list[dict[str, Any]]:
+    reference = mixture["reference"]
+    return [*mixture["policies"], *([] if reference is None else [reference])]
 
 
 def _spec(mixture: dict[str, Any]) -> MixtureSpec:

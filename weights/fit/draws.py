@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.ways_to_mix import Mixing
-from prefmix.weights.engines.local import Engine, Figures, Tokens
+from prefmix.weights.engines.local import Engine, Figures
+from prefmix.weights.engines.member_prompts import MemberPrompts, PromptTokens, Tokens
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.fit.score_table import ENTROPY, KL, LOGPROB, PROPOSAL
@@ -175,7 +176,7 @@ class Draws:
                 "response_id": index,
                 "num_tokens": len(response.tokens),
                 PROPOSAL: response.logprob,
-                "prompt_tokens": list(prompt_tokens),
+                **_prompt_columns(prompt_tokens),
                 "tokens": list(response.tokens),
                 "text": response.text,
                 **_columns(response.figures, members),
@@ -253,10 +254,24 @@ def _columns(figures: Figures | None, members: Sequence[str]) -> dict[str, float
     }
 
 
-def _pairs(sample: Path) -> Iterator[tuple[Tokens, Tokens]]:
+def _prompt_columns(prompt: PromptTokens) -> dict[str, Any]:
+    """The tokens of a prompt: one list, or one for each member that reads a prompt of its own."""
+    if isinstance(prompt, MemberPrompts):
+        return {"prompt_tokens_by_member": [list(tokens) for tokens in prompt.tokens_M]}
+    return {"prompt_tokens": list(prompt)}
+
+
+def _pairs(sample: Path) -> Iterator[tuple[PromptTokens, Tokens]]:
     """The (prompt, response) pairs of one part."""
-    table = pq.read_table(sample, columns=["prompt_tokens", "tokens"]).to_pylist()
-    return ((tuple(row["prompt_tokens"]), tuple(row["tokens"])) for row in table)
+    prompts = {"prompt_tokens", "prompt_tokens_by_member"} & set(pq.read_schema(sample).names)
+    for row in pq.read_table(sample, columns=[*prompts, "tokens"]).to_pylist():
+        by_member = row.get("prompt_tokens_by_member")
+        prompt: PromptTokens = (
+            tuple(row["prompt_tokens"])
+            if by_member is None
+            else MemberPrompts(tuple(map(tuple, by_member)))
+        )
+        yield prompt, tuple(row["tokens"])
 
 
 def _write(path: Path, table: Any) -> None:

@@ -74,6 +74,11 @@ class Sampling:
             check_mixing(settings.mixing, has_base=spec.base is not None)
         except MixingError as error:
             raise FitError(f"--mixing {settings.mixing}: {error}") from None
+        if settings.mixing == "parameters" and spec.prompts_sha256 is not None:
+            raise FitError(
+                "--mixing parameters: mixed parameters are one model, which reads one prompt; fit "
+                "logits, or leave the policies' own prompts out"
+            )
         self._spec, self._prompts, self._settings = spec, list(inputs.prompts), settings
         self._content_hashes = inputs.content_hashes
         self._takes_differences = takes_differences
@@ -154,7 +159,9 @@ class Sampling:
             max_tokens=self._settings.max_tokens,
             seed=self._settings.descent.seed * 1_000 + seed,
         )
-        name = cache_name([asdict(settings), dict(self._content_hashes), hash_of_prompts(prompts)])
+        decides = [asdict(settings), dict(self._content_hashes), hash_of_prompts(prompts)]
+        own = self._spec.prompts_sha256
+        name = cache_name(decides if own is None else [*decides, own])
         drawn = self._draws.draw(
             name, prompts, settings, title=title, shifts=shifts, members=members
         )

@@ -15,6 +15,7 @@ from typing import Any
 from prefmix.mixing.name_list import listed
 from prefmix.mixing.shown_value import shown
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.system_texts import with_system
 from prefmix.server.http.body_limits import MAX_ITEMS, check_parts
 from prefmix.server.http.errors import RequestError
 
@@ -22,9 +23,6 @@ FIELD = "preference_prompts"
 NEGATIVE_FIELD = "negative_prompt"
 """The same for the reference of a server of one policy and a reference, by the name that users of
 guidance know."""
-
-_SEPARATOR = "\n\n"
-"""Between a policy's system text and the client's own system message."""
 
 _FORMS = {
     "chat": 'a system text, or {"messages": [...]}, a whole conversation',
@@ -52,19 +50,6 @@ class OwnPrompt:
 
 AS_GIVEN = OwnPrompt()
 """The request's own prompt."""
-
-
-def with_system(text: str, messages: Sequence[Any]) -> list[Any]:
-    """The conversation with one system message that begins with a text."""
-    first: Any = messages[0] if messages else {}
-    if first.get("role") != "system":
-        return [{"role": "system", "content": text}, *messages]
-    content = first.get("content") or ""
-    if isinstance(content, str):
-        merged: Any = f"{text}{_SEPARATOR}{content}" if content else text
-    else:
-        merged = [{"type": "text", "text": text + _SEPARATOR}, *content]
-    return [{**first, "content": merged}, *messages[1:]]
 
 
 def prompts_of_body(

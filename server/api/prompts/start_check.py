@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefmix.server.api.prompts.own_prompt import with_system
+from prefmix.mixing.system_texts import with_system
 from prefmix.server.config.prompt_settings import PromptSettings
 
 _MESSAGES = [{"role": "user", "content": "Hello."}]

@@ -15,7 +15,8 @@ from scipy.special import log_softmax
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.ways_to_mix import Mixing
-from prefmix.weights.engines.local import Figures, Response, Tokens
+from prefmix.weights.engines.local import Figures, Response
+from prefmix.weights.engines.member_prompts import Tokens
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.fit.sequence_level.objective import Floats
 

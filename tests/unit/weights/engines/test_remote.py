@@ -149,3 +149,12 @@ def test_figures_are_sums_of_an_attribution_over_its_tokens() -> None:
     assert math.isnan(found.kl_M[1])
     assert math.isnan(found.logprob_M[1])
     assert _figures(None, ("a", "b")) is None
+
+
+def test_a_server_that_keeps_its_policies_prompts_is_refused() -> None:
+    server = Server()
+    policy = {"name": "kind", "model": "org/one", "revision": None, "has_prompt": True}
+    server.described = {"policies": [policy]}
+    message = "gives 'kind' a prompt of its own, which it does not tell"
+    with serving(server) as running, pytest.raises(RemoteError, match=message), connected(running):
+        pass

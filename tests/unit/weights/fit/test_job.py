@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from prefmix.weights.engines.prompts import PromptsError, read_prompts
+from prefmix.mixing.spec import Policy
+from prefmix.weights.engines.member_prompts import MemberPrompts
+from prefmix.weights.engines.prompts import Prompt, PromptsError, read_prompts
 from prefmix.weights.fit.job import FitJob
 from prefmix.weights.fit.sampling import FitInputs
 from prefmix.weights.fit.score_table import ScoreTable
@@ -87,6 +91,61 @@ def test_a_killed_fit_goes_on_to_the_same_result(tmp_path: Path) -> None:
     resumed = job(toy, tmp_path / "b", num_responses=8, num_rounds=3).run()
     assert (resumed.weights_K == whole.weights_K).all()
     assert toy.calls["sample"] + toy.calls["score"] == len(parts[::2])
+
+
+class PromptedToy(ToyEngine):
+    """The same law, whose members each read a prompt of their own: ten times the number, and the
+    member's."""
+
+    def tokenize(self, prompts: Sequence[Prompt]) -> Any:
+        members = range(self.spec.num_members)
+        return [
+            MemberPrompts(
+                tuple((int(prompt.id) * 10 + member,) * (1 + member) for member in members)
+            )
+            for prompt in prompts
+        ]
+
+    def _number(self, prompt: Any) -> tuple[int]:
+        (number,) = {tokens[0] // 10 for tokens in prompt.tokens_M}
+        assert [tokens[0] % 10 for tokens in prompt.tokens_M] == [0, 1, 2, 3]
+        assert [len(tokens) for tokens in prompt.tokens_M] == [1, 2, 3, 4]
+        return (number,)
+
+    def sample(self, prompts: Any, *args: Any, **settings: Any) -> Any:
+        return super().sample([self._number(prompt) for prompt in prompts], *args, **settings)
+
+    def score(self, pairs: Any, *args: Any, **settings: Any) -> Any:
+        plain = [(self._number(prompt), tokens) for prompt, tokens in pairs]
+        return super().score(plain, *args, **settings)
+
+
+@pytest.mark.parametrize("sampler", ["mixture", "reference"])
+def test_each_member_is_scored_under_its_own_prompt_after_a_kill_too(
+    tmp_path: Path, sampler: str
+) -> None:
+    small = {"num_responses": 8, "num_rounds": 3, "sampler": sampler}
+    plain = job(ToyEngine(seed=4), tmp_path / "plain", **small).run()
+    prompted = PromptedToy(seed=4)
+    prompted.spec = replace(prompted.spec, has_prompts=True, prompts_sha256="a" * 64)
+    result = job(prompted, tmp_path / "own", **small).run()
+    assert (result.weights_K == plain.weights_K).all()
+    for part in (tmp_path / "own").rglob("score-*.parquet"):
+        part.unlink()
+    again = job(prompted, tmp_path / "own", **small).run()
+    assert (again.weights_K == plain.weights_K).all()
+    other = PromptedToy(seed=4)
+    other.spec = replace(prompted.spec, prompts_sha256="b" * 64)
+    job(other, tmp_path / "own", **small).run()
+    assert other.calls["sample"] > 0, "responses to other prompts were taken for its own"
+
+
+def test_parameters_of_policies_with_prompts_of_their_own_are_not_mixed(tmp_path: Path) -> None:
+    toy = ToyEngine()
+    base = Policy(name="reference", model="base")
+    toy.spec = replace(toy.spec, reference=base, base="base", prompts_sha256="a" * 64)
+    with pytest.raises(FitError, match="one model, which reads one prompt"):
+        job(toy, tmp_path, mixing="parameters").run()
 
 
 def test_other_settings_prompts_or_policies_are_other_draws(tmp_path: Path) -> None:

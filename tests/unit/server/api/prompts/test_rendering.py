@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.system_texts import with_system
 from prefmix.mixing.wire import HEADS_KEY, MEASURE_KEY, WEIGHTS_KEY
-from prefmix.server.api.prompts.own_prompt import with_system
 from prefmix.server.api.prompts.rendering import render_own_prompts
 from prefmix.server.config.prompt_settings import PromptSettings
 from prefmix.server.http.errors import RequestError
