@@ -136,10 +136,18 @@ def ways_to_mix(asked: str | None, spec: MixtureSpec) -> tuple[Mixing, ...]:
 
     Args:
       asked: 'both' or one way; None is all ways that the policies have.
-    Raises: CommandError for a way that full checkpoints do not have.
+    Raises: CommandError for a way that full checkpoints, or policies with prompts of their own, do
+      not have.
     """
     if asked is None:
-        return MIXINGS if spec.base is not None else ("logits",)
+        mixes_both = spec.base is not None and spec.prompts_sha256 is None
+        return MIXINGS if mixes_both else ("logits",)
+    if asked != "logits" and spec.prompts_sha256 is not None:
+        raise CommandError(
+            f"--mixing {asked}: mixed parameters are one model, which reads one prompt; leave "
+            "--mixing or the policies' own prompts out",
+            exit_code=2,
+        )
     wanted = tuple(way for way in MIXINGS if asked in (way, "both"))
     try:
         return tuple(check_mixing(way, has_base=spec.base is not None) for way in wanted)
@@ -158,12 +166,21 @@ def average_shares(
       spec: the mixture.
       profiles: its profiles.
     Returns: name of the average -> shares of the members.
-    Raises: CommandError for an unknown name, and for averages of adapters.
+    Raises: CommandError for an unknown name, and for averages of adapters, or of policies with
+      prompts of their own.
     """
     from prefmix.weights.evaluation.rows import UNIFORM, nonzero, uniform_shares
 
+    has_prompts = spec.prompts_sha256 is not None
     if asked is None:
-        asked = [UNIFORM] if len(spec.policies) > 1 and spec.base is None else []
+        can_average = len(spec.policies) > 1 and spec.base is None and not has_prompts
+        asked = [UNIFORM] if can_average else []
+    elif has_prompts and set(asked) - {"none"}:
+        raise CommandError(
+            "--average is one model, which reads one prompt; leave --average or the policies' own "
+            "prompts out",
+            exit_code=2,
+        )
     elif spec.base is not None and set(asked) - {"none"}:
         raise CommandError(
             "--average loads one more checkpoint, and adapters of one base need none: the rows "

@@ -87,7 +87,8 @@ def evaluate(
         # Named by its members: their places differ from one engine's mixture to another's.
         plain = {**asdict(settings), "weights_M": dict(row.weights)}
         involved = {name: content_hashes[name] for name in (*row.weights, *kl_members)}
-        name = cache_name(["evaluation", plain, involved, hash_of_prompts(prompts)])
+        decides = ["evaluation", plain, involved, hash_of_prompts(prompts)]
+        name = cache_name(decides, prompts_sha256=spec.prompts_sha256)
         scoring = row.taking_part if row.candidates > 1 else None
         drawn = draws.draw(name, prompts, settings, title=row.name, members=scoring)
         if row.candidates > 1:

@@ -237,8 +237,14 @@ class Draws:
         return values
 
 
-def cache_name(decides: Sequence[Any]) -> str:
-    """The name of a draw's folder: the hash of everything, JSON-ready, that decides the draw."""
+def cache_name(decides: Sequence[Any], *, prompts_sha256: str | None = None) -> str:
+    """The name of a draw's folder: the hash of all that decides the draw.
+
+    Args:
+      decides: JSON-ready.
+      prompts_sha256: hash of the policies' own prompts, if they have any.
+    """
+    decides = decides if prompts_sha256 is None else [*decides, prompts_sha256]
     return hashlib.sha256(json.dumps([_FORMAT, *decides], sort_keys=True).encode()).hexdigest()[:20]
 
 

@@ -160,8 +160,7 @@ class Sampling:
             seed=self._settings.descent.seed * 1_000 + seed,
         )
         decides = [asdict(settings), dict(self._content_hashes), hash_of_prompts(prompts)]
-        own = self._spec.prompts_sha256
-        name = cache_name(decides if own is None else [*decides, own])
+        name = cache_name(decides, prompts_sha256=self._spec.prompts_sha256)
         drawn = self._draws.draw(
             name, prompts, settings, title=title, shifts=shifts, members=members
         )

@@ -58,6 +58,18 @@ def test_adapters_are_mixed_in_both_ways_and_need_no_average() -> None:
         average_shares(["uniform"], trunk, {})
 
 
+@pytest.mark.parametrize("base", [None, "b"])
+def test_policies_with_prompts_of_their_own_are_one_model_in_no_way(base: str | None) -> None:
+    policies = tuple(Policy(name=name, model=name) for name in "pq")
+    spec = MixtureSpec(policies=policies, base=base, has_prompts=True, prompts_sha256="a" * 64)
+    assert ways_to_mix(None, spec) == ways_to_mix("logits", spec) == ("logits",)
+    with pytest.raises(CommandError, match="--mixing both: mixed parameters are one model, which"):
+        ways_to_mix("both", spec)
+    assert average_shares(None, spec, {}) == average_shares(["none"], spec, {}) == {}
+    with pytest.raises(CommandError, match="--average is one model, which reads one prompt"):
+        average_shares(["uniform"], spec, {})
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
