@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -29,7 +30,7 @@ class Part:
     """int64 [T_p], ascending: all tokens of the part's requests; None for all requests."""
     first_block: int = 0
     """Index of the member's first block in the cache that attention gets."""
-    shifts_B: torch.Tensor | None = None
+    shifts_B: np.ndarray | None = None
     """int64, the member's shift in each request (prefmix.mixing.prompts.request_heads); then
     `tokens` are those that it has rows for. None if all members read the same."""
 
@@ -96,26 +97,30 @@ class _Shifted(NamedTuple):
 
 def _shifted(part: Part, block_size: int) -> _Shifted:
     """Moves a member's requests to the front of its tables, as far as whole blocks allow
-    (prefmix.mixing.prompts.cached_blocks)."""
-    step, tokens, shifts_B = part.step, part.tokens, part.shifts_B
-    assert tokens is not None
+    (prefmix.mixing.prompts.cached_blocks). In numpy, whose calls on a few numbers take a fraction
+    of torch's time."""
+    step, shifts_B = part.step, part.shifts_B
+    assert part.tokens is not None
     assert shifts_B is not None
-    lengths_B = step.query_start_loc.diff().long()
+    tokens, starts = part.tokens.numpy(), step.query_start_loc.numpy()
+    lengths_B, table_BW = np.diff(starts), step.block_table.numpy()
     num_requests = len(lengths_B)
-    rows_T = torch.repeat_interleave(torch.arange(num_requests), lengths_B)[tokens]
-    first_B = step.seq_lens[:num_requests].long() - lengths_B - step.query_start_loc[:-1].long()
-    places_T = first_B[rows_T] + tokens - (shifts_B % block_size)[rows_T]
-    blocks_T = step.block_table[rows_T, places_T // block_size].long()
-    own_lengths_B = torch.bincount(rows_T, minlength=num_requests)
-    requests = own_lengths_B.nonzero()[:, 0]
-    width = step.block_table.shape[1]
+    seq_lens_B = step.seq_lens.numpy()[:num_requests]
+    rows_T = np.repeat(np.arange(num_requests), lengths_B)[tokens]
+    first_B = seq_lens_B - lengths_B - starts[:-1]
+    places_T = (first_B - shifts_B % block_size)[rows_T] + tokens
+    blocks_T = table_BW[rows_T, places_T // block_size].astype(np.int64)
+    own_lengths_B = np.bincount(rows_T, minlength=num_requests)
+    requests = np.flatnonzero(own_lengths_B)
+    width = table_BW.shape[1]
     left_out_B1 = (shifts_B // block_size)[requests, None]
-    columns_BW = (torch.arange(width) + left_out_B1).clamp_(max=width - 1)
+    columns_BW = np.minimum(np.arange(width) + left_out_B1, width - 1)
+    own_lens_B = (seq_lens_B - shifts_B)[requests]
     return _Shifted(
-        own_lengths_B[requests].to(torch.int32),
-        (step.seq_lens[:num_requests] - shifts_B.to(step.seq_lens.dtype))[requests],
-        step.block_table[requests].gather(1, columns_BW),
-        (blocks_T * block_size + places_T % block_size).to(step.slot_mapping.dtype),
+        torch.from_numpy(own_lengths_B[requests].astype(np.int32)),
+        torch.from_numpy(own_lens_B.astype(seq_lens_B.dtype)),
+        torch.from_numpy(np.take_along_axis(table_BW[requests], columns_BW, axis=1)),
+        torch.from_numpy(blocks_T * block_size + places_T % block_size),
     )
 
 

@@ -32,16 +32,18 @@ class StepHeads:
         seq_lens: int [B], the length of each request's text with this step's tokens.
         input_ids: int [T], the tokens of the engine's prompts and answers.
         """
-        self.shifts_BM = torch.from_numpy(shifts_BM)
-        starts_B, lengths_B = query_start_loc[:-1].long(), query_start_loc.diff().long()
-        first_B = seq_lens[: len(heads)].long() - lengths_B
-        self._rows_T = torch.repeat_interleave(torch.arange(len(heads)), lengths_B)
-        self._positions_T = torch.arange(len(self._rows_T)) + (first_B - starts_B)[self._rows_T]
+        self.shifts_BM = shifts_BM
+        # Arrays of a few numbers: numpy's calls take a fraction of torch's time.
+        starts, own_lens_B = query_start_loc.numpy(), seq_lens.numpy()[: len(heads)]
+        lengths_B = np.diff(starts)
+        first_B = own_lens_B - lengths_B
+        self._rows_T = np.repeat(np.arange(len(heads)), lengths_B)
+        self._positions_T = np.arange(starts[-1]) + (first_B - starts[:-1])[self._rows_T]
         self._input_ids = input_ids
         self._ids: dict[int, torch.Tensor] = {}
         for row, each in enumerate(heads):
             if each is not None and first_B[row] < each.longest:
-                self._write(each, int(starts_B[row]), int(first_B[row]), int(seq_lens[row]))
+                self._write(each, int(starts[row]), int(first_B[row]), int(own_lens_B[row]))
 
     def _write(self, heads: RequestHeads, start: int, first: int, end: int) -> None:
         """Puts the part of a request's heads that the step reads in the place of the engine's.
@@ -64,8 +66,9 @@ class StepHeads:
         """int64 [T_m], the tokens of the step that a member has a row for: of these, or of all."""
         has_begun_T = self._positions_T >= self.shifts_BM[self._rows_T, member]
         if among is None:
-            return has_begun_T.nonzero()[:, 0]
-        return among[has_begun_T[among]]
+            return torch.from_numpy(np.flatnonzero(has_begun_T))
+        tokens = among.numpy()
+        return torch.from_numpy(tokens[has_begun_T[tokens]])
 
     def inputs(
         self, member: int, tokens: torch.Tensor, positions: torch.Tensor
@@ -77,5 +80,5 @@ class StepHeads:
           positions: int [..., T], of the engine's prompt.
         """
         ids = self._ids.get(member, self._input_ids)
-        shifts = self.shifts_BM[self._rows_T[tokens], member]
-        return ids[tokens], positions[..., tokens] - shifts.to(positions.dtype)
+        shifts = torch.from_numpy(self.shifts_BM[self._rows_T[tokens.numpy()], member])
+        return ids[tokens], positions[..., tokens] - shifts

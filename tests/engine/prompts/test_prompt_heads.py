@@ -102,6 +102,22 @@ def test_a_growing_conversation_hits_the_cache_and_stays_exact(
         job = replace(job, prompt=(*job.prompt, *tokens, 7, 8, turn + 2), seed=turn)
 
 
+def test_a_turn_hits_at_most_a_block_less_than_in_plain_vllm(llm: Any) -> None:
+    """The same lengths without heads keep vLLM's own names of blocks, of which none is late."""
+    first = Job(prompt=(8, 4, 5), weights=(0.4, 0.3, 0.3), max_tokens=20)
+    prompted = with_heads(first, (70, 3, 41), seed=6)
+    conversations = [replace(prompted, prompt=(*prompted.prompt[1:], 6), heads=None), prompted]
+    for turn in range(4):
+        found = []
+        for at, job in enumerate(conversations):
+            hits = metric(llm, "vllm:prefix_cache_hits")
+            tokens, _ = served(generate(llm, [job])[0].outputs[0])
+            found.append(metric(llm, "vllm:prefix_cache_hits") - hits)
+            conversations[at] = replace(job, prompt=(*job.prompt, *tokens, 7, turn + 2), seed=turn)
+        assert found[1] >= found[0] - BLOCK_SIZE
+    assert found[1] > 0
+
+
 def test_conversations_that_branch_do_not_write_into_each_others_blocks(
     llm: Any, oracle: Oracle
 ) -> None:
