@@ -13,12 +13,25 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, overload
 
 from prefmix.mixture_keywords import check_keywords, describe
+from prefmix.own_prompts import (
+    note_prompt_tokens,
+    own_prompts_of_call,
+    prompt_of_member,
+    write_chat,
+    write_texts,
+)
 from prefmix.process_engine import ProcessEngine
-from prefmix.prompt_parameters import listed_conversations, listed_prompts, prompt_parameters
+from prefmix.prompt_parameters import (
+    listed_conversations,
+    listed_policy_prompts,
+    listed_prompts,
+    prompt_parameters,
+)
 from prefmix.prompt_run import run_prompts
-from prefmix.score_pairs import token_pairs
+from prefmix.score_pairs import listed_pairs, token_pairs
 from prefmix.server.api.attribution import Attribution
 from prefmix.server.api.candidates.wish import CandidateLimits, Candidates
+from prefmix.server.api.prompts.request_prompts import PromptRules
 from prefmix.server.launch.in_process import import_vllm
 
 if TYPE_CHECKING:
@@ -32,6 +45,7 @@ if TYPE_CHECKING:
 
 Model = str | PathLike[str] | Mapping[str, Any]
 Weights = Mapping[str, float]
+PolicyPrompts: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
 
 
 class Mixture:
@@ -55,6 +69,8 @@ class Mixture:
         mixing: Mixing | None = None,
         vocabulary: VocabularyRule | None = None,
         defaults_from: str | None = None,
+        systems: Mapping[str, str] | None = None,
+        request_prompts: bool | None = None,
         profiles: Mapping[str, Weights] | None = None,
         default_profile: str | None = None,
         weights_store: str | PathLike[str] | None = None,
@@ -78,6 +94,9 @@ class Mixture:
             "common": by added tokens anywhere.
           defaults_from: the policy whose files give tokenizer, chat template, end tokens and
             defaults of generation; by default the first policy's, or the base's.
+          systems: policy to the system message that it alone reads before every conversation. With
+            `base`, a name that is no adapter's is the base itself.
+          request_prompts: whether calls may give policies prompts of their own.
           profiles: name to {policy: number}.
           default_profile: the profile of prompts that name nothing.
           weights_store: a file of profiles, as `prefmix fit` writes it; read once.
@@ -98,6 +117,8 @@ class Mixture:
             "mixing": mixing,
             "vocabulary": vocabulary,
             "defaults_from": defaults_from,
+            "systems": systems,
+            "request_prompts": request_prompts,
             "profiles": profiles,
             "default_profile": default_profile,
             "weights_store": weights_store,
@@ -112,6 +133,11 @@ class Mixture:
         import_vllm(described.spec)
         self._spec, self._profiles = described.spec, described.profiles
         self._engine = ProcessEngine(described, engine, owner=self)
+        self._prompt_rules = PromptRules(
+            spec=described.spec,
+            settings=described.config.prompts(),
+            max_model_len=self._engine.local.llm.model_config.max_model_len,
+        )
 
     @property
     def spec(self) -> MixtureSpec:
@@ -178,6 +204,7 @@ class Mixture:
         weights: Weights | Sequence[Weights | None] | None = None,
         profile: str | Sequence[str | None] | None = None,
         mixing: Mixing | Sequence[Mixing | None] | None = None,
+        policy_prompts: PolicyPrompts = None,
         attribution: bool | Literal["tokens"] | None = None,
         candidates: int | None = None,
         use_tqdm: bool | Callable[..., Any] = False,
@@ -186,7 +213,8 @@ class Mixture:
         """Completes prompts with the mixture.
 
         Each output also has `preference_weights`, `preference_profile` and `preference_mixing`,
-        which it was drawn with. Each of its completions has `preference_attribution` and
+        which it was drawn with, and `preference_prompt_tokens`, the tokens of the prompt that each
+        policy with weight has read. Each of its completions has `preference_attribution` and
         `preference_candidates`, None unless asked for.
 
         Args:
@@ -197,6 +225,8 @@ class Mixture:
           profile: the name of a profile instead, in the same way.
           mixing: "logits" mixes the policies' predictions, "parameters" their parameters at the
             cost of one policy, where they are adapters of one base; in the same way.
+          policy_prompts: {policy: text or token ids}, whole prompts of policies that do not read
+            `prompts`: `preference_prompts` over HTTP; in the same way.
           attribution: True measures which policy carried each answer, "tokens" also measures
             every token: `preference_attribution` over HTTP (prefmix.server.api.attribution).
           candidates: answers that are drawn for each one that is picked and returned:
@@ -219,6 +249,7 @@ class Mixture:
                 "profile": profile,
                 "mixing": mixing,
             },
+            policy_prompts,
             (attribution, candidates),
             {"use_tqdm": use_tqdm, **options},
         )
@@ -231,6 +262,7 @@ class Mixture:
         weights: Weights | Sequence[Weights | None] | None = None,
         profile: str | Sequence[str | None] | None = None,
         mixing: Mixing | Sequence[Mixing | None] | None = None,
+        policy_prompts: PolicyPrompts = None,
         attribution: bool | Literal["tokens"] | None = None,
         candidates: int | None = None,
         use_tqdm: bool | Callable[..., Any] = False,
@@ -240,6 +272,9 @@ class Mixture:
 
         Args:
           messages: one conversation, a list of {"role": ..., "content": ...}, or several.
+          policy_prompts: {policy: prompt} for all conversations, or a list with one for each. A
+            prompt is a text, which becomes the policy's system message, or {"messages": [...]}, its
+            whole conversation.
           options: further arguments of `vllm.LLM.chat`, such as tools or chat_template.
         The other arguments, the outputs and the errors are those of `generate`.
         """
@@ -256,46 +291,72 @@ class Mixture:
                 "profile": profile,
                 "mixing": mixing,
             },
+            policy_prompts,
             (attribution, candidates),
             {"use_tqdm": use_tqdm, **self._engine.chat_options(options)},
         )
 
     @overload
     def score(
-        self, prompts: Any, completions: Any, *, by_token: Literal[False] = False
+        self,
+        prompts: Any,
+        completions: Any,
+        *,
+        policy_prompts: PolicyPrompts = None,
+        by_token: Literal[False] = False,
     ) -> list[dict[str, float]]: ...
 
     @overload
     def score(
-        self, prompts: Any, completions: Any, *, by_token: Literal[True]
+        self,
+        prompts: Any,
+        completions: Any,
+        *,
+        policy_prompts: PolicyPrompts = None,
+        by_token: Literal[True],
     ) -> list[dict[str, list[float]]]: ...
 
     def score(
-        self, prompts: Any, completions: Any, *, by_token: bool = False
+        self,
+        prompts: Any,
+        completions: Any,
+        *,
+        policy_prompts: PolicyPrompts = None,
+        by_token: bool = False,
     ) -> list[dict[str, float]] | list[dict[str, list[float]]]:
         """Log-probability of each completion, given its prompt, under each member alone.
+
+        Each member reads the prompt that it would read in `generate` or `chat`.
 
         Args:
           prompts: strings, token ids, vLLM's dictionaries or conversations; a single prompt is
             used for every completion.
           completions: strings, token ids or vLLM's completions, one for each prompt. After a
             conversation a message, too; its tokens include the end of its turn.
+          policy_prompts: as of `generate` for texts, as of `chat` for conversations; once, or one
+            for each pair.
           by_token: true returns a list with one number per token instead of their sum.
         Returns: per pair {policy: natural logarithm}, the reference included.
         Raises: RequestError; EngineError if a policy computes NaN or infinity; vLLM's own errors.
         """
+        listed = listed_pairs(prompts, completions)
+        given = listed_policy_prompts(policy_prompts, len(listed))
+        names = self._spec.member_names
         with self._engine.turn() as engine:
-            pairs = token_pairs(
-                prompts,
-                completions,
-                tokenizer=engine.llm.get_tokenizer(),
-                chat_tokens=engine.chat_tokens,
-            )
-            names = self._spec.member_names
-            columns = [
-                engine.score_tokens(pairs, [float(name == member) for name in names])
-                for member in (names if pairs else ())
-            ]
+            columns = []
+            for member in range(len(names) if listed else 0):
+                pairs = token_pairs(
+                    [
+                        prompt_of_member(prompt, own, member, self._prompt_rules)
+                        for (prompt, _), own in zip(listed, given, strict=True)
+                    ],
+                    [completion for _, completion in listed],
+                    tokenizer=engine.llm.get_tokenizer(),
+                    chat_tokens=engine.chat_tokens,
+                )
+                columns.append(
+                    engine.score_tokens(pairs, [float(at == member) for at in range(len(names))])
+                )
         rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
         if by_token:
             return rows
@@ -324,6 +385,7 @@ class Mixture:
         prompts: Any,
         num_prompts: int,
         per_prompt: Mapping[str, Any],
+        policy_prompts: Any,
         wishes: tuple[object, object],
         options: Mapping[str, Any],
     ) -> list[RequestOutput]:
@@ -334,9 +396,12 @@ class Mixture:
           prompts: the method's first argument.
           num_prompts: the number of prompts.
           per_prompt: sampling_params, weights, profile and mixing, once or for each prompt.
+          policy_prompts: the prompts of policies' own, once or for each prompt.
           wishes: the caller's `attribution` and `candidates`.
           options: the method's other arguments.
         """
+        from vllm.renderers.inputs.preprocess import conversation_to_seq, prompt_to_seq
+
         candidates = Candidates(wishes[1], CandidateLimits())
         attribution = Attribution(wishes[0], for_candidates=candidates.is_wanted)
         with self._engine.turn() as engine:
@@ -352,5 +417,20 @@ class Mixture:
             )
             if not parameters:
                 return []
+            own = own_prompts_of_call(
+                parameters,
+                listed_policy_prompts(policy_prompts, num_prompts),
+                self._prompt_rules,
+                kind="chat" if method == "chat" else "completion",
+            )
+            if any(own) and method == "chat":
+                many = conversation_to_seq(prompts)
+                prompts, options = write_chat(engine, many, parameters, own, options)
+                method = "generate"
+            elif any(own):
+                prompts = write_texts(engine, prompt_to_seq(prompts), parameters, own)
             call = functools.partial(getattr(llm, method), prompts, **options)
-            return run_prompts(llm, call, parameters, attribution, candidates)
+            outputs = run_prompts(llm, call, parameters, attribution, candidates)
+            for output, each in zip(outputs, own, strict=True):
+                note_prompt_tokens(output, each)
+            return outputs

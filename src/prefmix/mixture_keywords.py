@@ -30,6 +30,7 @@ MODEL_TABLES = ("policies", "adapters", "reference")
 KEYWORDS = (
     *("config", "policies", "base", "adapters", "reference", "weight_space", "mixing"),
     *("vocabulary", "defaults_from"),
+    *("systems", "request_prompts"),
     *("profiles", "default_profile", "weights_store"),
     *("allow_unsafe_weights", "allow_unsafe_engine_flags"),
 )
@@ -72,6 +73,8 @@ def describe(given: Mapping[str, Any]) -> Described:
             name: dict(weights) if isinstance(weights, Mapping) else weights
             for name, weights in overrides["profiles"].items()
         }
+    if isinstance(overrides.get("systems"), Mapping):
+        overrides["systems"] = dict(overrides["systems"])
     if "weights_store" in overrides:
         overrides["weights_store"] = os.fspath(
             expanded(overrides["weights_store"], where="weights_store")

@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefmix.mixture_keywords import Described, engine_arguments
@@ -59,7 +59,9 @@ class ProcessEngine:
                     "another Mixture is open in this process, and vLLM runs one engine in each; "
                     "close that one first, by its close() or with a `with` block"
                 )
-            self._local: LocalEngine | None = _start(arguments, objects)
+            systems = described.config.prompts().systems
+            systems_M = [systems.get(name) for name in described.spec.member_names]
+            self._local: LocalEngine | None = _start(arguments, objects, systems_M)
             self._end = _open = weakref.finalize(owner, _end, self._local, self._pid)
 
     @property
@@ -115,14 +117,16 @@ class ProcessEngine:
                 self._end()
 
 
-def _start(arguments: Namespace, objects: Mapping[str, Any]) -> LocalEngine:
+def _start(
+    arguments: Namespace, objects: Mapping[str, Any], systems_M: Sequence[str | None]
+) -> LocalEngine:
     from pydantic import ValidationError
 
     from prefmix.server.launch.terminal.failure_message import describe
 
     shown_by = sys.excepthook
     try:
-        return start_on(arguments, objects)
+        return start_on(arguments, objects, systems_M=systems_M)
     except BaseException as error:
         _clean_up()
         if isinstance(error, ValidationError):  # pydantic's dump of vLLM's checks

@@ -115,6 +115,14 @@ def prompt_parameters(
     return found
 
 
+def listed_policy_prompts(policy_prompts: Any, num_prompts: int) -> Sequence[Any]:
+    """The prompts of policies' own, {policy: prompt} or None for each of N prompts.
+
+    Raises: RequestError for a list of another length.
+    """
+    return _each(policy_prompts, num_prompts, name="policy_prompts")
+
+
 def listed_prompts(prompts: Any) -> Any:
     """The prompts of a call, as vLLM takes them; an iterator becomes a list.
 

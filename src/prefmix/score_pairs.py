@@ -28,6 +28,18 @@ def token_pairs(
       chat_tokens: a conversation's tokens (LocalEngine.chat_tokens).
     Raises: RequestError naming the pair.
     """
+    encoder = _Encoder(tokenizer, chat_tokens)
+    return [
+        encoder.pair(prompt, completion, index=index)
+        for index, (prompt, completion) in enumerate(listed_pairs(prompts, completions))
+    ]
+
+
+def listed_pairs(prompts: Any, completions: Any) -> list[tuple[Any, Any]]:
+    """(prompt, completion) of each pair, as the caller gave them. Arguments as of `token_pairs`.
+
+    Raises: RequestError.
+    """
     many_completions = _listed(completions, _is_completion(completions), name="completions")
     is_one = _is_prompt(prompts)
     many_prompts = _listed(prompts, is_one, name="prompts") * (
@@ -39,13 +51,7 @@ def token_pairs(
             "give one for each prompt",
             param="completions",
         )
-    encoder = _Encoder(tokenizer, chat_tokens)
-    return [
-        encoder.pair(prompt, completion, index=index)
-        for index, (prompt, completion) in enumerate(
-            zip(many_prompts, many_completions, strict=True)
-        )
-    ]
+    return list(zip(many_prompts, many_completions, strict=True))
 
 
 def _listed(values: Any, is_one: bool, *, name: str) -> list[Any]:
@@ -72,7 +78,7 @@ class _Encoder:
             completion = completion.token_ids
         if _is_tokens(completion):
             return before, tuple(map(int, completion))
-        if _is_message(completion) and _is_conversation(prompt):
+        if _is_message(completion) and is_conversation(prompt):
             return before, self._message_after(prompt, completion, before, index)
         if not isinstance(completion, str):
             raise RequestError(
@@ -90,7 +96,7 @@ class _Encoder:
             prompt = prompt["prompt"]
         if isinstance(prompt, str):
             return prompt, tuple(self._tokenizer.encode(prompt))
-        if _is_conversation(prompt):
+        if is_conversation(prompt):
             return None, self._chat(prompt, add_generation_prompt=True)
         if _is_tokens(prompt):
             return None, tuple(map(int, prompt))
@@ -137,13 +143,14 @@ def _is_message(value: object) -> bool:
     return isinstance(value, Mapping) and "role" in value
 
 
-def _is_conversation(value: object) -> bool:
+def is_conversation(value: object) -> bool:
+    """True for a list of messages."""
     return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_message, value))
 
 
 def _is_prompt(value: object) -> bool:
     """True if the value is one prompt, not a list of prompts."""
-    return isinstance(value, (str, Mapping)) or _is_conversation(value) or _is_one_row(value)
+    return isinstance(value, (str, Mapping)) or is_conversation(value) or _is_one_row(value)
 
 
 def _is_completion(value: object) -> bool:

@@ -129,7 +129,7 @@ def sampling(**settings: Any) -> Any:
     [
         ({"max_model_length": 9}, TypeError, "'max_model_length' (did you mean 'max_model_len'?)"),
         ({"polices": {}}, TypeError, "'polices' (did you mean 'policies'?); a Mixture takes"),
-        ({"systems": {}}, TypeError, "unknown keyword 'systems'"),
+        ({"system": {}}, TypeError, "'system' (did you mean 'systems'?)"),
         ({"prompts": {}}, TypeError, "unknown keyword 'prompts'"),
         ({"mixing": "parameters"}, ConfigError, "mixing: full checkpoints have no parameters"),
         ({"mixing": "means"}, ConfigError, "mixing"),
