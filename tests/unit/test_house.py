@@ -29,6 +29,7 @@ PURE_MIXING = {
     "prefmix.mixing",
     "prefmix.mixing.output_place",
     "prefmix.mixing.prompt_heads",
+    "prefmix.mixing.system_texts",
     "prefmix.mixing.reference",
     "prefmix.mixing.run_folder",
     "prefmix.mixing.shown_value",
