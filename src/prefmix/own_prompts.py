@@ -53,7 +53,7 @@ class CallPrompt:
 def own_prompts_of_call(
     parameters: Sequence[PromptParameters], given: Sequence[Any], rules: PromptRules, *, kind: Any
 ) -> list[RequestPrompts | None]:
-    """What the policies read in each prompt of a call, None where all read the prompt itself.
+    """The policies' own prompts, for each prompt of a call; None where all read the prompt itself.
 
     Args:
       parameters: of each prompt.
@@ -133,7 +133,7 @@ def write_texts(
 
 
 def prompt_of_member(prompt: Any, given: Any, member: int, rules: PromptRules) -> Any:
-    """What one policy reads of a prompt whose completion is scored.
+    """The prompt that one policy reads before a completion is scored.
 
     Args:
       prompt: the caller's.

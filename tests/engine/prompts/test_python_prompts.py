@@ -43,7 +43,7 @@ class Prompted:
     def logprobs(
         self, prompts: Sequence[list[int]], weights: Sequence[float], tokens: Sequence[int]
     ) -> list[float]:
-        """Of the tokens, each member after its own prompt."""
+        """Log-probabilities of the tokens, each member after its own prompt."""
         rows = [
             model(torch.tensor([[*prompt, *tokens]])).logits[0, -len(tokens) - 1 : -1].float()
             for model, prompt in zip(self.oracle.models, prompts, strict=True)
