@@ -43,6 +43,7 @@ from prefmix.server.api.state import MixtureState
 from prefmix.server.http.errors import RequestError
 from prefmix.server.telemetry import request_log
 from prefmix.server.telemetry.candidate_metrics import count_picked
+from prefmix.server.telemetry.metrics import PROMPT_TOKENS
 from prefmix.server.traffic.admission_control import Reservation
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestLifetime
 
@@ -149,7 +150,11 @@ class MixtureRequest:
         self._candidates.prepare(sampling_params)
         self._seed = getattr(sampling_params, "seed", None)
         self._reservation.hand_over(self._num_samples)
-        heads = None if self._prompts is None else self._prompts.heads_M
+        heads = None
+        if self._prompts is not None:
+            heads = self._prompts.heads_M
+            for name, length in self._prompts.lengths.items():
+                PROMPT_TOKENS.labels(name).inc(length)
         carried = to_extra_args(self._resolution.weights, self._resolution.mixing, heads)
         given = sampling_params.extra_args or {}
         extra_args = {name: each for name, each in given.items() if name != HEADS_KEY} | carried

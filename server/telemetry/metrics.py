@@ -56,6 +56,11 @@ REQUESTS = Counter(
 MIXED = Counter(
     "prefmix_requests_mixed", "Admitted requests for text by their way of mixing.", ["mixing"]
 )
+PROMPT_TOKENS = Counter(
+    "prefmix_prompt_tokens",
+    "Tokens of prompts of the policies' own, by the policy that reads them.",
+    ["policy"],
+)
 REJECTED = Counter(
     "prefmix_weights_rejected", "Requests refused because of their weights, by reason.", ["reason"]
 )
@@ -215,6 +220,8 @@ class MixtureMetrics:
         for mixing in MIXINGS if spec.base is not None else MIXINGS[:1]:
             MIXED.labels(mixing)
         _expect_requests((CUSTOM_PROFILE, NO_PROFILE))
+        for name in self._names if spec.has_prompts else ():
+            PROMPT_TOKENS.labels(name)
         for name in self._names:
             for each in (_POLICY_TOKENS, _KL, _AGREEMENT, _TOKEN_WEIGHT, POLICY_FAILURES):
                 each.labels(name)

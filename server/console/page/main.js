@@ -77,9 +77,9 @@ async function start() {
   }
   at("gate").hidden = true;
   setChat(settings.chat);
-  composer.prepare(mixture.model, settings);
   page.members = mixture.policies.map((policy, index) => ({ ...policy, hue: index % NUM_HUES, title: `${policy.name}: ${policy.model}` }));
   if (mixture.reference) page.members.push({ ...mixture.reference, hue: "reference", isReference: true, title: `${mixture.reference.name} (reference): ${mixture.reference.model}` });
+  composer.prepare(mixture.model, settings, mixture.request_prompts ? page.members : []);
   document.body.classList.toggle("long-names", page.members.some(({ name }) => name.length > LONG_NAME));
   page.canPublish = settings.admin;
   at("names").replaceChildren(...page.members.map((member) => make("li", {}, nameTag(member, member.isReference && member.name !== "reference" ? " (reference)" : ""))));

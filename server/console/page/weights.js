@@ -1,7 +1,7 @@
 // Calculations on weights, plain objects {member: number}, without the page.
 
 const DIGITS = 4;
-const KEYS = { prompt: "p", system: "sys", maxTokens: "n", temperature: "t", topP: "tp", seed: "s" };
+const KEYS = { prompt: "p", system: "sys", own: "own", maxTokens: "n", temperature: "t", topP: "tp", seed: "s" };
 
 /** Sets one weight on the simplex. The others keep their ratios, or get those of `ratios` if all are 0. */
 export function withWeight(weights, name, value, ratios) {

@@ -36,6 +36,8 @@ def stand_in(
     num_words: int = 40,
     most_candidates: int = 0,
     ess: float = 5.31,
+    request_prompts: bool = False,
+    prompted: Sequence[str] = (),
     **settings: Any,
 ) -> FastAPI:
     """An application of the console's pages and of what they ask.
@@ -49,6 +51,8 @@ def stand_in(
       num_words: the length of each answer.
       most_candidates: the limit of candidates for an answer.
       ess: the effective number of any.
+      request_prompts: requests may give policies prompts.
+      prompted: the members that have one of their own.
       settings: of ConsoleSettings.
     """
     members = [*policies, *([] if reference is None else [reference])]
@@ -60,6 +64,9 @@ def stand_in(
     app.state.asked = asked
     routes.attach(app, ConsoleSettings(**({"is_on": True} | settings)))
 
+    def about(name: str, place: str) -> dict[str, Any]:
+        return {"name": name, "model": place, "has_prompt": name in prompted}
+
     @app.get("/v1/mixture")
     def mixture() -> dict[str, Any]:
         return {
@@ -68,8 +75,9 @@ def stand_in(
             "mixing": ways_to_mix[0],
             "ways_to_mix": list(ways_to_mix),
             "candidates": {"most": most_candidates, "max_tokens": 512},
-            "policies": [{"name": name, "model": f"org/{name}"} for name in policies],
-            "reference": None if reference is None else {"name": reference, "model": "org/base"},
+            "policies": [about(name, f"org/{name}") for name in policies],
+            "reference": None if reference is None else about(reference, "org/base"),
+            "request_prompts": request_prompts,
             "default_profile": next(iter(table)),
             "version": 1,
             "profiles": {

@@ -60,6 +60,8 @@ PARSED = {
     ("docs/mixing.md", "curl http://127.0.0.1:8000"): _OTHER_SERVER,
     ("docs/performance.md", "prefmix bench"): _MINUTES,
     ("docs/performance.md", "pip install guidellm"): _NETWORK,
+    ("docs/prompts.md", ".venv/bin/prefmix serve --base"): _OWN_FILES,
+    ("docs/prompts.md", "curl http://127.0.0.1:8000"): _OTHER_SERVER,
     ("docs/reliability.md", "make test-resilience"): _MAKE,
     ("docs/serving.md", ".venv/bin/prefmix serve --policy helpful"): _OWN_FILES,
     ("docs/serving.md", ".venv/bin/prefmix serve --base"): _OWN_FILES,

@@ -324,3 +324,40 @@ def test_candidates_are_offered_where_the_server_draws_them_from_logits(opened: 
     page.get_by_role("button", name="Run", exact=True).click()
     answered(page, 1)
     assert "preference_candidates" not in asked(page)[-1]
+
+
+def test_policies_have_boxes_for_prompts_where_requests_may_give_them(opened: Opened) -> None:
+    page = opened(("kind", "brief"), reference="plain", request_prompts=True, prompted=("kind",))
+    page.locator("#options-title").click()
+    kind, brief = (
+        page.get_by_label(f"System prompt of {name} alone") for name in ("kind", "brief")
+    )
+    expect(kind).to_have_attribute("placeholder", "the server’s own")
+    expect(brief).to_have_attribute("placeholder", "none")
+    expect(page.get_by_label("System prompt of plain alone")).to_be_visible()
+    run(page)
+    assert all("preference_prompts" not in body for body in asked(page))
+    brief.fill(" One <word> & more ")
+    run(page)
+    assert asked(page)[-1]["preference_prompts"] == {"brief": "One <word> & more"}
+    page.reload()
+    expect(page.get_by_label("System prompt of brief alone")).to_have_value("One <word> & more")
+    expect(page.get_by_label("System prompt of kind alone")).to_have_value("")
+
+
+def test_no_box_is_shown_where_requests_may_not_give_prompts(opened: Opened) -> None:
+    page = opened(("kind", "brief"), prompted=("kind",))
+    page.locator("#options-title").click()
+    expect(page.get_by_label("System prompt", exact=True)).to_be_visible()
+    expect(page.locator("#own-prompts")).to_be_hidden()
+    page.evaluate("location.hash = 'own=%7B%22kind%22%3A%22x%22%7D&p=hi'")
+    run(page)
+    assert all("preference_prompts" not in body for body in asked(page))
+
+
+@pytest.mark.parametrize("own", ["3", "null", "%5B1%5D", "%7B%22kind%22%3A3%7D", "%7Bx"])
+def test_an_address_with_wrong_prompts_opens_the_page(opened: Opened, own: str) -> None:
+    page = opened(("kind", "brief"), request_prompts=True)
+    page.evaluate(f"location.hash = 'own={own}&p=hi'")
+    expect(page.get_by_label("System prompt of kind alone")).to_have_value("")
+    run(page)
