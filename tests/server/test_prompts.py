@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer
 from support.engines import AdaptedBase
 from support.exactness import Job, Oracle
 from support.preloaded_server import Preloaded
-from support.server_process import API_KEY, ServerProcess, engine_flags
+from support.server_process import API_KEY, ServerProcess, engine_flags, free_port, run_prefmix
 
 KIND = "You are the secret kind voice, which answers at some length and never in haste."
 BRIEF = "Be secret."
@@ -279,6 +280,30 @@ def test_a_prompt_too_long_for_one_policy_is_refused(client: httpx.Client) -> No
         answer = client.post("/v1/chat/completions", json=body)
         assert answer.status_code == status, answer.text
         assert "secret" not in answer.text
+
+
+def test_a_template_that_refuses_system_messages_ends_the_start(
+    adapted: AdaptedBase, tmp_path: Path, preloaded: Preloaded
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for message in messages %}{% if message['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ message['content'] }}{% endfor %}"
+    )
+    words = ["--base", str(adapted.base), "--system", f"kind={KIND}", *engine_flags()]
+    ended = run_prefmix(
+        "serve",
+        "--port",
+        str(free_port()),
+        *words,
+        f"--chat-template={template}",
+        preloaded=preloaded,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "policy 'kind' has a system text" in ended.stderr
+    assert "System role not supported" in ended.stderr
+    assert "secret" not in ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize("stream", [False, True])

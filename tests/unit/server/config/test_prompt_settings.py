@@ -124,6 +124,11 @@ def test_another_base_by_flag_keeps_the_policies_of_the_file(folder: Path) -> No
         ("{base: {model: ./one, system: secret}, adapters: {a: ./two}}", ["'system'", "base: "]),
         ("{base: ./one, policies: {a: {adapter: ./no}}}", [": a: ", "does not exist"]),
         ("{policies: {a: ./one}, request_prompts: 1}", ["request_prompts is 1"]),
+        (
+            "{base: ./one, policies: {a: {system: secret}}, mixing: parameters}",
+            ["mixing is parameters", "one model that reads one prompt"],
+        ),
+        ("{policies: {a: ./one}, max_own_tokens: 0}", ["max_own_tokens is 0"]),
         ("{base: ./one}", ["--adapter NAME=PATH", "--system NAME=TEXT"]),
     ],
 )

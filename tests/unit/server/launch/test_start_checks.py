@@ -12,10 +12,12 @@ import pytest
 
 from prefmix.server.auth.tokens import Token, Tokens
 from prefmix.server.config.errors import CommandError
+from prefmix.server.config.prompt_settings import PromptSettings
 from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.launch.start_checks import (
     check_admin_port,
     check_before_vllm,
+    check_prompts,
     check_socket,
     check_tls,
 )
@@ -155,3 +157,15 @@ def test_what_can_be_known_is_said_before_vllm_is_imported(tmp_path: Path, what:
     assert part in lines[0]
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
     assert not {"torch", "transformers", "vllm"} & imported
+
+
+def test_system_texts_need_a_template_and_reach_no_log() -> None:
+    prompts = PromptSettings(systems={"kind": "Be the secret."}, request_prompts=True)
+    quiet, loud = Namespace(enable_log_requests=False), Namespace(enable_log_requests=True)
+    check_prompts(prompts, quiet, has_chat_template=True)
+    check_prompts(PromptSettings(request_prompts=True), loud, has_chat_template=False)
+    with pytest.raises(CommandError, match=r"'kind' has a system text.*no chat template") as lacks:
+        check_prompts(prompts, quiet, has_chat_template=False)
+    with pytest.raises(CommandError, match="--enable-log-requests would write") as logged:
+        check_prompts(prompts, loud, has_chat_template=True)
+    assert "secret" not in f"{lacks.value}{logged.value}"
