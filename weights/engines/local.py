@@ -26,6 +26,7 @@ from prefmix.weights.engines.member_prompts import (
     PromptTokens,
     Tokens,
     as_engine_takes,
+    check_systems,
 )
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.whole_steps import nothing_left_behind
@@ -125,7 +126,8 @@ class LocalEngine:
           chat_options: arguments of its `chat` that conversations are written with.
           systems_M: the system message that each member reads before every conversation, None for a
             member without; empty if none has one.
-        Raises: EngineError if a policy, or the mixture, cannot be served as it should.
+        Raises: EngineError if a policy, or the mixture, cannot be served as it should, or the chat
+          template does not carry a system message.
         """
         self.llm = llm
         self.chat_options = dict(chat_options or {})
@@ -133,6 +135,11 @@ class LocalEngine:
         self._measures = False
         llm.collective_rpc("prefmix_check_rows")
         _check(llm)
+        try:
+            check_systems(self.chat_tokens, [text for text in self.systems_M if text])
+        except EngineError:
+            llm.llm_engine.engine_core.shutdown()
+            raise
 
     @classmethod
     def start(cls, spec: MixtureSpec, **options: Any) -> LocalEngine:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from prefmix.mixing.prompt_heads import split_prompts
+from prefmix.mixing.system_texts import with_system
+from prefmix.weights.engines.errors import EngineError
 
 Tokens: TypeAlias = tuple[int, ...]
 
@@ -42,3 +44,30 @@ def as_engine_takes(
     pairs = zip(prompt.tokens_M, weights_M, strict=True)
     split = split_prompts([list(ids) if weight else None for ids, weight in pairs])
     return prompt.tokens_M[split.longest], split.heads_M
+
+
+_MESSAGES = [{"role": "user", "content": "Hello."}]
+_MAX_REASON_CHARS = 300
+
+
+def check_systems(write: Callable[[Sequence[Any]], Tokens], systems: Sequence[str]) -> None:
+    """Checks that the chat template carries the policies' system texts.
+
+    Args: write: makes tokens of a conversation.
+    Raises: EngineError without the text if one is refused or left out.
+    """
+    for text in systems:
+        try:
+            is_left_out = write(with_system(text, _MESSAGES)) == write(_MESSAGES)
+        except ValueError as error:  # as vLLM tells of a template's refusal
+            reason = " ".join(str(error).split())
+            hidden = "" if text in str(error) else f": {reason:.{_MAX_REASON_CHARS}}"
+            raise EngineError(
+                f"a policy has a system text, which no conversation can carry here{hidden}; give a "
+                "chat template that takes system messages, or leave the text out"
+            ) from None
+        if is_left_out:
+            raise EngineError(
+                "a policy has a system text, but the chat template leaves system messages out; "
+                "give one that takes them, or leave the text out"
+            )
