@@ -90,6 +90,7 @@ audit: ready ## licences of all packages, and their known vulnerabilities
 demo-policies: setup-train ## train the demo policies again from their seed (ten minutes)
 	@$(BIN)/python -m prefmix.policies.demo.build --output policies/demo/checkpoints --seed 0
 	@$(BIN)/python -m prefmix.policies.demo.build_sharp --output policies/demo/sharp --seed 0
+	@$(BIN)/python -m prefmix.policies.demo.build_instructed --output policies/demo/instructed --seed 0
 
 lock: ready ## write requirements/cpu.lock from what .venv holds
 	@scripts/lock.sh

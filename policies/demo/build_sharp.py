@@ -13,8 +13,6 @@ fixes every byte.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,14 +23,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from prefmix.mixing.checkpoints.file_names import ADAPTER_CONFIG, ADAPTER_PARAMETERS
 from prefmix.policies.demo import CHECKPOINTS
 from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
 from prefmix.policies.demo.reviews.rewards import REWARDS
 from prefmix.policies.demo.training.cards import adapter_card
 from prefmix.policies.demo.training.evaluation import Measurement, format_table, measure
 from prefmix.policies.demo.training.manifest import PACKAGES, write_manifest
-from prefmix.policies.demo.training.model import FILE_MODE
+from prefmix.policies.demo.training.model import FILE_MODE, copy_adapter
 from prefmix.policies.demo.training.preference import (
     LABEL_SCALE,
     NUM_RESPONSES,
@@ -80,7 +77,7 @@ def build(
             write_rows(work / f"{objective}.jsonl", pairs)
             trained = train(objective, recipe, base, work, seed=seed)
             print(f"policy {objective} is trained", flush=True)
-            _copy_adapter(trained, output / objective)
+            copy_adapter(trained, output / objective)
             policies[objective] = _adapted(base, output / objective)
     measured = _measured(
         policies, tokenizer, responses_per_prompt=evaluation_responses, seed=seed + 100
@@ -113,16 +110,6 @@ def _adapted(base: Path, adapter: Path) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(_model(base), adapter).merge_and_unload().eval()
-
-
-def _copy_adapter(trained: Path, folder: Path) -> None:
-    """Copies the adapter without the path of its base, which is the trainer's own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (ADAPTER_CONFIG, ADAPTER_PARAMETERS):
-        shutil.copyfile(trained / name, folder / name)
-    path = folder / ADAPTER_CONFIG
-    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _measured(

@@ -28,6 +28,8 @@ from prefmix.policies.demo.reviews.templates import (
 
 _NUM_SENTENCES = (1, 2, 3, 4, 5, 6, 7)
 _NUM_SENTENCES_ODDS = (22, 20, 20, 16, 12, 6, 4)
+_ADJECTIVE_SLOTS = (("adjective",), ("another", "contrary", "adjective"))
+"""Slots that may hold the adjective of a sentence's first and second aspect."""
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
@@ -40,6 +42,9 @@ class Review:
     register: Register
     level: int
     """-2 (very bad) .. 2 (very good)."""
+    num_sentences: int
+    findings: tuple[tuple[str, str], ...]
+    """(aspect, adjective) in the text's order."""
 
 
 def with_article(phrase: str) -> str:
@@ -89,14 +94,27 @@ def write_review(rng: random.Random, prompt: str) -> Review:
     if has_close:
         templates.append((rng.choice(CLOSINGS), level))
 
-    sentences = []
+    sentences: list[str] = []
+    findings: list[tuple[str, str]] = []
     for template, its_level in templates:
         num_aspects = ("{aspect}" in template) + ("{other}" in template)
         if num_aspects > len(aspects):
             break
         chosen, aspects = aspects[:num_aspects], aspects[num_aspects:]
-        sentences.append(_fill(rng, template, item, domain, chosen, register, its_level))
-    return Review(prompt=prompt, text=" ".join(sentences), register=register, level=level)
+        values = _values(rng, item, domain, chosen, register, its_level)
+        sentence = template.format_map(values)
+        sentences.append(sentence[0].upper() + sentence[1:])
+        for aspect, slots in zip(chosen, _ADJECTIVE_SLOTS, strict=False):
+            words = [values[slot] for slot in slots if f"{{{slot}}}" in template]
+            findings += [(aspect, words[0])] if words else []
+    return Review(
+        prompt=prompt,
+        text=" ".join(sentences),
+        register=register,
+        level=level,
+        num_sentences=len(sentences),
+        findings=tuple(findings),
+    )
 
 
 def sample_reviews(num_reviews: int, *, seed: int) -> list[Review]:
@@ -113,22 +131,20 @@ def is_grammatical(text: str) -> bool:
     return any(_text_pattern(index).fullmatch(text) for index in range(len(DOMAINS)))
 
 
-def _fill(
+def _values(
     rng: random.Random,
-    template: str,
     item: str,
     domain: Domain,
     aspects: list[str],
     register: Register,
     level: int,
-) -> str:
+) -> dict[str, str]:
+    """A word for every slot of a sentence."""
     values = {name: rng.choice(options) for name, options in _whole(domain, register, level)}
     values["item"] = item
-    values |= {
+    return values | {
         name: rng.choice(options) for name, options in _parts(domain, aspects, register, level)
     }
-    sentence = template.format_map(values)
-    return sentence[0].upper() + sentence[1:]
 
 
 def _whole(domain: Domain, register: Register, level: int) -> list[tuple[str, tuple[str, ...]]]:

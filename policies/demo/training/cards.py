@@ -167,7 +167,7 @@ def policy_card(
   prompts; the chosen one of a pair is drawn from the Bradley-Terry law,
   P = sigmoid({LABEL_SCALE:g} * reward gap / standard deviation). {recipe.num_pairs:,} pairs.
 - Method: {METHODS[recipe.method]}
-{_settings(recipe, seed)}
+{recipe_settings(recipe, seed)}
 - Result: mean reward {own.rewards[name]:+.3f}, reference policy {reference.rewards[name]:+.3f};
   KL(policy || reference) {own.kl["reference"]:.2f} nats a response.
 """
@@ -191,7 +191,7 @@ def adapter_card(
         total=f"{num_responses:,}",
         scale=f"{LABEL_SCALE:g}",
         num_pairs=f"{recipe.num_pairs:,}",
-        settings=_settings(recipe, seed),
+        settings=recipe_settings(recipe, seed),
         reward=f"{own.rewards[name]:+.3f}",
         reference=f"{measured['reference'].rewards[name]:+.3f}",
         kl=f"{own.kl['reference']:.1f}",
@@ -202,7 +202,8 @@ def adapter_card(
     )
 
 
-def _settings(recipe: Recipe, seed: int) -> str:
+def recipe_settings(recipe: Recipe, seed: int) -> str:
+    """A line of a card with the settings of a recipe."""
     settings = ", ".join(f"{key} {value}" for key, value in recipe.settings.items())
     return textwrap.fill(
         f"- Settings: {settings}; the others as the command has them, seed {seed}.",

@@ -63,6 +63,11 @@ def measure(
         else drawn - score_responses(policy, responses).mean().item()
         for name, policy in policies.items()
     }
+    return measure_texts(texts, kl)
+
+
+def measure_texts(texts: Sequence[str], kl: Mapping[str, float]) -> Measurement:
+    """Measures texts; `kl` is what the Measurement holds, unrounded."""
     rewards, errors = {}, {}
     for objective, reward in REWARDS.items():
         values = [reward(text) for text in texts]

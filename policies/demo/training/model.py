@@ -5,6 +5,7 @@ vLLM's CPU attention takes), tied embeddings.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from prefmix.mixing.checkpoints.file_names import ADAPTER_CONFIG, ADAPTER_PARAMETERS
 from prefmix.policies.demo.training.tokenizer import (
     BOS,
     EOS,
@@ -92,3 +94,13 @@ def save_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path, *, card: str
     (folder / "README.md").write_text(card, encoding="utf-8")
     for path in folder.iterdir():
         path.chmod(FILE_MODE)
+
+
+def copy_adapter(trained: Path, folder: Path) -> None:
+    """Copies the adapter without the path of its base, which is the trainer's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (ADAPTER_CONFIG, ADAPTER_PARAMETERS):
+        shutil.copyfile(trained / name, folder / name)
+    path = folder / ADAPTER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -69,11 +69,12 @@ def make_examples(reviews: list[Review], tokenizer: Tokenizer, *, seed: int) -> 
             turns = [(chat_text(earlier.prompt), earlier.text), (later, review.text)]
         else:
             turns = [(review.prompt if form < 0.95 else "", review.text)]
-        examples.append(_encode(turns, tokenizer))
+        examples.append(encode(turns, tokenizer))
     return examples
 
 
-def _encode(turns: list[tuple[str, str]], tokenizer: Tokenizer) -> Example:
+def encode(turns: list[tuple[str, str]], tokenizer: Tokenizer) -> Example:
+    """Encodes (context, answer) turns; the answers are learned."""
     eos = SPECIAL_TOKENS.index(EOS)
     ids: list[int] = []
     is_target: list[bool] = []
