@@ -15,15 +15,27 @@ import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
 from openai import AsyncOpenAI
 
-from prefmix.policies.demo.tour.findings import conclusion, examples, table
-from prefmix.policies.demo.tour.questions import ask_everything, stream_example
-from prefmix.policies.demo.tour.server import TourError, serving
+from prefmix.policies.demo.tour.findings import (
+    conclusion,
+    conclusion_of_prompts,
+    examples,
+    table,
+)
+from prefmix.policies.demo.tour.questions import (
+    PROMPT_ROWS,
+    ROWS,
+    Answers,
+    Row,
+    ask_everything,
+    stream_example,
+)
+from prefmix.policies.demo.tour.server import PROMPTS_CONFIG, TourError, serving
 from prefmix.policies.demo.tour.terminal import line_width
 
 PROGRAM = "python -m prefmix.policies.demo.tour"
@@ -37,7 +49,10 @@ def main(argv: Sequence[str] = ()) -> int:
         signal.signal(number, _interrupt)
     try:
         with tempfile.TemporaryFile("w+") as log, serving(log) as url:
-            asyncio.run(_tour(url))
+            asyncio.run(_trained_policies(url))
+        print("\nAnd without any training: one model, with a prompt for each policy.")
+        with tempfile.TemporaryFile("w+") as log, serving(log, config=PROMPTS_CONFIG) as url:
+            asyncio.run(_prompts(url))
     except KeyboardInterrupt:
         print("\ndemo: stopped", file=sys.stderr)
         return 130
@@ -51,19 +66,29 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-async def _tour(url: str) -> None:
-    # The client needs some key; this server was started without one and ignores it.
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+async def _trained_policies(url: str) -> None:
+    async with _client(url) as client:
         print()
         await stream_example(client)
         print()
-        answers = await ask_everything(client)
-    print()
-    print(table(answers))
-    print()
-    print(examples(answers))
-    print()
-    print(textwrap.fill(conclusion(answers), line_width()))
+        answers = await ask_everything(client, ROWS)
+    _print_findings(answers, conclusion(answers))
+
+
+async def _prompts(url: str) -> None:
+    async with _client(url) as client:
+        answers = await ask_everything(client, PROMPT_ROWS)
+    _print_findings(answers, conclusion_of_prompts(answers))
+
+
+def _client(url: str) -> AsyncOpenAI:
+    # The client needs some key; this server was started without one and ignores it.
+    return AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def _print_findings(answers: Mapping[Row, Answers], sentences: str) -> None:
+    for text in (table(answers), examples(answers), textwrap.fill(sentences, line_width())):
+        print(f"\n{text}")
 
 
 if __name__ == "__main__":

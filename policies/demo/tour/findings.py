@@ -10,6 +10,7 @@ from statistics import fmean, variance
 from prefmix.policies.demo import REWARDS
 from prefmix.policies.demo.tour.questions import (
     EXAMPLE_PROMPT,
+    NEGATIVE_PROMPT,
     NUM_EXAMPLES,
     OBJECTIVES,
     Answers,
@@ -61,7 +62,7 @@ def examples(answers: Mapping[Row, Answers]) -> str:
 
 
 def conclusion(answers: Mapping[Row, Answers]) -> str:
-    """Sentences on what the table shows; a sentence that does not hold is left out."""
+    """Sentences on what the trained policies' table shows, if they hold."""
     best = _best(answers)
     sentences = []
     if all(best[name].name == name for name in OBJECTIVES):
@@ -80,6 +81,21 @@ def conclusion(answers: Mapping[Row, Answers]) -> str:
         "Between the rows nothing was trained or loaded: one engine served all of them, and only "
         "the weights in the requests differ."
     )
+    return " ".join(sentences)
+
+
+def conclusion_of_prompts(answers: Mapping[Row, Answers]) -> str:
+    """Sentences on what the table of one model's prompts shows, if they hold."""
+    best = _best(answers)
+    by_name = {row.name: answer for row, answer in answers.items()}
+    sentences = []
+    if all(best[name].name == name for name in OBJECTIVES):
+        sentences.append("Each prompt alone is the best at its own objective (*).")
+    if _clearly_higher(by_name["negative prompt"], by_name["no prompt"], "positive"):
+        sentences.append(
+            f'The negative prompt, "{NEGATIVE_PROMPT}" with weight -1, makes answers more positive.'
+        )
+    sentences.append("Nothing was trained for any of it: one model, read once a token.")
     return " ".join(sentences)
 
 

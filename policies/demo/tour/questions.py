@@ -30,22 +30,41 @@ class Row:
     """One row of the table: a name, and the fields with which a request asks for its weights."""
 
     name: str
-    model: str = MODEL
+    model: str
     body: Mapping[str, Any] = field(default_factory=dict)
     """Fields beyond OpenAI's own."""
 
 
-def _corner(name: str) -> Row:
-    return Row(name=name, body={"preference_weights": {name: 1}})
+def _row(name: str, model: str = MODEL, **fields: Any) -> Row:
+    return Row(name=name, model=model, body={f"preference_{k}": v for k, v in fields.items()})
+
+
+def _corners(model: str) -> tuple[Row, ...]:
+    return tuple(_row(name, model, weights={name: 1}) for name in OBJECTIVES)
 
 
 ROWS = (
-    _corner("reference"),
-    *(_corner(name) for name in OBJECTIVES),
-    Row(name="uniform", body={"preference_weights": dict.fromkeys(OBJECTIVES, 1)}),
-    Row(name="short-and-kind", body={"preference_profile": "short-and-kind"}),
-    Row(name="glowing-letter", model=f"{MODEL}@glowing-letter"),
+    _row("reference", weights={"reference": 1}),
+    *_corners(MODEL),
+    _row("uniform", weights=dict.fromkeys(OBJECTIVES, 1)),
+    _row("short-and-kind", profile="short-and-kind"),
+    _row("glowing-letter", f"{MODEL}@glowing-letter"),
 )
+"""Of the trained policies."""
+
+NEGATIVE_PROMPT = "Find fault with it."
+PROMPT_ROWS = (
+    _row("no prompt", "prompts", weights={"plain": 1}),
+    *_corners("prompts"),
+    _row("uniform", "prompts", weights=dict.fromkeys(OBJECTIVES, 1)),
+    _row(
+        "negative prompt",
+        "prompts",
+        weights={"positive": -1},
+        prompts={"positive": NEGATIVE_PROMPT},
+    ),
+)
+"""Of one model with a prompt for each policy. In the last row the model without a prompt gets 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +128,13 @@ def _place(word: str, column: int) -> int:
     return column + len(lead) + len(word)
 
 
-async def ask_everything(client: AsyncOpenAI) -> dict[Row, Answers]:
+async def ask_everything(client: AsyncOpenAI, rows: Sequence[Row]) -> dict[Row, Answers]:
     """Sends every prompt under every row's weights; all of them share the engine's batches."""
-    total = len(ROWS) * len(EVALUATION_PROMPTS) * RESPONSES_PER_PROMPT
+    total = len(rows) * len(EVALUATION_PROMPTS) * RESPONSES_PER_PROMPT
     progress = ProgressLine(
-        f"Asking {len(EVALUATION_PROMPTS)} prompts under {len(ROWS)} weightings at once"
+        f"Asking {len(EVALUATION_PROMPTS)} prompts under {len(rows)} weightings at once"
     )
-    texts: dict[Row, list[str]] = {row: [] for row in ROWS}
+    texts: dict[Row, list[str]] = {row: [] for row in rows}
     in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
 
     async def ask(row: Row, prompt: str, seed: int) -> None:
@@ -126,7 +145,7 @@ async def ask_everything(client: AsyncOpenAI) -> dict[Row, Answers]:
     try:
         async with asyncio.TaskGroup() as group:
             for seed, prompt in enumerate(EVALUATION_PROMPTS):
-                for row in ROWS:
+                for row in rows:
                     group.create_task(ask(row, prompt, seed))
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
@@ -137,7 +156,7 @@ async def ask_everything(client: AsyncOpenAI) -> dict[Row, Answers]:
             texts=texts[row],
             examples=await _ask(client, row, EXAMPLE_PROMPT, seed=EXAMPLE_SEED, n=NUM_EXAMPLES),
         )
-        for row in ROWS
+        for row in rows
     }
 
 

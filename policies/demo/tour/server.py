@@ -22,6 +22,7 @@ from prefmix.policies.demo import CHECKPOINTS
 from prefmix.policies.demo.tour.terminal import ProgressLine
 
 CONFIG = CHECKPOINTS.with_name("serve.yaml")
+PROMPTS_CONFIG = CHECKPOINTS.with_name("prompts.yaml")
 READY_TIMEOUT_S = 240
 STOP_TIMEOUT_S = 20
 
@@ -48,10 +49,11 @@ def serving(
     config: Path = CONFIG,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """Serves the demo policies; yields the URL once they answer, stops the server at the end.
+    """Serves demo policies; yields the URL once they answer, stops the server at the end.
 
     Args:
       log: file for the server's output.
+      config: of the server.
       flags: flags of `prefmix serve`, beside the port.
       config: the configuration that is served.
       environment: environment of the server; None is that of this process.

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from prefmix.policies.demo.tour import __main__ as tour
 from prefmix.policies.demo.tour import findings, questions, server
-from prefmix.policies.demo.tour.questions import ROWS, Answers, Row
+from prefmix.policies.demo.tour.questions import PROMPT_ROWS, ROWS, Answers, Row
 
 PRAISE = "It was wonderful, superb and excellent."
 THANKS = "Thank you for your kind attention, I would like to thank the staff. Many thanks."
@@ -54,14 +55,34 @@ def test_conclusion_says_only_what_holds(everything: dict[Row, Answers]) -> None
     assert "above the reference" not in text
 
 
+def test_conclusion_of_prompts_says_only_what_holds() -> None:
+    texts = {
+        "positive": (PRAISE, PRAISE),
+        "concise": (SHORT, SHORT),
+        "polite": (THANKS, THANKS),
+        "negative prompt": (PLAIN, PRAISE),
+    }
+    found = {row: answers(*texts.get(row.name, (PLAIN, PLAIN))) for row in PROMPT_ROWS}
+    text = findings.conclusion_of_prompts(found)
+    assert "best at its own objective" in text
+    assert "Find fault with it." in text
+    text = findings.conclusion_of_prompts({row: answers(PLAIN, SHORT) for row in PROMPT_ROWS})
+    assert "best at its own" not in text
+    assert "Find fault" not in text
+    lines = findings.table(found).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line[:16].strip() for line in lines[3:]] == [row.name for row in PROMPT_ROWS]
+
+
 def test_typical_example_is_nearest_to_the_means() -> None:
     several = Answers(weights={}, texts=(PRAISE, SHORT, SHORT), examples=(PRAISE, SHORT))
     assert several.typical_example() == SHORT
 
 
-def test_the_server_has_room_for_what_is_asked_at_once() -> None:
+@pytest.mark.parametrize("config", [server.CONFIG, server.PROMPTS_CONFIG])
+def test_the_server_has_room_for_what_is_asked_at_once(config: Path) -> None:
     """The server admits only the requests that it runs and a few that wait."""
-    engine = yaml.safe_load(server.CONFIG.read_text(encoding="utf-8"))["engine"]
+    engine = yaml.safe_load(config.read_text(encoding="utf-8"))["engine"]
     assert engine["max_num_seqs"] >= questions.MAX_IN_FLIGHT * questions.RESPONSES_PER_PROMPT
     assert engine["max_num_seqs"] >= questions.NUM_EXAMPLES
 
