@@ -52,7 +52,7 @@ BASE, ADAPTER = "base", "polite"
 """Folders of the instructed policy and of its adapter; the latter is an objective, too."""
 NO_INSTRUCTION, WITH_ADAPTER = "no instruction", "no instruction, adapter polite"
 """Rows of the measurements beside the instructions."""
-CONFIG = ReferenceConfig(num_steps=4000, learning_rate=4e-3, embedding_learning_rate=1.5e-2)
+CONFIG = ReferenceConfig(num_steps=5000, learning_rate=4e-3, embedding_learning_rate=1.5e-2)
 """Of the instructed policy."""
 RECIPE = sharp_recipe(beta=1.0)
 """Of the adapter."""
