@@ -1,9 +1,10 @@
 """Measures the recipes of docs/prompts.md on the demo's instructed policy.
 
-  prefmix serve policies/demo/prompts.yaml --port 8000
+  prefmix serve policies/demo/prompts.yaml --weight-space affine --port 8000
   python -m examples.prompt_recipes --url http://127.0.0.1:8000
 
-With policies/demo/prompt_and_adapter.yaml served instead, it measures the recipe of that file.
+With policies/demo/prompt_and_adapter.yaml served instead, it measures the recipe of that file. The
+model without a prompt, `plain`, is the reference of both and takes what the weights leave of 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAIError
 
 from prefmix.policies.demo import EVALUATION_PROMPTS, REWARDS
 from prefmix.policies.demo.reviews.grammar import domain_of
@@ -78,20 +79,20 @@ def _fixed(name: str, **fields: Any) -> Row:
 
 
 def _guided(scale: int, text: str) -> Row:
-    """The model without a prompt, `scale` times, against itself with a prompt."""
+    """The model without a prompt has weight `scale`, that with one the rest."""
     return _fixed(
         f"scale {scale}",
-        preference_weights={"plain": scale, "positive": 1 - scale},
+        preference_weights={"positive": 1 - scale},
         preference_prompts={"positive": text},
     )
 
 
 def _informed(scale: int) -> Row:
-    """The model with the document, `scale` times, against itself without it."""
+    """The model with the document has weight `scale`, that without it the rest."""
     return Row(
         name=f"scale {scale}",
         fields=lambda question: {
-            "preference_weights": {"plain": 1 - scale, "positive": scale},
+            "preference_weights": {"positive": scale},
             "preference_prompts": {"positive": question.notes},
         },
     )
@@ -106,11 +107,11 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
         Recipe(
             title="System prompts by weight",
             rows=(
-                _weighted("plain", plain=1),
+                _weighted("plain", concise=0),
                 *(_weighted(name, **{name: 1}) for name in REWARDS),
-                _weighted("positive and polite", positive=1, polite=1),
-                _weighted("all three", positive=1, concise=1, polite=1),
-                _weighted("all three, stronger", positive=1, concise=1, polite=1, plain=-2),
+                _weighted("positive and polite", positive=1 / 2, polite=1 / 2),
+                _weighted("all three", **dict.fromkeys(REWARDS, 1 / 3)),
+                _weighted("all three, stronger", **dict.fromkeys(REWARDS, 1)),
             ),
         ),
         Recipe(
@@ -127,11 +128,11 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
         Recipe(
             title="A prompt beside an adapter",
             rows=(
-                _weighted("plain", plain=1),
+                _weighted("plain", concise=0),
                 _weighted("adapter polite", polite=1),
                 _weighted("prompt concise", concise=1),
-                _weighted("both", polite=1, concise=1),
-                _weighted("both, stronger", polite=1, concise=1, plain=-1),
+                _weighted("both", polite=1 / 2, concise=1 / 2),
+                _weighted("both, stronger", polite=1, concise=1),
             ),
         ),
     ),
@@ -199,7 +200,10 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the running server")
     parser.add_argument("--key", default="none", help="API key, if the server wants one")
     args = parser.parse_args()
-    asyncio.run(_measure(args.url, args.key))
+    try:
+        asyncio.run(_measure(args.url, args.key))
+    except OpenAIError as error:
+        raise SystemExit(f"{args.url} did not answer: {error}") from None
 
 
 if __name__ == "__main__":

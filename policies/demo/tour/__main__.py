@@ -51,7 +51,10 @@ def main(argv: Sequence[str] = ()) -> int:
         with tempfile.TemporaryFile("w+") as log, serving(log) as url:
             asyncio.run(_trained_policies(url))
         print("\nAnd without any training: one model, with a prompt for each policy.")
-        with tempfile.TemporaryFile("w+") as log, serving(log, config=PROMPTS_CONFIG) as url:
+        with (
+            tempfile.TemporaryFile("w+") as log,
+            serving(log, "--weight-space", "affine", config=PROMPTS_CONFIG) as url,
+        ):
             asyncio.run(_prompts(url))
     except KeyboardInterrupt:
         print("\ndemo: stopped", file=sys.stderr)

@@ -54,9 +54,9 @@ ROWS = (
 
 NEGATIVE_PROMPT = "Find fault with it."
 PROMPT_ROWS = (
-    _row("no prompt", "prompts", weights={"plain": 1}),
+    _row("no prompt", "prompts", weights={"concise": 0}),
     *_corners("prompts"),
-    _row("uniform", "prompts", weights=dict.fromkeys(OBJECTIVES, 1)),
+    _row("uniform", "prompts", weights=dict.fromkeys(OBJECTIVES, 1 / len(OBJECTIVES))),
     _row(
         "negative prompt",
         "prompts",
@@ -64,7 +64,7 @@ PROMPT_ROWS = (
         prompts={"positive": NEGATIVE_PROMPT},
     ),
 )
-"""Of one model with a prompt for each policy. In the last row the model without a prompt gets 2."""
+"""Of one model with a prompt for each policy. The model without a prompt takes the rest of 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

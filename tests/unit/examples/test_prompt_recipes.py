@@ -26,7 +26,7 @@ def test_every_recipe_is_of_a_demo_configuration_and_weighs_its_policies() -> No
 def test_a_document_weighs_against_its_absence() -> None:
     informed = next(recipe for recipe in RECIPES["prompts"] if recipe.states_fact)
     assert [row.fields(QUESTION)["preference_weights"] for row in informed.rows] == [
-        {"plain": 1 - scale, "positive": scale} for scale in (0, 1, 2, 3)
+        {"positive": scale} for scale in (0, 1, 2, 3)
     ]
     prompts = informed.rows[1].fields(QUESTION)["preference_prompts"]
     assert prompts == {"positive": "Notes: the bed was lumpy."}

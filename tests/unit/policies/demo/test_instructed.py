@@ -151,7 +151,7 @@ def test_build_writes_the_committed_layout(tmp_path: Path, monkeypatch: pytest.M
     build_instructed.build(
         tmp_path,
         seed=3,
-        config=ReferenceConfig(num_steps=10, warmup_steps=1),
+        config=ReferenceConfig(num_steps=10, warmup_steps=2),
         recipe=sharp_recipe(steps=2),
         num_responses=4,
         evaluation_responses=1,
