@@ -53,9 +53,9 @@ BASE, ADAPTER = "base", "polite"
 NO_INSTRUCTION, WITH_ADAPTER = "no instruction", "no instruction, adapter polite"
 """Rows of the measurements beside the instructions."""
 CONFIG = ReferenceConfig(num_steps=5000, learning_rate=4e-3, embedding_learning_rate=1.5e-2)
-"""Of the instructed policy."""
+"""The training of the instructed policy."""
 RECIPE = sharp_recipe(beta=1.0)
-"""Of the adapter."""
+"""The training of the adapter."""
 _EVALUATION_RESPONSES = 8
 _SEED_OF_REVIEWS = 1000
 """Added to the seed, since the reference policy has seen the reviews of the seed itself."""

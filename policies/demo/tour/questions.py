@@ -50,7 +50,7 @@ ROWS = (
     _row("short-and-kind", profile="short-and-kind"),
     _row("glowing-letter", f"{MODEL}@glowing-letter"),
 )
-"""Of the trained policies."""
+"""The table of the trained policies."""
 
 NEGATIVE_PROMPT = "Find fault with it."
 PROMPT_ROWS = (
@@ -64,7 +64,7 @@ PROMPT_ROWS = (
         prompts={"positive": NEGATIVE_PROMPT},
     ),
 )
-"""Of one model with a prompt for each policy. The model without a prompt takes the rest of 1."""
+"""The table of one model with a prompt for each policy; without one it takes the rest of 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
