@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
-from support.preloaded_server import inspect_models_here
+from support.preloaded_server import inspect_models_here, replace_kernels_once
 
 RUNNER = os.environ.get("PREFMIX_TEST_RUNNER", "v1")
 
@@ -101,6 +101,7 @@ def _start(served: MixtureSpec | Path, options: dict[str, Any]) -> Any:
     from vllm import LLM
 
     inspect_models_here()
+    replace_kernels_once()
     # Whoever started an engine before may have set it, and vLLM prefers it to the bytes above.
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     with _modules_left_out_of_collection():

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -172,6 +173,25 @@ def inspect_models_here() -> None:
     registry._run_in_subprocess = lambda inspect: inspect()  # type: ignore[attr-defined]
 
 
+def replace_kernels_once() -> None:
+    """Makes vLLM replace Triton's kernels once a process.
+
+    Each start of an engine looks through all modules for them, half a second, also where they have
+    been replaced: modules that are imported later find the replacements.
+    """
+    dispatcher: Any = importlib.import_module("vllm.triton_utils.dispatcher")
+    register = dispatcher.register_kernels
+
+    def once(overrides: Mapping[str, Any]) -> None:
+        known = {name: replacement for name, (_, replacement) in dispatcher._registry.items()}
+        new = {name: each for name, each in overrides.items() if known.get(name) is not each}
+        if new:
+            register(new)
+
+    if register.__name__ != once.__name__:
+        dispatcher.register_kernels = once
+
+
 def _adopt_orphans(yes: bool) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
@@ -207,6 +227,11 @@ def _import_modules() -> None:
         importlib.import_module(module)
     signal.signal = install
     inspect_models_here()
+    replace_kernels_once()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of modules that it looks through
+        platforms = importlib.import_module("vllm.platforms")
+        platforms.current_platform.register_triton_kernel_overrides()
     setproctitle.getproctitle()  # finds its memory now; a changed environment hides it
     # A collection would look at every object of vLLM in each fork, and so copy its memory.
     gc.collect()
