@@ -10,6 +10,7 @@ does all of tests/resilience.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -280,8 +281,9 @@ def _exit(code: int | None) -> NoReturn:
     """Ends as the interpreter does, but for freeing every object of vLLM, which takes seconds."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a full disk
+            stream.flush()
     os._exit(code or 0)
 
 
