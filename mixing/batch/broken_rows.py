@@ -28,27 +28,32 @@ def find_broken_rows(
 
     A row is broken if its largest logit is not finite: NaN or +inf somewhere, or nothing but -inf.
     The blame goes to the first member with weight in the row whose hidden state is not finite or
-    whose logits are broken. Broken rows of `mixed_NV` are overwritten with zeros. On a CPU sound
-    rows cost one pass for the largest logit. On a GPU no value is read back, which would wait.
+    whose logits are broken. Broken rows of `mixed_NV` are overwritten with zeros. Sound rows cost
+    one pass for the largest logit. On a GPU that is one kernel, and no value is read back, which
+    would wait.
 
     Args:
-      mixed_NV: float32, natural-log scale; changed in place.
+      mixed_NV: natural-log scale, in float32 or the model's dtype; changed in place.
       hidden: per member [N, D_m].
       weights_NM: float32.
       logits: per member [N, V_m], or None for members without; used on a CPU only.
     Returns: int32 [N] on the device: 0 for a sound row, m + 1 if member m is to blame, M + 1 if no
       single member is; None if all rows are known to be sound.
     """
+    if mixed_NV.is_cuda:
+        # Imported here, so that the package needs no Triton where there is no GPU.
+        from prefmix.mixing.kernels.broken_rows_triton import broken_rows_triton
+
+        return broken_rows_triton(mixed_NV, hidden, weights_NM)
     largest_N = mixed_NV.amax(dim=-1)
-    on_host = mixed_NV.is_cpu
-    if on_host and math.isfinite(largest_N.sum().item()):
+    if math.isfinite(largest_N.sum().item()):
         return None
     is_sound_N = torch.isfinite(largest_N)
-    if on_host and bool(is_sound_N.all()):  # the sum alone may have overflowed
+    if bool(is_sound_N.all()):  # the sum alone may have overflowed
         return None
     num_members = weights_NM.shape[1]
     is_blamed_NM = torch.stack([~torch.isfinite(each).all(dim=-1) for each in hidden], dim=1)
-    if on_host and logits is not None:
+    if logits is not None:
         for member, each in enumerate(logits):
             if each is not None:
                 is_blamed_NM[:, member] |= ~torch.isfinite(each.amax(dim=-1))

@@ -15,6 +15,7 @@ import torch
 from support.kernels.triton_interpreter import look_up_types_once, patch_language_once
 
 KERNEL_MODULES = (
+    "prefmix.mixing.kernels.broken_rows_triton",
     "prefmix.mixing.kernels.log_linear_mix_triton",
     "prefmix.mixing.kernels.mix_lm_head_triton",
     "prefmix.mixing.kernels.mixture_statistics_triton",

@@ -76,6 +76,38 @@ def test_the_first_of_several_is_named() -> None:
     assert names_of(int(codes_N[0]), RequestMixing(weights_M=(1 / 3,) * 3), "abc") == ("b",)
 
 
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy on NaN
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab", [33, 8192, 8192 + 33], ids="{} tokens".format)
+def test_a_gpus_kernel_finds_the_same_rows_and_policies(vocab: int, dtype: torch.dtype) -> None:
+    """Of a policy whose logits alone are broken it knows nothing: nobody is blamed."""
+    from prefmix.mixing.kernels.broken_rows_triton import broken_rows_triton
+
+    generator = torch.Generator().manual_seed(0)
+    wide_NV = torch.randn(8, vocab + 3, generator=generator).to(dtype)
+    mixed_NV = wide_NV[:, :vocab]  # rows lie apart
+    rows_ND = torch.randn(8, 3 * 2100 + 16, generator=generator).to(dtype)
+    hidden = [*torch.split(rows_ND, [2100, 2100, 2100, 16], dim=-1)[:3]]
+    weights_NM = torch.full((8, 3), 1 / 3)
+    mixed_NV[0, 5:] = -INF  # bans that leave tokens
+    mixed_NV[1, vocab - 1], hidden[2][1, 2099] = NAN, NAN
+    mixed_NV[2, 0] = INF
+    mixed_NV[3] = -INF
+    mixed_NV[4, 7], weights_NM[4], hidden[0][4, 0] = NAN, torch.tensor([0.0, 0.5, 0.5]), NAN
+    mixed_NV[5, 7], hidden[1][5, 3], hidden[2][5, 0] = NAN, -INF, INF
+    hidden[1][6, 0] = NAN  # a member that spoils nothing is nobody's concern
+    before_NV, beyond_NV = mixed_NV.clone(), wide_NV[:, vocab:].clone()
+    codes_N = broken_rows_triton(mixed_NV, hidden, weights_NM)
+    assert codes_N.tolist() == [0, 3, 4, 4, 4, 2, 0, 0]
+    expected_NV = before_NV
+    expected_N = find_broken_rows(expected_NV, hidden, weights_NM)
+    assert expected_N is not None
+    assert torch.equal(codes_N, expected_N)
+    assert torch.equal(mixed_NV, expected_NV)
+    assert torch.equal(wide_NV[:, vocab:], beyond_NV), "what lies behind a row is not written"
+
+
 def test_all_with_weight_are_named_where_their_parameters_are_mixed() -> None:
     """Their one model runs as the first member, which may have no weight itself."""
     request = RequestMixing(weights_M=(0.0, 0.5, 0.5), mixes_parameters=True)
