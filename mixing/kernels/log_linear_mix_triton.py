@@ -31,6 +31,28 @@ def soft_capped_tile(z, cap: tl.constexpr):
 
 
 @triton.jit
+def load_tile(source, v, end, limit, other, IS_NARROW: tl.constexpr):
+    """Loads the elements v < limit of a tile that ends at `end`, as float32.
+
+    A mask that ends at any place makes narrow loads of a whole tile. If the limit is no multiple of
+    16 elements, only the tile that holds it gets a mask.
+    """
+    if IS_NARROW:
+        if end <= limit:
+            z = tl.load(source).to(tl.float32)
+        else:
+            z = tl.load(source, mask=v < limit, other=other).to(tl.float32)
+    else:
+        z = tl.load(source, mask=v < limit, other=other).to(tl.float32)
+    return z
+
+
+def is_narrow(common: int) -> bool:
+    """True if a mask that ends at `common` makes loads narrow: Triton knows multiples of 16."""
+    return common % 16 != 0
+
+
+@triton.jit
 def _log_linear_mix_kernel(
     logits,  # per member a pointer to [N, V_m]
     strides,  # per member its two strides
@@ -43,18 +65,20 @@ def _log_linear_mix_kernel(
     COLUMNS: tl.constexpr,
     SOFT_CAPS: tl.constexpr,
     SCALES: tl.constexpr,
+    IS_NARROW: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     tiles = tl.cdiv(vocab_size, BLOCK_V)
     row = (tl.program_id(0) // tiles).to(tl.int64)
-    v = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
+    first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_V
+    v = first + tl.arange(0, BLOCK_V)
     mixed = tl.zeros([BLOCK_V], tl.float32)
     banned = v >= common
     for m in tl.static_range(len(COLUMNS)):
         weight = tl.load(weights + row * weights_row + COLUMNS[m] * weights_column)
         limit = tl.where(weight != 0, common, 0)
         source = logits[m] + row * strides[m][0] + v * strides[m][1]
-        z = tl.load(source, mask=v < limit, other=0.0).to(tl.float32)
+        z = load_tile(source, v, first + BLOCK_V, limit, 0.0, IS_NARROW)
         ban = z == -float("inf")
         if SOFT_CAPS[m] != 0:
             z = soft_capped_tile(z, SOFT_CAPS[m])
@@ -90,6 +114,7 @@ def log_linear_mix_triton(
             COLUMNS=tuple(columns),
             SOFT_CAPS=tuple(soft_caps),
             SCALES=tuple(scales),
+            IS_NARROW=is_narrow(common),
             **config,
         )
 

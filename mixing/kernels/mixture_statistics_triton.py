@@ -11,7 +11,9 @@ x = sum_m w_m z_m,
     KL(p || pi_m) = l_m - b_m / s - entropy        log Z = top + log s - sum_m w_m l_m
 
 All z_m are taken relative to the token's logit, which changes no result and keeps float32 digits.
-Shapes: N rows, M present members, V_m vocabulary of member m, T tiles.
+Which members ran is an argument: one compiled kernel serves every set of them, and no step waits
+for a compiler.
+Shapes: N rows, M members, V_m vocabulary of member m, T tiles.
 """
 
 # Triton's language has no types.
@@ -23,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from prefmix.mixing.kernels.log_linear_mix_triton import soft_capped_tile
+from prefmix.mixing.kernels.log_linear_mix_triton import is_narrow, load_tile, soft_capped_tile
 from prefmix.mixing.kernels.statistics_outputs import Outputs, empty_outputs
 from prefmix.mixing.kernels.tuning import Config, Tuner, many
 
@@ -60,7 +62,7 @@ def _finite(top):
     return tl.where(top == -float("inf"), 0.0, top)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["present"])
 def _mixture_statistics_tile_kernel(
     logits,  # per member a pointer to [N, V_m]
     strides,  # per member its two strides
@@ -71,26 +73,30 @@ def _mixture_statistics_tile_kernel(
     weights_column,
     tokens_stride,
     common,
-    COLUMNS: tl.constexpr,
+    present,  # bit m is set if member m ran
     SOFT_CAPS: tl.constexpr,
     SCALES: tl.constexpr,
+    IS_NARROW: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     num_tiles = tl.cdiv(common, BLOCK_V)
     row = (tl.program_id(0) // num_tiles).to(tl.int64)
     tile = tl.program_id(0) % num_tiles
-    v = tile.to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
+    first = tile.to(tl.int64) * BLOCK_V
+    v = first + tl.arange(0, BLOCK_V)
     token = tl.load(tokens + row * tokens_stride).to(tl.int64)
     x = tl.zeros([BLOCK_V], tl.float32)
     banned = v >= common
     zs = ()
-    for m in tl.static_range(len(COLUMNS)):
-        weight = tl.load(weights + row * weights_row + COLUMNS[m] * weights_column)
+    for m in tl.static_range(len(SCALES)):
+        size = tl.where((present >> m) & 1 != 0, common, 0)
+        weight = tl.load(weights + row * weights_row + m * weights_column)
         row_logits = logits[m] + row * strides[m][0]
-        _, offset = _token_logit(row_logits, token, strides[m][1], common, SOFT_CAPS[m], SCALES[m])
-        z = tl.load(row_logits + v * strides[m][1], mask=v < common, other=-float("inf"))
-        z = _transformed(z.to(tl.float32), SOFT_CAPS[m], SCALES[m]) - offset
-        counts = v < tl.where(weight != 0, common, 0)
+        _, offset = _token_logit(row_logits, token, strides[m][1], size, SOFT_CAPS[m], SCALES[m])
+        source = row_logits + v * strides[m][1]
+        z = load_tile(source, v, first + BLOCK_V, size, -float("inf"), IS_NARROW)
+        z = _transformed(z, SOFT_CAPS[m], SCALES[m]) - offset
+        counts = v < tl.where(weight != 0, size, 0)
         x += tl.where(counts, z * weight, 0.0)
         banned = banned | (counts & (z == -float("inf")))
         zs = zs + (z,)  # noqa: RUF005 - Triton knows no other way
@@ -99,11 +105,11 @@ def _mixture_statistics_tile_kernel(
     top = tl.max(x, 0)
     below = x - _finite(top)
     e = tl.exp(below)
-    out = sums + row * (3 + 3 * len(COLUMNS)) * num_tiles + tile
+    out = sums + row * (3 + 3 * len(SCALES)) * num_tiles + tile
     tl.store(out, top)
     tl.store(out + num_tiles, tl.sum(e, 0))
     tl.store(out + 2 * num_tiles, tl.sum(tl.where(e == 0, 0.0, e * below), 0))
-    for m in tl.static_range(len(COLUMNS)):
+    for m in tl.static_range(len(SCALES)):
         z = zs[m]
         top = tl.max(z, 0)
         # Banned by the member but not by the mixture: the divergence is infinite, however small e.
@@ -114,7 +120,7 @@ def _mixture_statistics_tile_kernel(
         tl.store(out + (5 + 3 * m) * num_tiles, tl.sum(weighted, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["present"])
 def _mixture_statistics_row_kernel(
     logits,
     strides,
@@ -124,16 +130,15 @@ def _mixture_statistics_row_kernel(
     log_partition,  # float32 [N], as the next two
     entropies,
     logprobs,
-    divergences,  # float32 [N, num_columns], contiguous, as the next
+    divergences,  # float32 [N, M], contiguous, as the next
     policy_logprobs,
-    agrees,  # bool [N, num_columns], contiguous
+    agrees,  # bool [N, M], contiguous
     weights_row,
     weights_column,
     tokens_stride,
     common,
     num_tiles,
-    num_columns,
-    COLUMNS: tl.constexpr,
+    present,
     SOFT_CAPS: tl.constexpr,
     SCALES: tl.constexpr,
     TILES: tl.constexpr,  # num_tiles, rounded up to a power of two
@@ -141,7 +146,7 @@ def _mixture_statistics_row_kernel(
     row = tl.program_id(0).to(tl.int64)
     token = tl.load(tokens + row * tokens_stride).to(tl.int64)
     t = tl.arange(0, TILES)
-    source = sums + row * (3 + 3 * len(COLUMNS)) * num_tiles + t
+    source = sums + row * (3 + 3 * len(SCALES)) * num_tiles + t
     tops = tl.load(source, mask=t < num_tiles, other=-float("inf"))
     s = tl.load(source + num_tiles, mask=t < num_tiles, other=0.0)
     a = tl.load(source + 2 * num_tiles, mask=t < num_tiles, other=0.0)
@@ -156,10 +161,13 @@ def _mixture_statistics_row_kernel(
     x = 0.0
     log_z = normaliser
     banned = (token < 0) | (token >= common)
-    for m in tl.static_range(len(COLUMNS)):
-        weight = tl.load(weights + row * weights_row + COLUMNS[m] * weights_column)
+    for m in tl.static_range(len(SCALES)):
+        has_run = (present >> m) & 1 != 0
+        size = tl.where(has_run, common, 0)
+        weight = tl.load(weights + row * weights_row + m * weights_column)
+        weight = tl.where(has_run, weight, 0.0)
         z, offset = _token_logit(
-            logits[m] + row * strides[m][0], token, strides[m][1], common, SOFT_CAPS[m], SCALES[m]
+            logits[m] + row * strides[m][0], token, strides[m][1], size, SOFT_CAPS[m], SCALES[m]
         )
         z -= offset
         x += tl.where(weight != 0, z * weight, 0.0)
@@ -178,10 +186,12 @@ def _mixture_statistics_row_kernel(
         divergence = tl.where(divergence < 0, 0.0, divergence)  # by rounding; NaN stays
         infinite = tl.min(b, 0) == -float("inf")
         logprob = z - own_normaliser
-        target = row * num_columns + COLUMNS[m]
-        tl.store(divergences + target, tl.where(infinite, float("inf"), divergence))
-        tl.store(policy_logprobs + target, logprob)
-        tl.store(agrees + target, (z >= own_top) & (logprob > -float("inf")))
+        target = row * len(SCALES) + m
+        divergence = tl.where(infinite, float("inf"), divergence)
+        tl.store(divergences + target, tl.where(has_run, divergence, float("nan")))
+        tl.store(policy_logprobs + target, tl.where(has_run, logprob, float("nan")))
+        agrees_here = has_run & (z >= own_top) & (logprob > -float("inf"))
+        tl.store(agrees + target, agrees_here)
     tl.store(log_partition + row, tl.where(top == -float("inf"), top, log_z))
     tl.store(entropies + row, entropy)
     tl.store(logprobs + row, tl.where(banned, -float("inf"), x) - normaliser)
@@ -196,25 +206,35 @@ def mixture_statistics_triton(
     scales: list[float],
 ) -> Outputs:
     """Launches the kernels. Takes the arguments of `mixture_statistics_torch`, in any strides."""
-    outputs = empty_outputs(weights, len(columns))
     num_rows, num_members = weights.shape
+    outputs = empty_outputs(weights, num_members)
     if not num_rows:
         return outputs
     common = min(tensor.shape[1] for tensor in logits)
+    # A member that did not run has another's logits, which are not read.
+    places = [columns.index(each) if each in columns else 0 for each in range(num_members)]
+    logits = [logits[place] for place in places]
     strides = tuple(tensor.stride() for tensor in logits)
+    present = sum(1 << column for column in columns)
     of_members = {
-        "COLUMNS": tuple(columns),
-        "SOFT_CAPS": tuple(soft_caps),
-        "SCALES": tuple(scales),
+        "SOFT_CAPS": tuple(soft_caps[place] for place in places),
+        "SCALES": tuple(scales[place] for place in places),
     }
 
     def run(config: Config) -> None:
         num_tiles = triton.cdiv(common, config["BLOCK_V"])
-        shape = (num_rows, 3 + 3 * len(columns), num_tiles)
+        shape = (num_rows, 3 + 3 * num_members, num_tiles)
         sums = torch.empty(shape, dtype=torch.float32, device=weights.device)
         inputs = (tuple(logits), strides, weights, tokens, sums)
         _mixture_statistics_tile_kernel[(num_rows * num_tiles,)](
-            *inputs, *weights.stride(), tokens.stride(0), common, **of_members, **config
+            *inputs,
+            *weights.stride(),
+            tokens.stride(0),
+            common,
+            present,
+            IS_NARROW=is_narrow(common),
+            **of_members,
+            **config,
         )
         _mixture_statistics_row_kernel[(num_rows,)](
             *inputs,
@@ -223,7 +243,7 @@ def mixture_statistics_triton(
             tokens.stride(0),
             common,
             num_tiles,
-            num_members,
+            present,
             TILES=triton.next_power_of_2(num_tiles),
             **of_members,
         )

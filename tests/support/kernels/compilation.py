@@ -1,17 +1,24 @@
-"""Compiles the kernels for a GPU without one, to find errors that Triton's interpreter lets pass.
+"""Compiles the kernels for GPUs that are not there, and reads what the assembler made of them.
 
-    .venv/bin/python tests/support/kernels/compilation.py          # some seconds
-    .venv/bin/python tests/support/kernels/compilation.py --all    # all configurations: two minutes
+    .venv/bin/python tests/support/kernels/compilation.py                  # sm_90, some seconds
+    .venv/bin/python tests/support/kernels/compilation.py --all            # minutes: a table
 
-Prints a line a kernel: registers a thread, bytes spilled, bytes of shared memory. The target is an
-H100 or H200 (compute capability 9.0); Triton brings the assembler. Nothing is launched.
+Triton brings the assemblers of all targets. Arguments are specialised as in a real launch, from
+tensors without memory. Nothing is launched. tests/bench/results/kernels_compiled_202611.md keeps
+the table.
+
+Shapes: K members of a launch, V vocabulary, N rows.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +28,55 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from prefmix.mixing.kernels import (
+    broken_rows_triton,
     log_linear_mix_triton,
     mix_lm_head_triton,
     mixture_statistics_triton,
 )
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-NUM_MEMBERS, VOCAB, WIDTH = 4, 151_936, 4096
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+NUM_MEMBERS, WIDTH = 3, 4096
+VOCABS = {"V 128256": (128_256, 128_256), "V 50257 of 50304": (50_257, 50_304)}
+"""A vocabulary and the stride of its rows, which vLLM pads."""
 
 
-class Hopper:
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A kernel that was compiled for one target."""
+
+    kernel: str
+    case: str
+    config: str
+    target: str
+    registers: int
+    spilled: int
+    """Bytes a thread, or registers on AMD."""
+    widest_load: int
+    """Bits of the widest load from memory."""
+    asm: dict[str, Any]
+
+    @property
+    def row(self) -> str:
+        """A line of the table."""
+        cells = (self.kernel, self.case, self.config, self.target)
+        numbers = (self.registers, self.spilled, self.widest_load)
+        return f"| {' | '.join(map(str, (*cells, *numbers)))} |"
+
+
+class _NoDevice:
     """The part of a Triton driver that compilation uses."""
 
+    def __init__(self, target: GPUTarget) -> None:
+        self._target = target
+
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return self._target
 
     def get_current_device(self) -> int:
         return 0
@@ -43,61 +85,160 @@ class Hopper:
         return 0
 
 
-def _compile_only() -> None:
+@contextmanager
+def _compiling_only(found: list[tuple[str, Any]]) -> Iterator[None]:
+    """Within this context a launch only compiles."""
     run = JITFunction.run
 
     def compiled(self: Any, *args: object, **options: object) -> object:
         kernel = run(self, *args, **{**options, "warmup": True})
-        print(self.fn.__name__, _resources(kernel.asm["cubin"]), flush=True)
+        found.append((self.fn.__name__.strip("_").removesuffix("_kernel"), kernel))
         return kernel
 
     JITFunction.run = compiled
-    triton.runtime.driver.set_active(Hopper())
+    try:
+        yield
+    finally:
+        JITFunction.run = run
 
 
-def _resources(cubin: bytes) -> str:
+def compile_all(targets: list[str], *, every_config: bool, only: str = "") -> Iterator[Compiled]:
+    """Compiles the kernels.
+
+    Args:
+      every_config: all configurations; else each kernel's first.
+      only: a part of the names of cases.
+    """
+    for target in targets:
+        triton.runtime.driver.set_active(_NoDevice(TARGETS[target]))
+        seen: set[str] = set()
+        for case, module, launch in _cases():
+            if only not in case:
+                continue
+            tuner = getattr(module, "TUNER", None)
+            configs = [{}] if tuner is None else list(tuner.configs)
+            for config in configs if every_config else configs[:1]:
+                found: list[tuple[str, Any]] = []
+                if tuner is not None:
+                    tuner.configs = (config,)
+                with _compiling_only(found):
+                    launch()
+                if tuner is not None:
+                    tuner.configs = configs
+                for name, kernel in found:
+                    if kernel.hash not in seen:
+                        seen.add(kernel.hash)
+                        words = "x".join(map(str, config.values()))
+                        yield _read(name, case, words, target, kernel.asm)
+
+
+def _cases() -> Iterator[tuple[str, Any, Callable[[], object]]]:
+    """Name, module and launch of typical inputs."""
+    members, ones = list(range(NUM_MEMBERS)), [1.0] * NUM_MEMBERS
+    no_caps, caps = [0.0] * NUM_MEMBERS, [30.0] * NUM_MEMBERS
+    weights, tokens = _meta(8, NUM_MEMBERS, dtype=torch.float32), _meta(8, dtype=torch.int64)
+    row = _meta(8, -(-(NUM_MEMBERS * (WIDTH + 2)) // 16) * 16, dtype=torch.bfloat16)
+    hidden = [row[:, member * WIDTH : (member + 1) * WIDTH] for member in members]
+    for size, (vocab, stride) in VOCABS.items():
+        for dtype in (torch.bfloat16, torch.float32):
+            name = f"{str(dtype).removeprefix('torch.')}, {size}"
+            logits = [_meta(8, stride, dtype=dtype)[:, :vocab] for _ in members]
+            for capped, own in (("", no_caps), (", capped", caps)):
+                of_mix = (logits, weights, members, vocab, own, ones)
+                yield (
+                    f"{name}{capped}",
+                    log_linear_mix_triton,
+                    lambda of=of_mix: log_linear_mix_triton.log_linear_mix_triton(*of),
+                )
+                of_statistics = (logits, weights, tokens, members, own, ones)
+                yield (
+                    f"{name}{capped}",
+                    mixture_statistics_triton,
+                    lambda of=of_statistics: mixture_statistics_triton.mixture_statistics_triton(
+                        *of
+                    ),
+                )
+            yield (
+                name,
+                broken_rows_triton,
+                lambda own=logits[0]: broken_rows_triton.broken_rows_triton(own, hidden, weights),
+            )
+    for num_rows in (1, 64, 256):
+        heads = [_meta(128_256, WIDTH, dtype=torch.bfloat16) for _ in members]
+        rows = [each[:1].expand(num_rows, -1) for each in hidden]
+        rows = [each.as_strided((num_rows, WIDTH), hidden[0].stride()) for each in rows]
+        of_head = (
+            rows,
+            heads,
+            _meta(num_rows, NUM_MEMBERS, dtype=torch.float32),
+            members,
+            128_256,
+            ones,
+        )
+        yield (
+            f"bfloat16, {num_rows} rows",
+            mix_lm_head_triton,
+            lambda of=of_head: mix_lm_head_triton.mix_lm_head_triton(*of),
+        )
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _read(kernel: str, case: str, config: str, target: str, asm: dict[str, Any]) -> Compiled:
+    if "amdgcn" in asm:
+        text = asm["amdgcn"]
+        registers = int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1])
+        spills = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text)
+        spilled = sum(map(int, spills))
+        words = re.findall(r"(?:global|buffer)_load_(?:dword(x\d)?|u?short|\w+)", text)
+        widest = max((32 * int(each[1:]) for each in words if each), default=32)
+    else:
+        usage = _usage(asm["cubin"])
+        registers, spilled = usage["REG"], usage["STACK"]
+        widest = max(
+            map(_bits, re.findall(r"(?:ld\.global|cp\.async)[^;]*", asm["ptx"])), default=0
+        )
+    return Compiled(
+        kernel=kernel,
+        case=case,
+        config=config,
+        target=target,
+        registers=registers,
+        spilled=spilled,
+        widest_load=widest,
+        asm=asm,
+    )
+
+
+def _bits(instruction: str) -> int:
+    if instruction.startswith("cp.async"):
+        size = re.search(r", (0x[0-9a-f]+|\d+)(?:,|$)", instruction.rstrip())
+        return 0 if size is None else 8 * int(size[1], 0)
+    vector, width = re.search(r"\.v(\d)", instruction), re.search(r"\.[bufs](\d+)", instruction)
+    assert width is not None, instruction
+    return int(width[1]) * (int(vector[1]) if vector else 1)
+
+
+def _usage(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [str(TOOLS / "cuobjdump"), "-res-usage", file.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return " ".join(word for word in report.split() if word.startswith(("REG:", "STACK:")))
-
-
-def _jobs(rows: int) -> list[tuple[Any, str, tuple[object, ...]]]:
-    """Module, launcher and arguments of every kernel that depends on the number of rows."""
-    columns, ones = list(range(NUM_MEMBERS)), [1.0] * NUM_MEMBERS
-    caps = [30.0] + [0.0] * (NUM_MEMBERS - 1)
-    weights, tokens = torch.empty(rows, NUM_MEMBERS), torch.empty(rows, dtype=torch.int64)
-    logits, hidden, heads = (
-        [torch.empty(shape, dtype=torch.bfloat16) for _ in columns]
-        for shape in ((rows, VOCAB), (rows, WIDTH), (VOCAB, WIDTH))
-    )
-    of_heads = (hidden, heads, weights, columns, VOCAB, ones)
-    of_mix = (logits, weights, columns, VOCAB, caps, ones)
-    of_statistics = (logits, weights, tokens, columns, caps, ones)
-    jobs: list[tuple[Any, str, tuple[object, ...]]] = [
-        (mix_lm_head_triton, "mix_lm_head_triton", of_heads)
-    ]
-    if rows == 1:
-        jobs.append((log_linear_mix_triton, "log_linear_mix_triton", of_mix))
-        jobs.append((mixture_statistics_triton, "mixture_statistics_triton", of_statistics))
-    return jobs
+    return {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", report)}
 
 
 def main() -> None:
-    _compile_only()
-    every = sys.argv[1:] == ["--all"]
-    for rows in (1, 256):
-        with torch.device("meta"):
-            jobs = _jobs(rows)
-            for module, launcher, arguments in jobs:
-                configs = module.TUNER.configs
-                for config in configs if every else configs[:1]:
-                    print(f"{rows} rows", dict(config), end=" ")
-                    module.TUNER.configs = (config,)
-                    getattr(module, launcher)(*arguments)
-                module.TUNER.configs = configs
+    every = "--all" in sys.argv
+    only = next((each for each in sys.argv[1:] if not each.startswith("--")), "")
+    targets = list(TARGETS) if every else ["sm_90"]
+    print(f"Triton {triton.__version__}, {NUM_MEMBERS} members\n")
+    print("| kernel | case | configuration | target | registers | spilled | widest load |")
+    print("|---|---|---|---|---:|---:|---:|")
+    for each in compile_all(targets, every_config=every, only=only):
+        print(each.row, flush=True)
 
 
 if __name__ == "__main__":
