@@ -143,7 +143,7 @@ class MixtureStatisticsCollector:
     ) -> torch.Tensor | None:
         hidden, weights_NM, logits = kept
         everyone = len(rows) == len(weights_NM)
-        pick = slice(None) if everyone else torch.tensor(rows, device=weights_NM.device)
+        pick = slice(None) if everyone else _on_device(rows, weights_NM.device)
         if logits is None:
             logits = self._model.member_logits([each[pick] for each in hidden])
         else:
@@ -159,7 +159,7 @@ class MixtureStatisticsCollector:
         is_unknown_RM = weights_NM[pick] == 0
         averaged = [self._requests[row].mixes_parameters for row in rows]
         if any(averaged):
-            is_unknown_RM |= torch.tensor(averaged, device=is_unknown_RM.device)[:, None]
+            is_unknown_RM |= _on_device(averaged, is_unknown_RM.device)[:, None]
         packed_RF[:, 3:].masked_fill_(is_unknown_RM.repeat(1, 3), torch.nan)
         return packed_RF
 
@@ -219,3 +219,9 @@ class MixtureStatisticsCollector:
         if not requests:
             self._records.pop(key, None)
         return figures
+
+
+def _on_device(values: list[Any], device: torch.device) -> torch.Tensor:
+    """A small tensor of a step's facts on the device; nothing waits for a GPU."""
+    is_cuda = device.type == "cuda"
+    return torch.tensor(values, pin_memory=is_cuda).to(device, non_blocking=is_cuda)

@@ -124,23 +124,25 @@ def mix_lm_head_torch(
         )
         if use
     ]
-    mixed_NV = weights.new_full((weights.shape[0], vocab_size), -torch.inf)
-    mixed_NC = mixed_NV[:, :common]
-    mixed_NC.zero_()
-    if all(states.dtype == torch.float32 for states in hidden):
+    is_float32 = all(states.dtype == torch.float32 for states in hidden)
+    if members and not is_float32:
+        # Each sum of half-precision products would be rounded: add them up in float32 instead.
+        logits: list[torch.Tensor | None] = [None] * weights.shape[1]
+        factors = [1.0] * weights.shape[1]
         for states, head, column, scale in members:
-            weight = weights[:, column : column + 1]
-            weighted = (states * (weight * scale)).masked_fill_(weight == 0, 0.0)
-            mixed_NC.addmm_(weighted, head.T)
-        return mixed_NV
-    # Each sum of half-precision products would be rounded: add them up in float32 instead.
-    logits: list[torch.Tensor | None] = [None] * weights.shape[1]
-    factors = [1.0] * weights.shape[1]
-    for states, head, column, scale in members:
-        logits[column], factors[column] = states @ head.T, scale
+            logits[column], factors[column] = states @ head.T, scale
+        return log_linear_mix(logits, weights, vocab_size=vocab_size, scale=factors)
+    mixed_NV = weights.new_empty((weights.shape[0], vocab_size))
+    mixed_NV[:, common:] = -torch.inf
+    mixed_NC = mixed_NV[:, :common]
     if not members:
-        return mixed_NV
-    return log_linear_mix(logits, weights, vocab_size=vocab_size, scale=factors)
+        mixed_NC.zero_()
+    for place, (states, head, column, scale) in enumerate(members):
+        weight = weights[:, column : column + 1]
+        weighted = (states * (weight * scale)).masked_fill_(weight == 0, 0.0)
+        # A factor of 0 lets the product overwrite what memory held, which may be NaN.
+        mixed_NC.addmm_(weighted, head.T, beta=float(place > 0))
+    return mixed_NV
 
 
 def _on_cuda(
