@@ -81,6 +81,12 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
             "checkpoint, and a mixture has several sources; drop the flag",
         ),
         (
+            spec.base is not None
+            and bool(vllm_config.compilation_config.pass_config.fuse_allreduce_rms),
+            "vLLM's fused all-reduce has room for the tokens of one policy, and a shared trunk has "
+            "those of all; drop fuse_allreduce_rms from --compilation-config",
+        ),
+        (
             spec.base is not None and vllm_config.load_config.load_format == "dummy",
             "--load-format dummy reads no base, so nothing says where the adapters belong; drop it",
         ),
@@ -239,6 +245,9 @@ class MixtureConfig(VerifyAndUpdateConfig):
         run_engine_hooks(spec, vllm_config)
         read_transformers_files(spec, vllm_config)
         isolate_skipped_policies(vllm_config)
+        if spec.base is not None:
+            # On by default under tensor parallelism on some GPUs; refuse_unsupported says why not.
+            vllm_config.compilation_config.pass_config.fuse_allreduce_rms = False
         if spec.mixing == "parameters" and not can_skip(vllm_config):
             raise UnsupportedEngineError(UNSALTED)
         if spec.has_prompts:
