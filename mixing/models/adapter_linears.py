@@ -29,7 +29,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm.platforms import current_platform
 
 from prefmix.mixing.checkpoints.lora import Adapter, AdapterError, Factors
-from prefmix.mixing.models.joined_adapters import JoinedFactors, join_factors
+from prefmix.mixing.models.joined_adapters import FactorsInMatrix, join_factors, stack_factors
 from prefmix.mixing.models.stack import Stack
 from prefmix.mixing.parameters.row_placement import (
     PlacementError,
@@ -86,14 +86,15 @@ class AdapterLinearMethod(QuantizeMethodBase):
         self.loaded_ranks = [0] * len(adapters)
         self.adapters = adapters
         self.rows = {part: _rows_by_order(layer, place) for part, place in parts.items()}
-        self.joined: JoinedFactors | None = None
+        self.joined: FactorsInMatrix | None = None
 
     def create_weights(self, layer: nn.Module, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: the layer's own method has created its weights."""
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        if isinstance(self.inner, UnquantizedLinearMethod) and layer.weight.is_cpu:
-            self.joined = join_factors(layer, self.inner, self.stack)
+        if isinstance(self.inner, UnquantizedLinearMethod):
+            join = join_factors if self.stack.takes_any_rows else stack_factors
+            self.joined = join(layer, self.inner, self.stack)
         self.inner.process_weights_after_loading(layer)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

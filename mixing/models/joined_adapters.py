@@ -1,26 +1,39 @@
-"""Every lora_B as a part of its layer's own matrix, for a CPU.
+"""Adapters' factors as a part of their layer's own matrix.
 
-A product of its own would cost a call and a pass over the layer's outputs more. One product with
-[A_1; ...; A_K] gives each row the low-rank inputs of all adapters. These are scaled as the row has
-it (prefmix.mixing.models.stack), and one product of the row with them behind it, and of
-[W B_1 ... B_K], gives the layer's output with the row's own update.
+A product of its own for each factor would cost calls and passes over rows. Low-rank inputs are
+scaled as each row has it (prefmix.mixing.models.stack), so that one product serves the rows of all
+members. Which factors join the matrix depends on the device:
 
-Shapes: R ranks, K adapters, I inputs, O outputs.
+    CPU:  W x + B s A x = [W B_1 ... B_K] [x; s A x]      after one product with [A_1; ...; A_K]
+    GPU:  [W; A_1; ...; A_K] x = [W x; A x]               before one product with [B_1 ... B_K]
+
+On a CPU the second product adds nothing to a pass over the outputs. On a GPU a product of few
+columns leaves most of the device idle, and [A_1; ...; A_K] x is the one with few.
+
+Shapes: R ranks, K adapters, I inputs, O outputs, N rows.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from prefmix.mixing.models.stack import Stack
 
 
+class FactorsInMatrix(Protocol):
+    """A linear layer whose matrix also holds adapters' factors."""
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Like AdapterLinearMethod.apply. Args: x: [N, I]. Returns: [N, O]."""
+
+
 class JoinedFactors:
-    """A linear layer whose matrix [O, I + K * R] also holds every adapter's lora_B."""
+    """For a CPU: a linear layer whose matrix [O, I + K * R] also holds every adapter's lora_B."""
 
     def __init__(self, inner: UnquantizedLinearMethod, down: nn.Module, stack: Stack) -> None:
         """Args:
@@ -32,7 +45,7 @@ class JoinedFactors:
         self._stack = stack
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Like AdapterLinearMethod.apply."""
+        """See FactorsInMatrix."""
         # vLLM 0.32 multiplies by matrices of few rows wrongly where an input's rows lie apart.
         x = x.contiguous()
         low = self._inner.apply(self._down, x, None)
@@ -53,3 +66,48 @@ def join_factors(layer: Any, inner: UnquantizedLinearMethod, stack: Stack) -> Jo
     for name in ("adapters_a", "adapters_b"):
         delattr(layer, name)
     return JoinedFactors(inner, down, stack)
+
+
+_RANKS = 8
+"""Ranks are filled up to multiples of so many, of zeros: rows of 16 bytes are read at a time."""
+
+
+class StackedFactors:
+    """For a GPU: a linear layer whose matrix [O + K * R, I] also holds every adapter's lora_A."""
+
+    def __init__(self, inner: UnquantizedLinearMethod, layer: Any, stack: Stack) -> None:
+        """Args:
+        inner: multiplies by a module's `weight`.
+        layer: has its parameters loaded; its weight grows by every lora_A.
+        """
+        self._inner = inner
+        self._stack = stack
+        self._num_outputs = len(layer.weight)
+        more = -layer.adapters_a.shape[1] % _RANKS
+        down_RI, up_RO = (
+            pad(each.data, (0, 0, 0, more)).flatten(0, 1)
+            for each in (layer.adapters_a, layer.adapters_b)
+        )
+        layer.weight = nn.Parameter(torch.cat([layer.weight.data, down_RI]), requires_grad=False)
+        layer.adapters_up = nn.Parameter(up_RO, requires_grad=False)
+        bias = getattr(layer, "bias", None)
+        wide = None if bias is None else pad(bias.data, (0, len(down_RI)))
+        layer.register_buffer("adapters_bias", wide, persistent=False)
+        for name in ("adapters_a", "adapters_b"):
+            delattr(layer, name)
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See FactorsInMatrix."""
+        # Layers give their own bias or none: it is added before the product is rounded.
+        both = self._inner.apply(layer, x, None if bias is None else layer.adapters_bias)
+        out, low = both.tensor_split([self._num_outputs], dim=-1)
+        return torch.addmm(out, self._stack.scaled(low), layer.adapters_up)
+
+
+def stack_factors(
+    layer: Any, inner: UnquantizedLinearMethod, stack: Stack
+) -> StackedFactors | None:
+    """Moves a loaded layer's adapters into its own matrix; None if they would be larger than it."""
+    if layer.adapters_a[:, :, 0].numel() > min(layer.weight.shape):
+        return None
+    return StackedFactors(inner, layer, stack)
