@@ -39,6 +39,7 @@ class Step:
         "logits",
         "num_members",
         "rows",
+        "runs_everyone",
         "statistics",
     )
 
@@ -48,6 +49,8 @@ class Step:
         """
         self.num_members = num_members
         self.can_skip = can_skip
+        self.runs_everyone = False
+        """True if all members run in each step, weighed or not."""
         self.active = [True] * num_members
         """Per member: True if it runs."""
         self.statistics: MixtureStatisticsCollector | None = None
@@ -83,7 +86,7 @@ class Step:
           active_M: per member, True if it runs for a request of the batch.
           requests: of the batch, in its order.
         """
-        if self.can_skip:
+        if self.can_skip and not self.runs_everyone:
             self.active = active_M
         self._is_checked, self.broken_rows_N = False, None
         if self.statistics is not None:

@@ -5,7 +5,10 @@ member on its tokens and lays their hidden states side by side, followed by each
 vLLM carries such a row wherever it carries hidden states (sampling, prompt logprobs, graph
 buffers), so `compute_logits` always finds the weights next to what they mix.
 
-    row of the output: | h_1 (D_1) | ... | h_M (D_M) | w_1 ... w_M as raw float32 bits |
+    row of the output: | h_1 (D_1) | ... | h_M (D_M) | w_1 ... w_M as raw float32 bits | padding |
+
+The padding makes a row's elements a multiple of 16, so that a GPU reads every row in pieces of 128
+bits.
 
 A single member has weight 1 in every row: it needs no weights and no mixing.
 
@@ -33,6 +36,10 @@ from prefmix.mixing.models.skipping import takes_any_rows, tokens_of
 from prefmix.mixing.prompts.cached_blocks import keep_windows_longer
 from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.mixing.workarounds import apply_in_worker
+
+_ROW_ELEMENTS = 16
+"""Rows start at multiples of so many elements. Triton knows that a load is aligned if strides are
+multiples of 16 elements, and pointers of 16 bytes."""
 
 
 class MixtureModel(nn.Module, ABC):
@@ -67,6 +74,11 @@ class MixtureModel(nn.Module, ABC):
         lays_rows_out = self.spec.has_prompts and vllm_config.use_v2_model_runner
         self.takes_any_rows = takes_any_rows(self.device) and not lays_rows_out
         """True if a pass may hold any number of rows of each member."""
+        self.max_mixed_rows: int | None = None
+        """Most rows that are mixed at a time: as many as vLLM's memory profile sees. It sees no
+        prompt logprobs, of 1,024 rows. None on a CPU."""
+        if self.device.type != "cpu":
+            self.max_mixed_rows = vllm_config.scheduler_config.max_num_seqs
         self._begun_blocks = BegunBlocks()
         if not vllm_config.use_v2_model_runner:
             self.weights = RowWeights(table_of_engine(vllm_config, self.device))
@@ -172,8 +184,9 @@ class MixtureModel(nn.Module, ABC):
             return out
         columns = weights_TM.view(self.dtype)
         widths = [*self.hidden_sizes, columns.shape[-1]]
+        widths.append(-sum(widths) % _ROW_ELEMENTS)
         out = torch.empty((num_tokens, sum(widths)), dtype=self.dtype, device=input_ids.device)
-        *slots, weight_slot = torch.split(out, widths, dim=-1)
+        *slots, weight_slot, _padding = torch.split(out, widths, dim=-1)
         step.rows = rows = weights.rows(num_tokens)
         with step.timed("forward"):
             if rows is None:
@@ -191,21 +204,47 @@ class MixtureModel(nn.Module, ABC):
           hidden_states: rows of `forward`'s output, [N, width].
         Returns: [N, V]; None on tensor-parallel ranks that do not gather logits.
         """
-        if self.is_single:
-            hidden: Sequence[torch.Tensor] = [hidden_states]
-            weights_NM = hidden_states.new_ones((len(hidden_states), 1), dtype=torch.float32)
-        else:
-            num_columns = hidden_states.shape[-1] - sum(self.hidden_sizes)
-            *hidden, columns = torch.split(hidden_states, [*self.hidden_sizes, num_columns], dim=-1)
-            weights_NM = columns.contiguous().view(torch.float32)
+        if self.max_mixed_rows is not None and len(hidden_states) > self.max_mixed_rows:
+            return self._compute_in_parts(hidden_states, self.max_mixed_rows)
+        hidden, weights_NM = self._unpacked(hidden_states)
         step = self.step
         step.keep_hidden(hidden, weights_NM)
         with step.timed("mix"):
-            mixed_NV = self.without_never_drawn(
-                self._single_logits(hidden) if self.is_single else self.mix(hidden, weights_NM)
-            )
+            mixed_NV = self._mixed(hidden, weights_NM)
             step.check_rows(mixed_NV, hidden, weights_NM)
         return mixed_NV
+
+    def _compute_in_parts(self, hidden_states: torch.Tensor, rows: int) -> torch.Tensor | None:
+        """Mixes more rows than a step draws tokens from: those of prompt logprobs, which are
+        neither measured nor checked."""
+        mixed_NV = None
+        for start in range(0, len(hidden_states), rows):
+            part = self._mixed(*self._unpacked(hidden_states[start : start + rows]))
+            if part is None:
+                return None
+            if mixed_NV is None:
+                mixed_NV = part.new_empty((len(hidden_states), part.shape[1]))
+            mixed_NV[start : start + rows] = part
+        self.step.logits = None
+        return mixed_NV
+
+    def _unpacked(self, rows: torch.Tensor) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+        """Per member its hidden states [N, D_m], and float32 weights [N, M], of rows of `forward`'s
+        output."""
+        if self.is_single:
+            return [rows], rows.new_ones((len(rows), 1), dtype=torch.float32)
+        num_columns = self.step.num_members * torch.float32.itemsize // self.dtype.itemsize
+        padding = rows.shape[-1] - sum(self.hidden_sizes) - num_columns
+        widths = [*self.hidden_sizes, num_columns, padding]
+        *hidden, columns, _padding = torch.split(rows, widths, dim=-1)
+        return hidden, columns.contiguous().view(torch.float32)
+
+    def _mixed(
+        self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor
+    ) -> torch.Tensor | None:
+        return self.without_never_drawn(
+            self._single_logits(hidden) if self.is_single else self.mix(hidden, weights_NM)
+        )
 
     def without_never_drawn(self, logits_NV: torch.Tensor | None) -> torch.Tensor | None:
         """Bans the tokens that are not the same to all members, in place."""

@@ -52,7 +52,8 @@ class JoinedAttention:
             return
         layers = {**context.no_compile_layers, **self._layers}
         if not context.attn_metadata:  # profiling, warm-up
-            with override_forward_context(replace(context, no_compile_layers=layers)):
+            warming = replace(context, no_compile_layers=layers, is_padding=None)
+            with override_forward_context(warming):
                 yield
             return
         if self._groups is None:
@@ -72,7 +73,11 @@ class JoinedAttention:
             metadata.update(dict.fromkeys(group.joined, together))
             slots.update(dict.fromkeys(group.joined, together.slot_mapping))
         joined = replace(
-            context, attn_metadata=metadata, slot_mapping=slots, no_compile_layers=layers
+            context,
+            attn_metadata=metadata,
+            slot_mapping=slots,
+            no_compile_layers=layers,
+            is_padding=None,  # of other rows; on a CPU nothing is padded
         )
         with override_forward_context(joined):
             yield

@@ -7,8 +7,8 @@ the base's parameters once, whatever the number of members:
 
 On a CPU each member has only the tokens of the requests that give it weight
 (prefmix.mixing.models.skipping), and the compiled pass takes any members with any number of rows. A
-step with more rows than one policy's largest step takes several passes. On a GPU all running
-members have all T tokens, and only the pass of all members is compiled.
+step with more rows than one policy's largest step takes several passes. On a GPU all members
+have all T tokens in each step, weighed or not, as in the graphs that replay a step.
 
 Two kinds of layer know about the stack. A linear layer adds the adapters' low-rank updates to the
 rows, each by the row's scale (prefmix.mixing.models.adapter_linears). An attention layer passes
@@ -48,7 +48,11 @@ from prefmix.mixing.models.lm_heads import hidden_width, is_linear
 from prefmix.mixing.models.loading import load_member, member_vllm_config
 from prefmix.mixing.models.memory_sizes import parameter_bytes
 from prefmix.mixing.models.stack import Stack
-from prefmix.mixing.models.stacked_attention import attention_per_member, stack_attention
+from prefmix.mixing.models.stacked_attention import (
+    attention_per_member,
+    split_at_stacked_attention,
+    stack_attention,
+)
 from prefmix.mixing.parameters.unfilled import built
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.start_stages import announce_loading
@@ -66,6 +70,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         self.max_rows = vllm_config.scheduler_config.max_num_batched_tokens
         """Most rows of a pass on a CPU: those of one policy's largest step."""
         num_members = self.spec.num_members
+        self.step.runs_everyone = not self.takes_any_rows
         self.stack = Stack(
             num_members=num_members,
             adapter_members=self.spec.adapter_members,
@@ -76,6 +81,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         config = member_vllm_config(vllm_config, self.spec.checkpoints[0], index=0)
         with attention_per_member(self.stack):
             base = built(lambda: initialize_model(config))
+        split_at_stacked_attention(vllm_config.compilation_config)
         self.attention = JoinedAttention(stack_attention(base, self.stack), config)
         self.adapted = adapt_linears(base, adapters, self.stack)
         self.adapters = adapters
@@ -116,24 +122,18 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             return
         assert tokens is None, "rows are only left out where any number of them can run"
         members, rows = self.step.members, self.step.rows
-        lengths = [len(input_ids)] * len(members)
+        assert len(members) == len(slots), "the pass of all members is the one that is compiled"
         if rows is not None:
             scales_TK = scales_TK[rows.source_MT[0]]
             input_ids, positions = (
                 torch.cat([each[member] for member in members])
                 for each in (rows.ids_MT, rows.positions_MT)
             )
-        self.stack.run(members, lengths, scales_TK)
-        is_compiled = self.step.everyone_runs
-        hidden_RD = (self.trunk if is_compiled else self.trunk.forward)(input_ids, positions)
-        parts = dict(zip(members, self.stack.split(hidden_RD), strict=True))
-        for member, slot in enumerate(slots):
-            if member not in parts:
-                slot.zero_()
-            elif rows is None:
-                slot.copy_(parts[member])
-            else:
-                slot.copy_(rows.in_order(member, parts[member]))
+        self.stack.run(members, [slots[0].shape[0]] * len(members), scales_TK)
+        with self.stack.padding(is_known=rows is None):
+            hidden_RD = self.trunk(input_ids, positions)
+        for member, (slot, part) in enumerate(zip(slots, self.stack.split(hidden_RD), strict=True)):
+            slot.copy_(part if rows is None else rows.in_order(member, part))
 
     def _run_parts(
         self,

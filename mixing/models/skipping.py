@@ -83,7 +83,12 @@ class MemberAttention:
                 own = metadata_of([part], builder)
                 metadata.update(dict.fromkeys(names, own))
                 slots.update(dict.fromkeys(names, own.slot_mapping))
-        narrowed = dataclasses.replace(context, attn_metadata=metadata, slot_mapping=slots)
+        narrowed = dataclasses.replace(
+            context,
+            attn_metadata=metadata,
+            slot_mapping=slots,
+            is_padding=None,  # of other rows; on a CPU nothing is padded
+        )
         with override_forward_context(narrowed):
             yield
 

@@ -10,7 +10,9 @@ Shapes: T tokens, R rows of the stack, R_m rows of member m, M members, K adapte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -39,6 +41,7 @@ class Stack:
         # One storage for every pass: a compiled graph keeps the tensors it was traced with.
         shape = (max_rows, len(adapter_members))
         self._scales_RK = torch.zeros(shape, dtype=torch.float32, device=device)
+        self._is_padding_R = torch.zeros(max_rows, dtype=torch.bool, device=device)
 
     def run(
         self, members: Sequence[int], lengths: Sequence[int], scales_TK: torch.Tensor | None = None
@@ -60,6 +63,29 @@ class Stack:
             elif member in self._adapter_of:
                 own_TK[:, self._adapter_of[member]] = 1.0
             start += length
+
+    @contextmanager
+    def padding(self, *, is_known: bool = True) -> Iterator[None]:
+        """Within this context the routers of experts know the padding among the stack's rows.
+
+        vLLM marks the padding among a step's tokens, which all members have in the same places.
+
+        Args:
+          is_known: false if the members have rows of their own: then no row is called padding.
+        """
+        from vllm.forward_context import get_forward_context, override_forward_context
+
+        context = get_forward_context()
+        if context.is_padding is None:
+            yield
+            return
+        is_padding_R = None
+        if is_known:
+            copies, length = len(self.members), len(context.is_padding)
+            is_padding_R = self._is_padding_R[: copies * length]
+            is_padding_R.view(copies, length).copy_(context.is_padding)
+        with override_forward_context(replace(context, is_padding=is_padding_R)):
+            yield
 
     def scaled(self, low: torch.Tensor) -> torch.Tensor:
         """Scales low-rank inputs [R, K * rank] by each row's scales of the K adapters."""

@@ -1,10 +1,14 @@
 """Attention of a shared trunk: each layer of the base becomes one layer per member.
 
 Each member's layer has a KV cache of its own. Between the attention layers the members' rows are
-stacked (prefmix.mixing.models.shared_trunk). On a GPU each member's rows go to that member's layer;
-on a CPU one joined layer takes the rows of all (prefmix.mixing.models.joined_attention).
+stacked (prefmix.mixing.models.shared_trunk). On a CPU one joined layer takes the rows of all
+(prefmix.mixing.models.joined_attention).
 
-Shapes: R rows of the stack.
+On a GPU each member's rows go to that member's layer, all of them in one operator: vLLM cuts a
+compiled graph at attention, and K attentions one after the other would leave K - 1 pieces of a
+layer between them that compute nothing, each a CUDA graph of its own.
+
+Shapes: R rows of the stack, H heads, E size of a head.
 """
 
 from __future__ import annotations
@@ -17,7 +21,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.config import CompilationConfig
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.attention.attention import (
+    unified_attention_with_output,
+    unified_kv_cache_update,
+)
+from vllm.utils.torch_utils import (
+    LayerNameType,
+    _encode_layer_name,
+    _resolve_layer_name,
+    direct_register_custom_op,
+)
 
 from prefmix.mixing.checkpoints.lora import AdapterError
 from prefmix.mixing.models.loading import member_prefix
@@ -75,23 +91,60 @@ class StackedAttention(nn.Module):
         # Set past torch, so that it is no part of the model and vLLM makes no cache for it.
         object.__setattr__(self, "joined", copy.copy(layers[0]))
         self.joined.layer_name += ".joined"
+        # The operator finds this module by the name of the base's own layer.
+        object.__setattr__(layers[0], "_stacked", self)
 
     def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        output_shape: Sequence[int] | None = None,
+        output_dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """Args: query, key, value: [R, ...]. Returns: [R, heads * head size]."""
+        """Like Attention.forward. Args: query, key, value: [R, ...]. Returns: [R, H * E]."""
         if self.stack.takes_any_rows:
-            together: torch.Tensor = self.joined(query, key, value, *args)
+            together: torch.Tensor = self.joined(query, key, value, output_shape, output_dtype)
             return together
+        first = self.layers[0]
+        shape = output_shape or (query.shape[0], first.num_heads * first.head_size_v)
+        output = torch.empty(shape, dtype=output_dtype or query.dtype, device=query.device)
+        if first.query_quant is not None:  # all members have the scales of the base
+            query, _ = first.query_quant(query, first._q_scale)
+        torch.ops.prefmix.stacked_attention(
+            query.view(-1, first.num_heads, first.head_size),
+            None if key is None else key.view(-1, first.num_kv_heads, first.head_size),
+            None if value is None else value.view(-1, first.num_kv_heads, first.head_size_v),
+            output.view(-1, first.num_heads, first.head_size_v),
+            _encode_layer_name(first.layer_name),
+        )
+        return output
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        output: torch.Tensor,
+    ) -> None:
+        """Fills each running member's rows of the output [R, H, E]."""
         missing = [None] * len(self.stack.members)
-        parts = [
-            missing if rows is None else self.stack.split(rows) for rows in (query, key, value)
-        ]
-        outputs = [
-            self.layers[member](*inputs, *args)
-            for member, *inputs in zip(self.stack.members, *parts, strict=True)
-        ]
-        return torch.cat(outputs)
+        keys, values = (
+            missing if rows is None else self.stack.split(rows) for rows in (key, value)
+        )
+        queries, outputs = self.stack.split(query), self.stack.split(output)
+        for member, *rows, out in zip(
+            self.stack.members, queries, keys, values, outputs, strict=True
+        ):
+            layer = self.layers[member]
+            if (
+                rows[1] is not None
+                and rows[2] is not None
+                and layer.kv_sharing_target_layer_name is None
+                and not layer.attn_backend.forward_includes_kv_cache_update
+            ):
+                unified_kv_cache_update(rows[1], rows[2], layer.layer_name)
+            unified_attention_with_output(*rows, out, layer.layer_name)
 
 
 def stack_attention(base: nn.Module, stack: Stack) -> list[StackedAttention]:
@@ -116,3 +169,35 @@ def stack_attention(base: nn.Module, stack: Stack) -> list[StackedAttention]:
                 stacked.append(StackedAttention(layers, stack))
                 setattr(module, attribute, stacked[-1])
     return stacked
+
+
+def split_at_stacked_attention(config: CompilationConfig) -> None:
+    """Makes vLLM cut compiled graphs where it would cut them at attention of its own."""
+    if config.splitting_ops and _OPERATOR not in config.splitting_ops:
+        config.splitting_ops = [*config.splitting_ops, _OPERATOR]
+
+
+def _stacked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor | None,
+    value: torch.Tensor | None,
+    output: torch.Tensor,
+    layer_name: LayerNameType,
+) -> None:
+    layers = get_forward_context().no_compile_layers
+    layers[_resolve_layer_name(layer_name)]._stacked.attend(query, key, value, output)
+
+
+def _no_attention(*_: Any) -> None:
+    """Tensors without memory need none."""
+
+
+_OPERATOR = "prefmix::stacked_attention"
+_LIBRARY = torch.library.Library("prefmix", "FRAGMENT")  # type: ignore[no-untyped-call]
+direct_register_custom_op(
+    "stacked_attention",
+    _stacked_attention,
+    mutates_args=["output"],
+    fake_impl=_no_attention,
+    target_lib=_LIBRARY,
+)

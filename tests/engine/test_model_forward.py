@@ -51,6 +51,7 @@ def build(*, dtype: torch.dtype = torch.float32) -> Any:
     model.device = torch.device("cpu")
     model.step, model.is_single = Step(num_members=2, can_skip=True), False
     model._begun_blocks = BegunBlocks()
+    model.max_mixed_rows = None
     model.takes_any_rows = False  # outside of an engine attention cannot be told who has which
     return model
 
@@ -84,7 +85,33 @@ def test_members_that_reuse_one_output_buffer_do_not_overwrite_each_other(
     out = step(build(dtype=dtype), weights_TM)
     assert (out[:, :4] == 1).all()
     assert (out[:, 4:6] == 2).all()
-    assert torch.equal(out[:, 6:].contiguous().view(torch.float32), weights_TM)
+    columns = 2 * torch.float32.itemsize // dtype.itemsize
+    assert torch.equal(out[:, 6 : 6 + columns].contiguous().view(torch.float32), weights_TM)
+    assert out.stride() == (16, 1), "a GPU reads rows that begin at multiples of 16 elements whole"
+
+
+def test_more_rows_than_the_memory_profile_saw_are_mixed_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of prompt logprobs, 1,024 at a time; nothing of them is measured or checked."""
+    model = build()
+    out = step(model, torch.tensor([[0.25, 0.75], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.1, 0.9]]))
+    out[3, 0] = torch.nan
+    whole_NV = model.compute_logits(out)
+    rows, mix = [], model.mix
+
+    def counted(hidden: Any, weights_NM: torch.Tensor) -> torch.Tensor:
+        rows.append(len(weights_NM))
+        mixed_NV: torch.Tensor = mix(hidden, weights_NM)
+        return mixed_NV
+
+    monkeypatch.setattr(model, "mix", counted)
+    model.step.checks_rows, model.max_mixed_rows = True, 2
+    parts_NV = model.compute_logits(out)
+    torch.testing.assert_close(parts_NV, whole_NV, equal_nan=True, atol=0, rtol=0)
+    assert rows == [2, 2, 1]
+    assert model.step.broken_rows_N is None
+    assert model.step.logits is None
 
 
 def test_logits_mix_what_the_row_carries_in_any_row_order() -> None:
@@ -102,7 +129,7 @@ def test_a_token_that_is_never_drawn_is_banned_whatever_the_weights(weights: lis
     model.never_drawn = torch.tensor([1])
     out = step(model, torch.tensor([weights]))
     assert model.compute_logits(out).tolist() == [[4.0, -torch.inf, -4.0]]
-    members = model.member_logits(torch.split(out, [*WIDTHS, 2], dim=-1)[:2])
+    members = model.member_logits(torch.split(out, [*WIDTHS, 10], dim=-1)[:2])
     assert all(logits[0, 1] == -torch.inf and logits[0, 0].isfinite() for logits in members)
 
 

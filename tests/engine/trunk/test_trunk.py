@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from prefmix.mixing.models.joined_adapters import StackedFactors
 from prefmix.mixing.ways_to_mix import MIXINGS
 from support.checkpoints.tiny_adapters import save_adapter, save_merged
 from support.checkpoints.tiny_policies import PROJECTED, VOCAB_SIZE, save_policy
@@ -44,13 +45,15 @@ def served_base(root: Path, *, num_adapters: int = 2, **options: Any) -> Adapted
     return AdaptedBase(base=base, adapters=adapters, merged=merged)
 
 
-def keep_adapters_apart(monkeypatch: pytest.MonkeyPatch, *, any_rows: bool) -> None:
-    """Adapters as quantised layers hold them; without `any_rows` the pass of a GPU."""
-    monkeypatch.setattr(
-        "prefmix.mixing.models.adapter_linears.join_factors", lambda *arguments: None
-    )
-    if not any_rows:
-        monkeypatch.setattr("prefmix.mixing.models.base.takes_any_rows", lambda device: False)
+def keep_adapters_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters as quantised layers hold them."""
+    for join in ("join_factors", "stack_factors"):
+        monkeypatch.setattr(f"prefmix.mixing.models.adapter_linears.{join}", lambda *_: None)
+
+
+def run_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pass of a GPU."""
+    monkeypatch.setattr("prefmix.mixing.models.base.takes_any_rows", lambda device: False)
 
 
 @pytest.fixture
@@ -165,7 +168,9 @@ def test_adapters_apart_are_exact_in_models_of_transformers_own_code(
     own_engine: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str
 ) -> None:
     """Models of transformers' own code pass [1, R, D] to their layers."""
-    keep_adapters_apart(monkeypatch, any_rows=rows == "any")
+    keep_adapters_apart(monkeypatch)
+    if rows == "all alike":
+        run_everyone(monkeypatch)
     served = served_base(tmp_path, model_type="olmo2")
     llm = own_engine(served.spec(reference=served.reference()), max_num_batched_tokens=64)
     assert type(model_of(llm).trunk.base).__name__ == "TransformersForCausalLM"
@@ -268,15 +273,18 @@ def test_a_base_that_vllm_does_not_compile_is_not_compiled(
 def test_members_that_all_run_all_tokens_are_exact(
     own_engine: EngineFactory, adapted: AdaptedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on GPUs, products are batched, and only members without any weight are skipped."""
-    keep_adapters_apart(monkeypatch, any_rows=False)
+    """As on GPUs, where every lora_A is a part of its layer's own matrix."""
+    run_everyone(monkeypatch)
     llm = own_engine(adapted.spec(reference=adapted.reference()))
+    kinds = {type(method.joined) for method in model_of(llm).adapted.values()}
+    assert kinds == {StackedFactors}
     batch = both_ways(jobs(12, num_members=4, seed=11))
     oracle = Oracle([*adapted.merged, adapted.base])
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
     for mixing in MIXINGS:
         alone = [Job(prompt=(9, 8, 7), weights=(0.0, 0.5, 0.0, 0.5), mixing=mixing)]
         assert oracle.worst_error(alone, generate(llm, alone)) < TOLERANCE_NATS
+        assert model_of(llm).step.everyone_runs, "only the pass of all is compiled"
 
 
 def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(

@@ -18,6 +18,13 @@ def test_members_without_weight_are_skipped_only_where_that_is_allowed(can_skip:
     assert step.members == [0, 1, 2]
 
 
+def test_members_without_weight_run_where_the_pass_of_all_is_the_one_that_is_compiled() -> None:
+    step = Step(num_members=3, can_skip=True)
+    step.runs_everyone = True
+    step.begin([True, False, False], [])
+    assert step.members == [0, 1, 2]
+
+
 def test_only_the_first_logits_of_a_step_are_checked() -> None:
     """Later logits are for prompt logprobs: their codes would end up at the wrong requests."""
     step = Step(num_members=1, can_skip=True)

@@ -9,12 +9,15 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
+from prefmix.mixing.models.stack import Stack
 from prefmix.mixing.spec import MixtureSpec, Policy
 
 pytestmark = pytest.mark.usefixtures("vllm")
 
 POLICIES = tuple(Policy(name=name, model=f"org/{name}") for name in ("a", "b"))
+CPU = torch.device("cpu")
 BASE = Policy(name="base", model="org/base")
 
 
@@ -44,3 +47,33 @@ def test_graphs_that_differ_have_keys_of_their_own() -> None:
     )
     assert len({plain, with_reference, other_ranks}) == 3
     assert key(spec(), 4, 4) == plain
+
+
+def test_routers_of_experts_know_the_padding_among_the_rows_of_all_members() -> None:
+    """vLLM marks it among a step's tokens; a graph keeps the marks' address."""
+    context = importlib.import_module("vllm.forward_context")
+    stack = Stack(
+        num_members=3, adapter_members=(0, 1), max_rows=12, takes_any_rows=False, device=CPU
+    )
+    stack.run([0, 1, 2], [4, 4, 4])
+    addresses = set()
+    for marks in ([False, False, False, True], [False, True, True, True]):
+        step = context.ForwardContext(
+            no_compile_layers={},
+            attn_metadata={},
+            slot_mapping={},
+            is_padding=torch.tensor(marks),
+        )
+        with context.override_forward_context(step), stack.padding():
+            inside = context.get_forward_context().is_padding
+            assert inside.tolist() == marks * 3
+            addresses.add(inside.data_ptr())
+    assert len(addresses) == 1
+
+
+def test_a_step_that_marks_no_padding_is_left_alone() -> None:
+    context = importlib.import_module("vllm.forward_context")
+    stack = Stack(num_members=2, adapter_members=(0,), max_rows=4, takes_any_rows=False, device=CPU)
+    step = context.ForwardContext(no_compile_layers={}, attn_metadata={}, slot_mapping={})
+    with context.override_forward_context(step), stack.padding():
+        assert context.get_forward_context() is step
