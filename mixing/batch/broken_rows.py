@@ -40,7 +40,7 @@ def find_broken_rows(
     Returns: int32 [N] on the device: 0 for a sound row, m + 1 if member m is to blame, M + 1 if no
       single member is; None if all rows are known to be sound.
     """
-    if mixed_NV.is_cuda:
+    if not mixed_NV.is_cpu:
         # Imported here, so that the package needs no Triton where there is no GPU.
         from prefmix.mixing.kernels.broken_rows_triton import broken_rows_triton
 

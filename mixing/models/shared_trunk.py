@@ -41,6 +41,7 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.model_loader.utils import initialize_model
 
 from prefmix.mixing.checkpoints.lora import Adapter, read_adapter
+from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
 from prefmix.mixing.models.adapter_linears import adapt_linears, row_samples
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.joined_attention import JoinedAttention
@@ -130,7 +131,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
                 for each in (rows.ids_MT, rows.positions_MT)
             )
         self.stack.run(members, [slots[0].shape[0]] * len(members), scales_TK)
-        with self.stack.padding(is_known=rows is None):
+        with self.stack.padding():
             hidden_RD = self.trunk(input_ids, positions)
         for member, (slot, part) in enumerate(zip(slots, self.stack.split(hidden_RD), strict=True)):
             slot.copy_(part if rows is None else rows.in_order(member, part))
@@ -187,15 +188,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
         has_weight = members_with_weight(weights_NM)
         if self.is_head_linear:
-            # A member without weight must leave no trace, whatever its rows hold: 0 * inf is NaN.
-            terms = [
-                torch.where(weight_N1 == 0, 0.0, weight_N1 * hidden_ND)
-                for hidden_ND, weight_N1, present in zip(
-                    hidden, torch.split(weights_NM, 1, dim=-1), has_weight, strict=True
-                )
-                if present
-            ]
-            mixed_ND = torch.stack(terms).sum(0).to(self.dtype)
+            mixed_ND = _mixed_hidden(hidden, weights_NM, has_weight).to(self.dtype)
             statistics = self.step.statistics
             if statistics is not None and statistics.wants_all_logits:
                 mixed_NV, *logits = self._logits_of([mixed_ND, *hidden], [True, *self.step.active])
@@ -254,6 +247,23 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             for layer in self.adapted
             for factor in ("adapters_a", "adapters_b")
         }
+
+
+def _mixed_hidden(
+    hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor, has_weight: Sequence[bool]
+) -> torch.Tensor:
+    """The members' hidden states by their weights, float32 [N, D]."""
+    if not weights_NM.is_cpu:  # one kernel, where every operation is a launch
+        return log_linear_mix(hidden, weights_NM)
+    # A member without weight must leave no trace, whatever its rows hold: 0 * inf is NaN.
+    terms = [
+        torch.where(weight_N1 == 0, 0.0, weight_N1 * hidden_ND)
+        for hidden_ND, weight_N1, present in zip(
+            hidden, torch.split(weights_NM, 1, dim=-1), has_weight, strict=True
+        )
+        if present
+    ]
+    return torch.stack(terms).sum(0)
 
 
 def graph_key(spec: MixtureSpec, adapters: Sequence[Adapter]) -> dict[str, Any]:

@@ -65,13 +65,10 @@ class Stack:
             start += length
 
     @contextmanager
-    def padding(self, *, is_known: bool = True) -> Iterator[None]:
+    def padding(self) -> Iterator[None]:
         """Within this context the routers of experts know the padding among the stack's rows.
 
         vLLM marks the padding among a step's tokens, which all members have in the same places.
-
-        Args:
-          is_known: false if the members have rows of their own: then no row is called padding.
         """
         from vllm.forward_context import get_forward_context, override_forward_context
 
@@ -79,11 +76,9 @@ class Stack:
         if context.is_padding is None:
             yield
             return
-        is_padding_R = None
-        if is_known:
-            copies, length = len(self.members), len(context.is_padding)
-            is_padding_R = self._is_padding_R[: copies * length]
-            is_padding_R.view(copies, length).copy_(context.is_padding)
+        copies, length = len(self.members), len(context.is_padding)
+        is_padding_R = self._is_padding_R[: copies * length]
+        is_padding_R.view(copies, length).copy_(context.is_padding)
         with override_forward_context(replace(context, is_padding=is_padding_R)):
             yield
 

@@ -1,7 +1,7 @@
 """Compiles the kernels for GPUs that are not there, and reads what the assembler made of them.
 
-    .venv/bin/python tests/support/kernels/compilation.py                  # sm_90, some seconds
-    .venv/bin/python tests/support/kernels/compilation.py --all            # minutes: a table
+    .venv/bin/python tests/support/kernels/compilation.py [PATTERN]    # sm_90, some seconds
+    .venv/bin/python tests/support/kernels/compilation.py --all        # minutes: a table
 
 Triton brings the assemblers of all targets. Arguments are specialised as in a real launch, from
 tensors without memory. Nothing is launched. tests/bench/results/kernels_compiled_202611.md keeps
@@ -107,13 +107,13 @@ def compile_all(targets: list[str], *, every_config: bool, only: str = "") -> It
 
     Args:
       every_config: all configurations; else each kernel's first.
-      only: a part of the names of cases.
+      only: a pattern in the names of cases.
     """
     for target in targets:
         triton.runtime.driver.set_active(_NoDevice(TARGETS[target]))
         seen: set[str] = set()
         for case, module, launch in _cases():
-            if only not in case:
+            if not re.search(only, case):
                 continue
             tuner = getattr(module, "TUNER", None)
             configs = [{}] if tuner is None else list(tuner.configs)
@@ -154,9 +154,7 @@ def _cases() -> Iterator[tuple[str, Any, Callable[[], object]]]:
                 yield (
                     f"{name}{capped}",
                     mixture_statistics_triton,
-                    lambda of=of_statistics: mixture_statistics_triton.mixture_statistics_triton(
-                        *of
-                    ),
+                    lambda of=of_statistics: _measure(*of),
                 )
             yield (
                 name,
@@ -180,6 +178,15 @@ def _cases() -> Iterator[tuple[str, Any, Callable[[], object]]]:
             mix_lm_head_triton,
             lambda of=of_head: mix_lm_head_triton.mix_lm_head_triton(*of),
         )
+
+
+def _measure(
+    logits: list[Any], weights: Any, tokens: Any, members: list[int], *others: Any
+) -> None:
+    """Launches the statistics of all members, then of one alone: one kernel serves both."""
+    measure = mixture_statistics_triton.mixture_statistics_triton
+    measure(logits, weights, tokens, members, *others)
+    measure(logits[1:2], weights, tokens, members[1:2], *(each[1:2] for each in others))
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
