@@ -11,13 +11,15 @@ BIN := .venv/bin
 export BACKEND PYTHON
 # The demo's port for `make serve`; `make demo` takes a free one.
 PORT ?= 8000
+# Where `make gpu-kit` writes; further flags of scripts/gpu_kit.py in GPU_KIT.
+OUT ?= dist/gpu-kit
 # One thread a process: with two threads each they would wait for one another. `-n logical` is a
 # process a core, `-n auto` one more, for tests that wait for servers (tests/conftest.py).
 # tests/support/groups.py says what one process runs together, and what comes first.
 PARALLEL := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
     --dist loadscope --no-loadscope-reorder --maxprocesses 5
 
-.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-processes test-v2 test-resilience test-traffic test-architectures lint audit demo-policies setup-train test-train eval-training lock clean
+.PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-processes test-v2 test-resilience test-traffic test-architectures lint audit demo-policies gpu-kit setup-train test-train eval-training lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -68,6 +70,9 @@ test-traffic: ready ## random requests to models with attention windows and to p
 
 test-architectures: ready ## try every architecture in both layouts, write docs/architectures.md (half an hour)
 	@PYTHONPATH=tests $(BIN)/python -m architectures $(ARCHITECTURES)
+
+gpu-kit: ready ## pack vLLM and prefmix for an offline GPU machine (OUT=dist/gpu-kit)
+	@$(BIN)/python scripts/gpu_kit.py $(OUT) $(GPU_KIT)
 
 setup-train: ready ## add what `prefmix train` needs (TRL, PEFT) to .venv
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/train.txt

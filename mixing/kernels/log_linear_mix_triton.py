@@ -18,7 +18,6 @@ from prefmix.mixing.kernels.tuning import Config, Tuner, many
 
 TUNER = Tuner(
     {"BLOCK_V": 2048, "num_warps": 4},
-    {"BLOCK_V": 1024, "num_warps": 4},
     {"BLOCK_V": 4096, "num_warps": 8},
     {"BLOCK_V": 8192, "num_warps": 8},
 )

@@ -22,7 +22,7 @@ EXTENSIONS = (
 )
 """Modules of vLLM's build for CUDA; here they are empty."""
 NAMESPACES = ("_C", "_moe_C", "_C_cache_ops", "_vllm_fa2_C", "_vllm_fa3_C")
-"""Of torch's operators, those that the extensions would define."""
+"""Namespaces of torch's operators that the extensions would fill."""
 
 
 class _Memory:

@@ -81,7 +81,7 @@ def test_the_first_of_several_is_named() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("vocab", [33, 8192, 8192 + 33], ids="{} tokens".format)
 def test_a_gpus_kernel_finds_the_same_rows_and_policies(vocab: int, dtype: torch.dtype) -> None:
-    """Of a policy whose logits alone are broken it knows nothing: nobody is blamed."""
+    """It knows nothing of a policy whose logits alone are broken: nobody is blamed."""
     from prefmix.mixing.kernels.broken_rows_triton import broken_rows_triton
 
     generator = torch.Generator().manual_seed(0)

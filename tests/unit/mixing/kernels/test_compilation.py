@@ -23,12 +23,14 @@ KERNELS = {
 def test_kernels_of_an_h100_spill_nothing_and_read_128_bits_at_a_time(
     tmp_path: Path,
 ) -> None:
-    """Of two vocabularies: one of whole pieces of memory, and one that ends anywhere."""
+    """One vocabulary has whole pieces of memory, one ends anywhere."""
+    # The interpreter accepts more than the compiler, which needs a process of its own here.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = ROOT / "tests" / "support" / "kernels" / "compilation.py"
     done = subprocess.run(
-        [sys.executable, script, r"bfloat16, (V \d+( of \d+)?|64 rows)$"],
+        [sys.executable, script, r"bfloat16, (V \d+( of \d+)?|\d+ rows)$"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(tmp_path)},
+        env=environment | {"OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -42,5 +44,6 @@ def test_kernels_of_an_h100_spill_nothing_and_read_128_bits_at_a_time(
         assert spilled == "0", (kernel, case, config)
         if kernel != "mixture_statistics_row":  # it reads sums, of any number
             assert int(widest) == 128, (kernel, case, config)
+    assert sum(row[0] == "mix_lm_head" for row in rows) == 2, "a few rows and many"
     launched = [(kernel, case) for kernel, case, *_ in rows]
     assert len(launched) == len(set(launched)), "one compiled kernel for every set of members"
