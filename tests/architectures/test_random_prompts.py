@@ -45,7 +45,7 @@ class Case:
     weight_space: str = "simplex"
     num_groups: int = 1
     """Tables of blocks that each request has."""
-    block_sizes: tuple[int, ...] = (16, 32, 64)
+    block_sizes: tuple[int, ...] = (32, 64, 96)
 
 
 def _windows(*widths: int | None) -> tuple[dict[str, Any], ...]:
