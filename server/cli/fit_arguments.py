@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefmix.mixing.name_list import listed
 from prefmix.mixing.ways_to_mix import MIXINGS
 from prefmix.server.config.errors import CommandError
 
@@ -215,6 +216,11 @@ def _bsmd(args: argparse.Namespace) -> FitSettings:
 
 def check_reward_flags(args: argparse.Namespace) -> None:
     """Raises CommandError unless rewards, and what they need, are given with their objectives."""
+    if args.beta is not None and args.scores is None:
+        raise CommandError(
+            "--beta is the KL coefficient of the rewards in a table of --scores; leave it out",
+            exit_code=2,
+        )
     wants_rewards = args.objective in REWARD_OBJECTIVES
     if wants_rewards != bool(args.reward):
         raise CommandError(
@@ -248,6 +254,8 @@ def importances_of(args: argparse.Namespace) -> dict[str, float] | None:
     importances: dict[str, float] = {}
     for item in args.importance or ():
         name, _, number = item.partition("=")
+        if name in importances:
+            raise CommandError(f"--importance names {name!r} twice; give it once", exit_code=2)
         try:
             importances[name] = float(number)
         except ValueError:
@@ -258,4 +266,13 @@ def importances_of(args: argparse.Namespace) -> dict[str, float] | None:
         raise CommandError(
             f"--objective {args.objective} needs --importance NAME=NUMBER", exit_code=2
         )
+    if args.objective == "weighted":
+        rewards = [item.partition("=")[0] for item in args.reward]
+        unknown = [name for name in importances if name not in rewards]
+        if unknown:
+            raise CommandError(
+                f"--importance names {unknown[0]!r}, which is no --reward; there are: "
+                f"{listed(rewards)}",
+                exit_code=2,
+            )
     return importances

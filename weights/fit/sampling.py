@@ -67,9 +67,10 @@ class Sampling:
         inputs: the policies, the prompts, and how much is drawn.
         num_responses: responses that the whole fit draws, at most.
         takes_differences: the responses are scored at weights nearby, too.
-        Raises: FitError for mixed parameters of full checkpoints.
+        Raises: FitError for mixed parameters of full checkpoints, and for too high a floor.
         """
         spec, settings = inputs.spec, inputs.settings
+        settings.check_floor(len(spec.policies))
         try:
             check_mixing(settings.mixing, has_base=spec.base is not None)
         except MixingError as error:

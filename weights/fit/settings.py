@@ -69,6 +69,15 @@ class FitSettings:
             if getattr(self, name) < least:
                 raise FitError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
+    def check_floor(self, num_policies: int) -> None:
+        """Raises FitError if not all weights can be at the floor at once."""
+        floor = self.descent.min_weight
+        if self.importances is None and num_policies * floor > 1:
+            raise FitError(
+                f"the smallest weight is {floor} (--min-weight), which {num_policies} policies "
+                f"cannot all have; it can be at most {1 / num_policies:.4g}"
+            )
+
 
 def bsmd(*, num_responses: int, max_tokens: int, seed: int = 0) -> FitSettings:
     """The settings of the founding paper's algorithm, batch stochastic mirror descent.

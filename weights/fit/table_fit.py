@@ -33,6 +33,7 @@ def fit_table(
     Raises: FitError, ScoreTableError.
     """
     progress = progress or Progress()
+    settings.check_floor(len(table.names))
     responses = table.responses(beta=beta)
     if (responses.num_responses_P < 2).any():
         raise FitError(

@@ -33,6 +33,8 @@ def read(*words: str, source: Any = PROMPTS) -> argparse.Namespace:
         (["--objective", "mean"], "--objective mean needs --reward NAME=REWARD"),
         (["--reward", "a=b:c"], "--reward is only used with --objective max-min-reward, mean, w"),
         ([*SMALLEST, "--sampler", "sequence"], "leave out --sampler sequence"),
+        ([*SMALLEST, "--beta", "0.1"], "--beta is the KL coefficient of .* leave it out"),
+        (["--beta", "0.1"], "--beta is the KL coefficient of .* leave it out"),
     ],
 )
 def test_rewards_belong_to_their_objectives(words: list[str], message: str) -> None:
@@ -55,6 +57,10 @@ def test_importances_are_of_policies_or_of_rewards() -> None:
     assert importances_of(read(*SMALLEST)) is None
     with pytest.raises(CommandError, match="only used with --objective fixed or weighted"):
         importances_of(read(*SMALLEST, "--importance", "kind=3"))
+    with pytest.raises(CommandError, match="--importance names 'kind' twice"):
+        importances_of(read(*weighted, "--importance", "kind=1"))
+    with pytest.raises(CommandError, match="names 'kidn', which is no --reward; there are: kind"):
+        importances_of(read(*weighted, "--importance", "kidn=1"))
     with pytest.raises(CommandError, match="--objective weighted needs --importance"):
         importances_of(read(*weighted[:-2]))
 

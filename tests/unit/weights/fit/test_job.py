@@ -233,6 +233,19 @@ def test_one_response_a_prompt_is_refused() -> None:
         fit_table(table(responses=1), FitSettings())
 
 
+@pytest.mark.parametrize("sampler", ["mixture", "sequence", "reference"])
+def test_a_floor_that_not_all_weights_can_have_is_refused_before_anything_is_drawn(
+    sampler: str, tmp_path: Path
+) -> None:
+    toy = ToyEngine()
+    floor = DescentSettings(min_weight=0.9)
+    most = f"{1 / len(toy.spec.policies):.4g}"
+    with pytest.raises(FitError, match=rf"0.9 \(--min-weight\), .* at most {most}"):
+        job(toy, tmp_path, sampler=sampler, descent=floor)
+    with pytest.raises(FitError, match=r"0.9 \(--min-weight\), which 2 policies"):
+        fit_table(table(responses=4), FitSettings(descent=floor))
+
+
 def test_tables_of_rewards_need_beta_and_others_refuse_it() -> None:
     result = fit_table(table(responses=16, rewards=True), FitSettings(), beta=0.5)
     assert result.fitted == "rewards"
