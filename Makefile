@@ -33,7 +33,7 @@ ready:
 demo: ready ## mix the demo policies and show what the weights do (about a minute)
 	@$(BIN)/python -m prefmix.policies.demo.tour
 
-fit-demo: ready ## fit the demo policies' weights and show what they buy (about four minutes)
+fit-demo: ready ## fit the sharp demo policies' weights in every way and show what they buy (minutes)
 	@$(BIN)/python -m examples.fit_story
 
 serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)

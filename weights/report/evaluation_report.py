@@ -53,8 +53,8 @@ def write_evaluation_report(
         html_page.write_charts(folder, charts),
         table(heading, rows, numbers=True),
         "<p>win: share of pairs of answers in which the row's is better than the first row's, ties "
-        "half; min win: the smallest over the objectives; ± half of the 95 % interval, from "
-        "resampling prompts. KL(row ‖ member) in nats an answer.</p>",
+        "half; min win: the smallest over the objectives; ± half of the 95 % interval over "
+        "prompts. KL(row ‖ member) in nats an answer.</p>",
         *_differences(found),
         html_page.provenance(provenance),
     ]

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 from prefmix.policies.demo.training.evaluation import Measurement, format_table
 from prefmix.policies.demo.training.preference import LABEL_SCALE
@@ -141,7 +142,11 @@ def reference_card(
 - Objective: cross-entropy of the review's tokens, {config.num_steps} steps of
   {config.batch_examples}, Muon and AdamW, cosine schedule, seed {seed}.
 """
-    return _HEADER.format(name="reference", role=role) + body + _tail(measured, seed)
+    return (
+        _HEADER.format(name="reference", role=role)
+        + body
+        + _TAIL.format(**_figures(measured), seed=seed)
+    )
 
 
 def policy_card(
@@ -171,7 +176,9 @@ def policy_card(
 - Result: mean reward {own.rewards[name]:+.3f}, reference policy {reference.rewards[name]:+.3f};
   KL(policy || reference) {own.kl["reference"]:.2f} nats a response.
 """
-    return _HEADER.format(name=name, role=role) + body + _tail(measured, seed)
+    return (
+        _HEADER.format(name=name, role=role) + body + _TAIL.format(**_figures(measured), seed=seed)
+    )
 
 
 def adapter_card(
@@ -184,7 +191,6 @@ def adapter_card(
 ) -> str:
     """The card of one sharp policy."""
     own = measured[name]
-    errors = [error for row in measured.values() for error in row.reward_errors.values()]
     return _ADAPTER.format(
         name=name,
         objective=OBJECTIVES[name],
@@ -195,10 +201,8 @@ def adapter_card(
         reward=f"{own.rewards[name]:+.3f}",
         reference=f"{measured['reference'].rewards[name]:+.3f}",
         kl=f"{own.kl['reference']:.1f}",
-        num_responses=f"{own.num_responses:,}",
-        error=max(errors),
-        table=format_table(measured),
         seed=seed,
+        **_figures(measured),
     )
 
 
@@ -213,11 +217,11 @@ def recipe_settings(recipe: Recipe, seed: int) -> str:
     )
 
 
-def _tail(measured: Mapping[str, Measurement], seed: int) -> str:
+def _figures(measured: Mapping[str, Measurement]) -> dict[str, Any]:
+    """The fields of a card's part on measurements."""
     errors = [error for row in measured.values() for error in row.reward_errors.values()]
-    return _TAIL.format(
-        num_responses=f"{next(iter(measured.values())).num_responses:,}",
-        error=max(errors),
-        table=format_table(measured),
-        seed=seed,
-    )
+    return {
+        "num_responses": f"{next(iter(measured.values())).num_responses:,}",
+        "error": max(errors),
+        "table": format_table(measured),
+    }

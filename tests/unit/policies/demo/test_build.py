@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from prefmix.policies.data.pairs import ANSWER_FIELDS, PAIR_FIELDS, read_rows
-from prefmix.policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
+from prefmix.policies.demo import CHECKPOINTS
 from prefmix.policies.demo.build import build
-from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
 from prefmix.policies.demo.training.preference import draw_pairs, sft_rows, write_rows
 from prefmix.policies.demo.training.recipes import RECIPES
 from prefmix.policies.demo.training.reference import ReferenceConfig
@@ -36,16 +36,9 @@ def _build(output: Path, seed: int) -> dict[str, str]:
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="make setup-train")
 @pytest.mark.filterwarnings("ignore")  # of TRL and PEFT
 def test_build_writes_the_committed_layout_and_repeats_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shortened: Callable[[str], None]
 ) -> None:
-    # a policy of 20 training steps seldom ends by itself
-    monkeypatch.setenv("TQDM_DISABLE", "1")  # training sets both
-    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
-    monkeypatch.setattr("prefmix.policies.demo.training.sampling.MAX_RESPONSE_TOKENS", 16)
-    monkeypatch.setattr("prefmix.policies.demo.build.TRAINING_PROMPTS", TRAINING_PROMPTS[:8])
-    monkeypatch.setattr(
-        "prefmix.policies.demo.training.evaluation.EVALUATION_PROMPTS", EVALUATION_PROMPTS[:8]
-    )
+    shortened("prefmix.policies.demo.build")
     first = _build(tmp_path / "first", seed=3)
     committed = json.loads((CHECKPOINTS / "manifest.json").read_text(encoding="utf-8"))
     assert set(first) == set(committed["sha256"])

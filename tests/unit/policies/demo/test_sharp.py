@@ -3,14 +3,14 @@
 import hashlib
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from prefmix.policies.demo import CHECKPOINTS, REWARDS
+from prefmix.policies.demo import CHECKPOINTS, REWARDS, SHARP
 from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
 
-SHARP = CHECKPOINTS.with_name("sharp")
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
 TOTAL_LIMIT_BYTES = 500_000
 
@@ -80,19 +80,12 @@ def test_a_configuration_serves_them_both_ways() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="make setup-train")
 @pytest.mark.filterwarnings("ignore")  # of TRL and PEFT
 def test_build_writes_the_committed_layout_and_repeats_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shortened: Callable[[str], None]
 ) -> None:
-    from prefmix.policies.demo import EVALUATION_PROMPTS
     from prefmix.policies.demo.build_sharp import build
     from prefmix.policies.demo.training.recipes import sharp_recipe
 
-    monkeypatch.setenv("TQDM_DISABLE", "1")  # training sets both
-    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
-    monkeypatch.setattr("prefmix.policies.demo.training.sampling.MAX_RESPONSE_TOKENS", 16)
-    monkeypatch.setattr("prefmix.policies.demo.build_sharp.TRAINING_PROMPTS", TRAINING_PROMPTS[:8])
-    monkeypatch.setattr(
-        "prefmix.policies.demo.training.evaluation.EVALUATION_PROMPTS", EVALUATION_PROMPTS[:8]
-    )
+    shortened("prefmix.policies.demo.build_sharp")
     hashes = []
     for name in ("first", "second"):
         recipe = sharp_recipe(steps=2)
