@@ -51,7 +51,7 @@ export class Mix {
       this.controls.node,
       this.reply.node,
       this.measures.node,
-      make("div", { className: "foot" }, this.facts, make("span", { className: "actions" }, this.several, compare, curl, publish)),
+      make("div", { className: "foot" }, this.facts, this.several, make("span", { className: "actions" }, compare, curl, publish)),
     );
     this.reply.showTurns(turns);
     this.refresh();

@@ -65,10 +65,13 @@ def test_no_name_is_cut_off_and_nothing_overlaps(opened: Opened, width: int) -> 
             reference=reference,
             profiles={profile: dict.fromkeys(names, 1 / 3)},
             model="organisation/a-very-long-name-of-a-served-mixture-of-models",
-            state=f"#p=Ask&mix=@{profile}&mix={names[1]}:1&mix={names[2]}:1",
+            state=f"#p=Ask&mix=@{profile}*8&mix={names[1]}:1&mix={names[2]}:1",
             tab={"viewport": {"width": width, "height": 900}},
+            ways_to_mix=("logits", "parameters"),
+            most_candidates=16,
         )
         run(page)
+        expect(page.locator(".several input:visible").first).to_have_value("8")
         for font in ("DejaVu Sans", "Arial"):
             page.evaluate("font => { document.body.style.fontFamily = font; }", font)
             assert page.evaluate(OVERFLOWING) == [], font
