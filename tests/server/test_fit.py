@@ -77,7 +77,7 @@ def test_a_real_endpoint_judges_pairs(server: ServerProcess) -> None:
     """Any of its words is a verdict or none; what it refuses is told in its own words."""
     url = f"{server.url}/v1"
     prompts = [Prompt(id="0", text="a b")] * 4
-    judge = ChatJudge(url, model="mixture", criterion="kind")
+    judge = ChatJudge(url, model="prefmix", criterion="kind")
     found = in_both_orders(judge, prompts, ["a", "b", "a b", ""], ["b", "a", "c", "d"])
     assert len(found) == 4
     assert set(found) <= {None, 0.0, 0.25, 0.5, 0.75, 1.0}
