@@ -19,6 +19,7 @@ import torch
 
 from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.kernels.mixture_statistics import mixture_statistics
+from prefmix.mixing.kernels.tuning import MANY_ROWS
 from prefmix.mixing.spec import MixtureSpec
 
 PARTS = ("forward", "mix")
@@ -38,6 +39,14 @@ class MeasuredModel(Protocol):
     @property
     def device(self) -> torch.device:
         """The device of its tensors."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its hidden states."""
+
+    @property
+    def hidden_sizes(self) -> list[int]:
+        """D_m of each member."""
 
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         """Logits [N, C] of each member; None for members that did not run in this step."""
@@ -72,6 +81,24 @@ class MixtureStatisticsCollector:
         self._weights: Counter[tuple[float, ...]] = Counter()
         self._num_steps = 0
         self._clocks: list[tuple[str, Any, Any]] = []
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Measures nothing, for few rows and for many, while no request waits: a GPU's kernel is
+        compiled, and its configurations are timed, when it first gets either."""
+        model = self._model
+        num_members = model.spec.num_members
+        for num_rows in (1, MANY_ROWS):
+            hidden = [
+                torch.zeros((num_rows, width), dtype=model.dtype, device=model.device)
+                for width in model.hidden_sizes
+            ]
+            logits = model.member_logits(hidden)
+            if any(each is not None for each in logits):
+                shape = (num_rows, num_members)
+                weights = torch.full(shape, 1.0 / num_members, device=model.device)
+                tokens = torch.zeros(num_rows, dtype=torch.int64, device=model.device)
+                mixture_statistics(logits, weights, tokens)
 
     def begin_step(self, requests: Sequence[RequestMixing]) -> None:
         """Starts a step. Args: requests: of its rows."""

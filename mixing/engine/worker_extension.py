@@ -30,6 +30,8 @@ class MixtureWorker:
         runner, model = self.model_runner, self.model_runner.model
         if model.step.statistics is None:
             pass_tokens_to_statistics(runner, uses_v2=self.vllm_config.use_v2_model_runner)
+            if model.device.type == "cuda":
+                MixtureStatisticsCollector(model, every=0).warm_up()
         model.step.statistics = MixtureStatisticsCollector(model, every=every)
 
     def prefmix_check_rows(self) -> None:

@@ -17,7 +17,8 @@ Config = Mapping[str, int]
 
 _WARM_UPS = 3
 _LAUNCHES = 20
-_MANY_ROWS = 32
+MANY_ROWS = 32
+"""The fewest rows that count as many."""
 
 
 def many(num_rows: int) -> bool:
@@ -26,7 +27,7 @@ def many(num_rows: int) -> bool:
     The distinction is coarse because each kind of input is measured anew, and batches change from
     step to step.
     """
-    return num_rows >= _MANY_ROWS
+    return num_rows >= MANY_ROWS
 
 
 class Tuner:

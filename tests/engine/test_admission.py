@@ -111,6 +111,19 @@ def test_options_that_cannot_carry_weights_are_refused_at_start(
         args.create_engine_config()
 
 
+def test_a_shared_trunk_has_no_fused_all_reduce(adapted: AdaptedBase) -> None:
+    """vLLM's kernel has room for the tokens of one policy, and asserts in the worker."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    args = EngineArgs(
+        model=str(adapted.base),
+        hf_overrides=hf_overrides(adapted.spec()),
+        compilation_config={"pass_config": {"fuse_allreduce_rms": True}},
+    )
+    with pytest.raises(ValueError, match="room for the tokens of one policy"):
+        args.create_engine_config()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
+from prefmix.mixing.spec import MixtureSpec, hf_overrides
+from support.checkpoints.tiny_adapters import save_adapter, save_merged
 from support.checkpoints.tiny_policies import VOCAB_SIZE, save_policy
+from support.engines import AdaptedBase, spec_of_folders
 from support.exactness import generate, random_jobs, rounding_errors
 
 pytestmark = [
@@ -17,19 +19,30 @@ pytestmark = [
 ]
 
 
+def mixture_of(layout: str, root: Path) -> tuple[MixtureSpec, list[Path]]:
+    """The spec, and the full checkpoints that it must equal."""
+    base, *others = (
+        save_policy(root / f"p{seed}", seed=seed, hidden=128, heads=2) for seed in range(3)
+    )
+    if layout == "full checkpoints":
+        return spec_of_folders([base, *others]), [base, *others]
+    adapters = [save_adapter(root / f"a{seed}", base, seed=seed) for seed in range(2)]
+    merged = [save_merged(root / f"m{each.name}", base, each) for each in adapters]
+    served = AdaptedBase(base=base, adapters=adapters, merged=merged)
+    return served.spec(reference=served.reference()), [*merged, base]
+
+
+@pytest.mark.parametrize("layout", ["full checkpoints", "shared trunk"])
 @pytest.mark.parametrize("enforce_eager", [True, False])
 def test_engine_errs_no_more_than_transformers_in_the_same_dtype(
-    tmp_path: Path, enforce_eager: bool
+    tmp_path: Path, enforce_eager: bool, layout: str
 ) -> None:
     """Errors in bfloat16 are judged as on CPU, by those of transformers' own bfloat16."""
     vllm = pytest.importorskip("vllm")
-    folders = [
-        save_policy(tmp_path / f"p{seed}", seed=seed, hidden=128, heads=2) for seed in range(3)
-    ]
-    policies = tuple(Policy(name=folder.name, model=str(folder)) for folder in folders)
+    spec, folders = mixture_of(layout, tmp_path)
     llm = vllm.LLM(
-        model=str(folders[0]),
-        hf_overrides=hf_overrides(MixtureSpec(policies=policies)),
+        model=spec.checkpoints[0].model,
+        hf_overrides=hf_overrides(spec),
         dtype="bfloat16",
         enforce_eager=enforce_eager,
         max_model_len=256,

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from prefmix.mixing.models.stacked_attention import StackedAttention
 from prefmix.mixing.spec import MixtureSpec
 from support.checkpoints.tiny_adapters import save_adapter
 from support.checkpoints.tiny_policies import save_policy
 from support.checkpoints.tiny_quantised import quantise, quantise_to_float8
-from support.engines import AdaptedBase, EngineFactory, spec_of_folders
+from support.engines import AdaptedBase, EngineFactory, model_of, spec_of_folders
 from support.exactness import TOLERANCE_NATS, Job, generate, served
 
 UNQUANTISED = ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj")
@@ -105,6 +106,14 @@ def test_a_trunk_has_the_scales_of_its_base_for_a_cache_of_eight_bits(
     jobs = [Job(prompt=(2, 3, 5, 7 + index) * 6, weights=(0.0, 0.0, 1.0)) for index in range(3)]
     options = {"dtype": "bfloat16", "kv_cache_dtype": "fp8"}
     llm = own_engine(spec.spec(reference=spec.reference()), **options)
+    layers = [
+        layer
+        for module in model_of(llm).modules()
+        if isinstance(module, StackedAttention)
+        for layer in module.layers
+    ]
+    scales = [float(layer._k_scale) for layer in layers]
+    assert scales == pytest.approx([5e-4] * 6), "a GPU calls every member's own layer"
     answers = [served(each.outputs[0]) for each in generate(llm, jobs, temperature=0.0)]
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=0)
     prompts = [{"prompt_token_ids": list(job.prompt)} for job in jobs]

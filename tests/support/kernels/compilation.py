@@ -198,8 +198,8 @@ def _read(kernel: str, case: str, config: str, target: str, asm: dict[str, Any])
     if "amdgcn" in asm:
         text = asm["amdgcn"]
         registers = int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1])
-        spills = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text)
-        spilled = sum(map(int, spills))
+        # Scalar registers are spilled to vector ones, which cost no memory.
+        spilled = int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text)[1])
         words = re.findall(r"(?:global|buffer)_load_(?:dword(x\d)?|u?short|\w+)", text)
         widest = max((32 * int(each[1:]) for each in words if each), default=32)
     else:

@@ -14,10 +14,16 @@ from typing import Any
 
 
 def install() -> None:
-    """Registers an interpreted "cpu" backend with Triton and selects vLLM's V2 runner."""
-    os.environ["TRITON_INTERPRET"] = "1"
+    """Registers an interpreted "cpu" backend with Triton and selects vLLM's V2 runner.
+
+    On a machine with a GPU nothing is interpreted: the runner's kernels are compiled.
+    """
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     import torch
+
+    if torch.cuda.is_available():
+        return
+    os.environ["TRITON_INTERPRET"] = "1"
     from triton.backends import backends
     from triton.backends.compiler import GPUTarget
 
