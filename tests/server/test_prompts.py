@@ -19,8 +19,8 @@ from support.exactness import Job, Oracle
 from support.preloaded_server import Preloaded
 from support.server_process import API_KEY, ServerProcess, engine_flags, free_port, run_prefmix
 
-KIND = "You are the secret kind voice, which answers at some length and never in haste."
-BRIEF = "Be secret."
+KIND = "You are the xylophone kind voice, which answers at some length and never in haste."
+BRIEF = "Be xylophone."
 MEMBERS = ("kind", "brief", "plain")
 TOLERANCE_NATS = 2e-4
 USER = {"role": "user", "content": "what is mixed here?"}
@@ -54,7 +54,7 @@ def server(
         code = running.end(signal.SIGTERM)
         assert (code, running.survivors()) == (0, []), running.stderr
         assert "rror" not in running.stderr
-        assert "secret" not in running.stderr + running.stdout
+        assert "xylophone" not in running.stderr + running.stdout
     finally:
         running.kill()
 
@@ -127,7 +127,7 @@ def ask(client: httpx.Client, weights: dict[str, float] | None = None, **body: A
     path = "/v1/chat/completions" if is_chat else "/v1/completions"
     answer = client.post(path, json={**settings, **wanted, **chosen, **body})
     assert answer.status_code == 200, answer.text
-    assert "secret" not in answer.text
+    assert "xylophone" not in answer.text
     return answer.json()
 
 
@@ -269,7 +269,7 @@ def test_streams_candidates_and_attribution_are_of_the_prompted_policies(
     with client.stream("POST", "/v1/chat/completions", json=body) as stream:
         events = "".join(stream.iter_text())
     assert '"prompt_tokens": {"kind": ' in events
-    assert "secret" not in events
+    assert "xylophone" not in events
 
 
 def test_a_prompt_too_long_for_one_policy_is_refused(client: httpx.Client) -> None:
@@ -279,7 +279,7 @@ def test_a_prompt_too_long_for_one_policy_is_refused(client: httpx.Client) -> No
         body = {"messages": [text], "max_tokens": 1, "preference_weights": weights}
         answer = client.post("/v1/chat/completions", json=body)
         assert answer.status_code == status, answer.text
-        assert "secret" not in answer.text
+        assert "xylophone" not in answer.text
 
 
 def test_a_template_that_refuses_system_messages_ends_the_start(
@@ -303,7 +303,7 @@ def test_a_template_that_refuses_system_messages_ends_the_start(
     assert ended.returncode == 1, ended.stderr
     assert "policy 'kind' has a system text" in ended.stderr
     assert "System role not supported" in ended.stderr
-    assert "secret" not in ended.stdout + ended.stderr
+    assert "xylophone" not in ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -322,7 +322,7 @@ def test_no_page_shows_a_text(client: httpx.Client) -> None:
     assert (mixture["reference"]["has_prompt"], mixture["request_prompts"]) == (False, True)
     pages = ("/v1/mixture", "/v1/models", "/metrics", "/console", "/openapi.json", "/version")
     for page in pages:
-        assert "secret" not in client.get(page).text
+        assert "xylophone" not in client.get(page).text
     tokens = client.post("/tokenize", json={"messages": [USER]})
     assert tokens.status_code == 200
     assert len(tokens.json()["tokens"]) < 60

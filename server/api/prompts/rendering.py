@@ -1,7 +1,7 @@
 """vLLM's rendering of a request's prompt, done once for each prompt that its members read.
 
-Tools, templates and limits are vLLM's own in each rendering, so that each prompt leaves room for
-the answer. The engine reads the longest.
+Tools, templates and limits are vLLM's own in each rendering, so that each prompt fits the context.
+The engine reads the longest, which also limits the answer.
 """
 
 from __future__ import annotations

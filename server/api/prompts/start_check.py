@@ -25,7 +25,7 @@ async def check_system_texts(render: Any, prompts: PromptSettings) -> None:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
     async def token_ids(messages: list[Any]) -> list[int]:
-        result = await render(ChatCompletionRequest(messages=messages, max_tokens=1))
+        result = await render(ChatCompletionRequest(messages=messages, max_completion_tokens=1))
         if not isinstance(result, tuple):
             raise ValueError(result.error.message)
         return list(result[1][0]["prompt_token_ids"])
