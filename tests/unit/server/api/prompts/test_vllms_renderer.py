@@ -75,7 +75,7 @@ def serving(renderer: Any) -> Callable[[str | None], Serving]:
 
 
 def read_by_each(serving: Serving, body: Any, *own: OwnPrompt | None) -> list[str | None]:
-    """What each member reads, as text."""
+    """The text that each member reads."""
     prompts = RequestPrompts(
         prompts_M=own, member_names=tuple("abcd"[: len(own)]), max_own_tokens=1000
     )
