@@ -20,7 +20,7 @@ from typing import Any
 from openai import AsyncOpenAI, OpenAIError
 
 from prefmix.policies.demo import EVALUATION_PROMPTS, REWARDS
-from prefmix.policies.demo.reviews.grammar import domain_of
+from prefmix.policies.demo.reviews.grammar import domain_of, is_grammatical
 from prefmix.policies.demo.reviews.prompts import item_of
 from prefmix.policies.demo.reviews.styles import notes
 
@@ -143,12 +143,13 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
 def table(recipe: Recipe, answers: Mapping[str, Sequence[tuple[Question, str]]]) -> str:
     """Mean rewards and lengths by row, aligned; `answers` by name of the row."""
     width = max(len(row.name) for row in recipe.rows)
-    heads = [*REWARDS, "words"] + ["says the fact"] * recipe.states_fact
+    heads = [*REWARDS, "words", "grammatical"] + ["says the fact"] * recipe.states_fact
     lines = [f"{'':{width}}" + "".join(f"{head:>{len(head) + 2}}" for head in heads)]
     for row in recipe.rows:
         texts = [text for _, text in answers[row.name]]
         cells = [f"{fmean(map(reward, texts)):+.2f}" for reward in REWARDS.values()]
         cells.append(f"{fmean(len(text.split()) for text in texts):.1f}")
+        cells.append(f"{fmean(map(is_grammatical, texts)):.0%}")
         if recipe.states_fact:
             said = [q.aspect in text and q.word in text for q, text in answers[row.name]]
             cells.append(f"{fmean(said):.0%}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from support.pages.commands import ROOT, words_of
-from support.pages.journey import RUN, named
+from support.pages.journey import RUN, RUN_PROMPTS, named
 from support.server_process import PREFMIX, ServerProcess, clean_environment
 
 CLONE = ("policies", "examples", "docs", "README.md")
@@ -112,3 +112,16 @@ def test_the_commands_run_as_printed(shell: Shell) -> None:
         request = {"model": "demo", "prompt": "Review the Park Hotel.", "max_tokens": 4}
         plain = client.post("/v1/completions", json=request)
         assert plain.headers["x-prefmix-profile"] == "fitted", plain.text
+
+
+def test_the_recipes_of_prompts_run_as_printed(shell: Shell) -> None:
+    said = []
+    for name in RUN_PROMPTS:
+        for block in named(name):
+            said += [shell.run(command) for command in block.commands]
+    _, *answers, tables = said
+    assert len(answers) == 4
+    for answer in answers:
+        assert len(json.loads(answer)["prefmix"]["prompt_tokens"]) >= 2
+    for title in ("System prompts by weight", "Negative prompt", "A document"):
+        assert title in tables

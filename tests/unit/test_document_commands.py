@@ -11,7 +11,7 @@ import pytest
 from prefmix.server.cli.main import COMMANDS, parser_of, split_passthrough
 from prefmix.server.launch.engine_flags import is_engine_flag
 from support.pages.commands import PAGES, ROOT, Block, blocks, is_command, words_of
-from support.pages.journey import PARSED, RUN, command_blocks, named
+from support.pages.journey import PARSED, RUN, RUN_PROMPTS, command_blocks, named
 
 BLOCKS = command_blocks()
 
@@ -20,14 +20,14 @@ def test_every_block_of_commands_is_run_or_is_parsed_for_a_reason() -> None:
     of_block = {
         id(block): [
             name
-            for name in (*RUN, *PARSED)
+            for name in (*RUN, *RUN_PROMPTS, *PARSED)
             if block.page == name[0] and block.first.startswith(name[1])
         ]
         for block in BLOCKS
     }
     homeless = [(block.page, block.first) for block in BLOCKS if not of_block[id(block)]]
     assert homeless == [], "add them to RUN or PARSED of tests/support/pages/journey.py"
-    stale = [name for name in (*RUN, *PARSED) if not named(name)]
+    stale = [name for name in (*RUN, *RUN_PROMPTS, *PARSED) if not named(name)]
     assert stale == []
     assert [name for name in RUN if len(named(name)) != 1] == []
     assert len(BLOCKS) > 30

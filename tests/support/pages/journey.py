@@ -18,6 +18,13 @@ RUN = (
 )
 """Run by `tests/processes/test_documents.py` in this order, in one shell, on one server."""
 
+RUN_PROMPTS = (
+    ("docs/prompts.md", ".venv/bin/prefmix serve policies/demo/prompts.yaml"),
+    ("docs/prompts.md", "curl http://127.0.0.1:8000"),
+    ("docs/prompts.md", ".venv/bin/python -m examples.prompt_recipes"),
+)
+"""Run there too, on a server of their own; a name stands for all of its blocks."""
+
 _OTHER_SERVER = "another server; its flags are parsed"
 _OWN_FILES = "needs policies or data of your own; its flags are parsed"
 _MINUTES = "takes minutes to hours; its flags are parsed"
@@ -61,7 +68,7 @@ PARSED = {
     ("docs/performance.md", "prefmix bench"): _MINUTES,
     ("docs/performance.md", "pip install guidellm"): _NETWORK,
     ("docs/prompts.md", ".venv/bin/prefmix serve --base"): _OWN_FILES,
-    ("docs/prompts.md", "curl http://127.0.0.1:8000"): _OTHER_SERVER,
+    ("docs/prompts.md", ".venv/bin/prefmix serve policies/demo/prompt_and"): _OTHER_SERVER,
     ("docs/reliability.md", "make test-resilience"): _MAKE,
     ("docs/serving.md", ".venv/bin/prefmix serve --policy helpful"): _OWN_FILES,
     ("docs/serving.md", ".venv/bin/prefmix serve --base"): _OWN_FILES,
