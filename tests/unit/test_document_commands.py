@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
-from prefmix.server.cli.main import COMMANDS, parser_of, split_passthrough
+from prefmix.server.cli.shell.commands import (
+    COMMANDS,
+    Command,
+    parser_of,
+    split_passthrough,
+)
 from prefmix.server.launch.engine_flags import is_engine_flag
 from support.pages.commands import PAGES, ROOT, Block, blocks, is_command, words_of
 from support.pages.journey import PARSED, RUN, RUN_PROMPTS, command_blocks, named
@@ -89,3 +95,23 @@ def test_pages_have_no_prompt_before_commands() -> None:
         for block in blocks(page):
             if is_command(block):
                 assert not any(line.startswith("$ ") for line in block.text.splitlines()), page
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    flags: set[str] = set()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            flags |= set().union(*map(flags_of, action.choices.values()))
+        flags |= {flag for flag in action.option_strings if flag != "-h"}
+    return flags
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_flag_is_in_a_document(command: Command) -> None:
+    """A page that leaves some to `prefmix COMMAND --help` says so."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    if re.search(rf"`prefmix {command.name}( [A-Z]+)? --help` lists the (other )?settings", text):
+        return
+    flags = {flag.replace("--no-", "--") for flag in flags_of(parser_of(command))}
+    named = {flag.replace("--no-", "--") for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", text)}
+    assert sorted(flags - named) == []
