@@ -118,6 +118,11 @@ class MixtureSpec:
     prompts_sha256: str | None = None
     """Hash of the prompts that policies have from the configuration; None if none has one. Profiles
     are made for policies with these prompts."""
+    adapter_slots: int = 0
+    """Number of further members that are the base until an adapter is put into them
+    (prefmix.mixing.slots)."""
+    max_adapter_rank: int = 0
+    """Largest rank of a linear layer that a slot has room for; 0 without slots."""
 
     def __post_init__(self) -> None:
         if not self.policies:
@@ -136,6 +141,7 @@ class MixtureSpec:
             check_mixing(self.mixing, has_base=self.base is not None)
         except MixingError as error:
             raise SpecError(f"mixing: {error}") from None
+        self._check_slots()
         seen: set[str] = set()
         for name in self.member_names:
             if name in seen:
@@ -165,6 +171,24 @@ class MixtureSpec:
                     "or hf_overrides: under engine:"
                 )
 
+    def _check_slots(self) -> None:
+        for name, value in (
+            ("adapter_slots", self.adapter_slots),
+            ("max_adapter_rank", self.max_adapter_rank),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise SpecError(f"{name} is {shown(value)}; expected a whole number, 0 or more")
+        if bool(self.adapter_slots) != bool(self.max_adapter_rank):
+            raise SpecError(
+                f"adapter_slots is {self.adapter_slots} and max_adapter_rank "
+                f"{self.max_adapter_rank}; give both above 0, or neither"
+            )
+        if self.adapter_slots and self.base is None:
+            raise SpecError(
+                "adapter_slots hold adapters of a base, and these policies are full checkpoints; "
+                "serve a base and adapters, or leave the slots out"
+            )
+
     @property
     def checkpoints(self) -> tuple[Policy, ...]:
         """The full models behind the members: one for each, or the one base that all share."""
@@ -175,20 +199,27 @@ class MixtureSpec:
     @property
     def adapters(self) -> tuple[Policy, ...]:
         """The policies that are adapters of the base, in weight order; none without a base."""
-        return tuple(self.members[index] for index in self.adapter_members)
+        first_slot = self.num_members - self.adapter_slots
+        return tuple(self.members[each] for each in self.adapter_members if each < first_slot)
 
     @property
     def adapter_members(self) -> tuple[int, ...]:
-        """The index among the members of each adapter. The other members of a mixture with a base
-        are that model itself."""
+        """The index among the members of each adapter and each slot, ascending. The other members
+        of a mixture with a base are that model itself."""
         if self.base is None:
             return ()
         base = (self.base, self.base_revision)
-        return tuple(
+        own = (
             index
             for index, policy in enumerate(self.policies)
             if (policy.model, policy.revision) != base
         )
+        return (*own, *self.slot_members)
+
+    @property
+    def slot_members(self) -> range:
+        """The index among the members of each slot: the last ones."""
+        return range(self.num_members - self.adapter_slots, self.num_members)
 
     @property
     def defaults(self) -> Policy:
@@ -199,8 +230,16 @@ class MixtureSpec:
 
     @property
     def members(self) -> tuple[Policy, ...]:
-        """Every model the engine loads, in weight order."""
-        return self.policies if self.reference is None else (*self.policies, self.reference)
+        """Every model the engine runs, in weight order: policies, reference, slots."""
+        own = self.policies if self.reference is None else (*self.policies, self.reference)
+        return own + self._slots
+
+    @property
+    def _slots(self) -> tuple[Policy, ...]:
+        return tuple(
+            Policy(name=f"adapter-slot-{slot}", model=self.base or "", revision=self.base_revision)
+            for slot in range(self.adapter_slots)
+        )
 
     @property
     def member_names(self) -> tuple[str, ...]:
@@ -215,13 +254,13 @@ class MixtureSpec:
     @property
     def num_members(self) -> int:
         """M, the length of a weight vector."""
-        return len(self.policies) + (self.reference is not None)
+        return len(self.policies) + (self.reference is not None) + self.adapter_slots
 
     @property
     def uniform_weights(self) -> tuple[float, ...]:
-        """1/K for each policy and 0 for the reference; used when a request gives no weights."""
+        """1/K for each policy, 0 for reference and slots; used when a request gives no weights."""
         num_policies = len(self.policies)
-        return (1.0 / num_policies,) * num_policies + (0.0,) * (self.reference is not None)
+        return (1.0 / num_policies,) * num_policies + (0.0,) * (self.num_members - num_policies)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` is its inverse."""
@@ -247,6 +286,8 @@ class MixtureSpec:
             "defaults_from": self.defaults_from,
             "has_prompts": self.has_prompts,
             "prompts_sha256": self.prompts_sha256,
+            "adapter_slots": self.adapter_slots,
+            "max_adapter_rank": self.max_adapter_rank,
         }
 
     @classmethod
@@ -285,6 +326,8 @@ class MixtureSpec:
             defaults_from=data.get("defaults_from"),
             has_prompts=data.get("has_prompts", False),
             prompts_sha256=data.get("prompts_sha256"),
+            adapter_slots=data.get("adapter_slots", 0),
+            max_adapter_rank=data.get("max_adapter_rank", 0),
         )
 
 

@@ -30,6 +30,9 @@ SELF_CHECK_METHOD = "prefmix_self_check"
 PULSE_METHOD = "prefmix_pulse"
 """The name under which vLLM's EngineCore has prefmix.mixing.engine.pulse."""
 
+SLOT_METHOD = "prefmix_slot"
+"""The name under which vLLM's EngineCore has prefmix.mixing.slots.commands."""
+
 FAILED_REASON = "error"
 """Finish reason of a request that the engine has given up. No client can bring it about: a stop
 string that the text contains always comes with the finish reason `stop` (vLLM 0.32)."""

@@ -50,7 +50,7 @@ class RequestMixing:
     def of_request(cls, extra_args: Mapping[str, Any] | None, spec: MixtureSpec) -> RequestMixing:
         """Reads what a request carries. Never raises."""
         mixing = wire.mixing_of(extra_args) or spec.mixing
-        mixes_parameters = bool(spec.adapters) and mixing == "parameters"
+        mixes_parameters = bool(spec.adapter_members) and mixing == "parameters"
         has_heads = spec.has_prompts and not mixes_parameters
         return cls(
             weights_M=_weights_of(extra_args, spec),

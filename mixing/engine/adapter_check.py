@@ -35,21 +35,30 @@ def check_adapters(model: Any) -> list[str]:
       model: a loaded SharedTrunkMixtureForCausalLM. Other layouts have nothing to check.
     Returns: a sentence for each adapter that a layer loses or changes.
     """
-    failures = []
-    adapters = zip(getattr(model, "adapters", ()), model.spec.adapter_members, strict=True)
-    for index, (adapter, member) in enumerate(adapters):
-        with adapter.opened() as read:
-            for name, method in _layers_of_each_kind(adapter, model.adapted):
-                error = _error(method, index, member, read, dtype=model.dtype, device=model.device)
-                if not error <= _TOLERANCE:  # or NaN
-                    failures.append(
-                        f"policy {adapter.name!r}: its adapter does not change the base's layer "
-                        f"{name!r} as its factors say (off by {error:.0%} of the change); merge it "
-                        "into the base (peft: merge_and_unload) and serve full checkpoints with "
-                        "--policy"
-                    )
-                    break
-    return failures
+    found = (check_adapter(model, index) for index in range(len(getattr(model, "adapters", ()))))
+    return [failure for failure in found if failure is not None]
+
+
+@torch.inference_mode()
+def check_adapter(model: Any, index: int) -> str | None:
+    """`check_adapters` of the adapter at one place of `model.adapters`.
+
+    Returns: the sentence; None if every layer does what it should, or the place is an empty slot.
+    """
+    adapter, member = model.adapters[index], model.spec.adapter_members[index]
+    if adapter is None:
+        return None
+    with adapter.opened() as read:
+        for name, method in _layers_of_each_kind(adapter, model.adapted):
+            error = _error(method, index, member, read, dtype=model.dtype, device=model.device)
+            if not error <= _TOLERANCE:  # or NaN
+                return (
+                    f"policy {adapter.name!r}: its adapter does not change the base's layer "
+                    f"{name!r} as its factors say (off by {error:.0%} of the change); merge it "
+                    "into the base (peft: merge_and_unload) and serve full checkpoints with "
+                    "--policy"
+                )
+    return None
 
 
 def _layers_of_each_kind(adapter: Adapter, adapted: Any) -> Iterator[tuple[str, Any]]:

@@ -147,6 +147,11 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
             "with --policy",
         ),
         (
+            bool(spec.adapter_slots) and not current_platform.is_cpu(),
+            "slots have been tried on CPUs only, and every empty slot would compute as much as a "
+            "policy; drop --adapter-slots",
+        ),
+        (
             not vllm_config.use_v2_model_runner and not current_platform.is_cpu(),
             "on this device a mixture needs vLLM's V2 model runner; unset "
             "VLLM_USE_V2_MODEL_RUNNER, and install Triton if it is missing",
@@ -250,6 +255,12 @@ class MixtureConfig(VerifyAndUpdateConfig):
             vllm_config.compilation_config.pass_config.fuse_allreduce_rms = False
         if spec.mixing == "parameters" and not can_skip(vllm_config):
             raise UnsupportedEngineError(UNSALTED)
+        if spec.adapter_slots and not can_skip(vllm_config):
+            raise UnsupportedEngineError(
+                "another scheduler, a KV connector or expert parallelism does not know which "
+                "adapter of a slot has computed a cache block; start without, or drop "
+                "--adapter-slots"
+            )
         if spec.has_prompts:
             refuse_prompts(vllm_config)
             hide_heads()

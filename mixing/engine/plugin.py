@@ -19,12 +19,14 @@ def register() -> None:
 
     from prefmix.mixing.engine import pulse, self_check
     from prefmix.mixing.engine.config_hook import MixtureConfig
+    from prefmix.mixing.slots import commands
     from prefmix.mixing.workarounds import apply_in_process
 
     apply_in_process()
     if "vllm.v1.engine.core" in sys.modules:  # a process that runs an engine, or asks one
         self_check.install()
         pulse.install()
+        commands.install()
     for architecture, module in _MODULES.items():
         MODELS_CONFIG_MAP[architecture] = MixtureConfig
         if architecture not in ModelRegistry.get_supported_archs():

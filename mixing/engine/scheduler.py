@@ -35,6 +35,7 @@ from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.engine import pulse, self_check
 from prefmix.mixing.engine.grammar_limits import lower_priority
 from prefmix.mixing.prompts.cached_blocks import LaggingBlocks
+from prefmix.mixing.slots import commands
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.start_stages import ENGINE_RUNS, announce
 from prefmix.mixing.workarounds.zero_kv_blocks import zero_new_blocks
@@ -42,15 +43,29 @@ from prefmix.mixing.workarounds.zero_kv_blocks import zero_new_blocks
 logger = init_logger(f"vllm.{__name__}")
 
 
-def salt_for(spec: MixtureSpec, request: RequestMixing, user_salt: str | None) -> str | None:
+def salt_for(
+    spec: MixtureSpec,
+    request: RequestMixing,
+    user_salt: str | None,
+    generations: Mapping[int, int] | None = None,
+) -> str | None:
     """The cache salt of a request: what has computed its blocks, then the user's own salt.
 
     That is the set of active members as a hexadecimal number, or the float32 weights of mixed
     parameters behind a letter that no such number begins with. Before it stand the heads of the
-    policies' own prompts, if there are any, behind another such letter. Injective, so that no
-    user's salt reaches the blocks of others. Requests that use every member and have no salt keep
-    vLLM's plain hashes.
+    policies' own prompts, if there are any, behind another such letter, and before all the
+    generations of the slots with weight: blocks of an adapter that has left a slot are not found
+    again. Injective, so that no user's salt reaches the blocks of others. Requests that use every
+    member and have no salt keep vLLM's plain hashes.
+
+    Args:
+      generations: by member, a number of a slot's content that no earlier content had; 0 for slots
+        that it leaves out.
     """
+    active = [slot for slot in spec.slot_members if request.weights_M[slot] != 0]
+    if generations is not None and active:
+        numbers = ".".join(str(generations.get(slot, 0)) for slot in active)
+        return f"s{numbers}/{salt_for(spec, request, user_salt) or ''}"
     if request.heads is not None:
         own = salt_for(spec, replace(request, heads=None), user_salt)
         return f"h{request.heads.digest()}/{own or ''}"
@@ -71,12 +86,14 @@ class MixtureScheduler(Scheduler):
         zero_new_blocks()
         super().__init__(vllm_config=vllm_config, **kwargs)
         self.mixture = spec_of(vllm_config)
+        self.slot_generations: dict[int, int] = {}
+        """By the member of a slot, the number of its content; see `salt_for`."""
         self._lagging = LaggingBlocks(self) if self.mixture.has_prompts else None
         lower_priority(self.structured_output_manager)
 
     def add_request(self, request: Request) -> None:
         mixing = self._mixing_of(request)
-        salt = salt_for(self.mixture, mixing, request.cache_salt)
+        salt = salt_for(self.mixture, mixing, request.cache_salt, self.slot_generations)
         if self._lagging is not None and mixing.heads is not None:
             self._lagging.name(request, mixing.heads)
         if salt != request.cache_salt:
@@ -84,6 +101,11 @@ class MixtureScheduler(Scheduler):
             request.block_hashes.clear()
             request.update_block_hashes()
         super().add_request(request)
+
+    def num_requests_of(self, member: int) -> int:
+        """Number of requests in the engine that give a member weight."""
+        every = self.requests.values()
+        return sum(self._mixing_of(each).weights_M[member] != 0 for each in every)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -145,6 +167,7 @@ def mixture_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Scheduler:
     # This is the process that runs the engine.
     self_check.install()
     pulse.install()
+    commands.install()
     is_async = vllm_config.scheduler_config.async_scheduling
     scheduler_class = AsyncMixtureScheduler if is_async else MixtureScheduler
     scheduler = scheduler_class(vllm_config=vllm_config, **kwargs)

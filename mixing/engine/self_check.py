@@ -85,7 +85,9 @@ def _check(core: Any, spec: MixtureSpec) -> int:
     sizes = core.collective_rpc("prefmix_num_tokens")
     prompt, token, num_tokens = _texts(core.vllm_config, vocab_size=min(sizes))
     num_members = spec.num_members
-    mixtures = _mixtures(spec, mixes_parameters=bool(spec.adapters) and can_skip(core.vllm_config))
+    mixtures = _mixtures(
+        spec, mixes_parameters=bool(spec.adapter_members) and can_skip(core.vllm_config)
+    )
     rows, errors = [], []
     for weights_M, mixing in mixtures:
         names = [name for name, weight in zip(spec.member_names, weights_M, strict=True) if weight]
@@ -114,7 +116,7 @@ def _check(core: Any, spec: MixtureSpec) -> int:
     for figures in rows[num_members : num_members + 1]:
         check_agreement(spec, alone, figures, tolerance=tolerance)
     for figures in rows[num_members + 2 :]:
-        last = spec.adapter_members[-1]
+        last = _last_adapter(spec)
         check_parameters(spec.member_names[last], alone[last], figures, tolerance=tolerance)
     return sum(map(len, rows))
 
@@ -131,9 +133,14 @@ def _mixtures(spec: MixtureSpec, *, mixes_parameters: bool) -> list[tuple[list[f
         if mixes_parameters:
             found += [
                 (together, "parameters"),
-                (one_hot[spec.adapter_members[-1]], "parameters"),
+                (one_hot[_last_adapter(spec)], "parameters"),
             ]
     return found
+
+
+def _last_adapter(spec: MixtureSpec) -> int:
+    """The member of the last adapter; a slot if there are only slots."""
+    return spec.adapter_members[len(spec.adapters) - 1]
 
 
 def _texts(vllm_config: Any, *, vocab_size: int) -> tuple[list[int], int, int]:

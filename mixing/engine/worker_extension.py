@@ -65,6 +65,16 @@ class MixtureWorker:
 
         return check_adapters(self.model_runner.model)
 
+    def prefmix_slot(self, verb: str, values: list[Any]) -> dict[str, Any]:
+        """See prefmix.mixing.slots.held.HeldAdapters, whose methods the verbs name."""
+        from prefmix.mixing.engine.adapter_check import check_adapter
+        from prefmix.mixing.slots.held import HeldAdapters
+
+        model = self.model_runner.model
+        if not hasattr(model, "held_adapters"):
+            model.held_adapters = HeldAdapters(model, check=check_adapter)
+        return model.held_adapters.run(verb, values)
+
     def prefmix_num_tokens(self) -> int:
         """Number of tokens that every member has."""
         return int(self.model_runner.model.vocab_size)

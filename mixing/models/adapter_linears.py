@@ -59,32 +59,39 @@ class AdapterLinearMethod(QuantizeMethodBase):
         layer: LinearBase,
         inner: QuantizeMethodBase,
         parts: Mapping[str, int | None],
-        adapters: Sequence[Adapter],
+        adapters: Sequence[Adapter | None],
         stack: Stack,
         *,
         dtype: torch.dtype,
+        slot_rank: int = 0,
     ) -> None:
         """Args:
         layer: gets the parameters adapters_a [K, R, in] and adapters_b [K, R, out].
         inner: the layer's own method.
         parts: from the checkpoint's name of each part of the layer to its place among the
           layer's outputs (q, k, v of a fused layer: 0, 1, 2); None for the whole layer.
+        adapters: None for a slot without an adapter; the caller changes it with the slots.
+        slot_rank: the largest rank of a part of an adapter that may come later; 0 for none.
         """
         self.inner = inner
         self.layer = layer
         self.parts = parts
         self.stack = stack
-        ranks = [sum(adapter.ranks.get(part, 0) for part in parts) for adapter in adapters]
-        shape_a = (len(adapters), max(ranks), _input_size(layer))
-        shape_b = (len(adapters), max(ranks), sum(layer.output_partition_sizes))
+        given = [each for each in adapters if each is not None]
+        ranks = [sum(adapter.ranks.get(part, 0) for part in parts) for adapter in given]
+        num_ranks = max(*ranks, slot_rank * len(parts), 0)
+        shape_a = (len(adapters), num_ranks, _input_size(layer))
+        shape_b = (len(adapters), num_ranks, sum(layer.output_partition_sizes))
         for name, shape in (("adapters_a", shape_a), ("adapters_b", shape_b)):
             # Outputs that an adapter does not change stay zero, as do ranks that it does not have.
             layer.register_parameter(
                 name, nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
             )
         self.bytes_per_adapter = (math.prod(shape_a[1:]) + math.prod(shape_b[1:])) * dtype.itemsize
-        self.loaded_ranks = [0] * len(adapters)
         self.adapters = adapters
+        self.has_slots = slot_rank > 0
+        self.refusal: str | None = None
+        """The reason for which no adapter can change this layer; None if adapters can."""
         self.rows = {part: _rows_by_order(layer, place) for part, place in parts.items()}
         self.joined: FactorsInMatrix | None = None
 
@@ -92,7 +99,8 @@ class AdapterLinearMethod(QuantizeMethodBase):
         """Nothing to do: the layer's own method has created its weights."""
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        if isinstance(self.inner, UnquantizedLinearMethod):
+        # A matrix is repacked once, so what joins it cannot change while the engine runs.
+        if isinstance(self.inner, UnquantizedLinearMethod) and not self.has_slots:
             join = join_factors if self.stack.takes_any_rows else stack_factors
             self.joined = join(layer, self.inner, self.stack)
         self.inner.process_weights_after_loading(layer)
@@ -124,7 +132,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
 
         Layers whose quantised form has no matrix of the checkpoint's shape keep to the order that
         the checkpoint has.
-        Raises: AdapterError if a row cannot be followed.
+        Raises: AdapterError if a row cannot be followed; where only slots have room, `refusal`.
         """
         weight = getattr(self.layer, "weight", None)
         outputs = sum(self.layer.output_partition_sizes)
@@ -141,44 +149,77 @@ class AdapterLinearMethod(QuantizeMethodBase):
                 has_all=self.layer.tp_size == 1,
             )
         except PlacementError as error:
-            raise AdapterError(
+            self.refusal = (
                 f"the base's layers {', '.join(self.parts)} cannot take adapters here: {error}; "
                 "merge the adapters into the base (peft: merge_and_unload) and serve full "
                 "checkpoints with --policy"
-            ) from None
+            )
+            if any(each is not None and self.changes(each) for each in self.adapters):
+                raise AdapterError(self.refusal) from None
 
-    def load(self, index: int, read: Callable[[str], Factors]) -> None:
-        """Copies this rank's share of one adapter's factors into the layer.
+    def changes(self, adapter: Adapter) -> bool:
+        """True if an adapter changes a part of this layer."""
+        return not adapter.ranks.keys().isdisjoint(self.parts)
+
+    def read(
+        self, adapter: Adapter, read: Callable[[str], Factors]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's share of one adapter's factors, checked, as the layer holds them.
 
         Args:
-          index: the adapter's place.
           read: gives the factors of a layer, by the checkpoint's name.
+        Returns: [R, in] and [R, out] on the layer's device; zeros where the adapter has nothing.
+        Raises: AdapterError.
         """
-        adapter = self.adapters[index]
+        whole_a, whole_b = (
+            torch.zeros_like(each.data[0])
+            for each in (self.layer.adapters_a, self.layer.adapters_b)
+        )
+        start = 0
         for part, place in self.parts.items():
             rank = adapter.ranks.get(part)
             if rank is None:
                 continue
             factors = read(part)
             _check_shape(self.layer, adapter, part, place, factors)
-            start = self.loaded_ranks[index]
-            self.loaded_ranks[index] += rank
-            dtype = self.layer.adapters_b.dtype
+            dtype = whole_b.dtype
             a_RI = factors.lora_a.to(dtype)
             b_RO = (factors.lora_b.float() * factors.scaling).T.to(dtype)
             _check_finite(adapter, part, a_RI, b_RO)
             own_RI = a_RI[:, self.input_share]
-            self.layer.adapters_a.data[index, start : start + rank].copy_(own_RI)
+            whole_a[start : start + rank].copy_(own_RI)
             rows = self.rows[part]
-            own_RP = self.layer.adapters_b.data[index, start : start + rank]
-            own_RP.index_copy_(1, rows.here, b_RO[:, rows.there])
+            own_RP = whole_b[start : start + rank]
+            own_RP.index_copy_(1, rows.here, b_RO[:, rows.there].to(whole_b.device))
+            start += rank
+        return whole_a, whole_b
+
+    def put(self, index: int, factors: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        """Gives the adapter at `index` its factors, from `read`; None for none."""
+        for held, factor in zip(
+            (self.layer.adapters_a, self.layer.adapters_b), factors or (None, None), strict=True
+        ):
+            if factor is None:
+                held.data[index].zero_()
+            else:
+                held.data[index].copy_(factor)
 
 
 def adapt_linears(
-    base: Any, adapters: Sequence[Adapter], stack: Stack
+    base: Any,
+    adapters: Sequence[Adapter | None],
+    stack: Stack,
+    *,
+    slot_rank: int = 0,
+    slot_parts: Iterable[str] = (),
 ) -> dict[str, AdapterLinearMethod]:
     """Gives an AdapterLinearMethod to each linear layer that an adapter changes.
 
+    Args:
+      adapters: None for a slot, whose adapter comes later.
+      slot_rank: the largest rank that a slot has room for.
+      slot_parts: names that a checkpoint's layers may have, which slots get room for where the base
+        has them; of several names of one layer the first counts.
     Returns: the methods by the layer's name in the base.
     Raises: AdapterError if an adapter changes something that is no linear layer of the base.
     """
@@ -186,7 +227,7 @@ def adapt_linears(
     modules = base.named_modules(remove_duplicate=False)
     linears = {name: module for name, module in modules if isinstance(module, LinearBase)}
     parts_of: dict[str, dict[str, int | None]] = {}
-    for adapter in adapters:
+    for adapter in filter(None, adapters):
         for part in adapter.ranks:
             layer, place = _layer_of(base, part, linears)
             if layer not in linears:
@@ -204,13 +245,26 @@ def adapt_linears(
                     "merge_and_unload) and serve full checkpoints with --policy"
                 )
             parts_of.setdefault(layer, {})[part] = place
+    for part in slot_parts:
+        layer, place = _layer_of(base, part, linears)
+        if layer in linears and not has_own_product(linears[layer]):
+            parts = parts_of.setdefault(layer, {})
+            taken = parts.values()
+            if not parts or not (place is None or place in taken or None in taken):
+                parts[part] = place
     methods = {}
     for layer, parts in parts_of.items():
         module = linears[layer]
         assert module.quant_method is not None
         ordered = dict(sorted(parts.items(), key=lambda item: item[1] or 0))
         module.quant_method = AdapterLinearMethod(
-            module, module.quant_method, ordered, adapters, stack, dtype=module.params_dtype
+            module,
+            module.quant_method,
+            ordered,
+            adapters,
+            stack,
+            dtype=module.params_dtype,
+            slot_rank=slot_rank,
         )
         methods[layer] = module.quant_method
     return methods

@@ -55,6 +55,7 @@ from prefmix.mixing.models.stacked_attention import (
     stack_attention,
 )
 from prefmix.mixing.parameters.unfilled import built
+from prefmix.mixing.slots.room import slot_parts
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.start_stages import announce_loading
 
@@ -67,7 +68,8 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config)
         assert not prefix, "a mixture is a whole model, never a part of one"
-        adapters = [read_adapter(policy) for policy in self.spec.adapters]
+        own = [read_adapter(policy) for policy in self.spec.adapters]
+        adapters = [*own, *[None] * self.spec.adapter_slots]
         self.max_rows = vllm_config.scheduler_config.max_num_batched_tokens
         """Most rows of a pass on a CPU: those of one policy's largest step."""
         num_members = self.spec.num_members
@@ -84,12 +86,19 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             base = built(lambda: initialize_model(config))
         split_at_stacked_attention(vllm_config.compilation_config)
         self.attention = JoinedAttention(stack_attention(base, self.stack), config)
-        self.adapted = adapt_linears(base, adapters, self.stack)
-        self.adapters = adapters
+        self.adapted = adapt_linears(
+            base,
+            adapters,
+            self.stack,
+            slot_rank=self.spec.max_adapter_rank,
+            slot_parts=slot_parts(base, self.spec),
+        )
+        self.adapters: list[Adapter | None] = adapters
+        """In the order of the spec's `adapter_members`; None for an empty slot."""
         # Another mixture of the same base has another graph: this keeps its compiled code apart.
         config.additional_config = {
             **(config.additional_config or {}),
-            "prefmix_trunk": graph_key(self.spec, adapters),
+            "prefmix_trunk": graph_key(self.spec, own),
         }
         compilable = [each for each in base.modules() if hasattr(each, "do_not_compile")]
         is_compiled = not all(each.do_not_compile for each in compilable)
@@ -228,17 +237,18 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
           weights: (name, tensor) pairs of the base checkpoint.
         Returns: the names of the parameters that were set.
         """
-        phrases = ["the base", *(f"adapter {each.name}" for each in self.adapters)]
+        own = [each for each in self.adapters if each is not None]
+        phrases = ["the base", *(f"adapter {each.name}" for each in own)]
         announce_loading(0, phrases)
         samples = row_samples(self.adapted.values())
         loaded = load_member(self.trunk.base, self.spec.checkpoints[0], samples.watch(weights))
         for method in self.adapted.values():
             method.place(samples)
-        for index, adapter in enumerate(self.adapters):
+        for index, adapter in enumerate(own):
             announce_loading(index + 1, phrases)
             with adapter.opened() as read:
                 for method in self.adapted.values():
-                    method.load(index, read)
+                    method.put(index, method.read(adapter, read))
         announce_loading(len(phrases), phrases)
         self._parameter_bytes = self._sum_parameters()
         names = {f"trunk.base.{name}" for name in loaded}
@@ -274,6 +284,7 @@ def graph_key(spec: MixtureSpec, adapters: Sequence[Adapter]) -> dict[str, Any]:
     return {
         "members": spec.num_members,
         "adapted": spec.adapter_members,
+        "slots": [spec.adapter_slots, spec.max_adapter_rank],
         "ranks": [sorted(adapter.ranks.items()) for adapter in adapters],
         "prompts": spec.has_prompts,
     }
