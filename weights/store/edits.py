@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from prefmix.mixing.name_list import listed
-from prefmix.mixing.spec import MixtureSpec
-from prefmix.weights.store.errors import UnknownEntryError
+from prefmix.mixing.spec import MixtureSpec, SpecError
+from prefmix.weights.store.added import AddedPolicies, AddedPolicy, with_added
+from prefmix.weights.store.errors import PolicyInUseError, UnknownEntryError
 from prefmix.weights.store.format import check_provenance, for_mixture, spec_of_members
 from prefmix.weights.store.profiles import (
     ProfileError,
@@ -37,12 +38,15 @@ def with_profile(
       profiles: the set to start from.
       name: the profile.
       preferences: `{member: number}`, ratios on the simplex.
-      spec: the mixture; None checks against the members of the set itself.
+      spec: the mixture of the configuration; None checks against the members of the set itself.
       provenance: the origin of the weights; None removes the one before.
       mixing: its way to mix; None leaves it to the server, and removes the one before.
     Raises: ProfileError, StoreFormatError.
     """
-    spec = spec or spec_of_members(profiles.member_names, profiles.weight_space)
+    if spec is None:
+        spec = spec_of_members(profiles.member_names, profiles.weight_space)
+    else:
+        spec = with_added(spec, profiles.added)
     check_profile_name(name)
     check_provenance(dict(provenance or {}), where=f"profiles.{name}.provenance")
     origins = {key: value for key, value in profiles.provenance.items() if key != name}
@@ -112,7 +116,61 @@ def replaced(
     Raises: StoreFormatError naming `source` if `other` was made for other policies.
     """
     other = _adapted(profiles, other, source=source, spec=spec)
-    return replace(other, version=profiles.version)
+    return replace(other, version=profiles.version, added=profiles.added)
+
+
+def with_policy(
+    profiles: ProfileSet, name: str, policy: AddedPolicy, *, spec: MixtureSpec
+) -> ProfileSet:
+    """Adds a policy, which has no weight in any profile yet, or replaces an added one.
+
+    Args:
+      spec: the mixture of the configuration.
+    Raises: ProfileError for a name that the configuration has, or that no policy can have.
+    """
+    if name in spec.member_names:
+        raise ProfileError(
+            f"policy {name!r} is one of the configuration, which a running server keeps; choose "
+            "another name"
+        )
+    return _with_members(profiles, {**profiles.added, name: policy}, spec)
+
+
+def without_policy(profiles: ProfileSet, name: str, *, spec: MixtureSpec) -> ProfileSet:
+    """Removes an added policy.
+
+    Raises: UnknownEntryError; PolicyInUseError if a profile gives it weight.
+    """
+    if name not in profiles.added:
+        what = "is one of the configuration" if name in spec.member_names else "does not exist"
+        raise UnknownEntryError(
+            f"policy {name!r:.80} {what}, and cannot be removed; those that can be are: "
+            f"{listed(profiles.added) or 'none'}"
+        )
+    users = [each for each in profiles.profiles if profiles.weights(each)[name] != 0]
+    if users:
+        raise PolicyInUseError(
+            f"policy {name!r} has weight in {listed(users)}; change or delete these profiles first"
+        )
+    added = {key: each for key, each in profiles.added.items() if key != name}
+    return _with_members(profiles, added, spec)
+
+
+def _with_members(profiles: ProfileSet, added: AddedPolicies, spec: MixtureSpec) -> ProfileSet:
+    """The same weights by name, over other added policies."""
+    try:
+        names = with_added(spec, added).member_names
+    except SpecError as error:
+        raise ProfileError(str(error)) from None
+    weights = {name: profiles.weights(name) for name in profiles.profiles}
+    return replace(
+        profiles,
+        member_names=names,
+        added=added,
+        profiles={
+            profile: tuple(of.get(name, 0.0) for name in names) for profile, of in weights.items()
+        },
+    )
 
 
 def check_exists(profiles: ProfileSet, name: str) -> None:
@@ -128,4 +186,5 @@ def _adapted(
 ) -> ProfileSet:
     """`other` in the member order of `profiles`."""
     own = spec_of_members(profiles.member_names, profiles.weight_space, profiles.prompts_sha256)
-    return for_mixture(other, spec or own, source=source)
+    whole = own if spec is None else with_added(spec, profiles.added)
+    return for_mixture(replace(other, added={}), whole, source=source)

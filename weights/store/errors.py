@@ -8,7 +8,8 @@
   │   └── StoreReadOnlyError there is no right to write
   ├── StoreBusyError         another process has kept the lock for too long
   ├── StaleVersionError      the store is not at the version that the caller expected
-  └── UnknownEntryError      a profile or version that does not exist
+  ├── PolicyInUseError       a profile gives a policy weight that is to go
+  └── UnknownEntryError      a profile, policy or version that does not exist
 
 Every message is one sentence. After any of them the store is what it was before.
 """
@@ -50,8 +51,12 @@ class StaleVersionError(StoreError):
     """The store has changed since the caller looked."""
 
 
+class PolicyInUseError(StoreError):
+    """A policy that is to go has weight in a profile."""
+
+
 class UnknownEntryError(StoreError):
-    """A profile or an earlier version that does not exist."""
+    """A profile, an added policy or an earlier version that does not exist."""
 
 
 def file_error(what: str, error: OSError, *, kept: str = "") -> StoreFileError:

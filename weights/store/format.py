@@ -9,7 +9,8 @@ an entry has weight 0. `provenance` is optional and kept as it is; so is `mixing
 to mix. `changed` is optional, too: it says who made the version that it names, and counts for no
 other. A set in the affine space has the
 key `"weight_space": "affine"`; without that key weights are on the simplex. A set for policies that
-have prompts of their own has the key `prompts_sha256`, a hash of these.
+have prompts of their own has the key `prompts_sha256`, a hash of these. `added_policies` has those
+of the policies that no configuration names (prefmix.weights.store.added).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from prefmix.mixing.name_list import listed
 from prefmix.mixing.shown_value import shown
 from prefmix.mixing.simplex import SUM_TOLERANCE
 from prefmix.mixing.spec import WEIGHT_SPACES, MixtureSpec, Policy, SpecError, WeightSpace
+from prefmix.weights.store.added import AddedPolicies, parsed_added, with_added
 from prefmix.weights.store.errors import StoreFormatError
 from prefmix.weights.store.profiles import (
     ProfileError,
@@ -50,7 +52,7 @@ MAX_VERSION = 10**15
 """Highest version number: every reader of JSON and every metric holds it exactly, and the next."""
 
 _KEYS = ("format", "version", "policies", "default_profile", "profiles")
-_OPTIONAL_KEYS = ("weight_space", "prompts_sha256", "changed")
+_OPTIONAL_KEYS = ("weight_space", "prompts_sha256", "added_policies", "changed")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SIGNATURE_KEYS = ("version", "at", "by")
 
@@ -112,8 +114,15 @@ def for_mixture(profiles: ProfileSet, spec: MixtureSpec, *, source: str) -> Prof
     """The profiles in the member order of `spec`.
 
     A set for all policies without the reference is accepted: the reference gets 0.
+
+    Args:
+      spec: the mixture of the configuration; the set's added policies are added to it.
     Raises: StoreFormatError for profiles of other policies, prompts or another weight space.
     """
+    try:
+        spec = with_added(spec, profiles.added)
+    except SpecError as error:
+        raise StoreFormatError(f"{source}: added_policies: {error}") from None
     names = set(profiles.member_names)
     if names not in (set(spec.member_names), set(spec.policy_names)):
         raise StoreFormatError(
@@ -199,7 +208,16 @@ def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
         provenance={name: value.get("provenance", {}) for name, value in profiles.items()},
         mixings={name: value["mixing"] for name, value in profiles.items() if "mixing" in value},
     )
+    found = replace(found, added=_added(data.get("added_policies", {}), found.member_names))
     return replace(found, signature=_signature(data["changed"])) if "changed" in data else found
+
+
+def _added(value: object, member_names: Sequence[str]) -> AddedPolicies:
+    added = parsed_added(value)
+    for name in added:
+        if name not in member_names:
+            raise StoreFormatError(f"added_policies names {shown(name)}, which policies does not")
+    return added
 
 
 def _prompts(value: object) -> str | None:

@@ -18,6 +18,7 @@ from prefmix.mixing.name_list import listed
 from prefmix.mixing.simplex import WeightsError, weights_from_preferences
 from prefmix.mixing.spec import MixtureSpec, SpecError, WeightSpace, check_name
 from prefmix.mixing.ways_to_mix import Mixing, MixingError, check_mixing
+from prefmix.weights.store.added import AddedPolicies, added_document
 
 MAX_PROFILES = 256
 """Default of the most profiles that a server takes."""
@@ -80,6 +81,8 @@ class ProfileSet:
     """The way to mix of profiles that have one of their own, by name."""
     prompts_sha256: str | None = None
     """Hash of the prompts of the policies' own that the weights are for; None without any."""
+    added: AddedPolicies = field(default_factory=dict)
+    """The policies that are not the configuration's; they are among the members."""
     signature: Signature | None = field(default=None, compare=False)
     """Author and time of the version, if they are known; no part of the content."""
     _hashes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -118,9 +121,11 @@ class ProfileSet:
     def content(self) -> dict[str, Any]:
         """The set as JSON-ready objects, each weight under its member's name."""
         prompts = {} if self.prompts_sha256 is None else {"prompts_sha256": self.prompts_sha256}
+        added = {"added_policies": added_document(self.added)} if self.added else {}
         return {
             "policies": list(self.member_names),
             **prompts,
+            **added,
             "default_profile": self.default,
             "profiles": {name: self.profile(name) for name in self.profiles},
         }

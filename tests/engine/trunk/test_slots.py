@@ -99,7 +99,7 @@ def test_answers_are_exact_before_and_after_each_change(llm: Any, adapted: Adapt
 
 def test_blocks_of_an_earlier_adapter_are_never_read_again(llm: Any, adapted: AdaptedBase) -> None:
     """Same slot, same name, same prompt, in both ways to mix; what did not change is found."""
-    prompt = tuple(range(2, 130))
+    prompt = tuple(range(2, 202))
     alone = [
         Job(prompt=prompt, weights=(0.0, 0.0, 1.0, 0.0)),
         Job(prompt=prompt, weights=(0.5, 0.0, 0.5, 0.0), mixing="parameters"),
