@@ -39,11 +39,28 @@ async def check_engines(engine_client: Any, folder: Path | None) -> None:
         aside.rename(folder / _FILE)
 
 
+def slots_as(folder: Path) -> str | None:
+    """A phrase for the ready table about the cost of a slot; None without slots."""
+    found = _noted(folder)
+    if found is None or "slot_bytes" not in found:
+        return None
+    return (
+        f"each takes {found['slot_bytes']:,} bytes of parameters on a rank, and "
+        f"{found['slot_kv_bytes']:,} bytes of KV cache for each token"
+    )
+
+
+def _noted(folder: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads((folder / _FILE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
 def checked_as(folder: Path) -> str | None:
     """A phrase for the ready table; None if no process has noted a check."""
-    try:
-        found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    found = _noted(folder)
+    if found is None:
         return None
     return (
         f"each policy and their mixture drew {found['tokens']} tokens in {found['seconds']:.1f} s"

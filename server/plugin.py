@@ -23,9 +23,11 @@ from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec
 from prefmix.mixing.start_stages import SERVER, announce
 from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.server import remote_engines
+from prefmix.server.admin import policy_routes
 from prefmix.server.admin import routes as admin_routes
 from prefmix.server.admin.listener import HOST, admin_app, listen, serve_admin
 from prefmix.server.admin.live_weights import LiveWeights
+from prefmix.server.admin.policy_changes import PolicyChanges
 from prefmix.server.admin.store_watch import watch
 from prefmix.server.api import generate, models, vllm_handlers
 from prefmix.server.api.candidates.wish import CandidateLimits
@@ -53,6 +55,9 @@ from prefmix.server.http.openapi import (
     attach_docs_page,
     describe_refusals,
 )
+from prefmix.server.slots.engine_slots import EngineSlots
+from prefmix.server.slots.policies_folder import PoliciesFolder
+from prefmix.server.slots.policy_set import CurrentPolicies, PolicySet, configured
 from prefmix.server.telemetry import (
     audit_log,
     event_loop_metrics,
@@ -113,10 +118,12 @@ class PrefmixEndpoints:
         Raises: RuntimeError if the model served is no mixture or another plugin has taken a route.
         """
         assert self._app is not None, "attach_router() comes before init_state()"
-        spec = mixture_spec(engine_client)
+        engine = mixture_spec(engine_client)
+        policies = CurrentPolicies(PolicySet.of(engine))
+        slots = EngineSlots(engine_client, engine)
         profiles: ProfileSet | None = getattr(args, PROFILES_ATTRIBUTE, None)
         if profiles is None:
-            profiles = build_profile_set({}, spec)
+            profiles = build_profile_set({}, policies.current.spec)
         vllm_handlers.repeat_asked_model(state.openai_serving_models)
         paths = state.openai_serving_models.base_model_paths
         live: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
@@ -129,10 +136,12 @@ class PrefmixEndpoints:
         )
         telemetry: TelemetrySettings = getattr(args, TELEMETRY_ATTRIBUTE, TelemetrySettings())
         statistics = EngineStatistics(
-            engine_client, MixtureMetrics(spec), every=telemetry.statistics_every
+            engine_client,
+            MixtureMetrics(engine, lambda: policies.current.engine_names()),
+            every=telemetry.statistics_every,
         )
         mixture = MixtureState(
-            spec=spec,
+            policies=policies,
             model_names=tuple(path.name for path in paths),
             profiles=CurrentProfiles(profiles),
             statistics=statistics,
@@ -149,13 +158,15 @@ class PrefmixEndpoints:
         failed_logins.set_up()
         vllm_log.set_up()
         readiness.set_up()
-        if spec.has_prompts:
+        if engine.has_prompts:
             await self._render_prompts(state, mixture.prompts)
         await check_engines(engine_client, None if live is None else live.folder)
         announce(SERVER, "opening the server")
         await statistics.start()
         failed_policies.set_up()
-        watched = failed_policies.FailedPolicies(engine_client.generate, spec.member_names)
+        watched = failed_policies.FailedPolicies(
+            engine_client.generate, engine.member_names, named=policies.name_of
+        )
         engine_client.generate = watched.generate
         self._start(statistics.follow(), "the engine's statistics")
         self._start(event_loop_metrics.follow(), "the measurement of the event loop")
@@ -169,7 +180,7 @@ class PrefmixEndpoints:
         self._start(traffic.set_up_http_server(state), "the set-up of the HTTP server")
         self._start(traffic.readiness.follow(), "the watch on the engine")
         self._start(remote_engines.follow(engine_client), "the watch on other machines' engines")
-        tokens = await self._open_admin(mixture, state, args, keys)
+        tokens = await self._open_admin(mixture, slots, state, args, keys)
         check_levels(self._app.router.routes, admin_route=admin_routes.AdminRoute)
         traffic.add_middleware(self._app)
         add_access_middleware(self._app, keys, tokens)
@@ -183,7 +194,12 @@ class PrefmixEndpoints:
         render_own_prompts(chat, getattr(state, "openai_serving_completion", None))
 
     async def _open_admin(
-        self, mixture: MixtureState, state: State, args: Namespace, keys: list[str]
+        self,
+        mixture: MixtureState,
+        slots: EngineSlots,
+        state: State,
+        args: Namespace,
+        keys: list[str],
     ) -> Tokens:
         """Opens the ways to change the profiles: the admin routes and the watch on the store.
 
@@ -193,14 +209,19 @@ class PrefmixEndpoints:
         settings: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
         if settings is None:  # vLLM's own `serve` with this plugin: the profiles stay as they are
             return Tokens([])
+        folder = settings.policies
         live = LiveWeights(
-            spec=mixture.spec,
+            spec=configured(mixture.policies.current.engine),
             profiles=mixture.profiles,
             store=settings.store,
             folder=settings.folder,
             num_processes=args.api_server_count or 1,
             max_profiles=settings.max_profiles,
+            policies=PolicyChanges(
+                mixture.policies, slots, None if folder is None else PoliciesFolder(folder)
+            ),
         )
+        await live.restore_policies()
         await live.start()
         if settings.store is not None:
             reload = functools.partial(
@@ -218,6 +239,7 @@ class PrefmixEndpoints:
             return Tokens([])
         setattr(state, admin_routes.ADMIN_KEY, admin_state)
         self._app.include_router(admin_routes.router)
+        self._app.include_router(policy_routes.router)
         self._app.openapi_schema = None
         return tokens
 

@@ -88,6 +88,8 @@ class MixtureScheduler(Scheduler):
         self.mixture = spec_of(vllm_config)
         self.slot_generations: dict[int, int] = {}
         """By the member of a slot, the number of its content; see `salt_for`."""
+        self.slot_keys: dict[int, str] = {}
+        """By slot, what its content is called by whoever put it there."""
         self._lagging = LaggingBlocks(self) if self.mixture.has_prompts else None
         lower_priority(self.structured_output_manager)
 

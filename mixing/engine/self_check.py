@@ -58,7 +58,8 @@ def run(core: Any) -> dict[str, Any]:
     """Checks an engine, once: a later call gets the first one's result.
 
     Args: core: vLLM's EngineCore, which has had no request yet.
-    Returns: {"failure": a sentence, or None; "tokens": how many were drawn; "seconds"}.
+    Returns: {"failure": a sentence, or None; "tokens": how many were drawn; "seconds"}; with slots
+      also "slot_bytes", the parameters of one on a rank, and "slot_kv_bytes", its cache of a token.
     """
     found: dict[str, Any] | None = getattr(core, _RESULT, None)
     if found is None:
@@ -71,8 +72,21 @@ def run(core: Any) -> dict[str, Any]:
             failure = str(error)
         seconds = time.perf_counter() - start
         found = {"failure": failure, "tokens": num_tokens, "seconds": seconds}
+        found |= _slot_cost(core) if failure is None else {}
         setattr(core, _RESULT, found)
     return found
+
+
+def _slot_cost(core: Any) -> dict[str, int]:
+    slots = spec_of(core.vllm_config).slot_members
+    if not slots:
+        return {}
+    sizes = core.collective_rpc("prefmix_sizes")[0]
+    first = slots[0]
+    return {
+        "slot_bytes": sizes["parameters"][first],
+        "slot_kv_bytes": sizes["kv_per_token"][first],
+    }
 
 
 def _check(core: Any, spec: MixtureSpec) -> int:

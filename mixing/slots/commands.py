@@ -10,7 +10,7 @@ from typing import Any
 
 from prefmix.mixing import wire
 
-VERBS = ("read", "outcome", "put", "empty", "drop")
+VERBS = ("read", "outcome", "put", "empty", "drop", "keys")
 
 
 def install() -> None:
@@ -26,19 +26,21 @@ def run(core: Any, verb: str, values: list[Any]) -> dict[str, Any]:
     Args:
       core: vLLM's EngineCore.
       verb, values: `read` (name, folder) begins to read an adapter, `outcome` () tells if that has
-        ended, `drop` () forgets it; `put` (slot) copies it into a slot, `empty` (slot) makes a slot
-        the base. No request in the engine may use the slot.
+        ended, `drop` () forgets it; `put` (slot, key) copies it into a slot, `empty` (slot) makes a
+        slot the base. No request in the engine may use the slot. `keys` () tells the keys.
     Returns: {"failure": a sentence, or None; "done", for `outcome`; "seconds", the longest time of
-      a rank, for `put` and `empty`}.
+      a rank, for `put` and `empty`; "keys", one a slot, None for one without content}.
     """
     assert verb in VERBS, verb
+    if verb == "keys":
+        held = core.scheduler.slot_keys
+        return {"failure": None, "keys": [held.get(slot) for slot in range(_num_slots(core))]}
     if verb not in ("put", "empty"):
         return _together(core.collective_rpc("prefmix_slot", args=(verb, values)))
     slot = values[0]
-    spec = core.scheduler.mixture
-    if not 0 <= slot < spec.adapter_slots:
-        return {"failure": f"there is no slot {slot}; this engine has {spec.adapter_slots}"}
-    member = spec.slot_members[slot]
+    if not 0 <= slot < _num_slots(core):
+        return {"failure": f"there is no slot {slot}; this engine has {_num_slots(core)}"}
+    member = core.scheduler.mixture.slot_members[slot]
     if users := core.scheduler.num_requests_of(member):
         return {"failure": f"{users} requests under way use slot {slot}; wait until they end"}
     if verb == "put":  # the ranks compute together, so none may be without the adapter
@@ -47,10 +49,17 @@ def run(core: Any, verb: str, values: list[Any]) -> dict[str, Any]:
             return {"failure": outcome["failure"] or "no adapter has been read for the slot"}
     generations = core.scheduler.slot_generations
     generations[member] = generations.get(member, 0) + 1
-    found = _together(core.collective_rpc("prefmix_slot", args=(verb, values)))
+    core.scheduler.slot_keys.pop(slot, None)
+    found = _together(core.collective_rpc("prefmix_slot", args=(verb, [slot])))
     if verb == "put" and found["failure"] is not None:  # on some rank: so on none
-        core.collective_rpc("prefmix_slot", args=("empty", values))
+        core.collective_rpc("prefmix_slot", args=("empty", [slot]))
+    elif verb == "put":
+        core.scheduler.slot_keys[slot] = values[1]
     return found
+
+
+def _num_slots(core: Any) -> int:
+    return int(core.scheduler.mixture.adapter_slots)
 
 
 def _together(answers: list[dict[str, Any]]) -> dict[str, Any]:

@@ -63,7 +63,10 @@ class HeldAdapters:
         assert reading is not None, "read it first"
         self._reading = None
         self._write(slot, reading.adapter, reading.factors)
-        failure = self._check(self._model, self._place(slot))
+        try:
+            failure = self._check(self._model, self._place(slot))
+        except Exception as error:  # the check reads the files once more
+            failure = _sentence(reading.adapter, error)
         if failure is not None:
             self._write(slot, None, {})
         return {"failure": failure, "seconds": time.perf_counter() - start}
@@ -92,6 +95,11 @@ class HeldAdapters:
             if given is not None or (held is not None and method.changes(held)):
                 method.put(place, given)
         self._model.adapters[place] = adapter
+
+
+def _sentence(policy: Any, error: Exception) -> str:
+    cause = " ".join(str(error).split()) or type(error).__name__
+    return f"policy {policy.name!r}: its adapter cannot be read: {cause:.300}"
 
 
 class _Reading:
@@ -130,8 +138,7 @@ class _Reading:
         except AdapterError as error:
             self.failure = str(error)
         except Exception as error:  # of files and memory: a sentence, whatever it is
-            cause = " ".join(str(error).split()) or type(error).__name__
-            self.failure = f"policy {self._policy.name!r}: its adapter cannot be read: {cause:.300}"
+            self.failure = _sentence(self._policy, error)
 
     def _check_room(self, adapter: Adapter) -> None:
         most = self._model.spec.max_adapter_rank

@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
-from prefmix.server.admin import routes
+from prefmix.server.admin import policy_routes, routes
 from prefmix.server.auth.access_levels import check_levels
 from prefmix.server.auth.hosts import AllowedHosts, HostMiddleware
 from prefmix.server.auth.middleware import AccessMiddleware
@@ -38,6 +38,7 @@ def admin_app(state: routes.AdminState) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(routes.router)
+    app.include_router(policy_routes.router)
     describe_refusals(app)
     app.add_exception_handler(HTTPException, http_exception)
     setattr(app.state, routes.ADMIN_KEY, state)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.admin import change_queue
 from prefmix.server.admin.change_queue import ChangeQueue, Turn
+from prefmix.server.admin.policy_changes import PolicyChanges
 from prefmix.server.admin.two_phase_commit import ApiProcesses, CommitError, Message
+from prefmix.server.slots.policy_set import PolicySet
 from prefmix.server.telemetry import audit_log
 from prefmix.server.telemetry.metrics import WeightsMetrics
 from prefmix.weights.store.change import Change, Edit
@@ -24,6 +27,9 @@ from prefmix.weights.store.format import document, for_mixture, from_document
 from prefmix.weights.store.numbering import Served
 from prefmix.weights.store.profiles import MAX_PROFILES, CurrentProfiles, ProfileSet
 from prefmix.weights.store.store import HISTORY_LIMIT, WeightsStore
+
+_RESTORE_S = 600.0
+"""Seconds that a process waits at its start until another has brought the policies."""
 
 
 class NoStoreError(ValueError):
@@ -34,6 +40,15 @@ class NoStoreError(ValueError):
             "this server was started without a weights store, so a change could not be kept; "
             "start it with --weights-store PATH"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """Profiles and policies that are about to be put in force."""
+
+    profiles: ProfileSet
+    policies: PolicySet | None
+    """None where no policy can be added."""
 
 
 class LiveWeights:
@@ -49,29 +64,36 @@ class LiveWeights:
         num_processes: int,
         name: str | None = None,
         max_profiles: int = MAX_PROFILES,
+        policies: PolicyChanges | None = None,
     ) -> None:
         """Call `start` to let the other processes reach this one.
 
         Args:
-          spec: the mixture served.
+          spec: the mixture of the configuration.
           profiles: the profiles that requests read; only this object changes them.
           store: the store's file; None without one.
           folder: the API processes' folder, private to this server.
           num_processes: number of API processes.
           name: this process's name in messages; None uses its process id.
           max_profiles: the most profiles there may be.
+          policies: what brings added policies into the engine; None where none can be added.
         """
+        self.policies = policies
         self.spec = spec
         self.max_profiles = max_profiles
         self._profiles = profiles
         self._store = (
-            None if store is None else WeightsStore(store, spec=spec, max_profiles=max_profiles)
+            None
+            if store is None
+            else WeightsStore(
+                store, spec=spec, max_profiles=max_profiles, takes_added=policies is not None
+            )
         )
         self._processes = ApiProcesses(
             folder, num_processes=num_processes, receive=self._receive, name=name
         )
-        self._metrics = WeightsMetrics(profiles.current, spec.member_names)
-        self._prepared: ProfileSet | None = None
+        self._metrics = WeightsMetrics(profiles.current)
+        self._prepared: _Coming | None = None
         self._sha256_of = {profiles.current.version: profiles.current.sha256}
         self._changes, self._looks = (
             ChangeQueue(max_waiting=change_queue.MAX_WAITING, wait_s=change_queue.WAIT_S)
@@ -119,9 +141,13 @@ class LiveWeights:
         """
         if dry_run:
             async with self._looks.turn():
-                return await asyncio.to_thread(
+                change = await asyncio.to_thread(
                     self.store.change, edit, expected=expected, dry_run=True, served=self._served
                 )
+            if self.policies is not None and change.after.added != self.current.added:
+                async with self._alone():
+                    await self.policies.try_out(change.after.added)
+            return change
         try:
             change = await self._audited(
                 lambda turn: self._change(edit, expected, turn, who), who=who, what=what
@@ -172,10 +198,7 @@ class LiveWeights:
         is_quiet: bool = False,
     ) -> Change:
         try:
-            async with (
-                self._changes.turn() as turn,
-                self._processes.lock(timeout_s=turn.left_s),
-            ):
+            async with self._alone() as turn:
                 change = await make(turn)
         except ValueError as error:
             audit_log.refused(who, what, str(error))
@@ -183,6 +206,31 @@ class LiveWeights:
         if not (is_quiet and change.is_noop):
             audit_log.changed(who, what, change)
         return change
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[Turn]:
+        """The turn of one change over all API processes."""
+        async with (
+            self._changes.turn() as turn,
+            self._processes.lock(timeout_s=turn.left_s),
+        ):
+            yield turn
+
+    async def restore_policies(self) -> None:
+        """Brings the policies of the profiles in force into the engine, at a start.
+
+        Raises: ValueError if they cannot be served; the text is one sentence.
+        """
+        if self.policies is not None:
+            # Another process may be at it, and read large files.
+            async with self._processes.lock(timeout_s=_RESTORE_S):
+                self.policies.current.swap(await self.policies.restore(self.current.added))
+
+    async def _coming(self, profiles: ProfileSet) -> _Coming:
+        """A set of profiles with its policies, which are in the engine then."""
+        if self.policies is None:
+            return _Coming(profiles, None)
+        return _Coming(profiles, await self.policies.provide(profiles.added, self.tell_all))
 
     async def _change(self, edit: Edit, expected: str | None, turn: Turn, who: str) -> Change:
         async with contextlib.AsyncExitStack() as stack:
@@ -195,17 +243,19 @@ class LiveWeights:
             # Even if the store needs no write, its file may be newer than the profiles in force.
             is_ahead = not self._is_in_force(change.after)
             if is_ahead:
-                await self._prepare_all(change.after)
+                coming = await self._coming(change.after)
+                await self._prepare_all(coming)
             await asyncio.to_thread(self.store.commit, change)
             if is_ahead:
-                await self._commit_all(change.after)
+                await self._commit_all(coming)
         return change
 
     async def _reload(self, turn: Turn) -> Change:
         before, after = self.current, await asyncio.to_thread(self._take_up, turn)
         if not self._is_in_force(after):
-            await self._prepare_all(after)
-            await self._commit_all(after)
+            coming = await self._coming(after)
+            await self._prepare_all(coming)
+            await self._commit_all(coming)
         return Change(before, after)
 
     def _take_up(self, turn: Turn) -> ProfileSet:
@@ -224,11 +274,19 @@ class LiveWeights:
         current = self.current
         return (profiles.version, profiles.sha256) == (current.version, current.sha256)
 
-    async def _prepare_all(self, profiles: ProfileSet) -> None:
-        await self._processes.tell_all({"kind": "prepare", "document": document(profiles)})
+    async def tell_all(self, message: Message) -> None:
+        """Sends a message to every other API process. Raises: CommitError if one refuses."""
+        await self._processes.tell_all(message)
 
-    async def _commit_all(self, profiles: ProfileSet) -> None:
-        self._put_in_force(profiles)
+    async def _prepare_all(self, coming: _Coming) -> None:
+        slots = {} if coming.policies is None else dict(coming.policies.slots)
+        await self._processes.tell_all(
+            {"kind": "prepare", "document": document(coming.profiles), "slots": slots}
+        )
+
+    async def _commit_all(self, coming: _Coming) -> None:
+        profiles = coming.profiles
+        self._put_in_force(coming)
         try:
             await self._processes.tell_all({"kind": "commit", "sha256": profiles.sha256})
         except CommitError as error:
@@ -237,27 +295,44 @@ class LiveWeights:
                 "when it next reads the store"
             ) from None
 
-    def _put_in_force(self, profiles: ProfileSet) -> None:
+    def _put_in_force(self, coming: _Coming) -> None:
+        profiles = coming.profiles
         self._profiles.swap(profiles)
+        if coming.policies is not None and self.policies is not None:
+            self.policies.current.swap(coming.policies)  # in one step of the event loop
         self._sha256_of = dict(list(self._sha256_of.items())[1 - HISTORY_LIMIT :])
         self._sha256_of[profiles.version] = profiles.sha256
         self._metrics.in_force(profiles)
 
-    def _checked(self, data: object) -> ProfileSet:
-        """The profiles of another API process's message."""
-        found = from_document(data, source="another API process")
-        return _hashed(for_mixture(found, self.spec, source="another API process"))
+    def _checked(self, message: Message) -> _Coming:
+        """The profiles and policies of another API process's message."""
+        found = from_document(message.get("document"), source="another API process")
+        found = _hashed(
+            for_mixture(
+                found,
+                self.spec,
+                source="another API process",
+                takes_added=self.policies is not None,
+            )
+        )
+        if self.policies is None:
+            return _Coming(found, None)
+        slots = message.get("slots", {})
+        return _Coming(found, PolicySet.of(self.policies.engine, found.added, slots))
 
     async def _receive(self, message: Message) -> Message:
         """Answers a message of another API process, or of the launcher after SIGHUP."""
         kind = message.get("kind")
         if kind == "prepare":
-            self._prepared = await asyncio.to_thread(self._checked, message.get("document"))
+            self._prepared = await asyncio.to_thread(self._checked, message)
         elif kind == "commit":
             prepared, self._prepared = self._prepared, None
-            if prepared is None or prepared.sha256 != message.get("sha256"):
+            if prepared is None or prepared.profiles.sha256 != message.get("sha256"):
                 raise ValueError("it was asked to put in force what it has not prepared")
             self._put_in_force(prepared)
+        elif kind == "unused":
+            if self.policies is not None:
+                self.policies.check_own(int(str(message.get("slot"))))
         elif kind == "reload":
             await self.reload(who=str(message.get("who")), trigger="signal")
         else:

@@ -22,6 +22,7 @@ from fastapi.security import HTTPBearer
 
 from prefmix.server.admin.change_queue import RETRY_AFTER_S
 from prefmix.server.admin.live_weights import LiveWeights, NoStoreError
+from prefmix.server.admin.policy_changes import NoSlotsError, SlotsBusyError
 from prefmix.server.admin.schemas import ChangeAnswer, DefaultBody, ProfileBody, RollbackBody
 from prefmix.server.admin.two_phase_commit import CommitError
 from prefmix.server.auth.access_levels import Level
@@ -30,9 +31,12 @@ from prefmix.server.auth.tokens import Tokens
 from prefmix.server.http.errors import error_response
 from prefmix.server.http.openai_route import OpenAIRoute
 from prefmix.server.http.request_json import refuse_repeated_names
+from prefmix.server.slots.engine_slots import PolicyRefusedError
+from prefmix.server.slots.policies_folder import PoliciesFolderError
 from prefmix.weights.store import edits
 from prefmix.weights.store.change import Change, Edit, Rollback
 from prefmix.weights.store.errors import (
+    PolicyInUseError,
     StaleVersionError,
     StoreBusyError,
     StoreError,
@@ -55,6 +59,11 @@ _STATUS: tuple[tuple[type[ValueError], HTTPStatus], ...] = (
     (CommitError, HTTPStatus.SERVICE_UNAVAILABLE),
     (StoreMissingError, HTTPStatus.CONFLICT),
     (NoStoreError, HTTPStatus.CONFLICT),
+    (NoSlotsError, HTTPStatus.CONFLICT),
+    (SlotsBusyError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (PolicyInUseError, HTTPStatus.CONFLICT),
+    (PolicyRefusedError, HTTPStatus.BAD_REQUEST),
+    (PoliciesFolderError, HTTPStatus.BAD_REQUEST),
     (StoreFullError, HTTPStatus.INSUFFICIENT_STORAGE),
     (StoreReadOnlyError, HTTPStatus.CONFLICT),
     (StoreFileError, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -89,7 +98,7 @@ class AdminRoute(OpenAIRoute):
 
         @functools.wraps(handler)
         async def handle(request: Request) -> Response:
-            holder = _state(request).tokens.holder(request.headers.get("authorization", ""))
+            holder = admin_state(request).tokens.holder(request.headers.get("authorization", ""))
             if holder is None:
                 return unauthorized(Level.ADMIN)
             request.state.admin_name = holder
@@ -100,7 +109,7 @@ class AdminRoute(OpenAIRoute):
                 if status is None:
                     raise
                 response = error_response(str(error), status=status)
-                if isinstance(error, (StoreBusyError, CommitError)):
+                if isinstance(error, (StoreBusyError, CommitError, SlotsBusyError)):
                     response.headers["Retry-After"] = str(RETRY_AFTER_S)
                 return response
 
@@ -115,7 +124,7 @@ router = APIRouter(
     dependencies=[Depends(HTTPBearer(auto_error=False, scheme_name="admin token"))],
 )
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"description": "No admin token, or a wrong one."},
     412: {"description": "If-Match names neither the version nor the sha256 of the store."},
     503: {"description": "Another change is under way; Retry-After says when to try again."},
@@ -126,21 +135,21 @@ IfMatch = Annotated[
 ]
 
 
-@router.get("/weights", responses=_ERRORS)
+@router.get("/weights", responses=ERRORS)
 def show_weights(request: Request) -> JSONResponse:
     """The profiles in force, with their provenance."""
-    profiles = _state(request).live.current
-    return JSONResponse(_described(profiles), headers=_entity_tag(profiles))
+    profiles = admin_state(request).live.current
+    return JSONResponse(_described(profiles), headers=entity_tag(profiles))
 
 
-@router.get("/weights/history", responses=_ERRORS)
+@router.get("/weights/history", responses=ERRORS)
 async def show_history(request: Request) -> StreamingResponse:
     """All kept versions, the present one last."""
-    versions = await _state(request).live.history()
+    versions = await admin_state(request).live.history()
     return StreamingResponse(_one_by_one(versions), media_type="application/json")
 
 
-@router.put("/profiles/{name}", responses=_ERRORS)
+@router.put("/profiles/{name}", responses=ERRORS)
 async def put_profile(
     request: Request,
     name: str,
@@ -160,11 +169,11 @@ async def put_profile(
             mixing=body.mixing,
         )
 
-    spec = _state(request).live.spec
-    return await _change(request, edit, f"put:{name:.64}", dry_run, if_match)
+    spec = admin_state(request).live.spec
+    return await make_change(request, edit, f"put:{name:.64}", dry_run, if_match)
 
 
-@router.delete("/profiles/{name}", responses=_ERRORS)
+@router.delete("/profiles/{name}", responses=ERRORS)
 async def delete_profile(
     request: Request, name: str, dry_run: DryRun = False, if_match: IfMatch = None
 ) -> ChangeAnswer:
@@ -173,10 +182,10 @@ async def delete_profile(
     def edit(current: ProfileSet) -> ProfileSet:
         return edits.without_profile(current, name)
 
-    return await _change(request, edit, f"delete:{name:.64}", dry_run, if_match)
+    return await make_change(request, edit, f"delete:{name:.64}", dry_run, if_match)
 
 
-@router.put("/default", responses=_ERRORS)
+@router.put("/default", responses=ERRORS)
 async def put_default(
     request: Request, body: DefaultBody, dry_run: DryRun = False, if_match: IfMatch = None
 ) -> ChangeAnswer:
@@ -185,10 +194,10 @@ async def put_default(
     def edit(current: ProfileSet) -> ProfileSet:
         return edits.with_default(current, body.profile)
 
-    return await _change(request, edit, f"default:{body.profile:.64}", dry_run, if_match)
+    return await make_change(request, edit, f"default:{body.profile:.64}", dry_run, if_match)
 
 
-@router.post("/weights/apply", responses=_ERRORS)
+@router.post("/weights/apply", responses=ERRORS)
 async def apply_document(
     request: Request,
     body: Annotated[dict[str, Any], Body(description="A document in the store's format.")],
@@ -198,7 +207,7 @@ async def apply_document(
     if_match: IfMatch = None,
 ) -> ChangeAnswer:
     """Merges the profiles of a document, as `prefmix fit` writes it; all of it or nothing."""
-    live = _state(request).live
+    live = admin_state(request).live
     other = await asyncio.to_thread(
         from_document, body, source="the document", max_profiles=live.max_profiles
     )
@@ -208,10 +217,10 @@ async def apply_document(
     def edit(current: ProfileSet) -> ProfileSet:
         return applied(current, other, source="the document", spec=spec)
 
-    return await _change(request, edit, "replace" if replace else "apply", dry_run, if_match)
+    return await make_change(request, edit, "replace" if replace else "apply", dry_run, if_match)
 
 
-@router.post("/weights/rollback", responses=_ERRORS)
+@router.post("/weights/rollback", responses=ERRORS)
 async def roll_back(
     request: Request,
     body: RollbackBody | None = None,
@@ -220,23 +229,29 @@ async def roll_back(
 ) -> ChangeAnswer:
     """Makes an earlier version's content the newest version; repairs a broken store file."""
     version = None if body is None else body.version
-    edit = Rollback(_state(request).live.store, version)
-    return await _change(request, edit, f"rollback:{version or 'last'}", dry_run, if_match)
+    edit = Rollback(admin_state(request).live.store, version)
+    return await make_change(request, edit, f"rollback:{version or 'last'}", dry_run, if_match)
 
 
-@router.post("/weights/reload", responses=_ERRORS)
+@router.post("/weights/reload", responses=ERRORS)
 async def reload(request: Request, dry_run: DryRun = False) -> ChangeAnswer:
     """Reads the store's file again; a file that is refused changes nothing."""
-    live = _state(request).live
+    live = admin_state(request).live
     return _answer(
         await live.reload(who=request.state.admin_name, trigger="admin", dry_run=dry_run), dry_run
     )
 
 
-async def _change(
+async def make_change(
     request: Request, edit: Edit, what: str, dry_run: bool, if_match: str | None
 ) -> ChangeAnswer:
-    change = await _state(request).live.change(
+    """Changes the profiles, their policies included, and describes the change.
+
+    Args:
+      what: the audit log's name for it.
+      if_match: the header; None accepts any version.
+    """
+    change = await admin_state(request).live.change(
         edit,
         who=request.state.admin_name,
         what=what,
@@ -277,10 +292,12 @@ def _described(profiles: ProfileSet) -> dict[str, Any]:
     return {**document(profiles), "sha256": profiles.sha256}
 
 
-def _entity_tag(profiles: ProfileSet) -> dict[str, str]:
+def entity_tag(profiles: ProfileSet) -> dict[str, str]:
+    """The header by which a client names the profiles in its If-Match."""
     return {"ETag": f'"{profiles.sha256}"'}
 
 
-def _state(request: Request) -> AdminState:
+def admin_state(request: Request) -> AdminState:
+    """The state of the app that received `request`."""
     state: AdminState = getattr(request.app.state, ADMIN_KEY)
     return state

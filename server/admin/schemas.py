@@ -22,6 +22,15 @@ class ProfileBody(BaseModel):
     """Origin of the weights; stored unchanged."""
 
 
+class PolicyBody(BaseModel):
+    """A policy to add."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    adapter: str
+    """The folder of a LoRA adapter of the base, relative to the server's folder of policies."""
+
+
 class DefaultBody(BaseModel):
     """The profile to make the default."""
 

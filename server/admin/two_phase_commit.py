@@ -37,6 +37,10 @@ class CommitError(ValueError):
     """A change that could not be made in all API processes, and the reason."""
 
 
+class NotAcceptedError(CommitError):
+    """A process that is up has not accepted a message."""
+
+
 class ApiProcesses:
     """The API processes of one server, as one of them reaches the others.
 
@@ -115,7 +119,7 @@ class ApiProcesses:
         answers = await asyncio.gather(*(_ask(path, line) for path in others))
         for path, answer in zip(others, answers, strict=True):
             if not answer.get("ok"):
-                raise CommitError(
+                raise NotAcceptedError(
                     f"API process {path.stem} did not follow: {answer.get('reason', 'no reason')}"
                 )
 

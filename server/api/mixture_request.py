@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ from prefmix.server.api.prompts.request_prompts import RequestPrompts, prompts_o
 from prefmix.server.api.resolve import Resolution
 from prefmix.server.api.state import MixtureState
 from prefmix.server.http.errors import RequestError
+from prefmix.server.slots.policy_set import PolicySet
 from prefmix.server.telemetry import request_log
 from prefmix.server.telemetry.candidate_metrics import count_picked
 from prefmix.server.telemetry.metrics import PROMPT_TOKENS
@@ -57,7 +58,9 @@ class MixtureRequest:
     # Set by `admit`:
     asked_model: str
     """The model as the client named it, with its @PROFILE; answers repeat it."""
+    _policies: PolicySet
     _resolution: Resolution
+    _end_use: Callable[[], None]
     _attribution: Attribution
     _candidates: Candidates
     _prompts: RequestPrompts | None = None
@@ -79,6 +82,8 @@ class MixtureRequest:
         Raises: RequestError, after it has been counted, if the weights or the load forbid it.
         """
         try:
+            # Together, with nothing between them that could put others in force.
+            self._policies = self._state.policies.current
             self._resolution = self._state.resolve(body.preferences())
             self._candidates = Candidates(body.preference_candidates, self._state.candidates)
             self._candidates.check(
@@ -102,6 +107,8 @@ class MixtureRequest:
         except RequestError as error:
             self._account.refused(error.status, reason=error.reason)
             raise
+        slots = self._policies.slots_of(self._resolution.weights)
+        self._end_use = self._state.policies.use(slots)
         background_id = body.background_id
         self.lifetime.on_close(lambda: self._release(background_id))
         self._account.admitted(self._resolution)
@@ -122,6 +129,10 @@ class MixtureRequest:
             if task is not None:
                 task.add_done_callback(lambda ended: self._end_background(background_id, ended))
                 return
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._end_use()
         self._reservation.release()
 
     def _end_background(self, response_id: str, task: asyncio.Task[Any]) -> None:
@@ -129,7 +140,7 @@ class MixtureRequest:
 
         vLLM 0.32 leaves such an answer `queued` for ever if its task has raised.
         """
-        self._reservation.release()
+        self._let_go()
         error = None if task.cancelled() else task.exception()
         if error is None:
             return
@@ -155,7 +166,8 @@ class MixtureRequest:
             heads = self._prompts.heads_M
             for name, length in self._prompts.lengths.items():
                 PROMPT_TOKENS.labels(name).inc(length)
-        carried = to_extra_args(self._resolution.weights, self._resolution.mixing, heads)
+        placed = self._policies.placed(self._resolution.weights)
+        carried = to_extra_args(placed, self._resolution.mixing, heads)
         given = sampling_params.extra_args or {}
         extra_args = {name: each for name, each in given.items() if name != HEADS_KEY} | carried
         extra_args.pop(MEASURE_KEY, None)  # a client's own key could find others' figures
@@ -277,7 +289,8 @@ class MixtureRequest:
         """The attribution of a choice. Args: rows: of figures, one a token."""
         members, weights = self._resolution.member_names, self._resolution.weights
         by_member = dict(zip(members, weights, strict=True))
-        return describe(rows, by_member, by_token=self._attribution.by_token)
+        own = self._policies.figures(rows)
+        return describe(own, by_member, by_token=self._attribution.by_token)
 
     async def _discard_attribution(self) -> None:
         """Makes the engine forget figures that no answer will show."""

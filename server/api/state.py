@@ -12,6 +12,7 @@ from prefmix.server.api.candidates.wish import CandidateLimits
 from prefmix.server.api.prompts.request_prompts import PromptRules
 from prefmix.server.api.resolve import Preferences, Resolution, resolve
 from prefmix.server.config.prompt_settings import PromptSettings
+from prefmix.server.slots.policy_set import CurrentPolicies
 from prefmix.server.telemetry.engine_statistics import EngineStatistics
 from prefmix.server.traffic.admission_control import AdmissionController
 from prefmix.weights.store.profiles import CurrentProfiles
@@ -24,7 +25,7 @@ STATE_KEY = "prefmix"
 class MixtureState:
     """The shared state; one per API process, made when the engine is ready."""
 
-    spec: MixtureSpec
+    policies: CurrentPolicies
     model_names: tuple[str, ...]
     """Names the mixture is served under; the first is the default."""
     profiles: CurrentProfiles
@@ -50,8 +51,13 @@ class MixtureState:
             vocabulary=self.vocabulary,
         )
 
+    @property
+    def spec(self) -> MixtureSpec:
+        """The mixture in force at this moment, as clients see it."""
+        return self.policies.current.spec
+
     def resolve(self, preferences: Preferences) -> Resolution:
-        """Resolves a request against the profiles in force at this moment."""
+        """Resolves a request against the policies and profiles in force at this moment."""
         return resolve(
             preferences,
             spec=self.spec,

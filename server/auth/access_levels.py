@@ -61,6 +61,8 @@ LEVELS: Mapping[str, Level] = {
     "/admin/weights/reload": Level.ADMIN,
     "/admin/profiles/{name}": Level.ADMIN,
     "/admin/default": Level.ADMIN,
+    "/admin/policies": Level.ADMIN,
+    "/admin/policies/{name}": Level.ADMIN,
 }
 """The level of each route, by its path as the router spells it."""
 

@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_address_flags(parser.add_argument_group("address and surfaces"))
     _add_profile_flags(parser.add_argument_group("profiles"))
+    _add_slot_flags(parser.add_argument_group("policies at runtime"))
     _add_traffic_flags(parser.add_argument_group("traffic"))
     _add_telemetry_flags(parser.add_argument_group("metrics and logs"))
 
@@ -105,6 +106,28 @@ def _add_profile_flags(group: argparse._ArgumentGroup) -> None:
         type=int,
         metavar="N",
         help="most profiles that there may be; default 256",
+    )
+
+
+def _add_slot_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--adapter-slots",
+        type=int,
+        metavar="N",
+        help="keep room for N adapters of --base that can be added while the server runs; default "
+        "0",
+    )
+    add(
+        "--max-adapter-rank",
+        type=int,
+        metavar="R",
+        help="largest rank of an adapter that is added; default 16",
+    )
+    add(
+        "--policies-dir",
+        metavar="FOLDER",
+        help="folder of the adapters that can be added, each in a folder of its own below it",
     )
 
 
@@ -196,19 +219,39 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
 
     try:
         config = load_config(args.config, overrides_from_flags(args))
-        if config.is_headless(passthrough):
+        is_headless = config.is_headless(passthrough)
+        if is_headless:
             config = config.model_copy(update={"weights_store": None, "admin_port": None})
         spec = config.spec()
+        config.engine_spec(spec)
+        if config.adapter_slots and config.weights_store is None and not is_headless:
+            raise ConfigError(
+                "adapter_slots need --weights-store PATH, a file that keeps the policies that were "
+                "added; add it"
+            )
         profiles = config.profile_set(spec)
         check_num_profiles(len(profiles.profiles), config.max_profiles)
     except (ConfigError, ProfileError) as error:
         raise CommandError(str(error), exit_code=2) from None
     if config.weights_store is not None:
         try:
-            store = WeightsStore(config.weights_store, spec=spec, max_profiles=config.max_profiles)
+            store = WeightsStore(
+                config.weights_store,
+                spec=spec,
+                max_profiles=config.max_profiles,
+                takes_added=True,
+            )
             profiles = store.create(profiles)
         except StoreError as error:
             raise CommandError(str(error)) from None
+    if len(profiles.added) > config.adapter_slots:
+        raise CommandError(
+            f"{config.weights_store} has {len(profiles.added)} added policies, and this "
+            f"configuration {config.adapter_slots} slots; start it with --adapter-slots "
+            f"{len(profiles.added)} or more, or return to a version without them by 'prefmix "
+            "weights rollback'",
+            exit_code=2,
+        )
 
     require_vllm()
     from prefmix.server.launch.launch import launch
@@ -230,6 +273,9 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
         "allow_no_api_key",
         "weights_store",
         "max_profiles",
+        "adapter_slots",
+        "max_adapter_rank",
+        "policies_dir",
         "admin_port",
         "statistics_every",
         "request_log",

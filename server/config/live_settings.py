@@ -26,15 +26,24 @@ class LiveSettings:
     """A port of 127.0.0.1 for the admin routes alone; None puts them on the main port."""
     max_profiles: int = MAX_PROFILES
     """The most profiles that there may be."""
+    policies: Path | None = None
+    """The folder of adapters that may be added; None adds none."""
 
 
 @contextmanager
 def live_settings(
-    weights_store: str | None, admin_port: int | None, max_profiles: int = MAX_PROFILES
+    weights_store: str | None,
+    admin_port: int | None,
+    max_profiles: int = MAX_PROFILES,
+    policies_dir: str | None = None,
 ) -> Iterator[LiveSettings]:
     """Makes the settings, with a temporary folder that exists as long as the block runs."""
     with run_folder() as folder:
         store = None if weights_store is None else Path(weights_store).absolute()
         yield LiveSettings(
-            folder=folder, store=store, admin_port=admin_port, max_profiles=max_profiles
+            folder=folder,
+            store=store,
+            admin_port=admin_port,
+            max_profiles=max_profiles,
+            policies=None if policies_dir is None else Path(policies_dir).absolute(),
         )

@@ -46,6 +46,7 @@ from prefmix.server.config.policy_table import (
     policies_of_base,
 )
 from prefmix.server.config.prompt_settings import PromptSettings
+from prefmix.server.config.slot_settings import MAX_ADAPTER_RANK, with_slots
 from prefmix.server.config.telemetry_settings import STATISTICS_EVERY
 from prefmix.server.config.yaml_file import YamlError, read_yaml
 from prefmix.server.telemetry.request_log import RequestLog
@@ -112,6 +113,13 @@ class ServeConfig(BaseModel):
     """File that keeps the profiles. It wins over `profiles`, which only fill a file that is new."""
     max_profiles: StrictInt = Field(MAX_PROFILES, ge=1)
     """Most profiles that there may be; a change or a file with more is refused."""
+    adapter_slots: StrictInt = Field(0, ge=0)
+    """Number of adapters of `base` that can be added while the server runs; room is kept for
+    them."""
+    max_adapter_rank: StrictInt = Field(MAX_ADAPTER_RANK, ge=1)
+    """Largest rank of an adapter that is added."""
+    policies_dir: str | None = None
+    """Folder of the adapters that can be added, each in a folder of its own below it."""
     admin_port: StrictInt | None = Field(None, ge=1, le=65535)
     """Port of 127.0.0.1 for the admin routes alone; None puts them on `port`."""
     statistics_every: StrictInt = Field(STATISTICS_EVERY, ge=0)
@@ -183,6 +191,15 @@ class ServeConfig(BaseModel):
             )
         except SpecError as error:
             raise ConfigError(str(error)) from None
+
+    def engine_spec(self, spec: MixtureSpec) -> MixtureSpec:
+        """The mixture of `spec` as a server's engine gets it, with slots. Raises: ConfigError."""
+        return with_slots(
+            spec,
+            adapter_slots=self.adapter_slots,
+            max_adapter_rank=self.max_adapter_rank,
+            policies_dir=self.policies_dir,
+        )
 
     def prompts(self) -> PromptSettings:
         """The prompts of the policies' own. Raises: ConfigError."""
@@ -282,7 +299,7 @@ def _file_values(path: Path, *, replaced: Mapping[str, Any]) -> dict[str, Any]:
             data[table] = resolve_models(data[table], folder=folder, where=path)
     if data.get("base") is not None:
         data |= resolve_models({"base": data["base"]}, folder=folder, where=path)
-    for key in ("weights_store", "reports_dir"):
+    for key in ("weights_store", "reports_dir", "policies_dir"):
         if isinstance(data.get(key), str):
             data[key] = str(folder / expanded(data[key], where=f"{path}: {key}"))
     return data

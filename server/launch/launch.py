@@ -93,7 +93,9 @@ def launch(
     log = StartupLog(enabled=is_quiet, num_checkpoints=len(spec.checkpoints))
     watch = EndWatch(log.say)
     with (
-        live_settings(config.weights_store, config.admin_port, config.max_profiles) as live,
+        live_settings(
+            config.weights_store, config.admin_port, config.max_profiles, config.policies_dir
+        ) as live,
         log,
         _start_signals(log, live, watch) as signals,
     ):
@@ -144,7 +146,7 @@ def _checked_arguments(
 
     cli_env_setup()
     check_entry_points()
-    args = build_arguments(config, spec, passthrough)
+    args = build_arguments(config, config.engine_spec(spec), passthrough)
     configure_logging_from_args(args)
     args.api_key = api_keys(args.api_key) or None
     security_checks.check_open_address(args, allowed=config.allow_no_api_key or args.headless)

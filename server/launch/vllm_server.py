@@ -14,7 +14,7 @@ from prefmix.mixing import start_stages
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.auth.api_keys import api_keys
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE
-from prefmix.server.engine_check import checked_as
+from prefmix.server.engine_check import checked_as, slots_as
 from prefmix.server.launch.cpu_dtype import REASON_ATTRIBUTE
 from prefmix.server.launch.ready_probe import Address, ProbeError, ReadyProbe
 from prefmix.server.launch.start_signals import StartSignals
@@ -67,6 +67,7 @@ def run_vllm(
         log.release()
         processes.extend(multiprocessing.active_children())
         signals.ready()
+        folder = getattr(args, LIVE_ATTRIBUTE).folder
         table = ready_table(
             spec,
             profiles,
@@ -76,7 +77,8 @@ def run_vllm(
             request=first_request(args, url=address.local_url),
             console=console_address(args, url=address.local_url),
             dtype=getattr(args, REASON_ATTRIBUTE, None),
-            check=checked_as(getattr(args, LIVE_ATTRIBUTE).folder),
+            check=checked_as(folder),
+            slots=slots_as(folder),
         )
         print(table, flush=True)
 

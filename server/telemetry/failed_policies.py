@@ -46,13 +46,16 @@ class FailedPolicies:
         generate: Callable[..., Any],
         member_names: Sequence[str],
         *,
+        named: Callable[[str], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
         generate: the engine client's own method.
         member_names: the members of the mixture, which alone can fail.
+        named: the name for people of a member, which differs for members that are slots.
         clock: seconds since any fixed moment.
         """
+        self._named = named
         self._generate = generate
         self._member_names = frozenset(member_names)
         self._clock = clock
@@ -73,6 +76,7 @@ class FailedPolicies:
                 for answer in output.outputs:
                     failed = wire.failed_policies(answer.finish_reason, answer.stop_reason)
                     if failed and self._member_names.issuperset(failed):
+                        failed = tuple(map(self._named, failed))
                         self._note(failed)
                         failure.set(describe(failed))
                         raise GenerationError(describe(failed))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -81,6 +81,15 @@ _PROFILE_WEIGHT = gauge(
 )
 _DEFAULT_PROFILE = gauge(
     "prefmix_default_profile", "1 for the profile of requests that name none.", ["profile"]
+)
+_POLICIES = gauge(
+    "prefmix_policies",
+    "Policies and references in force: of the configuration, and added to the running server.",
+    ["origin"],
+)
+_POLICY_STALL = gauge(
+    "prefmix_policy_stall_seconds",
+    "How long the engine stood still for the last policy that was added; 0 before the first.",
 )
 _VERSION = gauge("prefmix_weights_version", "Version of the profiles in force.")
 _INFO = gauge(
@@ -155,12 +164,10 @@ _BUILD = gauge(
 class WeightsMetrics:
     """Metrics of the profiles in force, and of reloads and changes."""
 
-    def __init__(self, profiles: ProfileSet, member_names: Sequence[str]) -> None:
+    def __init__(self, profiles: ProfileSet) -> None:
         """Args:
         profiles: the profiles in force at the start.
-        member_names: the members, in weight order.
         """
-        self._member_names = member_names
         self._shown: ProfileSet | None = None
         for trigger in TRIGGERS:
             for result in RESULTS:
@@ -175,11 +182,15 @@ class WeightsMetrics:
         """Shows the profiles that are in force from now on."""
         before, self._shown = self._shown, profiles
         if before is not None:
+            lost = [name for name in before.member_names if name not in profiles.member_names]
+            for policy in lost:
+                _forget_policy(policy, before.profiles)
             gone = [name for name in before.profiles if name not in profiles.profiles]
             for name in bounded_labels.PROFILES.shown(gone):
                 _forget(_DEFAULT_PROFILE, name)
-                for policy in self._member_names:
-                    _forget(_PROFILE_WEIGHT, name, policy)
+                for policy in before.member_names:
+                    if policy not in lost:
+                        _forget(_PROFILE_WEIGHT, name, policy)
             if before.sha256 != profiles.sha256:
                 _forget(_INFO, _hash_label(before))
         # The default first, so that it is among those with series of their own.
@@ -187,10 +198,13 @@ class WeightsMetrics:
         for name in shown:
             _DEFAULT_PROFILE.labels(name).set(name == profiles.default)
             for policy, weight in profiles.weights(name).items():
+                _expect_policies((policy,))
                 _PROFILE_WEIGHT.labels(name, policy).set(weight)
         _expect_requests(shown)
         if len(shown) < len(profiles.profiles):
             _expect_requests((bounded_labels.OTHER,))
+        _POLICIES.labels("configuration").set(len(profiles.member_names) - len(profiles.added))
+        _POLICIES.labels("added").set(len(profiles.added))
         _VERSION.set(profiles.version)
         _INFO.labels(_hash_label(profiles)).set(1)
 
@@ -213,18 +227,23 @@ class WeightsMetrics:
 class MixtureMetrics:
     """Metrics of the engine's measurements and of its sizes."""
 
-    def __init__(self, spec: MixtureSpec) -> None:
-        self._names = spec.member_names
+    def __init__(
+        self, spec: MixtureSpec, names: Callable[[], Sequence[str | None]] | None = None
+    ) -> None:
+        """Args:
+        spec: the engine's mixture.
+        names: gives the name of each member at this moment; None for one that nobody can name.
+        """
+        self._members = spec.member_names
+        self._names = names or (lambda: spec.member_names)
         for reason in REASONS:
             REJECTED.labels(reason)
         for mixing in MIXINGS if spec.base is not None else MIXINGS[:1]:
             MIXED.labels(mixing)
         _expect_requests((CUSTOM_PROFILE, NO_PROFILE))
-        for name in self._names if spec.has_prompts else ():
+        for name in self._members if spec.has_prompts else ():
             PROMPT_TOKENS.labels(name)
-        for name in self._names:
-            for each in (_POLICY_TOKENS, _KL, _AGREEMENT, _TOKEN_WEIGHT, POLICY_FAILURES):
-                each.labels(name)
+        _expect_policies(filter(None, self._names()))
         for part in ("forward", "mix"):
             _STEP_SECONDS.labels(part)
         layout = "full checkpoints" if spec.base is None else "shared trunk"
@@ -233,9 +252,9 @@ class MixtureMetrics:
 
     def sizes(self, sizes: Mapping[str, Sequence[int]]) -> None:
         """Shows the engine's sizes. Args: sizes: the answer of MixtureWorker.prefmix_sizes."""
-        for name, size in zip((*self._names, SHARED), sizes["parameters"], strict=True):
+        for name, size in zip((*self._members, SHARED), sizes["parameters"], strict=True):
             _PARAMETER_BYTES.labels(name).set(size)
-        for name, size in zip(self._names, sizes["kv_per_token"], strict=True):
+        for name, size in zip(self._members, sizes["kv_per_token"], strict=True):
             _KV_BYTES.labels(name).set(size)
 
     def measured(self, sample: Mapping[str, Any]) -> None:
@@ -245,14 +264,17 @@ class MixtureMetrics:
             _STEP_SECONDS.labels(part).inc(seconds)
         _TOKENS.inc(sample["tokens"])
         _ENTROPY.inc(max(sample["entropy"], 0.0))
-        for index, name in enumerate(self._names):
+        names = self._names()
+        for index, name in enumerate(names):
+            if name is None:  # the last tokens of a policy that has gone
+                continue
             _POLICY_TOKENS.labels(name).inc(sample["tokens_by_member"][index])
             _AGREEMENT.labels(name).inc(sample["agreement"][index])
             # A KL of equal distributions may come out as -1e-9; counters only rise.
             _KL.labels(name).inc(max(sample["kl"][index], 0.0))
         for weights_M, count in sample["weights"]:
-            for name, weight in zip(self._names, weights_M, strict=True):
-                for _ in range(count):
+            for name, weight in zip(names, weights_M, strict=True):
+                for _ in range(count if name is not None else 0):
                     _TOKEN_WEIGHT.labels(name).observe(weight)
 
 
@@ -261,6 +283,29 @@ def _expect_requests(profiles: Iterable[str]) -> None:
     for profile in profiles:
         for outcome in OUTCOMES:
             REQUESTS.labels(profile, outcome)
+
+
+_OF_POLICY = (_POLICY_TOKENS, _KL, _AGREEMENT, _TOKEN_WEIGHT, POLICY_FAILURES)
+
+
+def _expect_policies(names: Iterable[str | None]) -> None:
+    for name in names:
+        for each in _OF_POLICY:
+            each.labels(name)
+
+
+def _forget_policy(name: str, profiles: Iterable[str]) -> None:
+    """Ends the series of a policy that has gone; with several processes counters stay."""
+    for profile in bounded_labels.PROFILES.shown(profiles):
+        _forget(_PROFILE_WEIGHT, profile, name)
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        for each in _OF_POLICY:
+            each.remove(name)
+
+
+def policy_came(stall_s: float) -> None:
+    """Notes how long the engine stood still for a policy that was added, in seconds."""
+    _POLICY_STALL.set(stall_s)
 
 
 def count_request(profile: str, outcome: str) -> None:

@@ -62,6 +62,8 @@ def test_routes_are_described_and_get_does_not_change(live: Live) -> None:
         "/admin/weights/reload": {"post"},
         "/admin/profiles/{name}": {"put", "delete"},
         "/admin/default": {"put"},
+        "/admin/policies": {"get"},
+        "/admin/policies/{name}": {"put", "delete"},
     }
     for path, methods in admin.items():
         if "get" not in methods:

@@ -24,6 +24,7 @@ from prefmix.server.api.prompts.request_prompts import RequestPrompts
 from prefmix.server.api.resolve import Preferences
 from prefmix.server.api.state import MixtureState
 from prefmix.server.config.limits import Limits
+from prefmix.server.slots.policy_set import CurrentPolicies, PolicySet
 from prefmix.server.traffic.admission_control import AdmissionController
 from prefmix.server.traffic.drain import Drain
 from prefmix.server.traffic.middleware import BodyLimitMiddleware, TrafficMiddleware
@@ -95,7 +96,7 @@ class Body:
 def mixture_state(*, counts: SharedCounts | None = None, statistics: Any = None) -> MixtureState:
     """Two policies, one engine that runs four answers and lets two wait."""
     return MixtureState(
-        spec=SPEC,
+        policies=CurrentPolicies(PolicySet.of(SPEC)),
         model_names=("m",),
         profiles=CurrentProfiles(build_profile_set({"even": {"a": 1, "b": 1}}, SPEC, version=3)),
         statistics=statistics,

@@ -110,15 +110,24 @@ def from_document(data: object, *, source: str, max_profiles: int | None = None)
         raise StoreFormatError(f"{source}: {error}") from None
 
 
-def for_mixture(profiles: ProfileSet, spec: MixtureSpec, *, source: str) -> ProfileSet:
+def for_mixture(
+    profiles: ProfileSet, spec: MixtureSpec, *, source: str, takes_added: bool = False
+) -> ProfileSet:
     """The profiles in the member order of `spec`.
 
     A set for all policies without the reference is accepted: the reference gets 0.
 
     Args:
-      spec: the mixture of the configuration; the set's added policies are added to it.
+      spec: the mixture of the configuration.
+      takes_added: true for a server, which has the set's added policies beside those of `spec`.
     Raises: StoreFormatError for profiles of other policies, prompts or another weight space.
     """
+    if profiles.added and not takes_added:
+        raise StoreFormatError(
+            f"{source}: it has policies that were added to a running server "
+            f"({listed(profiles.added)}), which only 'prefmix serve' with --adapter-slots has; "
+            "give them as adapters in a configuration, and profiles without added_policies"
+        )
     try:
         spec = with_added(spec, profiles.added)
     except SpecError as error:

@@ -52,6 +52,7 @@ class WeightsStore:
         history_limit: int = HISTORY_LIMIT,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
         max_profiles: int | None = None,
+        takes_added: bool = False,
     ) -> None:
         """Names a store; nothing is read yet.
 
@@ -61,7 +62,9 @@ class WeightsStore:
           history_limit: earlier versions to keep, >= 1.
           lock_timeout_s: how long a writer waits for another, in seconds.
           max_profiles: the most profiles that a version may have; None has no limit.
+          takes_added: true for a server, which can have a version's added policies.
         """
+        self._takes_added = takes_added
         self.path = Path(path)
         self._max_profiles = max_profiles
         self.spec = spec
@@ -182,7 +185,7 @@ class WeightsStore:
             check_mixings(profiles, self.spec)
         except ProfileError as error:
             raise StoreFormatError(f"{path}: {error}") from None
-        return for_mixture(profiles, self.spec, source=str(path))
+        return for_mixture(profiles, self.spec, source=str(path), takes_added=self._takes_added)
 
     # --- changing ----------------------------------------------------------------------------
 

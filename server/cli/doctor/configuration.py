@@ -33,6 +33,7 @@ def check_configuration(
     """
     with report.errors("configuration"):
         spec = config.spec()
+        config.engine_spec(spec)
         report.ok("configuration", f"{config.name}: {', '.join(spec.member_names)}")
         with report.errors("profiles"):
             profiles = config.profile_set(spec)
@@ -57,7 +58,12 @@ def _check_store(
     if config.weights_store is None:
         return
     with report.errors("weights store"):
-        store = WeightsStore(config.weights_store, spec=spec, max_profiles=config.max_profiles)
+        store = WeightsStore(
+            config.weights_store,
+            spec=spec,
+            max_profiles=config.max_profiles,
+            takes_added=config.adapter_slots > 0,
+        )
         path = Path(os.path.realpath(config.weights_store))
         can_write = os.access(path.parent, os.W_OK)
         try:

@@ -16,6 +16,7 @@ from prefmix.server.auth.api_keys import api_keys
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE
 from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
 from prefmix.server.launch.terminal.parameter_count import human_count, num_parameters
+from prefmix.weights.store.added import with_added
 from prefmix.weights.store.profiles import ProfileSet
 
 
@@ -30,12 +31,13 @@ def ready_table(
     console: str | None = None,
     dtype: str | None = None,
     check: str | None = None,
+    slots: str | None = None,
 ) -> str:
     """The server's policies, profiles and address as aligned text.
 
     Args:
-      spec: the mixture.
-      profiles: the profiles in force.
+      spec: the mixture of the configuration.
+      profiles: the profiles in force, with the policies that were added.
       url: the server's base URL.
       model_name: the name that clients put in `model`.
       surfaces: one phrase for each surface that is open.
@@ -43,7 +45,9 @@ def ready_table(
       console: the console's address; None if there is none.
       dtype: the number format and why, None if it is the checkpoints'.
       check: what the engine's check of itself did; None leaves it out.
+      slots: what a slot for further policies costs; None without slots.
     """
+    spec = with_added(spec, profiles.added)
     weights = dict(zip(spec.member_names, profiles.profiles[profiles.default], strict=True))
     rows = [("policy", "parameters", "weight", "model")]
     for member in spec.members:
@@ -61,6 +65,8 @@ def ready_table(
         facts.append(("dtype", dtype))
     if check is not None:
         facts.append(("self-check", check))
+    if slots is not None:
+        facts.append(("slots", slots))
     if spec.base is not None:
         base = spec.checkpoints[0]
         size = human_count(_parameters(base))

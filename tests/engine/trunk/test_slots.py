@@ -64,7 +64,8 @@ def read(llm: Any, folder: Path) -> str | None:
 
 def put(llm: Any, slot: int, folder: Path) -> None:
     assert read(llm, folder) is None
-    assert tell(llm, "put", slot)["failure"] is None
+    assert tell(llm, "put", slot, folder.name)["failure"] is None
+    assert tell(llm, "keys")["keys"][slot] == folder.name
 
 
 def jobs(num_jobs: int, *, seed: int = 0) -> list[Job]:
@@ -228,7 +229,8 @@ def test_a_broken_adapter_changes_nothing_and_says_why(
     assert "policy 'newcomer'" in refusal
     assert "\n" not in refusal
     # A put that comes all the same is refused, too.
-    assert tell(llm, "put", 0)["failure"] == refusal
+    assert tell(llm, "put", 0, "broken")["failure"] == refusal
+    assert tell(llm, "keys")["keys"] == ["rs", None]
     assert all(map(torch.equal, slot_parameters(llm), held))
 
 

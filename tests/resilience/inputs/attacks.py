@@ -27,6 +27,8 @@ PATHS = (
     "/admin/weights",
     "/admin/default",
     "/admin/profiles/x",
+    "/admin/policies",
+    "/admin/policies/x",
     "/invocations",
 )
 

@@ -55,6 +55,8 @@ PARSED = {
     ),
     ("docs/deploying.md", "ray start"): "needs Ray and GPUs",
     ("docs/deploying.md", "curl --data-binary"): "needs a push gateway",
+    ("docs/policies_at_runtime.md", "prefmix serve serve.yaml"): _OWN_FILES,
+    ("docs/policies_at_runtime.md", "curl -s -X PUT"): _OTHER_SERVER,
     ("docs/evaluation.md", ".venv/bin/prefmix eval mixture.yaml"): _OWN_FILES,
     ("docs/evaluation.md", ".venv/bin/prefmix eval policies/demo"): _MINUTES,
     ("docs/fit_demo.md", "make fit-demo"): _MINUTES,

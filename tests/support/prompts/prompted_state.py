@@ -8,6 +8,7 @@ from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.server.api.state import MixtureState
 from prefmix.server.config.prompt_settings import PromptSettings
+from prefmix.server.slots.policy_set import CurrentPolicies, PolicySet
 from prefmix.weights.store.profiles import CurrentProfiles, build_profile_set
 from support.text_requests import mixture_state
 
@@ -33,7 +34,7 @@ def state_of(spec: MixtureSpec, settings: PromptSettings) -> MixtureState:
     weights = {name: 1.0 / len(spec.policies) for name in spec.policy_names}
     return dataclasses.replace(
         mixture_state(),
-        spec=spec,
+        policies=CurrentPolicies(PolicySet.of(spec)),
         profiles=CurrentProfiles(build_profile_set({"even": weights}, spec)),
         prompts=settings,
         vocabulary=CommonVocabulary(num_rows=100, differing=frozenset({9})),

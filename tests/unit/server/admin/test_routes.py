@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
 from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.server.admin import policy_routes
 from prefmix.server.admin.listener import MAX_BODY_BYTES, admin_app
 from prefmix.server.admin.live_weights import LiveWeights
 from prefmix.server.admin.routes import AdminRoute, AdminState, router
@@ -30,9 +31,10 @@ SPEC = MixtureSpec(
     reference=Policy(name="base", model="z"),
 )
 TOKENS = Tokens([Token.of("ops", "ops-secret"), Token.of("ci", "ci-secret")])
+ALL = [*router.routes, *policy_routes.router.routes]
 ROUTES = [
     (method, route.path)
-    for route in router.routes
+    for route in ALL
     if isinstance(route, APIRoute)
     for method in sorted(route.methods)
 ]
@@ -87,7 +89,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
 
 def test_every_route_is_an_admin_route() -> None:
     """The list is the contract's; a route added here must be protected like the others."""
-    assert all(isinstance(route, AdminRoute) for route in router.routes)
+    assert all(isinstance(route, AdminRoute) for route in ALL)
     assert set(ROUTES) == {
         ("GET", "/admin/weights"),
         ("GET", "/admin/weights/history"),
@@ -97,6 +99,9 @@ def test_every_route_is_an_admin_route() -> None:
         ("POST", "/admin/weights/apply"),
         ("POST", "/admin/weights/rollback"),
         ("POST", "/admin/weights/reload"),
+        ("GET", "/admin/policies"),
+        ("PUT", "/admin/policies/{name}"),
+        ("DELETE", "/admin/policies/{name}"),
     }
 
 

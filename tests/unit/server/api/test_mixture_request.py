@@ -20,6 +20,7 @@ from starlette.types import Message
 from prefmix.mixing.wire import MEASURE_KEY, MIXING_KEY, WEIGHTS_KEY
 from prefmix.server.api.mixture_request import MixtureRequest
 from prefmix.server.http.errors import RequestError
+from prefmix.server.slots.policy_set import CurrentPolicies, PolicySet
 from prefmix.server.telemetry.metrics import MIXED, NO_PROFILE, REJECTED, REQUESTS
 from prefmix.server.traffic.admission_control import OverloadedError
 from prefmix.server.traffic.request_lifetime import RequestLifetime, Termination
@@ -137,7 +138,9 @@ def test_the_weights_replace_what_a_client_has_put_in_their_place() -> None:
 
 def on_a_trunk(request: MixtureRequest) -> MixtureRequest:
     spec = dataclasses.replace(request._state.spec, base="org/base")
-    request._state = dataclasses.replace(request._state, spec=spec)
+    request._state = dataclasses.replace(
+        request._state, policies=CurrentPolicies(PolicySet.of(spec))
+    )
     return request
 
 

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.server.api.state import STATE_KEY
+from prefmix.server.slots.policy_set import CurrentPolicies, PolicySet
 from support.text_requests import mixture_state
 
 pytestmark = pytest.mark.usefixtures("vllm")
@@ -64,7 +65,9 @@ def test_the_mixture_tells_which_tokens_are_drawn(client: TestClient) -> None:
     state = getattr(client.app.state, STATE_KEY)  # type: ignore[attr-defined]
     vocabulary = CommonVocabulary(num_rows=10, differing=frozenset({3}), num_never_drawn=6)
     spec = dataclasses.replace(state.spec, defaults_from=state.spec.policy_names[-1])
-    changed = dataclasses.replace(state, vocabulary=vocabulary, spec=spec)
+    changed = dataclasses.replace(
+        state, vocabulary=vocabulary, policies=CurrentPolicies(PolicySet.of(spec))
+    )
     setattr(client.app.state, STATE_KEY, changed)  # type: ignore[attr-defined]
     mixture = client.get("/v1/mixture").json()
     assert (mixture["mixing"], mixture["ways_to_mix"]) == ("logits", ["logits"])

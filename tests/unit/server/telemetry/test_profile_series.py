@@ -42,7 +42,7 @@ def requests(profile: str, outcome: str = "ok") -> float:
 
 def test_ten_thousand_profiles_are_a_few_series() -> None:
     names = [f"many-{number}" for number in range(10_000)]
-    shown = WeightsMetrics(profiles(names, default=names[-1]), SPEC.member_names)
+    shown = WeightsMetrics(profiles(names, default=names[-1]))
     text = prometheus_client.generate_latest()
     assert text.count(b'"many-') == MOST * (len(OUTCOMES) * 2 + 1 + 2), "with the times of creation"
     assert names[-1] in labels_of("prefmix_profile_weight", "many"), "the default is always there"
@@ -52,7 +52,7 @@ def test_ten_thousand_profiles_are_a_few_series() -> None:
 
 def test_profiles_that_come_and_go_begin_no_series_without_bound() -> None:
     """A counter's series stays when its profile goes, so its name stays among the labels."""
-    shown = WeightsMetrics(profiles(["turn-0"], default="turn-0"), SPEC.member_names)
+    shown = WeightsMetrics(profiles(["turn-0"], default="turn-0"))
     for number in range(1, 300):
         shown.in_force(profiles([f"turn-{number}"], default=f"turn-{number}"))
     assert len(labels_of("prefmix_requests_total", "turn")) == MOST
@@ -61,7 +61,7 @@ def test_profiles_that_come_and_go_begin_no_series_without_bound() -> None:
 
 def test_requests_of_further_profiles_are_counted_together() -> None:
     names = [f"busy-{number}" for number in range(MOST + 2)]
-    WeightsMetrics(profiles(names, default=names[0]), SPEC.member_names)
+    WeightsMetrics(profiles(names, default=names[0]))
     assert requests(OTHER, "ok") is not None
     before = requests(OTHER)
     for name in names:

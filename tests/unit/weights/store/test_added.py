@@ -41,7 +41,8 @@ def test_an_added_policy_stands_behind_the_policies_and_before_the_reference() -
 
 def test_the_file_keeps_it_and_the_hash_knows_its_content() -> None:
     found = with_new()
-    read = for_mixture(parse(dump(found), source="w.json"), SPEC, source="w.json")
+    parsed = parse(dump(found), source="w.json")
+    read = for_mixture(parsed, SPEC, source="w.json", takes_added=True)
     assert (read.added, read.member_names, read.sha256) == (
         {"new": NEW},
         found.member_names,
@@ -52,7 +53,7 @@ def test_the_file_keeps_it_and_the_hash_knows_its_content() -> None:
 
 
 def test_the_store_returns_to_the_policies_of_a_version_with_its_weights(tmp_path: Path) -> None:
-    store = WeightsStore(tmp_path / "w.json", spec=SPEC)
+    store = WeightsStore(tmp_path / "w.json", spec=SPEC, takes_added=True)
     store.create(start())
     store.change(lambda old: edits.with_policy(old, "new", NEW, spec=SPEC))
     store.change(lambda old: edits.with_profile(old, "both", {"new": 1}, spec=SPEC))
@@ -90,6 +91,13 @@ def test_documents_bring_weights_and_no_policies() -> None:
         assert after.added == {"new": NEW}
     with pytest.raises(StoreFormatError, match="made for other policies"):
         edits.merged(start(), document, source="document", spec=SPEC)
+
+
+def test_only_a_server_has_policies_that_were_added(tmp_path: Path) -> None:
+    """A fit, an evaluation or the Python interface has the configuration's alone."""
+    WeightsStore(tmp_path / "w.json").create(with_new())
+    with pytest.raises(StoreFormatError, match=r"\(new\), which only 'prefmix serve'"):
+        WeightsStore(tmp_path / "w.json", spec=SPEC).read()
 
 
 def test_full_checkpoints_take_no_further_policies() -> None:
