@@ -83,6 +83,8 @@ def _check_prefmix(words: list[str]) -> None:
 def _check_python(words: list[str]) -> None:
     if words[0] == "-m":
         assert words[1] in ("venv", "pytest") or importlib.util.find_spec(words[1])
+    elif words[0] == "install.py":  # of the kit, which has it by this name
+        assert (ROOT / "scripts" / "gpu_kit_install.py").is_file()
     elif words[0] != "-c":
         assert (ROOT / words[0]).is_file()
     for word in words[2:]:
