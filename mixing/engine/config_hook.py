@@ -62,6 +62,11 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
     compiles = not model_config.enforce_eager
     refused = [
         (
+            not (current_platform.is_cpu() or current_platform.is_cuda()),
+            f"no mixture has been tried on {current_platform.device_name or 'this device'}; use "
+            "CPUs or NVIDIA GPUs",
+        ),
+        (
             model_config.runner_type != "generate" or model_config.convert_type != "none",
             "pooling and drafting run no mixture; drop --runner and --convert",
         ),

@@ -111,6 +111,24 @@ def test_options_that_cannot_carry_weights_are_refused_at_start(
         args.create_engine_config()
 
 
+def test_devices_that_were_never_tried_are_refused(
+    policies: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As AMD's GPUs, for which the kernels compile and nothing else is known."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+
+    from prefmix.mixing.engine.config_hook import UnsupportedEngineError, refuse_unsupported
+
+    spec = spec_of_folders(policies)
+    args = EngineArgs(model=spec.members[0].model, hf_overrides=hf_overrides(spec))
+    config = args.create_engine_config()
+    refuse_unsupported(config, spec)
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    with pytest.raises(UnsupportedEngineError, match=r"tried on \w+; use CPUs or NVIDIA GPUs"):
+        refuse_unsupported(config, spec)
+
+
 def test_a_shared_trunk_has_no_fused_all_reduce(adapted: AdaptedBase) -> None:
     """vLLM's kernel has room for the tokens of one policy, and asserts in the worker."""
     from vllm.engine.arg_utils import EngineArgs

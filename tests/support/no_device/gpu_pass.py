@@ -45,8 +45,7 @@ def main() -> None:
     report.update(trace(model, config))
     report["around"] = count(lambda: around_the_pass(model))
     report["logits"] = count(lambda: logits(model, spec.num_members))
-    two, _ = configuration(folder, num_adapters, tensor_parallel_size=2)
-    report["fused_all_reduce"] = two.compilation_config.pass_config.fuse_allreduce_rms
+    report["fused_all_reduce"] = fused_all_reduce(folder, num_adapters)
     print(json.dumps(report))
 
 
@@ -82,6 +81,20 @@ def configuration(
         **options,
     )
     return args.create_engine_config(), spec
+
+
+def fused_all_reduce(folder: Path, num_adapters: int) -> dict[str, bool]:
+    """True where two ranks fuse their all-reduce: of the base alone, and of a trunk."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    with mock.patch("vllm.utils.flashinfer.has_flashinfer", return_value=True):
+        trunk, _ = configuration(folder, num_adapters, tensor_parallel_size=2)
+        base = EngineArgs(model=str(folder / "base"), max_model_len=256, tensor_parallel_size=2)
+        alone = base.create_engine_config()
+    return {
+        name: config.compilation_config.pass_config.fuse_allreduce_rms
+        for name, config in (("alone", alone), ("trunk", trunk))
+    }
 
 
 def build(config: Any) -> Any:

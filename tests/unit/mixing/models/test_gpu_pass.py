@@ -67,5 +67,5 @@ def test_hidden_states_become_checked_logits_in_few_launches(traced: dict[str, A
 
 
 def test_all_reduce_is_not_fused_under_tensor_parallelism(traced: dict[str, Any]) -> None:
-    """vLLM's kernel for that has room for the tokens of one policy."""
-    assert traced["fused_all_reduce"] is False
+    """vLLM's kernel for that, its default on an H200, has room for the tokens of one policy."""
+    assert traced["fused_all_reduce"] == {"alone": True, "trunk": False}
