@@ -241,7 +241,7 @@ class MixtureMetrics:
         for mixing in MIXINGS if spec.base is not None else MIXINGS[:1]:
             MIXED.labels(mixing)
         _expect_requests((CUSTOM_PROFILE, NO_PROFILE))
-        for name in self._members if spec.has_prompts else ():
+        for name in self._members:
             PROMPT_TOKENS.labels(name)
         _expect_policies(filter(None, self._names()))
         for part in ("forward", "mix"):
