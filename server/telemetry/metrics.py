@@ -241,8 +241,6 @@ class MixtureMetrics:
         for mixing in MIXINGS if spec.base is not None else MIXINGS[:1]:
             MIXED.labels(mixing)
         _expect_requests((CUSTOM_PROFILE, NO_PROFILE))
-        for name in self._members:
-            PROMPT_TOKENS.labels(name)
         _expect_policies(filter(None, self._names()))
         for part in ("forward", "mix"):
             _STEP_SECONDS.labels(part)
@@ -285,7 +283,10 @@ def _expect_requests(profiles: Iterable[str]) -> None:
             REQUESTS.labels(profile, outcome)
 
 
-_OF_POLICY = (_POLICY_TOKENS, _KL, _AGREEMENT, _TOKEN_WEIGHT, POLICY_FAILURES)
+_OF_POLICY = (
+    *(_POLICY_TOKENS, _KL, _AGREEMENT, _TOKEN_WEIGHT),
+    *(POLICY_FAILURES, PROMPT_TOKENS),
+)
 
 
 def _expect_policies(names: Iterable[str | None]) -> None:
