@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.set_defaults(run_action=action)
         _add_target(sub)
         if changes:
-            _add_precondition(sub)
+            add_precondition(sub)
         return sub
 
     sub = command("show", _show, "print the profiles in force", changes=False)
@@ -121,12 +121,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_target(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights-store", type=Path, metavar="PATH", help="the store file")
+    add_server(parser)
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that name a running server and its token."""
+    add = parser.add_argument
     add("--url", help="a running server, such as http://127.0.0.1:8000")
     add("--token-file", type=Path, metavar="FILE", help="a file that holds the admin token")
     add("--token", help=f"the admin token; better in a file or in {TOKEN_VARIABLE}")
 
 
-def _add_precondition(parser: argparse.ArgumentParser) -> None:
+def add_precondition(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of actions that change something."""
     add = parser.add_argument
     add(
         "--if-match",
@@ -143,13 +150,14 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
             raise UsageError("prefmix weights takes nothing after '--'")
         code: int = args.run_action(args)
     except UsageError as error:
-        return _fail(error, code=2)
+        return fail(error, code=2)
     except ValueError as error:  # a refusal by the store, the profiles or the server
-        return _fail(error, code=1)
+        return fail(error, code=1)
     return code
 
 
-def _fail(error: ValueError, *, code: int) -> int:
+def fail(error: ValueError, *, code: int) -> int:
+    """Prints an error, and returns the exit code."""
     print(f"prefmix: error: {error}", file=sys.stderr)
     return code
 
@@ -161,10 +169,11 @@ def _target(args: argparse.Namespace) -> Target:
         if args.token is not None or args.token_file is not None:
             raise UsageError("a token belongs to --url; a store file needs none")
         return FileTarget(args.weights_store)
-    return ServerTarget(args.url, _token(args))
+    return ServerTarget(args.url, admin_token(args))
 
 
-def _token(args: argparse.Namespace) -> str:
+def admin_token(args: argparse.Namespace) -> str:
+    """The admin token, from a flag, a file or the environment. Raises: UsageError."""
     if args.token is not None and args.token_file is not None:
         raise UsageError("give either --token or --token-file")
     token = args.token or os.environ.get(TOKEN_VARIABLE, "")
@@ -187,7 +196,8 @@ def _token(args: argparse.Namespace) -> str:
     return token
 
 
-def _precondition(args: argparse.Namespace) -> Precondition:
+def precondition(args: argparse.Namespace) -> Precondition:
+    """The precondition that the flags of `add_precondition` give."""
     return Precondition(expected=args.if_match, dry_run=args.dry_run)
 
 
@@ -204,29 +214,29 @@ def _show(args: argparse.Namespace) -> int:
 def _set(args: argparse.Namespace) -> int:
     preferences = _preferences(args.pairs)
     receipt = _target(args).set_profile(
-        args.name, preferences, _precondition(args), mixing=args.mixing
+        args.name, preferences, precondition(args), mixing=args.mixing
     )
-    return _report(receipt, args)
+    return report(receipt, args)
 
 
 def _delete(args: argparse.Namespace) -> int:
-    return _report(_target(args).delete_profile(args.name, _precondition(args)), args)
+    return report(_target(args).delete_profile(args.name, precondition(args)), args)
 
 
 def _default(args: argparse.Namespace) -> int:
-    return _report(_target(args).set_default(args.name, _precondition(args)), args)
+    return report(_target(args).set_default(args.name, precondition(args)), args)
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    return _report(_target(args).rollback(args.version, _precondition(args)), args)
+    return report(_target(args).rollback(args.version, precondition(args)), args)
 
 
 def _apply(args: argparse.Namespace) -> int:
     target = _target(args)
     receipt = target.apply(
-        args.file, _precondition(args), replace=args.replace, with_its_default=args.default
+        args.file, precondition(args), replace=args.replace, with_its_default=args.default
     )
-    code = _report(receipt, args)
+    code = report(receipt, args)
     applied = read_profiles(args.file).default
     if not args.dry_run and (present := target.read().default) != applied:
         print(
@@ -312,7 +322,8 @@ def _preferences(pairs: Sequence[str]) -> dict[str, float]:
     return preferences
 
 
-def _report(receipt: Receipt, args: argparse.Namespace) -> int:
+def report(receipt: Receipt, args: argparse.Namespace) -> int:
+    """Prints what a change has done, and returns the exit code."""
     digest = f"sha256 {receipt.sha256[:12]}"
     if not receipt.is_changed:
         print(f"unchanged: version {receipt.version}, {digest}")

@@ -92,6 +92,23 @@ class ServerTarget:
         query = {name: "true" for name, is_chosen in chosen.items() if is_chosen}
         return self._change("POST", "/admin/weights/apply", precondition, body, **query)
 
+    def policies(self) -> dict[str, Any]:
+        """The answer of `GET /admin/policies`."""
+        found = self._ask("GET", "/admin/policies")
+        if not {"version", "slots", "policies"} <= found.keys():
+            raise ServerError(f"{self.name} gave no answer of a prefmix server; check --url")
+        return found
+
+    def add_policy(self, name: str, adapter: str, precondition: Precondition) -> Receipt:
+        """Adds an adapter of the server's folder of policies, or replaces one that was added."""
+        path = f"/admin/policies/{_quote(name)}"
+        return self._change("PUT", path, precondition, {"adapter": adapter})
+
+    def remove_policy(self, name: str, precondition: Precondition, *, drain: bool) -> Receipt:
+        """Removes a policy that was added. Args: drain: also if requests under way use it."""
+        query = {"drain": "true"} if drain else {}
+        return self._change("DELETE", f"/admin/policies/{_quote(name)}", precondition, **query)
+
     def _profiles(self, data: object) -> ProfileSet:
         if isinstance(data, dict):
             data = {key: value for key, value in data.items() if key != "sha256"}

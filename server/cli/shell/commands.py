@@ -54,6 +54,12 @@ COMMANDS = (
         takes_engine_flags=False,
     ),
     Command(
+        "policies",
+        "prefmix.server.cli.policies.command",
+        "list, add and remove the policies of a running server",
+        takes_engine_flags=False,
+    ),
+    Command(
         "train",
         "prefmix.server.cli.train",
         "train a policy for one objective from preference pairs",

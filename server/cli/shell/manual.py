@@ -115,6 +115,17 @@ MANUALS = {
         files=(("weights.json.history/", "the versions before"),),
         see_also=("prefmix fit", "docs/profiles.md"),
     ),
+    "policies": Manual(
+        examples=(
+            (
+                "a new adapter for a running server",
+                "prefmix policies add careful careful/step-400 --url http://127.0.0.1:8000",
+            ),
+            ("which there are", "prefmix policies list --url http://127.0.0.1:8000"),
+        ),
+        environment=(_TOKEN,),
+        see_also=("prefmix weights", "docs/policies_at_runtime.md"),
+    ),
     "train": Manual(
         examples=(
             (

@@ -56,6 +56,7 @@ PARSED = {
     ("docs/deploying.md", "ray start"): "needs Ray and GPUs",
     ("docs/deploying.md", "curl --data-binary"): "needs a push gateway",
     ("docs/policies_at_runtime.md", "prefmix serve serve.yaml"): _OWN_FILES,
+    ("docs/policies_at_runtime.md", "prefmix policies add"): _OTHER_SERVER,
     ("docs/policies_at_runtime.md", "curl -s -X PUT"): _OTHER_SERVER,
     ("docs/evaluation.md", ".venv/bin/prefmix eval mixture.yaml"): _OWN_FILES,
     ("docs/evaluation.md", ".venv/bin/prefmix eval policies/demo"): _MINUTES,
