@@ -50,6 +50,13 @@ class Runtime:
         self.server = ServerProcess(self.folder, words, preloaded=self._preloaded, **environ)
         return self.server
 
+    def end(self) -> None:
+        """Ends the server in order, unless it has ended."""
+        if self.server.process.poll() is None:
+            code = self.server.end(signal.SIGTERM)
+            assert (code, self.server.survivors()) == (0, []), self.server.stderr
+            assert "Traceback" not in self.server.stderr
+
     def admin(self, method: str, path: str, body: Any = None) -> httpx.Response:
         return httpx.request(
             method,
@@ -88,9 +95,7 @@ def runtime(
     try:
         found.server.wait_ready()
         yield found
-        code = found.server.end(signal.SIGTERM)
-        assert (code, found.server.survivors()) == (0, []), found.server.stderr
-        assert "Traceback" not in found.server.stderr
+        found.end()
     finally:
         found.server.kill()
 
@@ -215,7 +220,7 @@ def test_a_server_starts_again_with_the_same_policies(runtime: Runtime) -> None:
     put = runtime.admin("PUT", "/policies/fresh", {"adapter": "step-2"})
     assert put.status_code == 200, put.text
     before = runtime.admin("GET", "/policies").json()
-    assert runtime.server.end(signal.SIGTERM) == 0
+    runtime.end()
     runtime.start().wait_ready()
     assert runtime.admin("GET", "/policies").json() == before
     assert "fresh" in runtime.names()
@@ -225,3 +230,4 @@ def test_a_server_starts_again_with_the_same_policies(runtime: Runtime) -> None:
             oracle, runtime.answer({"own": 1, "fresh": 1}, preference_mixing=mixing), mixing
         )
         assert np.abs(found).max() < TOLERANCE_NATS
+    runtime.end()
