@@ -28,8 +28,7 @@ class Shell:
         self.folder = folder
         for name in CLONE:
             (folder / name).symlink_to(ROOT / name)
-        (folder / ".venv").mkdir()
-        (folder / ".venv" / "bin").symlink_to(PREFMIX.parent)
+        (folder / ".venv").symlink_to(PREFMIX.parents[1])
         self.environ = clean_environment()
         self.servers: dict[tuple[str, ...], ServerProcess] = {}
 
