@@ -8,6 +8,7 @@ they are.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from prefmix.mixing.spec import MixtureSpec
@@ -22,6 +23,12 @@ TellAll = Callable[[Message], Awaitable[None]]
 """Sends a message to every other API process; raises CommitError unless all accept it."""
 
 
+WAIT_S = 5.0
+"""Seconds that a policy waits for a slot which running requests still use; then 503."""
+
+_LOOK_S = 0.05
+
+
 class NoSlotsError(ValueError):
     """The server has no slots, or none that is free."""
 
@@ -34,13 +41,20 @@ class PolicyChanges:
     """The slots of a server, as one API process changes them."""
 
     def __init__(
-        self, current: CurrentPolicies, slots: EngineSlots, folder: PoliciesFolder | None
+        self,
+        current: CurrentPolicies,
+        slots: EngineSlots,
+        folder: PoliciesFolder | None,
+        *,
+        wait_s: float = WAIT_S,
     ) -> None:
         """Args:
         current: the policies that requests read.
         slots: the engines'.
         folder: where adapters may lie; None for a server that takes none.
+        wait_s: how long a policy that comes waits for requests to leave a slot, in seconds.
         """
+        self._wait_s = wait_s
         self.current = current
         self._slots = slots
         self._folder = folder
@@ -126,14 +140,19 @@ class PolicyChanges:
                 "that comes or replaces another needs a free one: remove one, or start the server "
                 "with more --adapter-slots"
             )
-        for slot in free:
-            try:
-                self.check_own(slot)
-                await tell_all({"kind": "unused", "slot": slot})
-            except NotAcceptedError:
-                continue
-            await self._bring(slot, name, policy)
-            return slot
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            for slot in free:
+                try:
+                    self.check_own(slot)
+                    await tell_all({"kind": "unused", "slot": slot})
+                except NotAcceptedError:
+                    continue
+                await self._bring(slot, name, policy)
+                return slot
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(_LOOK_S)
         raise SlotsBusyError(
             "requests under way still use the policies that left the free slots; try again when "
             "they have ended"

@@ -82,6 +82,7 @@ class Server:
                 self.current,
                 slots,  # type: ignore[arg-type]
                 PoliciesFolder(folder / "policies"),
+                wait_s=0.0,
             ),
         )
         tokens = Tokens([Token.of("ops", "secret")])
@@ -158,6 +159,30 @@ def test_a_replacement_takes_another_slot_than_what_requests_may_use(
     assert "all 2 slots of this server hold policies" in full.json()["error"]["message"]
     third = server.ask("PUT", "/policies/third", write(tmp_path, "third"))
     assert (third.status_code, "3 added policies" in third.text) == (409, True)
+
+
+def test_a_policy_waits_for_requests_that_end_soon(server: Server, tmp_path: Path) -> None:
+    for name in ("new", "other"):
+        server.ask("PUT", f"/policies/{name}", write(tmp_path, name))
+    end = server.current.use(frozenset({0}))
+    assert server.ask("DELETE", "/policies/new?drain=true").status_code == 200
+    assert server.live.policies is not None
+    server.live.policies._wait_s = 60.0
+
+    async def tell_all(message: Any) -> None:
+        assert message == {"kind": "unused", "slot": 0}
+
+    async def come() -> PolicySet:
+        assert server.live.policies is not None
+        added = {**server.profiles.current.added}
+        added["new"] = await server.live.policies.described("new")
+        coming = asyncio.create_task(server.live.policies.provide(added, tell_all))
+        await asyncio.sleep(0.2)
+        assert not coming.done()
+        end()
+        return await coming
+
+    assert asyncio.run(come()).slots == {"other": 1, "new": 0}
 
 
 def test_a_refused_policy_changes_nothing(server: Server, tmp_path: Path) -> None:
