@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _SEPARATOR = "\n\n"
@@ -15,8 +15,19 @@ def with_system(text: str, messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     if first.get("role") != "system":
         return [{"role": "system", "content": text}, *messages]
     content = first.get("content") or ""
-    if isinstance(content, str):
-        merged: Any = f"{text}{_SEPARATOR}{content}" if content else text
-    else:
-        merged = [{"type": "text", "text": text + _SEPARATOR}, *content]
+    merged = _merged(text, content) if isinstance(content, str) else _in_parts(text, content)
     return [{**first, "content": merged}, *messages[1:]]
+
+
+def _in_parts(text: str, parts: Iterable[Any]) -> list[Any]:
+    """Content in parts that begins with a text. It goes into the first part: vLLM writes line ends
+    between parts for some chat templates and none for others."""
+    first, *others = parts
+    own = first.get("text") if isinstance(first, Mapping) else None
+    if not isinstance(own, str):
+        return [{"type": "text", "text": text + _SEPARATOR}, first, *others]
+    return [{**first, "text": _merged(text, own)}, *others]
+
+
+def _merged(text: str, own: str) -> str:
+    return f"{text}{_SEPARATOR}{own}" if own else text

@@ -148,10 +148,21 @@ def test_one_policy_alone_needs_no_heads() -> None:
         ),
         (
             [{"role": "system", "content": [{"type": "text", "text": "own"}]}, USER],
+            [{"role": "system", "content": [{"type": "text", "text": "T\n\nown"}]}, USER],
+        ),
+        (
+            [{"role": "system", "content": [{"type": "text", "text": ""}]}, USER],
+            [{"role": "system", "content": [{"type": "text", "text": "T"}]}, USER],
+        ),
+        (
+            [{"role": "system", "content": [{"type": "refusal", "refusal": "no"}]}, USER],
             [
                 {
                     "role": "system",
-                    "content": [{"type": "text", "text": "T\n\n"}, {"type": "text", "text": "own"}],
+                    "content": [
+                        {"type": "text", "text": "T\n\n"},
+                        {"type": "refusal", "refusal": "no"},
+                    ],
                 },
                 USER,
             ],
@@ -173,6 +184,23 @@ def test_a_system_text_and_the_clients_own_are_one_message(
     before = [dict(each) for each in messages]
     assert with_system("T", messages) == merged
     assert messages == before
+
+
+@pytest.mark.parametrize("content_format", ["string", "openai"])
+def test_parts_of_a_system_message_are_an_empty_line_apart_for_each_template(
+    content_format: Any,
+) -> None:
+    from vllm.renderers.chat_utils import parse_chat_messages
+
+    own = [{"type": "text", "text": "own"}]
+    config: Any = SimpleNamespace(
+        multimodal_config=None, allowed_media_domains=None, enable_prompt_embeds=False
+    )
+    messages = with_system("T", [{"role": "system", "content": own}])
+    (found,), *_ = parse_chat_messages(messages, config, content_format)
+    content: Any = found["content"]
+    text = content if isinstance(content, str) else "".join(each["text"] for each in content)
+    assert text == "T\n\nown"
 
 
 def test_a_requests_text_takes_the_place_of_the_servers() -> None:
