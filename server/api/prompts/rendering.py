@@ -6,12 +6,18 @@ The engine reads the longest, which also limits the answer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from prefmix.server.api.prompts.own_prompt import FIELD, OwnPrompt
 from prefmix.server.api.prompts.request_prompts import RequestPrompts
 from prefmix.server.http.errors import RequestError
+
+_REFUSED = (
+    "the chat template refuses this conversation, for a reason that would show a policy's system "
+    "text; send messages that the template takes"
+)
 
 Render = Callable[[Any], Awaitable[Any]]
 
@@ -43,7 +49,12 @@ def _chat(first: Render, more: Render) -> Render:
         results: list[Any] = []
         for each, own in zip(bodies, distinct, strict=True):
             each.messages = own.conversation(given)
-            result = await (more if results else first)(each)
+            try:
+                result = await (more if results else first)(each)
+            except Exception as error:  # a template may raise anything
+                if own.system is None or not _shows(own.system, str(error)):
+                    raise
+                raise RequestError(_REFUSED, param="messages") from None
             if not isinstance(result, tuple):
                 return result  # vLLM's refusal
             results.append(result)
@@ -52,6 +63,13 @@ def _chat(first: Render, more: Render) -> Render:
         return conversation, _longest(prompts, distinct, [inputs for _, inputs in results])
 
     return render
+
+
+def _shows(text: str, message: str) -> bool:
+    """True if a message has a text in it, as it is or with escapes."""
+    plain = text.strip()
+    written = (plain, repr(plain)[1:-1], json.dumps(plain)[1:-1])
+    return any(each in message for each in written)
 
 
 def _completion(render: Render) -> Render:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -239,6 +241,27 @@ def test_candidates_are_drawn_and_tokens_measured_with_prompts() -> None:
     wishes = {"preference_candidates": 2, "preference_attribution": True}
     found = Rendered(THREE, SYSTEMS, messages=[USER], **wishes)
     assert {HEADS_KEY, MEASURE_KEY} <= found.extra_args.keys()
+
+
+@pytest.mark.parametrize("write", [str, repr, json.dumps])
+def test_a_templates_reason_that_shows_a_text_is_left_out(write: Callable[[Any], str]) -> None:
+    settings = PromptSettings(systems={"kind": "Be kind,\nalways. "})
+
+    class Refusing(Rendering):
+        async def render_chat(self, body: Any) -> Any:
+            raise ValueError(f"cannot read {write(body.messages[0]['content'])}")
+
+    with pytest.raises(RequestError, match="chat template refuses") as refused:
+        Rendered(THREE, settings, vllm=Refusing(), messages=[USER])
+    assert "kind," not in str(refused.value)
+    with pytest.raises(ValueError, match="cannot read"):
+        Rendered(
+            THREE,
+            settings,
+            vllm=Refusing(),
+            messages=[USER],
+            preference_weights={"brief": 1, "plain": 1},
+        )
 
 
 def test_too_many_tokens_together_are_refused() -> None:
