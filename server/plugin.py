@@ -31,6 +31,7 @@ from prefmix.server.admin.policy_changes import PolicyChanges
 from prefmix.server.admin.store_watch import watch
 from prefmix.server.api import generate, models, vllm_handlers
 from prefmix.server.api.candidates.wish import CandidateLimits
+from prefmix.server.api.prompts.hidden_texts import hide_in_log
 from prefmix.server.api.prompts.rendering import render_own_prompts
 from prefmix.server.api.prompts.start_check import check_system_texts
 from prefmix.server.api.state import STATE_KEY, MixtureState
@@ -190,6 +191,7 @@ class PrefmixEndpoints:
         """Makes vLLM render each policy's prompt. Raises: SystemTextError."""
         chat = getattr(state, "openai_serving_chat", None)
         if prompts.systems and chat is not None:
+            hide_in_log(prompts.systems.values())
             await check_system_texts(chat.online_renderer.render_chat, prompts)
         render_own_prompts(chat, getattr(state, "openai_serving_completion", None))
 

@@ -16,7 +16,7 @@ BROWSER = r"console/test_page_"
 VLLM = (
     r"unit/.*/test_(lora|engine_args|engine_flags|stream_errors|request_bodies"
     r"|request_limits|request_tokens|grammar_limits|prompt_parameters|cpu_dtype|cpu_rotary|vllm_log"
-    r"|models|shared_trunk|member_quantisation|mixture_flags|begun_blocks)\.py"
+    r"|models|shared_trunk|member_quantisation|mixture_flags|begun_blocks|hidden_texts)\.py"
 )
 """Unit tests that import vLLM: together, so that one process does."""
 

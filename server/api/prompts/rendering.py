@@ -6,10 +6,10 @@ The engine reads the longest, which also limits the answer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from prefmix.server.api.prompts.hidden_texts import shows
 from prefmix.server.api.prompts.own_prompt import FIELD, OwnPrompt
 from prefmix.server.api.prompts.request_prompts import RequestPrompts
 from prefmix.server.http.errors import RequestError
@@ -52,7 +52,7 @@ def _chat(first: Render, more: Render) -> Render:
             try:
                 result = await (more if results else first)(each)
             except Exception as error:  # a template may raise anything
-                if own.system is None or not _shows(own.system, str(error)):
+                if own.system is None or not shows(own.system, str(error)):
                     raise
                 raise RequestError(_REFUSED, param="messages") from None
             if not isinstance(result, tuple):
@@ -63,13 +63,6 @@ def _chat(first: Render, more: Render) -> Render:
         return conversation, _longest(prompts, distinct, [inputs for _, inputs in results])
 
     return render
-
-
-def _shows(text: str, message: str) -> bool:
-    """True if a message has a text in it, as it is or with escapes."""
-    plain = text.strip()
-    written = (plain, repr(plain)[1:-1], json.dumps(plain)[1:-1])
-    return any(each in message for each in written)
 
 
 def _completion(render: Render) -> Render:

@@ -1,0 +1,41 @@
+"""A chat template's reason, as it is logged, shows no system text of a policy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from prefmix.server.api.prompts.hidden_texts import hide_in_log
+
+
+@pytest.fixture
+def log() -> Iterator[logging.Logger]:
+    """The log of vLLM's renderer, without what the test adds to it."""
+    logger = logging.getLogger("vllm.renderers.hf")
+    before = list(logger.filters)
+    yield logger
+    logger.filters[:] = before
+
+
+def test_vllm_names_the_log_of_its_renderer_so(log: logging.Logger, vllm: None) -> None:
+    from vllm.renderers import hf
+
+    assert hf.logger.name == log.name
+
+
+def test_a_templates_reason_that_shows_a_text_is_not_logged(log: logging.Logger) -> None:
+    written: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: written.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        hide_in_log(["Be kind,\nalways."])
+        for reason in ("cannot read Be kind,\nalways.", r"got 'Be kind,\nalways.'", "no such role"):
+            log.warning("Chat template rejected the request: %s", ValueError(reason))
+    finally:
+        log.removeHandler(handler)
+    assert len(written) == 3
+    assert "kind" not in "".join(written)
+    assert written[2] == "Chat template rejected the request: no such role"
