@@ -15,6 +15,7 @@ from prefmix.server.cli.fit_arguments import (
     add_data_flags,
     add_settings_flags,
     check_reward_flags,
+    check_used_flags,
     importances_of,
     settings_from_flags,
 )
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     try:
         check_name(args.profile, what="profile")
         check_reward_flags(args)
+        check_used_flags(args)
         settings = settings_from_flags(args)
         check_file("--output", args.output)
         check_folder("--report", args.report)

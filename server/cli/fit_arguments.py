@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,10 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
+_ROUND_DEFAULTS = {"rounds": 6, "round_prompts": 64}
+_DESCENT_DEFAULTS = {"steps": 600, "batch": 64, "schedule": "sqrt", "restarts": 8}
+
+
 def add_settings_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `settings_from_flags` reads, in groups."""
     _add_objective_flags(parser.add_argument_group("objective"))
@@ -129,15 +134,35 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
     )
     add("--responses", type=int, default=16, help="responses to each prompt; default 16")
     add("--max-tokens", type=int, default=128, help="longest response; default 128")
-    add("--rounds", type=int, default=6, help="rounds of --sampler mixture; default 6")
-    add("--round-prompts", type=int, default=64, help="prompts in each round; default 64")
+    add(
+        "--rounds",
+        type=int,
+        default=_ROUND_DEFAULTS["rounds"],
+        help="rounds of --sampler mixture; default 6",
+    )
+    add(
+        "--round-prompts",
+        type=int,
+        default=_ROUND_DEFAULTS["round_prompts"],
+        help="prompts in each round; default 64",
+    )
     add("--seed", type=int, default=0, help="seed of the sampling and the batches; default 0")
 
 
 def _add_descent_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--steps", type=int, default=600, help="steps of the descent; default 600")
-    add("--batch", type=int, default=64, help="prompts in each step; default 64")
+    add(
+        "--steps",
+        type=int,
+        default=_DESCENT_DEFAULTS["steps"],
+        help="steps of the descent; default 600",
+    )
+    add(
+        "--batch",
+        type=int,
+        default=_DESCENT_DEFAULTS["batch"],
+        help="prompts in each step; default 64",
+    )
     add(
         "--step-size",
         type=float,
@@ -147,10 +172,15 @@ def _add_descent_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--schedule",
         choices=("sqrt", "constant"),
-        default="sqrt",
+        default=_DESCENT_DEFAULTS["schedule"],
         help="sqrt: steps shrink with the square root of their number (default); constant: equal",
     )
-    add("--restarts", type=int, default=8, help="starting points of the descent; default 8")
+    add(
+        "--restarts",
+        type=int,
+        default=_DESCENT_DEFAULTS["restarts"],
+        help="starting points of the descent; default 8",
+    )
 
 
 def settings_from_flags(args: argparse.Namespace) -> FitSettings:
@@ -191,26 +221,33 @@ def settings_from_flags(args: argparse.Namespace) -> FitSettings:
     )
 
 
+def check_used_flags(args: argparse.Namespace) -> None:
+    """Raises CommandError for a flag that the chosen sampler does not read."""
+    if args.preset is None and args.scores is None and args.sampler == "mixture":
+        unused, readers = _DESCENT_DEFAULTS, "--scores and --sampler sequence or reference"
+    else:
+        unused, readers = _ROUND_DEFAULTS, "--sampler mixture"
+    for flag in _changed(args, unused):
+        raise CommandError(f"{flag} is for {readers} only; leave it out", exit_code=2)
+
+
+def _changed(args: argparse.Namespace, defaults: Mapping[str, object]) -> list[str]:
+    """The flags that are not at their defaults."""
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, default in defaults.items()
+        if getattr(args, name) != default
+    ]
+
+
 def _bsmd(args: argparse.Namespace) -> FitSettings:
     """The settings of the founding paper's algorithm."""
     from prefmix.weights.fit.settings import bsmd
 
-    defaults = {
-        "objective": "maxmin",
-        "sampler": "mixture",
-        "steps": 600,
-        "batch": 64,
-        "step_size": None,
-        "schedule": "sqrt",
-        "restarts": 8,
-        "min_weight": 0.0,
-    }
-    for name, default in defaults.items():
-        if getattr(args, name) != default:
-            raise CommandError(
-                f"--preset {BSMD} has its own --{name.replace('_', '-')}; leave out one of them",
-                exit_code=2,
-            )
+    own = {"objective": "maxmin", "sampler": "mixture", "step_size": None, "min_weight": 0.0}
+    for flag in _changed(args, own | _DESCENT_DEFAULTS):
+        message = f"--preset {BSMD} has its own {flag}; leave out one of them"
+        raise CommandError(message, exit_code=2)
     return bsmd(num_responses=args.responses, max_tokens=args.max_tokens, seed=args.seed)
 
 

@@ -53,12 +53,14 @@ def test_fit_command_writes_a_store_that_serves(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": prompt.text}) + "\n" for prompt in PROMPTS))
     output = tmp_path / "weights.json"
-    for number, sampler in enumerate(("mixture", "reference"), 1):
+    for number, (sampler, few) in enumerate(
+        {"mixture": "rounds", "reference": "restarts"}.items(), 1
+    ):
         done = run_prefmix(
             *("fit", "--server", server.url, "--prompts", str(prompts), "--sampler", sampler),
             *("--output", str(output), "--cache", str(tmp_path / "cache")),
             *("--profile", sampler, "--report", str(tmp_path / f"{sampler}-report")),
-            *("--responses", "4", "--max-tokens", "5", "--rounds", "2", "--restarts", "2"),
+            *("--responses", "4", "--max-tokens", "5", few, "2"),
             preloaded=preloaded,
         )
         assert done.returncode == 0, done.stderr

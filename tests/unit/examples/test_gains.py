@@ -72,8 +72,7 @@ def test_gains_do_not_depend_on_the_rewards_scale_and_offset() -> None:
 
 
 def test_intervals_hold_the_truth_where_gains_are_equal() -> None:
-    """Scales, row and rival from prompts of independent noise; percentiles of the smallest gain's
-    bootstrap, whose copies are too small on average, held 28 of these 40."""
+    """Scales, row and rival come from prompts of independent noise."""
     truth = {**ALONE, "mixture": (0.35, 0.6, 0.4), "rival": (0.28, 0.56, 0.32)}
     hits = {"smallest": 0, "lead": 0, "mean": 0}
     for seed in range(40):

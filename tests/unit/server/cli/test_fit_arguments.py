@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from prefmix.server.cli.fit import add_arguments
 from prefmix.server.cli.fit_arguments import (
     check_reward_flags,
+    check_used_flags,
     importances_of,
     settings_from_flags,
 )
@@ -63,6 +65,30 @@ def test_importances_are_of_policies_or_of_rewards() -> None:
         importances_of(read(*weighted, "--importance", "kidn=1"))
     with pytest.raises(CommandError, match="--objective weighted needs --importance"):
         importances_of(read(*weighted[:-2]))
+
+
+@pytest.mark.parametrize(
+    ("words", "unused"),
+    [
+        (["--steps", "9"], "--steps is for --scores and --sampler sequence or reference only"),
+        (["--restarts", "1"], "--restarts is for --scores"),
+        (["--sampler", "sequence", "--rounds", "3"], "--rounds is for --sampler mixture only"),
+        (["--scores", "x.parquet", "--round-prompts", "3"], "--round-prompts is for --sampler"),
+        (["--sampler", "reference", "--steps", "9", "--schedule", "constant"], None),
+        (["--rounds", "3", "--round-prompts", "8"], None),
+        (["--scores", "x.parquet", "--batch", "8"], None),
+        (["--preset", "bsmd", "--rounds", "3"], "--rounds is for --sampler mixture only"),
+    ],
+)
+def test_a_flag_that_the_sampler_does_not_read_is_refused(
+    words: list[str], unused: str | None
+) -> None:
+    args = read(*words, source=["--output", "w.json"] if "--scores" in words else PROMPTS)
+    if unused is None:
+        check_used_flags(args)
+        return
+    with pytest.raises(CommandError, match=re.escape(unused)):
+        check_used_flags(args)
 
 
 def test_the_papers_algorithm_is_one_preset() -> None:
