@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 # torch and transformers are imported when a checkpoint is asked for: tests/unit/conftest.py has
 # to come before anything that imports Triton.
+
+
+def pytest_configure() -> None:
+    # `nohup` and some CI runners have it ignored, and so would every process that tests send it to
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
