@@ -69,8 +69,13 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
-_ROUND_DEFAULTS = {"rounds": 6, "round_prompts": 64}
-_DESCENT_DEFAULTS = {"steps": 600, "batch": 64, "schedule": "sqrt", "restarts": 8}
+_ROUND_DEFAULTS: dict[str, object] = {"rounds": 6, "round_prompts": 64}
+_DESCENT_DEFAULTS: dict[str, object] = {
+    "steps": 600,
+    "batch": 64,
+    "schedule": "sqrt",
+    "restarts": 8,
+}
 
 
 def add_settings_flags(parser: argparse.ArgumentParser) -> None:
@@ -244,7 +249,12 @@ def _bsmd(args: argparse.Namespace) -> FitSettings:
     """The settings of the founding paper's algorithm."""
     from prefmix.weights.fit.settings import bsmd
 
-    own = {"objective": "maxmin", "sampler": "mixture", "step_size": None, "min_weight": 0.0}
+    own: dict[str, object] = {
+        "objective": "maxmin",
+        "sampler": "mixture",
+        "step_size": None,
+        "min_weight": 0.0,
+    }
     for flag in _changed(args, own | _DESCENT_DEFAULTS):
         message = f"--preset {BSMD} has its own {flag}; leave out one of them"
         raise CommandError(message, exit_code=2)
