@@ -30,7 +30,7 @@ setup: ## make .venv with everything in it (the others do this by themselves)
 ready:
 	@scripts/setup.sh --quiet
 
-demo: ready ## mix the demo policies and show what the weights do (about a minute)
+demo: ready ## mix the demo policies, and prompts of one model, and show what the weights do (two minutes)
 	@$(BIN)/python -m prefmix.policies.demo.tour
 
 fit-demo: ready ## fit the sharp demo policies' weights in every way and show what they buy (minutes)
