@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    # `nohup` and some CI runners have it ignored, and so would every process that tests send it to
+    # a shell's background jobs ignore Ctrl-C, those under nohup a hang-up, and so would all that
+    # tests start and send them to
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
