@@ -456,7 +456,7 @@ def test_a_link_brings_the_whole_page_back(page: Page, server: ServerProcess) ->
     profiles = page.locator(".mix .choice select").evaluate_all("all => all.map(s => s.value)")
     assert profiles == ["balanced", "", ""]
     numbers = mix(page, "B").get_by_role("spinbutton").evaluate_all("a => a.map(i => i.value)")
-    assert numbers == ["0.40", "0.20", "0.40", "0.00"]
+    assert numbers == ["0.40", "0.20", "0.40", "0.00", ""], "weights, and no candidates"
 
 
 def test_the_copied_command_asks_for_the_same(page: Page, server: ServerProcess) -> None:

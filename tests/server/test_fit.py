@@ -60,7 +60,7 @@ def test_fit_command_writes_a_store_that_serves(
             *("fit", "--server", server.url, "--prompts", str(prompts), "--sampler", sampler),
             *("--output", str(output), "--cache", str(tmp_path / "cache")),
             *("--profile", sampler, "--report", str(tmp_path / f"{sampler}-report")),
-            *("--responses", "4", "--max-tokens", "5", few, "2"),
+            *("--responses", "4", "--max-tokens", "5", f"--{few}", "2"),
             preloaded=preloaded,
         )
         assert done.returncode == 0, done.stderr

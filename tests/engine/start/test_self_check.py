@@ -82,14 +82,14 @@ def test_a_policy_of_nan_is_named(
 
 def spoil(monkeypatch: pytest.MonkeyPatch, part: str, index: int, factor: float) -> None:
     """Multiplies an adapter's lora_B of one layer once it is loaded."""
-    load = AdapterLinearMethod.load
+    put = AdapterLinearMethod.put
 
-    def load_and_spoil(self: AdapterLinearMethod, place: int, read: Any) -> None:
-        load(self, place, read)
+    def put_and_spoil(self: AdapterLinearMethod, place: int, factors: Any) -> None:
+        put(self, place, factors)
         if place == index and part in self.parts:
             self.layer.adapters_b.data[index] *= factor
 
-    monkeypatch.setattr(AdapterLinearMethod, "load", load_and_spoil)
+    monkeypatch.setattr(AdapterLinearMethod, "put", put_and_spoil)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, -1.0])
