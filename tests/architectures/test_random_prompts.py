@@ -127,4 +127,5 @@ def test_random_conversations_are_exact(
     print(f"{worst:.1e} nats, {hits:.0f} hits, {preempted:.0f} preempted, {aborted} aborted; {how}")
     assert worst < TOLERANCE_NATS, how
     assert cache_of(llm).usage == 0.0, how
-    assert hits > 0, how
+    # of the longest blocks, prompts fill one or two, and conversations may share none
+    assert hits > 0 or block_size > MAX_MODEL_LEN // 4, how

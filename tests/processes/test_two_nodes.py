@@ -156,7 +156,7 @@ def test_a_lost_node_ends_the_server_and_its_silence_ends_the_node(nodes: Nodes)
     try:
         for client in clients:
             client.start()
-        ended = nodes.first.server.process.wait(timeout=LOST_S + 60)
+        ended = nodes.first.server.process.wait(timeout=LOST_S + 180)
     finally:
         for process in frozen:
             process.resume()
