@@ -106,6 +106,7 @@ class RewardFitJob:
             alone_RO=alone_RO,
             measured=measured,
             min_weight=floor,
+            mixing=self.settings.mixing,
         )
 
     def _judged(self, batch: Batch, found: Scales) -> Judged:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.fit.result import ENOUGH_PROMPTS
 from prefmix.weights.fit.sequence_level.objective import Floats
 from prefmix.weights.reward_fit.gains import Scales
@@ -41,6 +42,8 @@ class RewardFitResult:
     """Their gains."""
     measured: MeasuredGains
     min_weight: float = 0.0
+    mixing: Mixing = "logits"
+    """The way to mix that was fitted."""
 
     @property
     def weights(self) -> dict[str, float]:

@@ -35,7 +35,8 @@ def what_was_fitted(result: RewardFitResult) -> str:
     else:
         pairs = zip(result.objectives, result.importance_O, strict=True)
         what = "the mean gain, " + ", ".join(f"{name} {share:.3g}" for name, share in pairs)
-    return f"{what}, of the served mixture on samples of its own"
+    served = "mixture" if result.mixing == "logits" else "mean of the policies' parameters"
+    return f"{what}, of the served {served} on samples of its own"
 
 
 def aim_name(result: RewardFitResult) -> str:

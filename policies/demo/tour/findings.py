@@ -95,7 +95,9 @@ def conclusion_of_prompts(answers: Mapping[Row, Answers]) -> str:
         sentences.append(
             f'The negative prompt, "{NEGATIVE_PROMPT}" with weight -1, makes answers more positive.'
         )
-    sentences.append("Nothing was trained for any of it: one model, read once a token.")
+    sentences.append(
+        "No policy was trained for it: one model with three prompts, read once a token."
+    )
     return " ".join(sentences)
 
 

@@ -289,7 +289,7 @@ def _verdict(found: Certificate, responses: Responses) -> str:
         return (
             f"not trustworthy: the estimate rests on {found.ess:.1f} of "
             f"{responses.num_responses_P.mean():.0f} responses a prompt; sample more responses, "
-            "shorter ones, or fit with --sampler mixture or sequence"
+            "shorter ones, or fit the served mixture (--sampler mixture)"
         )
     if found.seed_spread > MAX_SPREAD:
         return (
@@ -299,7 +299,8 @@ def _verdict(found: Certificate, responses: Responses) -> str:
     if found.correction > MAX_BIAS:
         return (
             f"biased: {responses.num_responses_P.mean():.0f} responses a prompt move a weight by "
-            f"about {found.correction:.3f}; sample more, or fit with --sampler mixture or sequence"
+            f"about {found.correction:.3f}; sample more, or fit the served mixture (--sampler "
+            "mixture)"
         )
     largest = max(abs(kl) for kl in found.kl.values())
     if found.gap_interval[0] > 0.05 * largest:

@@ -23,7 +23,7 @@ from prefmix.weights.report.reward_report import write_reward_report
 from prefmix.weights.reward_fit.gains import Judged, judged_rewards, scales
 from prefmix.weights.reward_fit.job import RewardFitJob
 from prefmix.weights.reward_fit.result import RewardFitResult
-from prefmix.weights.reward_fit.summary import summary
+from prefmix.weights.reward_fit.summary import summary, what_was_fitted
 from prefmix.weights.store.store import WeightsStore
 from support.fit.toy_engine import LENGTH, NUM_TOKENS, ToyEngine
 
@@ -153,6 +153,7 @@ def test_the_mean_of_parameters_is_fitted_to_rewards(
 ) -> None:
     """The answer is a local optimum of what the mean of the parameters truly gains."""
     result = fit(adapters, tmp_path, aim, mixing="parameters", num_responses=96)
+    assert "the served mean of the policies' parameters" in what_was_fitted(result)
     reached_O = adapters.gains(result.weights_K, "parameters")
     best = adapters.best(aims_AO, "parameters", near_K=result.weights_K)
     uniform = (aims_AO @ adapters.gains(np.full(3, 1 / 3), "parameters")).min()
