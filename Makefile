@@ -43,7 +43,7 @@ serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)
 	    "         \"max_tokens\": 80, \"preference_weights\": {\"positive\": 1, \"concise\": 2}}'" ''
 	@exec $(BIN)/prefmix serve policies/demo/serve.yaml --port $(PORT)
 
-test: test-unit test-engine ## unit tests, then engines and servers on a CPU (nine minutes on two quiet cores)
+test: test-unit test-engine ## unit tests, then engines and servers on a CPU (seven and a half minutes on two quiet cores)
 	@$(BIN)/python tests/support/tools.py
 
 test-unit: ready ## the fast tests: no engine, three minutes on two quiet cores
@@ -52,7 +52,7 @@ test-unit: ready ## the fast tests: no engine, three minutes on two quiet cores
 test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
 	@$(PARALLEL) -n auto -m engine --disable-warnings tests/engine tests/server
 
-test-processes: ready ## ranks, nodes, API processes, kills, an attacker, the V2 runner, scripts, documents (six minutes)
+test-processes: ready ## ranks, nodes, API processes, kills, an attacker, the V2 runner, scripts, documents (eight minutes)
 	@$(PARALLEL) -n auto -m engine --disable-warnings tests/processes
 
 test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (a quarter of an hour)
