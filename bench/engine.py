@@ -27,6 +27,7 @@ from prefmix.bench.contestants.settings import (
 )
 from prefmix.bench.contestants.worker import Worker
 from prefmix.bench.engine_flags import (
+    add_clock_flag,
     add_engine_flags,
     add_round_flags,
     common_settings,
@@ -68,12 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of which every second request mixes parameters",
     )
     add("--vary-lengths", action="store_true", help="requests draw from 1/4 to 7/4 of --tokens")
-    add(
-        "--clock",
-        choices=("wall", "cpu"),
-        default="wall",
-        help="cpu measures the processor time of each contestant, which other work on the machine "
-        "disturbs less; not for separate engines, which have processes of their own, nor on a GPU",
+    add_clock_flag(
+        parser, but="not for separate engines, which have processes of their own, nor on a GPU"
     )
     add("--top-logprobs", type=int, default=20, help="asked of separate engines; default 20")
     add_round_flags(parser)

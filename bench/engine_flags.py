@@ -17,6 +17,17 @@ def add_round_flags(parser: argparse.ArgumentParser) -> None:
     add("--prompt-tokens", type=int, default=32, help="of a request; default 32")
 
 
+def add_clock_flag(parser: argparse.ArgumentParser, *, but: str) -> None:
+    """Adds the flag that chooses the clock; `but` says where processor time cannot be measured."""
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu measures the processor time of each contestant, which other work on the machine "
+        f"disturbs less; {but}",
+    )
+
+
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags with which every vLLM of a run is started."""
     add = parser.add_argument

@@ -27,6 +27,7 @@ from prefmix.bench.contestants.settings import (
 from prefmix.bench.contestants.worker import Worker
 from prefmix.bench.engine import Rounds, started
 from prefmix.bench.engine_flags import (
+    add_clock_flag,
     add_engine_flags,
     add_round_flags,
     common_settings,
@@ -56,13 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the longest head; the others have an equal share fewer; default 24 240",
     )
     add("--without-outside", action="store_true", help="leave the requests outside out")
-    add(
-        "--clock",
-        choices=("wall", "cpu"),
-        default="wall",
-        help="cpu measures the processor time of each contestant, which other work on the machine "
-        "disturbs less; not on a GPU",
-    )
+    add_clock_flag(parser, but="not on a GPU")
     add("--top-logprobs", type=int, default=20, help="asked of requests outside; default 20")
     add_round_flags(parser)
     add_engine_flags(parser)

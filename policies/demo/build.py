@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
 
 from prefmix.policies.demo.reviews.grammar import sample_reviews
 from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
@@ -28,6 +27,7 @@ from prefmix.policies.demo.training.cards import policy_card, reference_card
 from prefmix.policies.demo.training.evaluation import Measurement, format_table, measure
 from prefmix.policies.demo.training.manifest import PACKAGES, write_manifest
 from prefmix.policies.demo.training.model import (
+    load_checkpoint,
     new_model,
     round_to_bfloat16,
     save_checkpoint,
@@ -105,8 +105,7 @@ def build(
                 pairs = draw_pairs(responses, reward, recipe.num_pairs, seed=seed + 2 + offset)
                 write_rows(work / f"{objective}.jsonl", pairs)
                 folder = train(objective, recipe, work / "base", work, seed=seed)
-                model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-                policies[objective] = model.eval()
+                policies[objective] = load_checkpoint(folder)
 
     with _stage("evaluation"):
         rows: dict[str, dict[str, float]] = {name: {name: 1.0} for name in policies}

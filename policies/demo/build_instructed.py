@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
 
 from prefmix.policies.demo import CHECKPOINTS
 from prefmix.policies.demo.reviews.grammar import sample_reviews
@@ -30,10 +29,12 @@ from prefmix.policies.demo.training.instructed import make_instructed_examples
 from prefmix.policies.demo.training.instructed_cards import instructed_adapter_card, instructed_card
 from prefmix.policies.demo.training.manifest import PACKAGES, write_manifest
 from prefmix.policies.demo.training.model import (
-    FILE_MODE,
     copy_adapter,
+    load_adapted,
+    load_checkpoint,
     round_to_bfloat16,
     save_checkpoint,
+    write_cards,
 )
 from prefmix.policies.demo.training.preference import (
     LABEL_SCALE,
@@ -82,7 +83,7 @@ def build(
     quiet_libraries()
     reference = CHECKPOINTS / "reference"
     tokenizer = Tokenizer.from_file(str(reference / "tokenizer.json"))
-    policy = _model(reference)
+    policy = load_checkpoint(reference)
     reviews = sample_reviews(config.num_steps * config.batch_examples, seed=seed + _SEED_OF_REVIEWS)
     examples = make_instructed_examples(reviews, tokenizer, seed=seed)
     loss = train_reference(policy, examples, config, seed=seed)
@@ -101,7 +102,7 @@ def build(
     print(f"adapter {ADAPTER} is trained", flush=True)
     measured = _measured(
         policy,
-        _adapted(output / BASE, output / ADAPTER),
+        load_adapted(output / BASE, output / ADAPTER),
         tokenizer,
         responses_per_prompt=evaluation_responses,
         seed=seed + 100,
@@ -112,10 +113,7 @@ def build(
             ADAPTER, measured, recipe, num_responses=len(responses), seed=seed
         ),
     }
-    for name, card in cards.items():
-        (output / name / "README.md").write_text(card, encoding="utf-8")
-    for path in output.glob("*/*"):
-        path.chmod(FILE_MODE)
+    write_cards(output, cards)
     write_manifest(
         output,
         cards,
@@ -129,17 +127,6 @@ def build(
         measured=measured,
     )
     return measured
-
-
-def _model(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def _adapted(base: Path, adapter: Path) -> Any:
-    """The base with the adapter merged into it, in float32."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(_model(base), adapter).merge_and_unload().eval()
 
 
 def _measured(

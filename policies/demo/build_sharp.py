@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
 
 from prefmix.policies.demo import CHECKPOINTS
 from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
@@ -29,7 +28,12 @@ from prefmix.policies.demo.reviews.rewards import REWARDS
 from prefmix.policies.demo.training.cards import adapter_card
 from prefmix.policies.demo.training.evaluation import Measurement, format_table, measure
 from prefmix.policies.demo.training.manifest import PACKAGES, write_manifest
-from prefmix.policies.demo.training.model import FILE_MODE, copy_adapter
+from prefmix.policies.demo.training.model import (
+    copy_adapter,
+    load_adapted,
+    load_checkpoint,
+    write_cards,
+)
 from prefmix.policies.demo.training.preference import (
     LABEL_SCALE,
     NUM_RESPONSES,
@@ -65,7 +69,7 @@ def build(
     quiet_libraries()
     base = CHECKPOINTS / "reference"
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    reference = _model(base)
+    reference = load_checkpoint(base)
     responses = draw_reference_responses(
         reference, tokenizer, TRAINING_PROMPTS, num_responses=num_responses, seed=seed + 1
     )
@@ -78,15 +82,17 @@ def build(
             trained = train(objective, recipe, base, work, seed=seed)
             print(f"policy {objective} is trained", flush=True)
             copy_adapter(trained, output / objective)
-            policies[objective] = _adapted(base, output / objective)
+            policies[objective] = load_adapted(base, output / objective)
     measured = _measured(
         policies, tokenizer, responses_per_prompt=evaluation_responses, seed=seed + 100
     )
-    for objective in REWARDS:
-        card = adapter_card(objective, measured, recipe, num_responses=len(responses), seed=seed)
-        (output / objective / "README.md").write_text(card, encoding="utf-8")
-    for path in output.glob("*/*"):
-        path.chmod(FILE_MODE)
+    cards = {
+        objective: adapter_card(
+            objective, measured, recipe, num_responses=len(responses), seed=seed
+        )
+        for objective in REWARDS
+    }
+    write_cards(output, cards)
     write_manifest(
         output,
         REWARDS,
@@ -99,17 +105,6 @@ def build(
         measured=measured,
     )
     return measured
-
-
-def _model(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def _adapted(base: Path, adapter: Path) -> Any:
-    """The base with the adapter merged into it, in float32."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(_model(base), adapter).merge_and_unload().eval()
 
 
 def _measured(
@@ -132,7 +127,7 @@ def _measured(
 
 def _average(models: list[Any]) -> Any:
     """One model whose parameters are the mean of the models'."""
-    average = _model(CHECKPOINTS / "reference")
+    average = load_checkpoint(CHECKPOINTS / "reference")
     states = [model.state_dict() for model in models]
     average.load_state_dict(
         {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}

@@ -45,6 +45,20 @@ class UsageError(ValueError):
     """A command line with too few or too many words."""
 
 
+def add_action(
+    commands: Any, name: str, action: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    """Adds a subcommand, which `run_action` of the parsed arguments runs."""
+    sub: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        allow_abbrev=False,
+    )
+    sub.set_defaults(run_action=action)
+    return sub
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommands of `prefmix weights` and their flags."""
     parser.epilog = EPILOG
@@ -53,13 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def command(
         name: str, action: Callable[[argparse.Namespace], int], summary: str, *, changes: bool
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            allow_abbrev=False,
-        )
-        sub.set_defaults(run_action=action)
+        sub = add_action(commands, name, action, summary)
         _add_target(sub)
         if changes:
             add_precondition(sub)

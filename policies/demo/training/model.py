@@ -6,13 +6,14 @@ vLLM's CPU attention takes), tied embeddings.
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from prefmix.mixing.checkpoints.file_names import ADAPTER_CONFIG, ADAPTER_PARAMETERS
 from prefmix.policies.demo.training.tokenizer import (
@@ -96,6 +97,18 @@ def save_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path, *, card: str
         path.chmod(FILE_MODE)
 
 
+def load_checkpoint(folder: Path) -> Any:
+    """The model of a Hugging Face folder, in float32."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def load_adapted(base: Path, adapter: Path) -> Any:
+    """The base with the adapter merged into it, in float32."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_checkpoint(base), adapter).merge_and_unload().eval()
+
+
 def copy_adapter(trained: Path, folder: Path) -> None:
     """Copies the adapter without the path of its base, which is the trainer's own."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,3 +117,11 @@ def copy_adapter(trained: Path, folder: Path) -> None:
     path = folder / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_cards(output: Path, cards: Mapping[str, str]) -> None:
+    """Writes the model card of each folder, and makes all files readable by all."""
+    for name, card in cards.items():
+        (output / name / "README.md").write_text(card, encoding="utf-8")
+    for path in output.glob("*/*"):
+        path.chmod(FILE_MODE)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from prefmix.server.cli.weights import (
     TOKEN_VARIABLE,
     UsageError,
+    add_action,
     add_precondition,
     add_server,
     admin_token,
@@ -37,13 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def command(
         name: str, action: Callable[[argparse.Namespace], int], summary: str
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            allow_abbrev=False,
-        )
-        sub.set_defaults(run_action=action)
+        sub = add_action(commands, name, action, summary)
         add_server(sub)
         return sub
 
