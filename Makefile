@@ -13,11 +13,11 @@ export BACKEND PYTHON
 PORT ?= 8000
 # Where `make gpu-kit` writes; further flags of scripts/gpu_kit.py in GPU_KIT.
 OUT ?= dist/gpu-kit
-# One thread a process: with two threads each they would wait for one another. `-n logical` is a
-# process a core, `-n auto` one more, for tests that wait for servers (tests/conftest.py).
+# One thread a process: with two threads each they would wait for one another. `-n auto` is a
+# process a core and one more, since tests wait for what they start (tests/conftest.py).
 # tests/support/groups.py says what one process runs together, and what comes first.
 PARALLEL := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-    --dist loadscope --no-loadscope-reorder --maxprocesses 5
+    -n auto --dist loadscope --no-loadscope-reorder --maxprocesses 5
 
 .PHONY: help setup ready demo fit-demo serve test test-unit test-engine test-processes test-v2 test-resilience test-traffic test-architectures lint audit demo-policies gpu-kit setup-train test-train eval-training lock clean
 
@@ -43,20 +43,20 @@ serve: ready ## serve the demo policies until Ctrl-C (PORT=8000)
 	    "         \"max_tokens\": 80, \"preference_weights\": {\"positive\": 1, \"concise\": 2}}'" ''
 	@exec $(BIN)/prefmix serve policies/demo/serve.yaml --port $(PORT)
 
-test: test-unit test-engine ## unit tests, then engines and servers on a CPU (seven and a half minutes on two quiet cores)
+test: test-unit test-engine ## unit tests, then engines and servers on a CPU (six and a half minutes on two quiet cores)
 	@$(BIN)/python tests/support/tools.py
 
-test-unit: ready ## the fast tests: no engine, three minutes on two quiet cores
-	@$(PARALLEL) -n logical tests/unit
+test-unit: ready ## the fast tests: no engine, two and a half minutes on two quiet cores
+	@$(PARALLEL) tests/unit
 
 test-engine: ready ## the tests on a real vLLM engine (what vLLM warns of is only counted)
-	@$(PARALLEL) -n auto -m engine --disable-warnings tests/engine tests/server
+	@$(PARALLEL) -m engine --disable-warnings tests/engine tests/server
 
-test-processes: ready ## ranks, nodes, API processes, kills, an attacker, the V2 runner, scripts, documents (eight minutes)
-	@$(PARALLEL) -n auto -m engine --disable-warnings tests/processes
+test-processes: ready ## ranks, nodes, API processes, kills, an attacker, the console in a browser, the V2 runner, scripts, documents (ten minutes)
+	@$(PARALLEL) -m engine --disable-warnings tests/processes
 
 test-v2: ready ## every layout on vLLM's V2 model runner, interpreted (a quarter of an hour)
-	@PREFMIX_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/engine/test_exactness.py \
+	@PREFMIX_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/engine/test_exactness.py tests/engine/test_async_scheduling.py \
 	    tests/engine/test_layouts.py tests/engine/trunk tests/engine/test_lm_heads.py \
 	    tests/engine/test_broken_rows.py tests/engine/checkpoints/test_vocabularies.py \
 	    tests/engine/prompts

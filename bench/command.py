@@ -13,7 +13,7 @@ EPILOG = """\
 Each bench prints a JSON line for each measurement as soon as it is made, and an aligned table in
 the end; a run that is ended early prints the table of what it has. Random models are made for the
 run unless your own are given. What follows -- goes to vLLM, the same for all contestants:
-prefmix bench engine --model-size 8b -- --gpu-memory-utilization 0.3"""
+prefmix bench engine --model-size 8b -- --attention-backend TRITON_ATTN"""
 
 BENCHES = {
     "engine": ("prefmix.bench.engine", "output speed beside what one would run without a mixture"),
@@ -26,6 +26,7 @@ BENCHES = {
         "prefmix.bench.prompts",
         "K prompts of one model in one engine beside K requests outside",
     ),
+    "launches": ("prefmix.bench.launches", "kernels, graphs and waits of one step of decoding"),
     "memory": ("prefmix.bench.memory", "bytes of parameters, and of KV cache for a token"),
 }
 

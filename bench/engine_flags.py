@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from prefmix.bench.contestants.models import shape_of_flags
+from prefmix.bench.contestants.dummy_format import DUMMY
+from prefmix.bench.contestants.models import has_dummy_weights, shape_of_flags
 
 
 def add_round_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,8 @@ def common_settings(args: argparse.Namespace, passthrough: Sequence[str]) -> dic
         "enable_prefix_caching": False,
         "load_format": "auto" if args.allow_unsafe_weights else "safetensors",
     }
+    if has_dummy_weights(args):
+        options["load_format"] = DUMMY
     return {
         "options": options,
         "kv_cache_bytes": int(args.kv_cache_gib * 2**30),
@@ -68,4 +71,5 @@ def model_name(args: argparse.Namespace) -> str:
     if args.policy or args.base:
         return "given models"
     millions = shape_of_flags(args).num_parameters / 1e6
-    return f"random policies of {millions:.1f}M parameters"
+    made = ", made while loading" if has_dummy_weights(args) else ""
+    return f"random policies of {millions:.1f}M parameters{made}"

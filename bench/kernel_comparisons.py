@@ -127,7 +127,7 @@ def _mix(size: Size) -> Ways:
             [each[rows] for each in logits], weights[rows], dtype=dtype
         ),
         partial(_compiled, eager_mix, logits, weights),
-        partial(log_linear_mix_torch, logits, weights, *others),
+        partial(log_linear_mix_torch, logits, weights, *others, torch.float32),
         partial(log_linear_mix, logits, weights, signed=False),
     )
 
@@ -154,7 +154,7 @@ def _head(size: Size) -> Ways:
             [each[rows] for each in hidden], heads, weights[rows], dtype=dtype
         ),
         partial(_compiled, eager_head, hidden, heads, weights),
-        partial(mix_lm_head_torch, hidden, heads, weights, columns, size.vocab, one),
+        partial(mix_lm_head_torch, hidden, heads, weights, columns, size.vocab, one, None),
         partial(mix_lm_head, hidden, heads, weights, fused=True),
     )
 

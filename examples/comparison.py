@@ -11,7 +11,8 @@ from pathlib import Path
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.policies.demo import CHECKPOINTS, REWARDS, SHARP
-from prefmix.weights.engines.local import Engine, LocalEngine
+from prefmix.weights.engines.engine import Engine
+from prefmix.weights.engines.local import LocalEngine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.quiet import held_back_stderr

@@ -43,7 +43,7 @@ from prefmix.policies.demo import EVALUATION_PROMPTS
 from prefmix.policies.demo.reviews.prompts import TRAINING_PROMPTS
 from prefmix.policies.demo.tour.server import TourError
 from prefmix.weights.engines.content_hash import content_hashes as content_hashes_of
-from prefmix.weights.engines.local import Engine
+from prefmix.weights.engines.engine import Engine
 from prefmix.weights.engines.prompts import hash_of_prompts
 from prefmix.weights.evaluation import both_ways
 from prefmix.weights.evaluation.verdict import verdict

@@ -123,6 +123,9 @@ class MixtureSpec:
     (prefmix.mixing.slots)."""
     max_adapter_rank: int = 0
     """Largest rank of a linear layer that a slot has room for; 0 without slots."""
+    slots_without_kv: int = 0
+    """Number of the slots, the last ones, that have no KV cache. Their members predict nothing by
+    themselves: they have weight only where parameters are mixed."""
 
     def __post_init__(self) -> None:
         if not self.policies:
@@ -175,6 +178,7 @@ class MixtureSpec:
         for name, value in (
             ("adapter_slots", self.adapter_slots),
             ("max_adapter_rank", self.max_adapter_rank),
+            ("slots_without_kv", self.slots_without_kv),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise SpecError(f"{name} is {shown(value)}; expected a whole number, 0 or more")
@@ -182,6 +186,11 @@ class MixtureSpec:
             raise SpecError(
                 f"adapter_slots is {self.adapter_slots} and max_adapter_rank "
                 f"{self.max_adapter_rank}; give both above 0, or neither"
+            )
+        if self.slots_without_kv > self.adapter_slots:
+            raise SpecError(
+                f"slots_without_kv is {self.slots_without_kv}, but there are {self.adapter_slots} "
+                "adapter_slots in all; give as many at most"
             )
         if self.adapter_slots and self.base is None:
             raise SpecError(
@@ -257,6 +266,16 @@ class MixtureSpec:
         return len(self.policies) + (self.reference is not None) + self.adapter_slots
 
     @property
+    def num_kv_members(self) -> int:
+        """Number of the members, the first ones, that have a KV cache: those that run where logits
+        are mixed."""
+        return self.num_members - self.slots_without_kv
+
+    def has_kv(self, slot: int) -> bool:
+        """True if a slot has a KV cache."""
+        return slot < self.adapter_slots - self.slots_without_kv
+
+    @property
     def uniform_weights(self) -> tuple[float, ...]:
         """1/K for each policy, 0 for reference and slots; used when a request gives no weights."""
         num_policies = len(self.policies)
@@ -288,6 +307,7 @@ class MixtureSpec:
             "prompts_sha256": self.prompts_sha256,
             "adapter_slots": self.adapter_slots,
             "max_adapter_rank": self.max_adapter_rank,
+            "slots_without_kv": self.slots_without_kv,
         }
 
     @classmethod
@@ -328,6 +348,7 @@ class MixtureSpec:
             prompts_sha256=data.get("prompts_sha256"),
             adapter_slots=data.get("adapter_slots", 0),
             max_adapter_rank=data.get("max_adapter_rank", 0),
+            slots_without_kv=data.get("slots_without_kv", 0),
         )
 
 

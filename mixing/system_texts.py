@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _SEPARATOR = "\n\n"
 """Between a policy's system text and the client's own system message."""
+
+
+def system_text(value: object) -> str:
+    """Returns what can be a policy's system text.
+
+    Raises: ValueError, whose text goes on after "TEXT is" and does not show what came.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"of type {type(value).__name__}, expected a text")
+    if not value.strip():
+        raise ValueError("empty; give it a text, or leave it out")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("no text in UTF-8") from None
+    controls = (each for each in value if unicodedata.category(each) == "Cc")
+    for each in controls:
+        if each not in "\n\r\t":
+            raise ValueError(
+                f"a text with the control character U+{ord(each):04X}; allowed are line ends and "
+                "tabs"
+            )
+    return value
 
 
 def with_system(text: str, messages: Sequence[Mapping[str, Any]]) -> list[Any]:

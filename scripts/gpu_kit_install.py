@@ -3,13 +3,15 @@
     python3 install.py FOLDER --target SITE
 
 FOLDER has kit.json and all pieces. The wheels go to SITE, beside what the machine has: nothing of
-its own is changed. Needs nothing but Python and its pip. Packed by scripts/gpu_kit.py.
+its own is changed. The repository, with tests and benches, goes to SITE.source. Needs nothing but
+Python and its pip. Packed by scripts/gpu_kit.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -23,13 +25,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="with kit.json and the pieces")
     parser.add_argument("--target", type=Path, required=True, help="folder of the packages")
     args = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="prefmix-gpu-kit-") as work:
+    target = args.target.resolve()
+    source = target.with_name(f"{target.name}.source")
+    with tempfile.TemporaryDirectory(prefix="prefmix-gpu-kit-", dir=_beside(target)) as work:
         wheels = unpack(args.folder, Path(work))
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        command += ["--no-compile", "--upgrade", "--target", str(args.target)]
+        command += ["--no-compile", "--upgrade", "--target", str(target)]
         subprocess.run([*command, *map(str, wheels)], check=True)
-    print(f"{len(wheels)} packages are in {args.target}; use them with")
-    print(f"  export PYTHONPATH={args.target.resolve()}")
+        with tarfile.open(Path(work) / "source.tar") as tar:
+            tar.extractall(source, filter="data")
+    print(f"{len(wheels)} packages are in {target}, the repository is in {source}; use them with")
+    print(f"  export PYTHONPATH={target}")
+    print(f"  cd {source}")
+
+
+def _beside(target: Path) -> Path:
+    """The target's folder, made if missing: gigabytes have no place in a small /tmp."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent
 
 
 def unpack(folder: Path, work: Path) -> list[Path]:
@@ -41,14 +54,37 @@ def unpack(folder: Path, work: Path) -> list[Path]:
     wrong = [name for name, sum_ in sums.items() if _sum(folder / name) != sum_]
     if wrong:
         sys.exit(f"missing or damaged: {', '.join(wrong)}; copy them again")
-    joined = work / "kit.tar"
-    with joined.open("wb") as archive:
-        for name in sums:
-            archive.write((folder / name).read_bytes())
-    with tarfile.open(joined) as tar:
+    joined = _Joined([folder / name for name in sums])
+    with io.BufferedReader(joined) as file, tarfile.open(fileobj=file, mode="r|") as tar:
         tar.extractall(work, filter="data")
-    joined.unlink()
     return sorted(work.glob("*.whl"))
+
+
+class _Joined(io.RawIOBase):
+    """Files read as one."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._left = list(reversed(paths))
+        self._file: io.BufferedReader | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while True:
+            if self._file is not None:
+                if count := self._file.readinto(buffer):
+                    return count
+                self._file.close()
+                self._file = None
+            if not self._left:
+                return 0
+            self._file = self._left.pop().open("rb")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
 
 
 def _sum(piece: Path) -> str | None:

@@ -103,6 +103,10 @@ if [ "$backend" = cpu ] && ! has_numa; then
     fi
 fi
 
+headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+[ "$backend" = cpu ] || [ -f "$headers/Python.h" ] ||
+    die "$headers/Python.h, with which Triton compiles on a GPU, is missing; on Debian or Ubuntu: apt-get install python3-dev"
+
 vllm=$(sed -nE 's/^vllm(-cpu)?==([^ ]+).*/\2/p' $requirements)
 
 # --- the steps -------------------------------------------------------------------------------

@@ -44,9 +44,16 @@ def slots_as(folder: Path) -> str | None:
     found = _noted(folder)
     if found is None or "slot_bytes" not in found:
         return None
+    parameters = f"each takes {found['slot_bytes']:,} bytes of parameters on a rank"
+    cache = f"{found['slot_kv_bytes']:,} bytes of KV cache for each token"
+    without = found["slots_without_kv"]
+    if not without:
+        return f"{parameters}, and {cache}"
+    if not found["slots_with_kv"]:
+        return f"{parameters}, and no KV cache: they mix parameters only"
     return (
-        f"each takes {found['slot_bytes']:,} bytes of parameters on a rank, and "
-        f"{found['slot_kv_bytes']:,} bytes of KV cache for each token"
+        f"{parameters}, and {found['slots_with_kv']} of them {cache}; {without} without KV cache "
+        "mix parameters only"
     )
 
 

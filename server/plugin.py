@@ -1,8 +1,4 @@
-"""vLLM's endpoint plugin: it replaces vLLM's routes by this server's and adds the middleware.
-
-Some of vLLM's routes, such as /invocations, /v1/messages and batch chat, cannot carry weights, or
-would answer without the API key. So only the routes of an allowlist are kept.
-"""
+"""vLLM's endpoint plugin: it replaces vLLM's routes by this server's and adds the middleware."""
 
 from __future__ import annotations
 
@@ -17,26 +13,27 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Match
 
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec
 from prefmix.mixing.start_stages import SERVER, announce
 from prefmix.mixing.vocabulary import CommonVocabulary
-from prefmix.server import remote_engines
+from prefmix.server import failed_engine, remote_engines
 from prefmix.server.admin import policy_routes
 from prefmix.server.admin import routes as admin_routes
 from prefmix.server.admin.listener import HOST, admin_app, listen, serve_admin
 from prefmix.server.admin.live_weights import LiveWeights
+from prefmix.server.admin.policies_manifest import PoliciesManifest
 from prefmix.server.admin.policy_changes import PolicyChanges
 from prefmix.server.admin.store_watch import watch
 from prefmix.server.api import generate, models, vllm_handlers
 from prefmix.server.api.candidates.wish import CandidateLimits
+from prefmix.server.api.prompts.added_texts import AddedTexts
 from prefmix.server.api.prompts.hidden_texts import hide_in_log
 from prefmix.server.api.prompts.rendering import render_own_prompts
 from prefmix.server.api.prompts.start_check import check_system_texts
 from prefmix.server.api.state import STATE_KEY, MixtureState
 from prefmix.server.auth import failed_logins
-from prefmix.server.auth.access_levels import LEVELS, check_levels, path_of
+from prefmix.server.auth.access_levels import check_levels
 from prefmix.server.auth.admin_tokens import admin_tokens
 from prefmix.server.auth.api_keys import api_keys, as_tokens
 from prefmix.server.auth.hosts import AllowedHosts, HostMiddleware
@@ -56,6 +53,8 @@ from prefmix.server.http.openapi import (
     attach_docs_page,
     describe_refusals,
 )
+from prefmix.server.served_routes import check_own_routes, keep_allowed_routes
+from prefmix.server.slots.adapter_tokens import AdapterTokens
 from prefmix.server.slots.engine_slots import EngineSlots
 from prefmix.server.slots.policies_folder import PoliciesFolder
 from prefmix.server.slots.policy_set import CurrentPolicies, PolicySet, configured
@@ -63,6 +62,7 @@ from prefmix.server.telemetry import (
     audit_log,
     event_loop_metrics,
     failed_policies,
+    policy_metrics,
     request_log,
     vllm_log,
 )
@@ -70,24 +70,11 @@ from prefmix.server.telemetry.engine_statistics import EngineStatistics
 from prefmix.server.telemetry.metrics import MixtureMetrics
 from prefmix.server.traffic import readiness
 from prefmix.server.traffic.engine_load import num_engines
-from prefmix.server.traffic.middleware import TEXT_PATHS
 from prefmix.server.traffic.setup import TrafficSetup
 from prefmix.weights.store.profiles import CurrentProfiles, ProfileSet, build_profile_set
 
 PROFILES_ATTRIBUTE = "prefmix_profiles"
 """The attribute of vLLM's parsed arguments in which `prefmix serve` passes the ProfileSet."""
-
-OWN_ROUTES = (
-    ("POST", "/v1/completions"),
-    ("POST", "/v1/chat/completions"),
-    ("POST", "/v1/responses"),
-    ("GET", "/v1/models"),
-    ("GET", "/v1/models/{model}"),
-    ("GET", "/v1/mixture"),
-    ("POST", "/tokenize"),
-    ("POST", "/detokenize"),
-)
-"""Routes that this package must answer, not vLLM: they resolve weights or model names."""
 
 
 class PrefmixEndpoints:
@@ -120,7 +107,8 @@ class PrefmixEndpoints:
         """
         assert self._app is not None, "attach_router() comes before init_state()"
         engine = mixture_spec(engine_client)
-        policies = CurrentPolicies(PolicySet.of(engine))
+        prompts: PromptSettings = getattr(args, PROMPTS_ATTRIBUTE, PromptSettings())
+        policies = CurrentPolicies(PolicySet.of(engine, prompts=prompts))
         slots = EngineSlots(engine_client, engine)
         profiles: ProfileSet | None = getattr(args, PROFILES_ATTRIBUTE, None)
         if profiles is None:
@@ -135,6 +123,7 @@ class PrefmixEndpoints:
             folder=None if live is None else live.folder,
             num_processes=args.api_server_count or 1,
         )
+        failed_engine.end_with_error(engine_client)
         telemetry: TelemetrySettings = getattr(args, TELEMETRY_ATTRIBUTE, TelemetrySettings())
         statistics = EngineStatistics(
             engine_client,
@@ -149,7 +138,6 @@ class PrefmixEndpoints:
             admission=traffic.admission,
             max_model_len=engine_client.vllm_config.model_config.max_model_len,
             candidates=candidate_limits(engine_client, limits),
-            prompts=getattr(args, PROMPTS_ATTRIBUTE, PromptSettings()),
             vocabulary=CommonVocabulary.of_config(engine_client.vllm_config.model_config.hf_config),
             unread_fields=unread_fields(engine_client.vllm_config),
         )
@@ -160,11 +148,12 @@ class PrefmixEndpoints:
         vllm_log.set_up()
         readiness.set_up()
         if engine.has_prompts:
-            await self._render_prompts(state, mixture.prompts)
+            await self._render_prompts(state, mixture)
         await check_engines(engine_client, None if live is None else live.folder)
         announce(SERVER, "opening the server")
         await statistics.start()
         failed_policies.set_up()
+        policy_metrics.set_up()
         watched = failed_policies.FailedPolicies(
             engine_client.generate, engine.member_names, named=policies.name_of
         )
@@ -187,12 +176,12 @@ class PrefmixEndpoints:
         add_access_middleware(self._app, keys, tokens)
         add_host_middleware(self._app, allowed_hosts(args))
 
-    async def _render_prompts(self, state: State, prompts: PromptSettings) -> None:
+    async def _render_prompts(self, state: State, mixture: MixtureState) -> None:
         """Makes vLLM render each policy's prompt. Raises: SystemTextError."""
         chat = getattr(state, "openai_serving_chat", None)
-        if prompts.systems and chat is not None:
-            hide_in_log(prompts.systems.values())
-            await check_system_texts(chat.online_renderer.render_chat, prompts)
+        if chat is not None:
+            hide_in_log(lambda: mixture.prompts.systems.values())
+            await check_system_texts(chat.online_renderer.render_chat, mixture.prompts)
         render_own_prompts(chat, getattr(state, "openai_serving_completion", None))
 
     async def _open_admin(
@@ -211,7 +200,7 @@ class PrefmixEndpoints:
         settings: LiveSettings | None = getattr(args, LIVE_ATTRIBUTE, None)
         if settings is None:  # vLLM's own `serve` with this plugin: the profiles stay as they are
             return Tokens([])
-        folder = settings.policies
+        adapters = None if settings.policies is None else PoliciesFolder(settings.policies)
         live = LiveWeights(
             spec=configured(mixture.policies.current.engine),
             profiles=mixture.profiles,
@@ -219,8 +208,18 @@ class PrefmixEndpoints:
             folder=settings.folder,
             num_processes=args.api_server_count or 1,
             max_profiles=settings.max_profiles,
+            keeps_dormant=settings.dormant_profiles,
             policies=PolicyChanges(
-                mixture.policies, slots, None if folder is None else PoliciesFolder(folder)
+                mixture.policies,
+                slots,
+                adapters,
+                check_texts=AddedTexts(
+                    mixture.policies,
+                    getattr(state, "openai_serving_chat", None),
+                    logs_requests=args.enable_log_requests,
+                ).check,
+                check_adapter=AdapterTokens(mixture.policies.current.engine).check,
+                manifest=settings.manifest,
             ),
         )
         await live.restore_policies()
@@ -230,6 +229,12 @@ class PrefmixEndpoints:
                 live.reload, who="file-watch", trigger="watch", is_quiet=True
             )
             self._start(watch(settings.store, reload), "the watch on the weights store")
+        if settings.manifest is not None:
+            manifest = PoliciesManifest(
+                settings.manifest, live, adapters, run_folder=settings.folder
+            )
+            await manifest.begin()
+            self._start(manifest.follow(), "the watch on the manifest of policies")
         tokens = admin_tokens(api_keys=keys)
         if not tokens:
             return tokens
@@ -303,28 +308,3 @@ def add_host_middleware(app: FastAPI, allowed: AllowedHosts) -> None:
     """Puts the check of the Host field around everything."""
     inner = app.middleware_stack or app.build_middleware_stack()
     app.middleware_stack = HostMiddleware(inner, allowed=allowed)
-
-
-def keep_allowed_routes(app: FastAPI) -> None:
-    """Removes the routes that server/auth/access_levels.py does not list; puts TEXT_PATHS first."""
-    routes = [route for route in app.router.routes if path_of(route) in LEVELS]
-    # The router and vLLM's metrics compare each request with one route after another.
-    app.router.routes[:] = sorted(routes, key=lambda route: path_of(route) not in TEXT_PATHS)
-    app.openapi_schema = None
-
-
-def check_own_routes(app: FastAPI) -> None:
-    """Raises RuntimeError unless each of OWN_ROUTES is answered by this package."""
-    for method, path in OWN_ROUTES:
-        route = _matching_route(app, method, path)
-        module = getattr(getattr(route, "endpoint", None), "__module__", "")
-        if module not in (generate.__name__, models.__name__):
-            raise RuntimeError(
-                f"{method} {path} is answered by {module or 'nothing'}, not by prefmix; "
-                "another plugin has taken it, remove that one from VLLM_PLUGINS"
-            )
-
-
-def _matching_route(app: FastAPI, method: str, path: str) -> BaseRoute | None:
-    scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
-    return next((r for r in app.router.routes if r.matches(scope)[0] is Match.FULL), None)

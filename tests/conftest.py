@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One process more than there are cores: tests of servers wait for a third of their time."""
+    """One process more than there are cores: tests wait for what they start."""
     return (os.cpu_count() or 1) + 1 if config.option.numprocesses == "auto" else None
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefmix.bench.contestants.dummy_format import DUMMY
 from prefmix.bench.contestants.job import Job
 from prefmix.bench.contestants.vllm_start import mixture_of, start_vllm
 from prefmix.bench.contestants.worker import Worker
@@ -198,19 +199,11 @@ class TransformersLoop(Contestant):
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
 
         self._is_batched: bool = settings["is_batched"]
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._models = [
-            AutoModelForCausalLM.from_pretrained(
-                model,
-                dtype=getattr(torch, settings["options"]["dtype"]),
-                use_safetensors=settings["options"].get("load_format") == "safetensors" or None,
-                trust_remote_code=False,
-            )
-            .to(self._device)
-            .eval()
+            _transformers_model(model, settings["options"], device=self._device).eval()
             for model in settings["models"]
         ]
 
@@ -240,3 +233,20 @@ class TransformersLoop(Contestant):
                 drawn.append(ids)
             tokens = torch.cat(drawn, dim=1).tolist()
         return [row[:length] for row, length in zip(tokens, job.lengths, strict=True)]
+
+
+def _transformers_model(model: str, options: Mapping[str, Any], *, device: str) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype, load_format = getattr(torch, options["dtype"]), options.get("load_format")
+    if load_format == DUMMY:
+        with torch.device(device):
+            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return AutoModelForCausalLM.from_pretrained(
+        model,
+        dtype=dtype,
+        use_safetensors=load_format == "safetensors" or None,
+        trust_remote_code=False,
+    ).to(device)

@@ -24,6 +24,9 @@ SIZES = {
 }
 """Llama-like shapes: layers, hidden, intermediate, heads, key-value heads, vocabulary."""
 
+WITHOUT_FILES = ("1b", "8b")
+"""Sizes whose random numbers are made while they are loaded, unless a flag says otherwise."""
+
 LORA_RANK = 16
 
 
@@ -52,15 +55,47 @@ class Models:
         return model
 
 
-def add_model_flags(parser: argparse.ArgumentParser, *, size: str) -> None:
-    """Adds the flags that choose the models; `size` is the default size of random models."""
+def add_model_flags(
+    parser: argparse.ArgumentParser, *, size: str, needs_files: bool = False
+) -> None:
+    """Adds the flags that choose the models.
+
+    Args:
+      size: the default size of random models.
+      needs_files: true if something reads them that cannot make random numbers itself.
+    """
     group = parser.add_argument_group("models", "random ones of a size, or your own")
     add = group.add_argument
     add("--model-size", choices=SIZES, default=size, help=f"of random models; default {size}")
     add("--layers", type=int, help="override the size's number of layers")
     add("--hidden", type=int, help="override its width; heads of 64, inner width 8/3 of it")
     add("--vocab", type=int, help="override its vocabulary")
+    if needs_files:
+        parser.set_defaults(dummy_weights=False)
+    else:
+        add(
+            "--dummy-weights",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help="make random numbers while loading instead of files, so that no disk is needed "
+            f"(but for adapters); default for {' and '.join(WITHOUT_FILES)}. Texts are noise in "
+            "any case",
+        )
     add_policy_flags(group)
+
+
+def has_dummy_weights(args: argparse.Namespace) -> bool:
+    """True if random models have no files of parameters."""
+    if args.policy or args.base or args.adapter:
+        if args.dummy_weights:
+            raise CommandError(
+                "--dummy-weights is for random models; drop it, or --policy, --base and --adapter",
+                exit_code=2,
+            )
+        return False
+    if args.dummy_weights is None:
+        return args.model_size in WITHOUT_FILES
+    return bool(args.dummy_weights)
 
 
 def shape_of_flags(args: argparse.Namespace) -> Shape:
@@ -100,24 +135,32 @@ def prepare_models(args: argparse.Namespace, folder: Path, *, num_policies: int)
         save_adapter,
         save_average,
         save_model,
+        save_shape,
     )
 
     config = shape_of_flags(args).config()
     tokenizer = build_tokenizer(vocab_size=config.vocab_size)
     dtype = getattr(torch, args.dtype)
-    base, *policies = (
-        save_model(folder / name, config, seed=seed, dtype=dtype, tokenizer=tokenizer)
-        for seed, name in enumerate(["base", *(f"p{index}" for index in range(num_policies))])
-    )
+    names = ["base", *(f"p{index}" for index in range(num_policies))]
+    if has_dummy_weights(args):
+        made = [save_shape(folder / name, config, tokenizer=tokenizer) for name in names]
+        average = save_shape(folder / "average", config, tokenizer=tokenizer)
+    else:
+        made = [
+            save_model(folder / name, config, seed=seed, dtype=dtype, tokenizer=tokenizer)
+            for seed, name in enumerate(names)
+        ]
+        average = save_average(folder / "average", made[1:])
+    base, *policies = made
     adapters = [
-        save_adapter(folder / f"a{index}", base, rank=LORA_RANK, seed=index)
+        save_adapter(folder / f"a{index}", base, rank=LORA_RANK, seed=index, dtype=dtype)
         for index in range(num_policies)
     ]
     return Models(
         policies=tuple(map(str, policies)),
         base=str(base),
         adapters=tuple(map(str, adapters)),
-        average=str(save_average(folder / "average", policies)),
+        average=str(average),
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from prefmix.mixing.checkpoints.file_names import ADAPTER_CONFIG, ADAPTER_PARAMETERS, PARAMETERS
@@ -23,6 +25,12 @@ CHAT_TEMPLATE = (
 )
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a Llama block, all of which an adapter changes."""
+
+DEVIATION = 0.02
+"""That of transformers' random initialisation."""
+
+BLOCK = 4_194_301
+"""Numbers that are drawn; a prime, so that no two rows of a matrix are alike."""
 
 _TEXT = [
     "the quick brown fox jumps over the lazy dog and the policies are mixed token by token",
@@ -152,19 +160,52 @@ def save_average(folder: Path, models: Sequence[Path]) -> Path:
     return folder
 
 
-def save_adapter(folder: Path, base: Path, *, rank: int, seed: int) -> Path:
+def save_shape(folder: Path, config: Any, *, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Writes a Hugging Face folder without parameters, for `dummy_loader`, and returns it."""
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def shapes_of(model: Path) -> Mapping[str, Sequence[int]]:
+    """Shape of each tensor of a local model by its name; by its config if it has no parameters."""
+    if (model / PARAMETERS).is_file():
+        with safe_open(model / PARAMETERS, framework="pt") as checkpoint:
+            names = checkpoint.keys()
+            return {name: checkpoint.get_slice(name).get_shape() for name in names}
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    return {name: tensor.shape for name, tensor in empty.state_dict().items()}
+
+
+def dummy_tensors(model: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of each tensor of a model on the CPU, in torch's default dtype; two models of
+    different folders differ, or a mixture would store them once."""
+    generator = torch.Generator().manual_seed(zlib.crc32(str(model).encode()))
+    block = torch.randn(BLOCK, generator=generator, device="cpu").mul_(DEVIATION)
+    drawn = block.to(torch.get_default_dtype())
+    for name, shape in shapes_of(model).items():
+        if len(shape) == 1:  # a norm's
+            yield name, torch.ones(shape, device="cpu")
+            continue
+        size = math.prod(shape)
+        yield name, drawn.repeat(-(-size // BLOCK))[:size].view(*shape)
+
+
+def save_adapter(
+    folder: Path, base: Path, *, rank: int, seed: int, dtype: torch.dtype = torch.float32
+) -> Path:
     """Writes a LoRA adapter of every linear layer of a local base, in PEFT's format."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    with safe_open(base / PARAMETERS, framework="pt") as checkpoint:
-        for name in checkpoint.keys():  # noqa: SIM118, it is no dictionary
-            module = name.removesuffix(".weight")
-            if module.endswith(ADAPTED):
-                num_out, num_in = checkpoint.get_slice(name).get_shape()
-                lora_a = torch.randn(rank, num_in, generator=generator) / num_in**0.5
-                lora_b = torch.randn(num_out, rank, generator=generator) * 0.02
-                tensors[f"base_model.model.{module}.lora_A.weight"] = lora_a
-                tensors[f"base_model.model.{module}.lora_B.weight"] = lora_b
+    for name, shape in shapes_of(base).items():
+        module = name.removesuffix(".weight")
+        if module.endswith(ADAPTED):
+            num_out, num_in = shape
+            lora_a = torch.randn(rank, num_in, generator=generator) / num_in**0.5
+            lora_b = torch.randn(num_out, rank, generator=generator) * 0.02
+            tensors[f"base_model.model.{module}.lora_A.weight"] = lora_a.to(dtype)
+            tensors[f"base_model.model.{module}.lora_B.weight"] = lora_b.to(dtype)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / ADAPTER_PARAMETERS, metadata={"format": "pt"})
     settings = {

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     add("--kv-cache-gib", type=float, default=1.0, help="of each server; default 1")
     add("--max-model-len", type=int, default=512, help="default 512")
-    add_model_flags(parser, size="tiny")
+    add_model_flags(parser, size="tiny", needs_files=True)
 
 
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:

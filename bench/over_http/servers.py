@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefmix.bench.contestants.vllm_start import FREE_SHARE
 from prefmix.bench.contestants.worker import environment
 from prefmix.bench.report import progress
 from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
@@ -45,6 +46,7 @@ def commands(
         f"--dtype={args.dtype}",
         f"--max-model-len={args.max_model_len}",
         f"--kv-cache-memory-bytes={int(args.kv_cache_gib * 2**30)}",
+        f"--gpu-memory-utilization={FREE_SHARE}",
         *([] if args.allow_unsafe_weights else ["--load-format=safetensors"]),
         *passthrough,
     ]

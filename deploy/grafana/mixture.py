@@ -208,6 +208,17 @@ def mixture() -> dashboards.Dashboard:
                 },
             )
         )
+        .with_panel(
+            lines(
+                "Policies that come and go",
+                "Added policies in force, and changes of them by trigger and result in 10 minutes.",
+                {
+                    "added": f'max(prefmix_policies{{{SELECTED}, origin="added"}})',
+                    "{{trigger}}: {{result}}": "sum by (trigger, result) "
+                    f"(increase(prefmix_policy_changes_total{{{SELECTED}}}[10m]))",
+                },
+            )
+        )
         .with_row(dashboards.Row("Cost"))
         .with_panel(
             lines(

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from prefmix.mixing.batch.request_mixing import RequestMixing
+from prefmix.mixing.spec import MixtureSpec
 
 
 def find_broken_rows(
@@ -23,20 +24,22 @@ def find_broken_rows(
     hidden: Sequence[torch.Tensor],
     weights_NM: torch.Tensor,
     logits: Sequence[torch.Tensor | None] | None = None,
+    tops_NQ: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Finds the broken rows and makes them harmless for the sampler.
 
     A row is broken if its largest logit is not finite: NaN or +inf somewhere, or nothing but -inf.
     The blame goes to the first member with weight in the row whose hidden state is not finite or
     whose logits are broken. Broken rows of `mixed_NV` are overwritten with zeros. Sound rows cost
-    one pass for the largest logit. On a GPU that is one kernel, and no value is read back, which
-    would wait.
+    one pass for the largest logit. On a GPU that is one kernel, which has nothing of that size to
+    read where the logits were mixed in one pass, and no value is read back, which would wait.
 
     Args:
       mixed_NV: natural-log scale, in float32 or the model's dtype; changed in place.
       hidden: per member [N, D_m].
       weights_NM: float32.
       logits: per member [N, V_m], or None for members without; used on a CPU only.
+      tops_NQ: of `mix_in_one_pass`, which mixed the logits; used on a GPU only.
     Returns: int32 [N] on the device: 0 for a sound row, m + 1 if member m is to blame, M + 1 if no
       single member is; None if all rows are known to be sound.
     """
@@ -44,7 +47,7 @@ def find_broken_rows(
         # Imported here, so that the package needs no Triton where there is no GPU.
         from prefmix.mixing.kernels.broken_rows_triton import broken_rows_triton
 
-        return broken_rows_triton(mixed_NV, hidden, weights_NM)
+        return broken_rows_triton(mixed_NV, hidden, weights_NM, tops_NQ)
     largest_N = mixed_NV.amax(dim=-1)
     if math.isfinite(largest_N.sum().item()):
         return None
@@ -64,9 +67,9 @@ def find_broken_rows(
     return codes_N.masked_fill_(is_sound_N, 0)
 
 
-def names_of(code: int, request: RequestMixing, member_names: Sequence[str]) -> tuple[str, ...]:
+def names_of(code: int, request: RequestMixing, spec: MixtureSpec) -> tuple[str, ...]:
     """The policies that a code other than 0 blames: one, or all with weight in the request."""
-    if 1 <= code <= len(member_names) and not request.mixes_parameters:
-        return (member_names[code - 1],)
-    with_weight = zip(member_names, request.weights_M, strict=True)
+    if 1 <= code <= spec.num_kv_members and not request.mixes_parameters:
+        return (spec.member_names[code - 1],)
+    with_weight = zip(spec.member_names, request.weights_M, strict=True)
     return tuple(name for name, weight in with_weight if weight != 0)

@@ -23,6 +23,8 @@ from vllm.forward_context import get_forward_context, override_forward_context
 from vllm.v1.worker.gpu.buffer_utils import StagedWriteTensor, async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
+from prefmix.mixing.batch.joined_requests_v2 import MembersStep, part_of_group
+from prefmix.mixing.batch.pairs import Views
 from prefmix.mixing.prompts.member_rows import (
     MemberRows,
     lengths_of_members,
@@ -65,7 +67,7 @@ class SlotHeads:
         self._starts = torch.zeros((num_members, num_slots + 1), dtype=torch.int32, device=device)
         self._seq_lens_MS = torch.zeros((num_members, num_slots), dtype=torch.int32, device=device)
         self._tables: list[torch.Tensor] = []
-        self._slots_MGT = torch.empty(0)
+        self._slots_GMT = torch.empty(0)
         self._block_sizes: list[int] = []
         self._group_of_layer: dict[str, int] = {}
         self._place_of_layer: dict[str, tuple[int, int]] | None = None
@@ -82,19 +84,20 @@ class SlotHeads:
             for each in block_tables.input_block_tables
         ]
         num_tokens = self._ids_MT.shape[1]
-        shape_MGT = (self._num_members, len(self._block_sizes), num_tokens)
-        self._slots_MGT = torch.full(shape_MGT, -1, dtype=torch.int64, device=self._device)
+        shape_GMT = (len(self._block_sizes), self._num_members, num_tokens)
+        self._slots_GMT = torch.full(shape_GMT, -1, dtype=torch.int64, device=self._device)
         groups = enumerate(kv_cache_config.kv_cache_groups)
         self._group_of_layer = {name: at for at, group in groups for name in group.layer_names}
         self._place_of_layer = None
 
     def write(self, slot: int, heads: RequestHeads | None) -> None:
         """Gives `slot` to a new request; `apply_staged_writes` sends its heads to the device."""
-        self._shifts_SM[slot] = 0 if heads is None else heads.shifts_M
+        # Members without a KV cache, behind the others, have no rows.
+        self._shifts_SM[slot] = 0 if heads is None else heads.shifts_M[: self._num_members]
         self._lengths_SM[slot] = 0
         if heads is None:
             return
-        for member, ids in enumerate(heads.ids_M):
+        for member, ids in enumerate(heads.ids_M[: self._num_members]):
             if ids is not None and len(ids):
                 self._lengths_SM[slot, member] = len(ids)
                 self._heads.stage_write(slot * self._num_members + member, 0, ids.tolist())
@@ -141,7 +144,7 @@ class SlotHeads:
             own_MBW = tables_of_members(table_BW[:num_rows], shifts_MB, block_size=size)
             self._tables[group][:, :num_rows] = own_MBW
             assert slots_GT is not None
-            self._slots_MGT[:, group, :num_tokens] = slots_of_members(
+            self._slots_GMT[group, :, :num_tokens] = slots_of_members(
                 steps, shifts_MB, table_BW, slots_GT[group][:num_tokens], block_size=size
             )
         return [
@@ -183,7 +186,38 @@ class SlotHeads:
 
     def slots_of(self, member: int, num_tokens: int) -> torch.Tensor:
         """int64 [G, T], the slots of a member."""
-        return self._slots_MGT[member, :, :num_tokens]
+        return self._slots_GMT[:, member, :num_tokens]
+
+    def all_members(
+        self, seen: Sequence[InputBatch], num_rows: int, num_tokens: int
+    ) -> MembersStep:
+        """The step that has begun. Args: seen: what `begin_step` has returned."""
+        return MembersStep(
+            batches=seen,
+            starts=self._starts[:, : num_rows + 1],
+            seq_lens_MB=self._seq_lens_MS[:, :num_rows],
+            tables=[each[:, :num_rows] for each in self._tables],
+            slots_MGT=self._slots_GMT.transpose(0, 1)[:, :, :num_tokens],
+        )
+
+    def views(self, seen: Sequence[InputBatch]) -> Views:
+        """The step that has begun, without its padding. Args: seen: what `begin_step` has
+        returned."""
+        num_reqs = seen[0].num_reqs
+        starts_MB = np.stack([each.query_start_loc_np[: num_reqs + 1] for each in seen])
+        longest_MB = [each.seq_lens_cpu_upper_bound.numpy()[:num_reqs] for each in seen]
+        return Views(
+            ids=self._ids_MT.flatten(),
+            positions=self._positions_MT.flatten(),
+            seq_lens=self._seq_lens_MS.flatten(),
+            tables=[each.flatten(0, 1) for each in self._tables],
+            slots=[each.flatten() for each in self._slots_GMT],
+            starts_MB=starts_MB[:, :-1],
+            lengths_MB=np.diff(starts_MB),
+            longest_MB=np.stack(longest_MB),
+            rows_apart=self._ids_MT.shape[1],
+            requests_apart=self._seq_lens_MS.shape[1],
+        )
 
     @contextmanager
     def running(self, num_tokens: int, member_of: Callable[[str], int]) -> Iterator[None]:
@@ -199,7 +233,7 @@ class SlotHeads:
         if self._place_of_layer is None:
             groups = self._group_of_layer.items()
             self._place_of_layer = {name: (member_of(name), group) for name, group in groups}
-        slots_MGT = self._slots_MGT[:, :, :num_tokens]
+        slots_MGT = self._slots_GMT.transpose(0, 1)[:, :, :num_tokens]
         parts = {place: slots_MGT[place] for place in set(self._place_of_layer.values())}
         slots = {name: parts[place] for name, place in self._place_of_layer.items()}
         # Padding lies elsewhere in the members' rows, and who knows of none computes it.
@@ -227,40 +261,28 @@ class MemberGroups:
 
     def __init__(self, vllm_config: Any, device: torch.device, num_members: int) -> None:
         self._vllm_config, self._device, self._num_members = vllm_config, device, num_members
-        self._split: tuple[Any, list[list[list[Any]]]] | None = None
+        self._split: list[list[list[Any]]] | None = None
 
     def of_members(
         self, groups: list[list[Any]], member_of: Callable[[str], int]
     ) -> list[list[list[Any]]]:
-        """The groups of each member.
+        """The groups of each member, made once: a graph may hold what a builder keeps.
 
         Args:
           groups: vllm.v1.worker.utils.AttentionGroup by group of cache blocks.
           member_of: the member of a layer, by its name.
         """
-        if self._split is None or self._split[0] is not groups:
+        if self._split is None:
             members = range(self._num_members)
-            own = [
+            self._split = [
                 [
                     [part for group in each if (part := self._part(group, member, member_of))]
                     for each in groups
                 ]
                 for member in members
             ]
-            self._split = (groups, own)
-        return self._split[1]
+        return self._split
 
     def _part(self, group: Any, member: int, member_of: Callable[[str], int]) -> Any | None:
         names = [name for name in group.layer_names if member_of(name) == member]
-        if not names:
-            return None
-        part = dataclasses.replace(group, layer_names=names, metadata_builders=[])
-        part.create_metadata_builders(
-            vllm_config=self._vllm_config,
-            device=self._device,
-            kernel_block_size=group.metadata_builders[0].kv_cache_spec.block_size,
-        )
-        for builder in part.metadata_builders:
-            if hasattr(builder, "set_workspace_buffer"):  # the members run one after the other
-                builder.set_workspace_buffer(group.metadata_builders[0]._get_workspace_buffer())
-        return part
+        return part_of_group(group, names, self._vllm_config, self._device) if names else None

@@ -2,19 +2,21 @@
 
 A request's *coefficients* are one row of numbers for all layers and for the mixing after them:
 
-    logits:      | w_1 w_2 ... w_M | 1   0  ...  0  |
+    logits:      | w_1 w_2 ... w_P | 1   0  ...  0  |
     parameters:  |  1   0  ...  0  | w_1 w_2 ... w_K |
 
-The first M weigh the members' hidden states. The last K scale the adapters in the rows of the first
+The first P weigh the members' hidden states. The last K scale the adapters in the rows of the first
 member, here of members 1 to K; each further member's rows have its own adapter alone, if it has
 one. So a request that mixes parameters runs the first member only, with all adapters by their
-weights. Full checkpoints have no adapters.
+weights. Full checkpoints have no adapters. Members behind the first P are adapters without a KV
+cache, which have a scale and no hidden states.
 
 Nothing here raises on user data, because an exception in a worker ends the server. The
 logits processor (prefmix.mixing.engine.logits_processor) refuses wrong requests in the front
 process; what slipped through has the default weights and mixes logits.
 
-Shapes: R batch rows, M members, K adapters, C = M + K coefficients, T tokens of a step.
+Shapes: R batch rows, M members, the first P of them with a KV cache, K adapters, C = P + K
+coefficients, T tokens of a step.
 """
 
 from __future__ import annotations
@@ -52,8 +54,11 @@ class RequestMixing:
         mixing = wire.mixing_of(extra_args) or spec.mixing
         mixes_parameters = bool(spec.adapter_members) and mixing == "parameters"
         has_heads = spec.has_prompts and not mixes_parameters
+        weights_M = _weights_of(extra_args, spec)
+        if not mixes_parameters and any(weights_M[spec.num_kv_members :]):
+            weights_M = spec.uniform_weights
         return cls(
-            weights_M=_weights_of(extra_args, spec),
+            weights_M=weights_M,
             mixes_parameters=mixes_parameters,
             measured_as=wire.measured_as(extra_args),
             heads=RequestHeads.of_request(extra_args, spec.num_members) if has_heads else None,
@@ -63,9 +68,10 @@ class RequestMixing:
         """The C coefficients."""
         adapted = spec.adapter_members
         if self.mixes_parameters:  # a member without an adapter adds nothing to the base
-            first_M = (1.0,) + (0.0,) * (spec.num_members - 1)
-            return (*first_M, *(self.weights_M[member] for member in adapted))
-        return (*self.weights_M, *(float(member == 0) for member in adapted))
+            first_P = (1.0,) + (0.0,) * (spec.num_kv_members - 1)
+            return (*first_P, *(self.weights_M[member] for member in adapted))
+        weights_P = self.weights_M[: spec.num_kv_members]
+        return (*weights_P, *(float(member == 0) for member in adapted))
 
 
 def _weights_of(extra_args: Mapping[str, Any] | None, spec: MixtureSpec) -> tuple[float, ...]:
@@ -96,8 +102,8 @@ def rows_of_tokens(query_start_loc: torch.Tensor, num_tokens: int) -> torch.Tens
     return rows_T.clamp_(max=query_start_loc.shape[0] - 2)
 
 
-def active_members(weights_RM: np.ndarray) -> list[bool]:
+def active_members(weights_RP: np.ndarray) -> list[bool]:
     """Per member, True if any row gives it weight; True for all if there is no row."""
-    if not len(weights_RM):
-        return [True] * weights_RM.shape[1]
-    return [bool(active) for active in (weights_RM != 0).any(axis=0)]
+    if not len(weights_RP):
+        return [True] * weights_RP.shape[1]
+    return [bool(active) for active in (weights_RP != 0).any(axis=0)]

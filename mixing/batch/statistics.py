@@ -3,7 +3,8 @@
 A step is measured after its tokens are drawn: each member's logits of the measured rows go through
 `mixture_statistics`. The figures stay on the device until somebody takes them.
 
-Shapes: N rows of a step, R measured rows, M members, F = 3 + 3 M figures a row.
+Shapes: N rows of a step, R measured rows, M members, the first P of them with a KV cache, F = 3 +
+3 M figures a row.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.kernels.mixture_statistics import mixture_statistics
+from prefmix.mixing.kernels.one_pass import OnePass
 from prefmix.mixing.kernels.tuning import MANY_ROWS
 from prefmix.mixing.spec import MixtureSpec
 
@@ -48,8 +51,19 @@ class MeasuredModel(Protocol):
     def hidden_sizes(self) -> list[int]:
         """D_m of each member."""
 
+    @property
+    def max_mixed_rows(self) -> int | None:
+        """Most rows of logits at a time; None for any number."""
+
+    def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
+        """Mixed logits; the collector of the step may be handed the members'."""
+
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         """Logits [N, C] of each member; None for members that did not run in this step."""
+
+
+Logits = list[torch.Tensor | None] | OnePass
+"""The members' logits of a step, or what a GPU's pass over them made."""
 
 
 class MixtureStatisticsCollector:
@@ -68,7 +82,7 @@ class MixtureStatisticsCollector:
         """True if the members' logits of some of the step's rows will be needed."""
         self.wants_all_logits = False
         """True if the members' logits of all rows will be needed."""
-        self.kept: tuple[Sequence[torch.Tensor], torch.Tensor, list[Any] | None] | None = None
+        self.kept: tuple[Sequence[torch.Tensor], torch.Tensor, Logits | None] | None = None
         """The step's hidden states by member, its weights and, if known, its logits by member."""
         self._records: OrderedDict[str, dict[str, list[tuple[torch.Tensor, int]]]] = OrderedDict()
         self._reset()
@@ -84,21 +98,30 @@ class MixtureStatisticsCollector:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Measures nothing, for few rows and for many, while no request waits: a GPU's kernel is
-        compiled, and its configurations are timed, when it first gets either."""
+        """Measures nothing, for few rows and for many, while no request waits: a GPU's kernels are
+        compiled, and their configurations are timed, when they first get either.
+
+        The collector must be that of the model's step, which hands it what the mixing makes.
+        """
         model = self._model
-        num_members = model.spec.num_members
+        self.wants_logits = self.wants_all_logits = True
+        num_members = model.spec.num_kv_members
         for num_rows in (1, MANY_ROWS):
             hidden = [
                 torch.zeros((num_rows, width), dtype=model.dtype, device=model.device)
                 for width in model.hidden_sizes
             ]
-            logits = model.member_logits(hidden)
-            if any(each is not None for each in logits):
-                shape = (num_rows, num_members)
-                weights = torch.full(shape, 1.0 / num_members, device=model.device)
-                tokens = torch.zeros(num_rows, dtype=torch.int64, device=model.device)
-                mixture_statistics(logits, weights, tokens)
+            shape = (num_rows, num_members)
+            weights = torch.full(shape, 1.0 / num_members, device=model.device)
+            tokens = torch.zeros((num_rows, 1), dtype=torch.int64, device=model.device)
+            kept = (hidden, weights, None)
+            for self.kept in (None, kept):  # other steps mix as well
+                if num_members > 1:  # a single policy's logits are not mixed
+                    model.mix(hidden, weights)
+            assert self.kept is not None
+            self._figures(self.kept, slice(None), tokens)
+        self.kept = None
+        self.wants_logits = self.wants_all_logits = False
 
     def begin_step(self, requests: Sequence[RequestMixing]) -> None:
         """Starts a step. Args: requests: of its rows."""
@@ -110,25 +133,30 @@ class MixtureStatisticsCollector:
         self._keys, self._requests = keys, requests
         self.kept = None
 
-    def keep_logits(self, logits: list[torch.Tensor | None]) -> None:
+    def keep_logits(self, logits: Logits) -> None:
         """Keeps the members' logits [N, C] of the rows that are being mixed, if the step needs
         them."""
         if self.kept is not None:
             self.kept = (*self.kept[:2], logits)
 
+    def now(self) -> Any:
+        """The time, for `took`; on a GPU that of its work, without waiting for it."""
+        if self._model.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def took(self, part: str, began: Any) -> None:
+        """Adds the time of one of PARTS, which ends now."""
+        self._clocks.append((part, began, self.now()))
+
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Measures the time of one of PARTS, on a GPU without waiting for it."""
-        if self._model.device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begin.record()
-            yield
-            end.record()
-            self._clocks.append((part, begin, end))
-        else:
-            start = time.perf_counter()
-            yield
-            self._clocks.append((part, start, time.perf_counter()))
+        """Measures the time of one of PARTS."""
+        began = self.now()
+        yield
+        self.took(part, began)
 
     def measure_tokens(
         self, tokens_N1: torch.Tensor, req_ids: Sequence[str], is_drawn_N: np.ndarray
@@ -164,31 +192,64 @@ class MixtureStatisticsCollector:
 
     def _measure(
         self,
-        kept: tuple[Sequence[torch.Tensor], torch.Tensor, list[Any] | None],
+        kept: tuple[Sequence[torch.Tensor], torch.Tensor, Logits | None],
         rows: list[int],
         tokens_N1: torch.Tensor,
     ) -> torch.Tensor | None:
-        hidden, weights_NM, logits = kept
+        weights_NM = kept[1]
         everyone = len(rows) == len(weights_NM)
         pick = slice(None) if everyone else _on_device(rows, weights_NM.device)
-        if logits is None:
-            logits = self._model.member_logits([each[pick] for each in hidden])
-        else:
-            logits = [None if each is None else each[pick] for each in logits]
-        if all(each is None for each in logits):  # a rank that does not gather logits
+        figures = self._figures(kept, pick, tokens_N1)
+        if figures is None:
             return None
-        tokens_R = tokens_N1[pick, 0].to(torch.int64)
-        figures = mixture_statistics(logits, weights_NM[pick].contiguous(), tokens_R)
-        columns = [each if each.ndim == 2 else each[:, None] for each in figures]
+        spec = self._model.spec
+        width = spec.num_members - spec.num_kv_members
+        columns = [
+            pad(each.to(torch.float32), (0, width)) if each.ndim == 2 else each[:, None]
+            for each in figures
+        ]
         packed_RF = torch.cat([column.to(torch.float32) for column in columns], dim=1)
         # A member without weight may have run for other rows, but not on all of the row's tokens.
         # Where parameters are mixed, no member has run as itself.
-        is_unknown_RM = weights_NM[pick] == 0
+        is_unknown_RM = pad(weights_NM[pick], (0, width)) == 0
         averaged = [self._requests[row].mixes_parameters for row in rows]
         if any(averaged):
             is_unknown_RM |= _on_device(averaged, is_unknown_RM.device)[:, None]
         packed_RF[:, 3:].masked_fill_(is_unknown_RM.repeat(1, 3), torch.nan)
         return packed_RF
+
+    def _figures(
+        self,
+        kept: tuple[Sequence[torch.Tensor], torch.Tensor, Logits | None],
+        pick: slice | torch.Tensor,
+        tokens_N1: torch.Tensor,
+    ) -> Sequence[torch.Tensor] | None:
+        """The statistics of picked rows; None on a rank that does not gather logits."""
+        hidden, weights_NM, logits = kept
+        if isinstance(logits, OnePass) and logits.statistics is not None:
+            found = logits.statistics(tokens_N1[:, 0].to(torch.int64))
+            return [each[pick] for each in found]
+        tokens_R = tokens_N1[pick, 0].to(torch.int64)
+        weights_RM = weights_NM[pick].contiguous()
+        if isinstance(logits, list):
+            picked = [None if each is None else each[pick] for each in logits]
+            return _measured(picked, weights_RM, tokens_R)
+        return self._computed([each[pick] for each in hidden], weights_RM, tokens_R)
+
+    def _computed(
+        self, hidden: Sequence[torch.Tensor], weights_RM: torch.Tensor, tokens_R: torch.Tensor
+    ) -> Sequence[torch.Tensor] | None:
+        """The statistics of rows of hidden states, of as many at a time as there is room for."""
+        most = self._model.max_mixed_rows
+        rows = len(tokens_R) if most is None else max(1, most // len(hidden))
+        parts = []
+        for start in range(0, len(tokens_R), rows):  # the ranks compute all parts together
+            part = slice(start, start + rows)
+            logits = self._model.member_logits([each[part] for each in hidden])
+            measured = _measured(logits, weights_RM[part], tokens_R[part])
+            if measured is not None:
+                parts.append(measured)
+        return [torch.cat(each) for each in zip(*parts, strict=True)] or None
 
     def take_sample(self) -> dict[str, Any]:
         """The statistics since the last call: sums over tokens, by member, in nats.
@@ -246,6 +307,15 @@ class MixtureStatisticsCollector:
         if not requests:
             self._records.pop(key, None)
         return figures
+
+
+def _measured(
+    logits: list[torch.Tensor | None], weights_RM: torch.Tensor, tokens_R: torch.Tensor
+) -> Sequence[torch.Tensor] | None:
+    """The statistics of logits by member; None on a rank that gathers none."""
+    if all(each is None for each in logits):
+        return None
+    return mixture_statistics(logits, weights_RM, tokens_R)
 
 
 def _on_device(values: list[Any], device: torch.device) -> torch.Tensor:

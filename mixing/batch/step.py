@@ -13,14 +13,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prefmix.mixing.batch.broken_rows import find_broken_rows
 from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.batch.statistics import MixtureStatisticsCollector
+from prefmix.mixing.kernels.one_pass import OnePass, mix_in_one_pass
 from prefmix.mixing.prompts.member_rows import MemberRows
 from prefmix.mixing.prompts.step_heads import StepHeads
+
+if TYPE_CHECKING:
+    from prefmix.mixing.batch.needed_rows_v2 import NeededRows
 
 _NOT_TIMED = nullcontext()
 
@@ -30,6 +35,7 @@ class Step:
     of a torch module takes several microseconds."""
 
     __slots__ = (
+        "_began",
         "_is_checked",
         "active",
         "broken_rows_N",
@@ -38,6 +44,7 @@ class Step:
         "heads",
         "logits",
         "num_members",
+        "one_pass",
         "rows",
         "runs_everyone",
         "statistics",
@@ -67,7 +74,11 @@ class Step:
         """The same where rows stay on the device; None of servers without such prompts."""
         self.logits: list[torch.Tensor | None] | None = None
         """The members' logits of the rows that are being mixed, if the mixing computed them."""
+        self.one_pass: OnePass | None = None
+        """The result of a GPU's pass over these logits."""
         self._is_checked = False
+        self._began: Any = None
+        """The time at which a step of the sample began; None once its pass has been timed."""
 
     @property
     def members(self) -> list[int]:
@@ -89,8 +100,11 @@ class Step:
         if self.can_skip and not self.runs_everyone:
             self.active = active_M
         self._is_checked, self.broken_rows_N = False, None
+        self._began = None
         if self.statistics is not None:
             self.statistics.begin_step(requests)
+            if self.statistics.is_sampled:
+                self._began = self.statistics.now()
 
     def begin_without_batch(self) -> None:
         """Starts a pass without requests, as in profiling, warm-up and graph capture: all members
@@ -101,13 +115,28 @@ class Step:
         """Measures the time of a part of the step, if the step is one of the sample."""
         if self.statistics is None or not self.statistics.is_sampled:
             return _NOT_TIMED
+        if part == "forward":
+            self._began = None
         return self.statistics.timed(part)
 
     def keep_hidden(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> None:
-        """Keeps what is about to be mixed, if the step is measured. Args: hidden: per member
-        [N, D_m]."""
-        if self.statistics is not None and self.statistics.wants_logits:
+        """Keeps what is about to be mixed, if it is what the step draws tokens from, and is
+        measured. Args: hidden: per member [N, D_m]."""
+        if self.statistics is None or self._is_checked:
+            return
+        if self._began is not None:  # a CUDA graph has replayed the pass, without any Python
+            self.statistics.took("forward", self._began)
+            self._began = None
+        if self.statistics.wants_logits:
             self.statistics.kept = (hidden, weights_NM, None)
+
+    @property
+    def wants_all_logits(self) -> bool:
+        """True if the members' logits of all rows that are being mixed will be needed."""
+        statistics = self.statistics
+        return (
+            statistics is not None and statistics.kept is not None and statistics.wants_all_logits
+        )
 
     def keep_logits(self, logits: list[torch.Tensor | None]) -> None:
         """Keeps the members' logits [N, V_m] of the rows that are being mixed, so that statistics
@@ -115,6 +144,24 @@ class Step:
         self.logits = logits
         if self.statistics is not None:
             self.statistics.keep_logits(logits)
+
+    def mix_in_one_pass(
+        self,
+        logits: list[torch.Tensor | None],
+        weights_NM: torch.Tensor,
+        *,
+        vocab_size: int,
+        scale: Sequence[float] | None = None,
+    ) -> torch.Tensor:
+        """Mixes the members' logits on a GPU and keeps what the pass over them made for the row
+        check and the statistics. Args: those of the kernel."""
+        measures = self.statistics is not None and self.statistics.kept is not None
+        self.one_pass = mix_in_one_pass(
+            logits, weights_NM, vocab_size=vocab_size, scale=scale, measures=measures
+        )
+        if self.statistics is not None:
+            self.statistics.keep_logits(self.one_pass)
+        return self.one_pass.mixed_NV
 
     def check_rows(
         self,
@@ -125,9 +172,16 @@ class Step:
         """Finds broken rows in the step's first mixed logits; later calls of a step are for prompt
         logprobs, from which no token is drawn."""
         if self.checks_rows and not self._is_checked and mixed_NV is not None:
-            self.broken_rows_N = find_broken_rows(mixed_NV, hidden, weights_NM, self.logits)
+            tops_NQ = None if self.one_pass is None else self.one_pass.tops_NQ
+            self.broken_rows_N = find_broken_rows(
+                mixed_NV, hidden, weights_NM, self.logits, tops_NQ
+            )
         self._is_checked = True
-        self.logits = None
+        self.forget_logits()
+
+    def forget_logits(self) -> None:
+        """Lets go of the logits of rows that are mixed now."""
+        self.logits = self.one_pass = None
 
 
 class StepWeights(ABC):
@@ -151,11 +205,16 @@ class StepWeights(ABC):
         servers whose policies have no prompts of their own. Args: num_tokens: T, with padding."""
         return None
 
+    def needed_rows(self) -> NeededRows | None:
+        """The rows that the pass is to run, if the runner has laid out those that the step needs;
+        None if each member runs as `Step.members` and `rows` say."""
+        return None
+
     def own_slots(
         self, num_tokens: int, member_of: Callable[[str], int]
     ) -> AbstractContextManager[None]:
-        """Within this context each member's layers store keys in slots of the member's own. Where
-        `rows` gives any.
+        """Within this context each member's layers store keys in slots of the member's own, where
+        they are others than the engine's.
 
         Args:
           num_tokens: T, with padding.

@@ -73,7 +73,7 @@ class WeightTable:
         self.host_SC = np.tile(default_C, (num_rows, 1))
         self.device_SC = torch.from_numpy(self.host_SC.copy()).to(device)
         self.num_active_rows = 0
-        self._is_single = spec.num_members == 1
+        self._is_single = spec.num_kv_members == 1
         self.requests: list[RequestMixing] = [default] * num_rows
         """Per row the request that it belongs to."""
         # Prompts of the policies' own, of servers that have any.
@@ -128,10 +128,10 @@ class WeightTable:
         )
 
     def active_members(self) -> list[bool]:
-        """Per member, True if it runs for any request."""
+        """Per member with a KV cache, True if it runs for any request."""
         if self._is_single:
             return [True]
-        return active_members(self.host_SC[: self.num_active_rows, : self.spec.num_members])
+        return active_members(self.host_SC[: self.num_active_rows, : self.spec.num_kv_members])
 
     def running(self) -> Sequence[RequestMixing]:
         """The requests of the batch."""

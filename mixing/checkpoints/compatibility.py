@@ -9,12 +9,14 @@ refused, with the first one found.
 
 from __future__ import annotations
 
+import filecmp
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefmix.mixing.checkpoints.hub import first_line
+from prefmix.mixing.checkpoints.file_names import TOKENIZER
+from prefmix.mixing.checkpoints.hub import fetched_folder, first_line
 from prefmix.mixing.checkpoints.lora import AdapterError, read_adapter
 from prefmix.mixing.checkpoints.stamps import Stamps, stamps_of
 from prefmix.mixing.checkpoints.text_files import (
@@ -23,17 +25,19 @@ from prefmix.mixing.checkpoints.text_files import (
     read_adapters_own,
     read_checkpoint,
 )
+from prefmix.mixing.checkpoints.tokenizer_json import TokenizerJson
 from prefmix.mixing.checkpoints.vocabularies import (
     CompatibilityError,
+    MemberTokens,
     check_rules,
     common_vocabulary,
     differences,
     shown,
 )
-from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.vocabulary import CommonVocabulary
 
-__all__ = ["CheckedMembers", "CompatibilityError", "check_members"]
+__all__ = ["CheckedMembers", "CompatibilityError", "check_added_adapter", "check_members"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,36 @@ def check_members(spec: MixtureSpec, *, trust_remote_code: bool = False) -> Chec
     """
     folders = (Path(each.model).expanduser() for each in (*spec.checkpoints, *spec.adapters))
     return _checked(spec, trust_remote_code, tuple(map(stamps_of, folders)))
+
+
+def check_added_adapter(adapter: Policy, base: Policy) -> str | None:
+    """Refuses an adapter for a running base that was trained on other tokens than the base has.
+
+    Trainers save the tokenizer beside an adapter, which tells adapters of another base apart whose
+    layers have the same shapes. The vocabulary and settings of the running server stay as they are.
+
+    Args:
+      adapter: its `model` is a folder.
+    Returns: a sentence about a tokenizer that cannot be read; None for one that fits, or for none.
+    Raises: CompatibilityError naming the first token.
+    """
+    own = Path(adapter.model) / TOKENIZER
+    if not own.is_file():
+        return None
+    holds = fetched_folder(base, holds=TOKENIZER, refuse=CompatibilityError, patterns=(TOKENIZER,))
+    try:
+        if filecmp.cmp(own, holds / TOKENIZER, shallow=False):
+            return None
+        first, other = TokenizerJson(holds / TOKENIZER), TokenizerJson(own)
+    except (OSError, ValueError, RecursionError) as error:
+        return (
+            f"policy {adapter.name!r}: the tokenizer beside the adapter, or the base's, cannot be "
+            f"read ({first_line(error)}), so their tokens are not compared"
+        )
+    num_rows = max(first.get_vocab().values()) + 1
+    pair = [MemberTokens(base.name, first, num_rows), MemberTokens(adapter.name, other, num_rows)]
+    common_vocabulary(pair, "common")
+    return None
 
 
 @functools.lru_cache(maxsize=8)

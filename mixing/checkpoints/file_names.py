@@ -12,3 +12,4 @@ INDEX = "model.safetensors.index.json"
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_PARAMETERS = "adapter_model.safetensors"
+TOKENIZER = "tokenizer.json"

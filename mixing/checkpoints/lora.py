@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefmix.mixing.checkpoints.adapter_limits import check_patterns, check_sizes
 from prefmix.mixing.checkpoints.file_names import ADAPTER_CONFIG, ADAPTER_PARAMETERS
 from prefmix.mixing.checkpoints.hub import fetched_folder
 from prefmix.mixing.checkpoints.lora_config import (
     AdapterError,
+    patterns,
     read_config,
     unknown_entries,
     untargeted,
@@ -71,7 +73,7 @@ class Adapter:
         if stamps_of(self.folder, _FILES) != self.stamps:
             raise AdapterError(
                 f"policy {self.name!r}: the files in {str(self.folder)!r} have changed since they "
-                "were checked; start again when they are complete"
+                "were checked; try again when they are complete"
             )
 
         with safe_open(self.folder / ADAPTER_PARAMETERS, framework="pt") as file:
@@ -109,6 +111,7 @@ def _read(policy: Policy, folder: Path, stamps: Stamps) -> Adapter:
     from safetensors import SafetensorError, safe_open
 
     wrong = f"policy {policy.name!r}: the adapter in {str(folder)!r} "
+    check_sizes(folder, wrong)
     helper, config = read_config(folder, wrong)
     path = folder / ADAPTER_PARAMETERS
     if not path.is_file():
@@ -146,6 +149,7 @@ def _read(policy: Policy, folder: Path, stamps: Stamps) -> Adapter:
                 shapes[module, match["side"]] = shape
     except SafetensorError as error:
         raise AdapterError(f"{wrong}cannot be read: {path.name}: {error}") from error
+    check_patterns(patterns(config), sorted({module for module, _ in shapes}), wrong)
     ranks: dict[str, int] = {}
     for (module, side), shape in shapes.items():
         other = shapes.get((module, "B" if side == "A" else "A"))

@@ -29,7 +29,12 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+    try:
+        return (
+            isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+        )
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def _is_flag(value: object) -> bool:
@@ -157,7 +162,7 @@ def read_config(folder: Path, wrong: str) -> tuple[Any, dict[str, Any]]:
     unreadable = f"{wrong}has an unreadable {ADAPTER_CONFIG}: "
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{unreadable}{error}") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{unreadable}it is a {type(config).__name__}, no JSON object")
@@ -180,7 +185,7 @@ def read_config(folder: Path, wrong: str) -> tuple[Any, dict[str, Any]]:
         )
     try:
         helper = PEFTHelper.from_dict(config)
-        for pattern in (*helper.rank_pattern, *helper.alpha_pattern, *_patterns(config)):
+        for pattern in patterns(config):
             re.compile(pattern)
         problems = helper._validate_features()
     except (ValueError, TypeError, KeyError, AttributeError, re.error) as error:
@@ -195,8 +200,10 @@ def read_config(folder: Path, wrong: str) -> tuple[Any, dict[str, Any]]:
     return helper, config
 
 
-def _patterns(config: Mapping[str, Any]) -> Iterator[str]:
+def patterns(config: Mapping[str, Any]) -> Iterator[str]:
     """The regular expressions that choose layers."""
+    yield from config.get("rank_pattern") or ()
+    yield from config.get("alpha_pattern") or ()
     for name in ("target_modules", "exclude_modules"):
         if isinstance(config.get(name), str):
             yield config[name]

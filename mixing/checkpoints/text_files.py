@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefmix.mixing.checkpoints.file_names import CONFIG, GENERATION_CONFIG
+from prefmix.mixing.checkpoints.file_names import CONFIG, GENERATION_CONFIG, TOKENIZER
 from prefmix.mixing.checkpoints.hub import fetched_folder, first_line
 from prefmix.mixing.checkpoints.lora import read_adapter
 from prefmix.mixing.checkpoints.vocabularies import CompatibilityError, MemberTokens
@@ -29,7 +29,6 @@ GENERATION_DEFAULTS = (
 )
 """Source: vllm.config.ModelConfig.get_diff_sampling_param (vLLM 0.32)."""
 
-_TOKENIZER = "tokenizer.json"
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -112,7 +111,7 @@ def read_adapters_own(adapter: Policy, base: TextFiles) -> TextFiles | None:
     Raises: CompatibilityError if a file cannot be read.
     """
     folder = read_adapter(adapter).folder
-    if not (folder / _TOKENIZER).is_file():
+    if not (folder / TOKENIZER).is_file():
         return None
     try:
         tokenizer = _tokenizer(Policy(name=adapter.name, model=str(folder)), False)
@@ -170,15 +169,15 @@ def default_files(spec: MixtureSpec) -> dict[str, str]:
     if source not in spec.adapters:
         folder = fetched_folder(
             source,
-            holds=f"{CONFIG} and {_TOKENIZER}",
+            holds=f"{CONFIG} and {TOKENIZER}",
             refuse=CompatibilityError,
             patterns=_SMALL_FILES,
         )
         return {"tokenizer": str(folder), "generation_config": str(folder)}
     own = read_adapter(source).folder
-    if not (own / _TOKENIZER).is_file():
+    if not (own / TOKENIZER).is_file():
         raise CompatibilityError(
-            f"defaults_from is {source.name!r}, but beside that adapter there is no {_TOKENIZER}; "
+            f"defaults_from is {source.name!r}, but beside that adapter there is no {TOKENIZER}; "
             "save its tokenizer there, or leave defaults_from out"
         )
     has_generation = (own / GENERATION_CONFIG).is_file()

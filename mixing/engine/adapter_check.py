@@ -51,7 +51,12 @@ def check_adapter(model: Any, index: int) -> str | None:
     with adapter.opened() as read:
         for name, method in _layers_of_each_kind(adapter, model.adapted):
             error = _error(method, index, member, read, dtype=model.dtype, device=model.device)
-            if not error <= _TOLERANCE:  # or NaN
+            if math.isnan(error):
+                return (
+                    f"policy {adapter.name!r}: its adapter computes NaN or infinity in the base's "
+                    f"layer {name!r}: its factors are too large; train or save it again"
+                )
+            if error > _TOLERANCE:
                 return (
                     f"policy {adapter.name!r}: its adapter does not change the base's layer "
                     f"{name!r} as its factors say (off by {error:.0%} of the change); merge it "

@@ -33,20 +33,6 @@ WORKER_EXTENSION = "prefmix.mixing.engine.worker_extension.MixtureWorker"
 """Import path of the RPC methods of workers, used unless the user has a worker extension."""
 
 
-LOAD_FORMATS = (
-    "auto",
-    "hf",
-    "safetensors",
-    "fastsafetensors",
-    "instanttensor",
-    "mistral",
-    "npcache",
-    "pt",
-    "dummy",
-)
-"""Formats of vLLM's default loader, which alone reads several checkpoints, and of none."""
-
-
 class UnsupportedEngineError(ValueError):
     """An engine option under which per-request weights would be lost or wrong."""
 
@@ -81,7 +67,7 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
             "policies in --model-class-overrides",
         ),
         (
-            vllm_config.load_config.load_format not in LOAD_FORMATS,
+            not _reads_several(vllm_config.load_config.load_format),
             f"vLLM's loader for --load-format {vllm_config.load_config.load_format} reads one "
             "checkpoint, and a mixture has several sources; drop the flag",
         ),
@@ -152,11 +138,6 @@ def refuse_unsupported(vllm_config: VllmConfig, spec: MixtureSpec) -> None:
             "with --policy",
         ),
         (
-            bool(spec.adapter_slots) and not current_platform.is_cpu(),
-            "slots have been tried on CPUs only, and every empty slot would compute as much as a "
-            "policy; drop --adapter-slots",
-        ),
-        (
             not vllm_config.use_v2_model_runner and not current_platform.is_cpu(),
             "on this device a mixture needs vLLM's V2 model runner; unset "
             "VLLM_USE_V2_MODEL_RUNNER, and install Triton if it is missing",
@@ -185,17 +166,18 @@ def refuse_prompts(vllm_config: VllmConfig) -> None:
     if vllm_config.model_config.uses_mrope:
         raise UnsupportedEngineError(
             "this model gives a token several positions, and policies with prompts of their own "
-            "have one each; leave the prompts out"
+            "have one each; leave the prompts out (--no-slot-prompts)"
         )
     if not can_skip(vllm_config):
         raise UnsupportedEngineError(
             "another scheduler, a KV connector or expert parallelism does not know the cache "
-            "blocks of policies with prompts of their own; start without, or leave the prompts out"
+            "blocks of policies with prompts of their own; start without, or leave the prompts "
+            "out (--no-slot-prompts)"
         )
     if vllm_config.kv_events_config is not None:
         raise UnsupportedEngineError(
             "KV events name cache blocks by one prompt, and the policies have prompts of their "
-            "own; drop --kv-events-config, or leave the prompts out"
+            "own; drop --kv-events-config, or leave the prompts out (--no-slot-prompts)"
         )
 
 
@@ -211,6 +193,16 @@ def _quantises_while_loading(model_config: ModelConfig) -> bool:
     # Methods of checkpoints, of which vLLM has a way for plain ones too.
     is_plain = model_config.model_arch_config.quantization_config is None
     return is_plain and model_config.quantization not in (None, "experts_int8")
+
+
+def _reads_several(load_format: str) -> bool:
+    """True for formats of vLLM's default loader, which alone reads several checkpoints, or of
+    none."""
+    from vllm.model_executor import model_loader
+
+    loader = model_loader._LOAD_FORMAT_TO_MODEL_LOADER.get(load_format)
+    readers = (model_loader.DefaultModelLoader, model_loader.DummyModelLoader)
+    return loader is not None and issubclass(loader, readers)
 
 
 def _has_worker_methods(path: str) -> bool:

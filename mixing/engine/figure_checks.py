@@ -43,17 +43,20 @@ def check_agreement(
     """Checks that the mixture's log-probabilities are those of its policies.
 
     Args:
-      alone: per member, the F figures of each token that it drew alone.
+      alone: per member with a KV cache, the F figures of each token that it drew alone.
       together: the figures of the same tokens under equal weights.
       tolerance: in nats.
     Raises: SelfCheckError naming the first policy that differs.
     """
-    num_members = spec.num_members
-    first = 3 + num_members
+    num_members = spec.num_kv_members
+    first = 3 + spec.num_members
     for place, figures in enumerate(together):
         own = [alone[member][place][first + member] for member in range(num_members)]
         for name, one, other in zip(
-            spec.member_names, own, figures[first : first + num_members], strict=True
+            spec.member_names[:num_members],
+            own,
+            figures[first : first + num_members],
+            strict=True,
         ):
             if not (one == other or abs(one - other) <= tolerance):
                 raise SelfCheckError(

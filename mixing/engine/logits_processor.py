@@ -31,7 +31,15 @@ UNSALTED = (
 )
 """The refusal of an engine without prefmix's scheduler."""
 
-_PROCESSOR_NAME = re.compile(r"(V1|V2)_(simplex|affine)_(\d+)_(full|trunk|unsalted)")
+WITHOUT_KV = (
+    "adapters in slots without a KV cache have no logits to mix; mix parameters, or give others "
+    "the weight"
+)
+"""The refusal of weight for a member that has no KV cache where logits are mixed."""
+
+_PROCESSOR_NAME = re.compile(
+    r"(V1|V2)_(simplex|affine)_(\d+)_(\d+)_(logits|parameters)_(full|trunk|unsalted)"
+)
 
 
 def processor_path(vllm_config: VllmConfig, spec: MixtureSpec) -> str:
@@ -39,7 +47,8 @@ def processor_path(vllm_config: VllmConfig, spec: MixtureSpec) -> str:
     runner = "V2" if vllm_config.use_v2_model_runner else "V1"
     trunk = "trunk" if can_skip(vllm_config) else "unsalted"
     layout = "full" if spec.base is None else trunk
-    return f"{__name__}:{runner}_{spec.weight_space}_{spec.num_members}_{layout}"
+    members = f"{spec.num_members}_{spec.num_kv_members}"
+    return f"{__name__}:{runner}_{spec.weight_space}_{members}_{spec.mixing}_{layout}"
 
 
 def __getattr__(name: str) -> Any:
@@ -51,18 +60,27 @@ def __getattr__(name: str) -> Any:
     match = _PROCESSOR_NAME.fullmatch(name)
     if match is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _processor_class(match[1], match[2], int(match[3]), match[4])
+    return _processor_class(match[1], match[2], int(match[3]), int(match[4]), match[5], match[6])
 
 
 @functools.cache
-def _processor_class(runner: str, weight_space: Any, num_members: int, layout: str) -> type:
+def _processor_class(
+    runner: str,
+    weight_space: Any,
+    num_members: int,
+    num_kv_members: int,
+    default_mixing: str,
+    layout: str,
+) -> type:
     def validate_params(cls: type, sampling_params: SamplingParams) -> None:
         """Refuses wrong requests before the engine sees them; vLLM answers with HTTP 400."""
         extra_args = sampling_params.extra_args
         weights = wire.from_extra_args(extra_args)
-        if weights is not None:
-            check_weights(weights, num_members=num_members, weight_space=weight_space)
         mixing = wire.mixing_of(extra_args)
+        if weights is not None:
+            weights_M = check_weights(weights, num_members=num_members, weight_space=weight_space)
+            if (mixing or default_mixing) == "logits" and any(weights_M[num_kv_members:]):
+                raise MixingError(WITHOUT_KV)
         if mixing is not None:
             check_mixing(mixing, has_base=layout != "full")
         if mixing == "parameters" and layout == "unsalted":
@@ -71,7 +89,7 @@ def _processor_class(runner: str, weight_space: Any, num_members: int, layout: s
     check_all_requests()  # vLLM loads this class wherever it makes requests
     base = _v1_base() if runner == "V1" else _v2_base()
     return type(
-        f"{runner}_{weight_space}_{num_members}_{layout}",
+        f"{runner}_{weight_space}_{num_members}_{num_kv_members}_{default_mixing}_{layout}",
         (base,),
         {"__module__": __name__, "validate_params": classmethod(validate_params)},
     )

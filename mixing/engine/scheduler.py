@@ -74,7 +74,7 @@ def salt_for(
         scales = np.asarray([weights_M[each] for each in spec.adapter_members], dtype=np.float32)
         return f"p{scales.tobytes().hex()}/{user_salt or ''}"
     mask = sum(1 << index for index, weight in enumerate(weights_M) if weight != 0)
-    if user_salt is None and mask == (1 << spec.num_members) - 1:
+    if user_salt is None and mask == (1 << spec.num_kv_members) - 1:
         return None
     return f"{mask:x}/{user_salt or ''}"
 
@@ -141,8 +141,8 @@ class MixtureScheduler(Scheduler):
                 blocks = self.kv_cache_manager.get_block_ids(req_id)
                 self.kv_cache_manager.evict_blocks({block for group in blocks for block in group})
         for request in self.finish_requests(broken, RequestStatus.FINISHED_ERROR):
-            code, names = broken[request.request_id], self.mixture.member_names
-            policies = names_of(code, self._mixing_of(request), names)
+            code = broken[request.request_id]
+            policies = names_of(code, self._mixing_of(request), self.mixture)
             outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
                 EngineCoreOutput(
                     request_id=request.request_id,

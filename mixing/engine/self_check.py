@@ -59,17 +59,20 @@ def run(core: Any) -> dict[str, Any]:
 
     Args: core: vLLM's EngineCore, which has had no request yet.
     Returns: {"failure": a sentence, or None; "tokens": how many were drawn; "seconds"}; with slots
-      also "slot_bytes", the parameters of one on a rank, and "slot_kv_bytes", its cache of a token.
+      also "slots_with_kv" and "slots_without_kv", their numbers, "slot_bytes", the parameters of
+      one on a rank, and "slot_kv_bytes", the cache of a token of one that has a cache.
     """
     found: dict[str, Any] | None = getattr(core, _RESULT, None)
     if found is None:
         announce(SELF_CHECK, "checking the engine")
         start = time.perf_counter()
         failure, num_tokens = None, 0
+        core.collective_rpc("prefmix_expect_compilation", args=(True,))
         try:
             num_tokens = _check(core, spec_of(core.vllm_config))
         except SelfCheckError as error:
             failure = str(error)
+        core.collective_rpc("prefmix_expect_compilation", args=(False,))
         seconds = time.perf_counter() - start
         found = {"failure": failure, "tokens": num_tokens, "seconds": seconds}
         found |= _slot_cost(core) if failure is None else {}
@@ -78,12 +81,14 @@ def run(core: Any) -> dict[str, Any]:
 
 
 def _slot_cost(core: Any) -> dict[str, int]:
-    slots = spec_of(core.vllm_config).slot_members
-    if not slots:
+    spec = spec_of(core.vllm_config)
+    if not spec.adapter_slots:
         return {}
     sizes = core.collective_rpc("prefmix_sizes")[0]
-    first = slots[0]
+    first = spec.slot_members[0]
     return {
+        "slots_with_kv": spec.adapter_slots - spec.slots_without_kv,
+        "slots_without_kv": spec.slots_without_kv,
         "slot_bytes": sizes["parameters"][first],
         "slot_kv_bytes": sizes["kv_per_token"][first],
     }
@@ -98,7 +103,7 @@ def _check(core: Any, spec: MixtureSpec) -> int:
             raise SelfCheckError(sentences[0])
     sizes = core.collective_rpc("prefmix_num_tokens")
     prompt, token, num_tokens = _texts(core.vllm_config, vocab_size=min(sizes))
-    num_members = spec.num_members
+    num_alone = spec.num_kv_members
     mixtures = _mixtures(
         spec, mixes_parameters=bool(spec.adapter_members) and can_skip(core.vllm_config)
     )
@@ -112,7 +117,7 @@ def _check(core: Any, spec: MixtureSpec) -> int:
             if len(names) > 1 or core.batch_queue is not None:
                 break  # with steps scheduled ahead, nothing can be asked after one that failed
             _forget_request(core)
-        if len(errors) + len(rows) == num_members and errors:
+        if len(errors) + len(rows) == num_alone and errors:
             break
     if errors:
         # A step prepares all policies' attention, so one of them can be the end of all.
@@ -126,29 +131,34 @@ def _check(core: Any, spec: MixtureSpec) -> int:
     core.scheduler.reset_prefix_cache()
     dtype = str(core.vllm_config.model_config.dtype).removeprefix("torch.")
     tolerance = _TOLERANCE_NATS.get(dtype, _TOLERANCE_ROUNDED_NATS)
-    alone = rows[:num_members]
-    for figures in rows[num_members : num_members + 1]:
-        check_agreement(spec, alone, figures, tolerance=tolerance)
-    for figures in rows[num_members + 2 :]:
-        last = _last_adapter(spec)
-        check_parameters(spec.member_names[last], alone[last], figures, tolerance=tolerance)
+    alone, others = rows[:num_alone], zip(rows[num_alone:], mixtures[num_alone:], strict=True)
+    for figures, (weights_M, mixing) in others:
+        if mixing == "logits":
+            check_agreement(spec, alone, figures, tolerance=tolerance)
+        elif 1.0 in weights_M:
+            last = _last_adapter(spec)
+            # An empty slot is the base, as the first member is where there are only slots.
+            same = last if last < num_alone else 0
+            check_parameters(spec.member_names[last], alone[same], figures, tolerance=tolerance)
     return sum(map(len, rows))
 
 
 def _mixtures(spec: MixtureSpec, *, mixes_parameters: bool) -> list[tuple[list[float], Mixing]]:
-    """(weights, way to mix) of the answers that are drawn: each member alone, all together; by
-    parameters all together, then the last adapter alone."""
-    count = spec.num_members
+    """(weights, way to mix) of the answers that are drawn: each member that has a KV cache alone,
+    all of them together; by parameters all members together, then the last adapter alone."""
+    count, num_alone = spec.num_members, spec.num_kv_members
     one_hot = [[float(member == other) for other in range(count)] for member in range(count)]
-    found: list[tuple[list[float], Mixing]] = [(weights_M, "logits") for weights_M in one_hot]
-    if count > 1:
-        together = [1.0 / count] * count
-        found.append((together, "logits"))
-        if mixes_parameters:
-            found += [
-                (together, "parameters"),
-                (one_hot[_last_adapter(spec)], "parameters"),
-            ]
+    found: list[tuple[list[float], Mixing]] = [
+        (weights_M, "logits") for weights_M in one_hot[:num_alone]
+    ]
+    if num_alone > 1:
+        together = [1.0 / num_alone] * num_alone
+        found.append(([*together, *[0.0] * spec.slots_without_kv], "logits"))
+    if count > 1 and mixes_parameters:
+        found += [
+            ([1.0 / count] * count, "parameters"),
+            (one_hot[_last_adapter(spec)], "parameters"),
+        ]
     return found
 
 

@@ -24,6 +24,12 @@ class MixtureWorker:
         by SIGTERM, after the requests under way have ended."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    def prefmix_expect_compilation(self, is_expected: bool) -> None:
+        """See prefmix.mixing.workarounds.late_compilation."""
+        from prefmix.mixing.workarounds.late_compilation import expect_compilation
+
+        expect_compilation(is_expected)
+
     def prefmix_start_statistics(self, every: int) -> None:
         """Starts the statistics: of requests that ask for them, and of all tokens of every n-th
         step."""
@@ -31,7 +37,8 @@ class MixtureWorker:
         if model.step.statistics is None:
             pass_tokens_to_statistics(runner, uses_v2=self.vllm_config.use_v2_model_runner)
             if model.device.type == "cuda":
-                MixtureStatisticsCollector(model, every=0).warm_up()
+                model.step.statistics = MixtureStatisticsCollector(model, every=0)
+                model.step.statistics.warm_up()
         model.step.statistics = MixtureStatisticsCollector(model, every=every)
 
     def prefmix_check_rows(self) -> None:
@@ -67,13 +74,19 @@ class MixtureWorker:
 
     def prefmix_slot(self, verb: str, values: list[Any]) -> dict[str, Any]:
         """See prefmix.mixing.slots.held.HeldAdapters, whose methods the verbs name."""
-        from prefmix.mixing.engine.adapter_check import check_adapter
-        from prefmix.mixing.slots.held import HeldAdapters
+        try:
+            from prefmix.mixing.engine.adapter_check import check_adapter
+            from prefmix.mixing.slots.held import HeldAdapters
 
-        model = self.model_runner.model
-        if not hasattr(model, "held_adapters"):
-            model.held_adapters = HeldAdapters(model, check=check_adapter)
-        return model.held_adapters.run(verb, values)
+            model = self.model_runner.model
+            if not hasattr(model, "held_adapters"):
+                model.held_adapters = HeldAdapters(model, check=check_adapter)
+            found: dict[str, Any] = model.held_adapters.run(verb, values)
+            return found
+        except Exception as error:  # a lack of files, threads or memory, which may pass
+            cause = " ".join(str(error).split()) or type(error).__name__
+            whose = f"policy {values[0]!r}: " if verb == "read" else ""
+            return {"failure": f"{whose}the engine cannot {verb} an adapter now: {cause:.300}"}
 
     def prefmix_num_tokens(self) -> int:
         """Number of tokens that every member has."""

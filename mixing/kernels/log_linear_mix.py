@@ -1,6 +1,6 @@
 """Log-linear mixing of logits: the public function and its torch fallback.
 
-The Triton kernel is in log_linear_mix_triton.py.
+The Triton kernel is in logits_pass_triton.py.
 
 Shapes: N logits rows, M members, V vocabulary of the mixture, V_m vocabulary of member m,
 C common vocabulary: the shortest of V and all V_m.
@@ -15,6 +15,7 @@ import torch
 
 from prefmix.mixing.kernels.members import present_members
 from prefmix.mixing.kernels.operators import operator
+from prefmix.mixing.kernels.outputs import aligned_rows
 
 _BLOCK_ELEMENTS = 1 << 17
 """Number of float32 that a CPU mixes at a time: half a MiB, which stays in the cache."""
@@ -28,6 +29,7 @@ def log_linear_mix(
     soft_cap: Sequence[float | None] | None = None,
     scale: Sequence[float] | None = None,
     signed: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Mixes each row's M sets of logits into one.
 
@@ -49,7 +51,9 @@ def log_linear_mix(
       soft_cap: per member the bound of a tanh, or None; Gemma's `final_logit_softcapping`.
       scale: per member a factor, applied after the cap as in vLLM.
       signed: False promises that no weight is negative, which saves the torch fallback a check.
-    Returns: float32 [N, V], natural-log scale, not normalised.
+      dtype: of the result, which is rounded once.
+    Returns: [N, V], natural-log scale, not normalised. On a GPU rows begin at multiples of 16
+      elements, so that it may have a larger stride than V.
     Raises: ValueError if shapes, dtypes or devices disagree or there is no logits tensor at all.
     Source: Shi et al. 2024, Decoding-Time Language Model Alignment with Multiple Objectives
       (arXiv 2406.18853), reverse-KL case.
@@ -60,7 +64,7 @@ def log_linear_mix(
     if vocab_size < 1:
         raise ValueError(f"vocab_size must be at least 1; got {vocab_size}")
     tensors, columns, soft_caps, scales = present
-    return _operator(tensors, weights_NM, columns, vocab_size, soft_caps, scales, signed)
+    return _operator(tensors, weights_NM, columns, vocab_size, soft_caps, scales, signed, dtype)
 
 
 def log_linear_mix_torch(
@@ -71,6 +75,7 @@ def log_linear_mix_torch(
     soft_caps: list[float],
     scales: list[float],
     signed: bool,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """The torch fallback, for any device. Takes what `present_members` returns."""
     num_rows = weights.shape[0]
@@ -103,7 +108,7 @@ def log_linear_mix_torch(
             empty = False
         if empty:
             out.zero_()
-    return mixed_NV
+    return mixed_NV if dtype == torch.float32 else mixed_NV.to(dtype)
 
 
 def soft_capped(logits: torch.Tensor, cap: float) -> torch.Tensor:
@@ -111,16 +116,28 @@ def soft_capped(logits: torch.Tensor, cap: float) -> torch.Tensor:
     return logits.float().div(cap).tanh_().mul_(cap) if cap else logits
 
 
-def _on_cuda(*arguments: Any) -> torch.Tensor:
+def _on_cuda(
+    logits: list[torch.Tensor],
+    weights: torch.Tensor,
+    columns: list[int],
+    vocab_size: int,
+    soft_caps: list[float],
+    scales: list[float],
+    _signed: bool,  # the kernel takes weights of any sign
+    dtype: torch.dtype,
+) -> torch.Tensor:
     # Imported here, so that the package needs no Triton where there is no GPU.
-    from prefmix.mixing.kernels.log_linear_mix_triton import log_linear_mix_triton
+    from prefmix.mixing.kernels.logits_pass_triton import log_linear_mix_triton
 
-    *needed, _signed = arguments  # the kernel takes weights of any sign
-    return log_linear_mix_triton(*needed)
+    return log_linear_mix_triton(logits, weights, columns, vocab_size, soft_caps, scales, dtype)
 
 
-def _empty(logits: Any, weights: torch.Tensor, columns: Any, vocab_size: int, *_: Any) -> Any:
-    return weights.new_empty((weights.shape[0], vocab_size))
+def _empty(logits: Any, weights: torch.Tensor, columns: Any, vocab_size: int, *others: Any) -> Any:
+    *_, dtype = others
+    num_rows = weights.shape[0]
+    if weights.is_cpu:
+        return weights.new_empty((num_rows, vocab_size), dtype=dtype)
+    return aligned_rows(num_rows, vocab_size, dtype=dtype, device=weights.device)
 
 
 _operator = operator("log_linear_mix", log_linear_mix_torch, cuda=_on_cuda, fake=_empty)

@@ -106,7 +106,7 @@ def mix_lm_head_torch(
     columns: list[int],
     vocab_size: int,
     scales: list[float],
-    fused: bool | None = None,
+    fused: bool | None,
 ) -> torch.Tensor:
     """The torch fallback, for any device. Takes checked tensors of the members that ran.
 
@@ -145,19 +145,29 @@ def mix_lm_head_torch(
     return mixed_NV
 
 
+def takes_fused(weights_NM: torch.Tensor) -> bool:
+    """True if one kernel is faster than the products of all members for so many rows."""
+    if weights_NM.device.type != "cuda":
+        return False
+    capability = torch.cuda.get_device_capability(weights_NM.device)
+    return weights_NM.shape[0] in FUSED_ROWS.get(capability, ())
+
+
 def _on_cuda(
-    hidden: list[torch.Tensor], heads: list[torch.Tensor], weights: torch.Tensor, *others: Any
+    hidden: list[torch.Tensor],
+    heads: list[torch.Tensor],
+    weights: torch.Tensor,
+    columns: list[int],
+    vocab_size: int,
+    scales: list[float],
+    fused: bool | None,
 ) -> torch.Tensor:
-    *needed, fused = others
-    if fused is None:
-        capability = torch.cuda.get_device_capability(weights.device)
-        fused = weights.shape[0] in FUSED_ROWS.get(capability, ())
-    if not fused:
-        return mix_lm_head_torch(hidden, heads, weights, *needed)
+    if not (takes_fused(weights) if fused is None else fused):
+        return mix_lm_head_torch(hidden, heads, weights, columns, vocab_size, scales, fused)
     # Imported here, so that the package needs no Triton where there is no GPU.
     from prefmix.mixing.kernels.mix_lm_head_triton import mix_lm_head_triton
 
-    return mix_lm_head_triton(hidden, heads, weights, *needed)
+    return mix_lm_head_triton(hidden, heads, weights, columns, vocab_size, scales)
 
 
 def _empty(

@@ -15,7 +15,7 @@ import torch
 from prefmix.mixing.kernels.log_linear_mix import soft_capped
 from prefmix.mixing.kernels.members import present_members
 from prefmix.mixing.kernels.operators import operator
-from prefmix.mixing.kernels.statistics_outputs import Outputs, empty_outputs
+from prefmix.mixing.kernels.outputs import Outputs, empty_outputs
 
 _BLOCK_ELEMENTS = 1 << 17
 """Number of a member's logits in a block on a CPU: half a MiB, which stays in the cache."""

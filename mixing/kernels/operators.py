@@ -34,10 +34,12 @@ def operator(
 
     Args:
       fallback: computes on a CPU; its annotations must be of types that torch.library.infer_schema
-        knows.
+        knows. It has no defaults: torch leaves out arguments that are equal to them, so that
+        another implementation would get fewer.
       cuda: computes on a GPU.
       fake: allocates the results only, from tensors without memory.
     """
+    assert not fallback.__defaults__, f"{name} has defaults"
     _LIBRARY.define(name + torch.library.infer_schema(fallback, mutates_args=()))
     _LIBRARY.impl(name, fallback, "CPU")
     _LIBRARY.impl(name, cuda, "CUDA")

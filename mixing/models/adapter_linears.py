@@ -2,7 +2,9 @@
 
     y = W x + [B_1 ... B_K] (s * [A_1; ...; A_K] x)    with the row's scales s
 
-prefmix.mixing.models.stack has the scales.
+prefmix.mixing.models.stack has the scales. On a CPU the factors of slots, whose adapters come
+while the engine runs, are tensors of their own (prefmix.mixing.slots.factors). On a GPU they are
+held with those of the start's adapters, where they are changed in place.
 
 Shapes: K adapters, I inputs, O outputs; in adapters' factors R is the largest sum of ranks, of
 inputs and outputs the number of rows of the stack.
@@ -10,7 +12,6 @@ inputs and outputs the number of rows of the stack.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,6 @@ from vllm.model_executor.layers.fused_moe.router.gate_linear import GateLinear
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
     LinearBase,
-    QKVParallelLinear,
     ReplicatedLinear,
     RowParallelLinear,
     UnquantizedLinearMethod,
@@ -30,16 +30,22 @@ from vllm.platforms import current_platform
 
 from prefmix.mixing.checkpoints.lora import Adapter, AdapterError, Factors
 from prefmix.mixing.models.joined_adapters import FactorsInMatrix, join_factors, stack_factors
+from prefmix.mixing.models.layer_shards import (
+    check_finite,
+    check_shape,
+    input_size,
+    rows_by_order,
+)
 from prefmix.mixing.models.stack import Stack
 from prefmix.mixing.parameters.row_placement import (
     PlacementError,
-    Rows,
     RowSamples,
     place_rows,
     row_hashes,
     sampled_inputs,
 )
 from prefmix.mixing.parameters.unfilled import USUAL_FUSIONS
+from prefmix.mixing.slots.factors import add_slot_factors
 
 _FORWARDS_BY_METHOD = {
     each.forward for each in (ReplicatedLinear, ColumnParallelLinear, RowParallelLinear)
@@ -66,7 +72,8 @@ class AdapterLinearMethod(QuantizeMethodBase):
         slot_rank: int = 0,
     ) -> None:
         """Args:
-        layer: gets the parameters adapters_a [K, R, in] and adapters_b [K, R, out].
+        layer: gets the parameters adapters_a [K, R, in] and adapters_b [K, R, out]; on a CPU those
+          of slots are slots_a and slots_b.
         inner: the layer's own method.
         parts: from the checkpoint's name of each part of the layer to its place among the
           layer's outputs (q, k, v of a fused layer: 0, 1, 2); None for the whole layer.
@@ -77,30 +84,55 @@ class AdapterLinearMethod(QuantizeMethodBase):
         self.layer = layer
         self.parts = parts
         self.stack = stack
+        self.dtype = dtype
         given = [each for each in adapters if each is not None]
-        ranks = [sum(adapter.ranks.get(part, 0) for part in parts) for adapter in given]
-        num_ranks = max(*ranks, slot_rank * len(parts), 0)
-        shape_a = (len(adapters), num_ranks, _input_size(layer))
-        shape_b = (len(adapters), num_ranks, sum(layer.output_partition_sizes))
-        for name, shape in (("adapters_a", shape_a), ("adapters_b", shape_b)):
-            # Outputs that an adapter does not change stay zero, as do ranks that it does not have.
-            layer.register_parameter(
-                name, nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
-            )
-        self.bytes_per_adapter = (math.prod(shape_a[1:]) + math.prod(shape_b[1:])) * dtype.itemsize
+        ranks = max((sum(each.ranks.get(part, 0) for part in parts) for each in given), default=0)
+        slot_ranks = slot_rank * len(parts)
+        self.holds_slots_apart = stack.num_slots > 0 and holds_slots_apart()
+        self.num_held = len(adapters)
+        """K, the adapters in adapters_a and adapters_b; slots follow them."""
+        if self.holds_slots_apart:
+            self.num_held -= stack.num_slots
+            self._register("slots", stack.num_slots, slot_ranks)
+        else:
+            ranks = slot_ranks = max(ranks, slot_ranks)
+        self.num_ranks, self.num_slot_ranks = ranks, slot_ranks
+        if ranks and self.num_held:
+            self._register("adapters", self.num_held, ranks)
         self.adapters = adapters
-        self.has_slots = slot_rank > 0
         self.refusal: str | None = None
         """The reason for which no adapter can change this layer; None if adapters can."""
-        self.rows = {part: _rows_by_order(layer, place) for part, place in parts.items()}
+        self.rows = {part: rows_by_order(layer, place) for part, place in parts.items()}
         self.joined: FactorsInMatrix | None = None
+
+    def _register(self, name: str, count: int, num_ranks: int) -> None:
+        # Outputs that an adapter does not change stay zero, as do ranks that it does not have.
+        for letter, size in zip("ab", self._sizes, strict=True):
+            zeros = torch.zeros((count, num_ranks, size), dtype=self.dtype)
+            parameter = nn.Parameter(zeros, requires_grad=False)
+            self.layer.register_parameter(f"{name}_{letter}", parameter)
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        """Numbers of inputs and of outputs on this rank."""
+        return input_size(self.layer), sum(self.layer.output_partition_sizes)
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """The layer's parameters that hold factors, before anything joins its matrix."""
+        names = (f"{name}_{letter}" for name in ("adapters", "slots") for letter in "ab")
+        return [name for name in names if hasattr(self.layer, name)]
+
+    def bytes_of(self, *, slot: bool) -> int:
+        """Bytes that an adapter of the start takes, or a slot."""
+        num_ranks = self.num_slot_ranks if slot else self.num_ranks
+        return num_ranks * sum(self._sizes) * self.dtype.itemsize
 
     def create_weights(self, layer: nn.Module, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: the layer's own method has created its weights."""
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        # A matrix is repacked once, so what joins it cannot change while the engine runs.
-        if isinstance(self.inner, UnquantizedLinearMethod) and not self.has_slots:
+        if isinstance(self.inner, UnquantizedLinearMethod) and hasattr(layer, "adapters_a"):
             join = join_factors if self.stack.takes_any_rows else stack_factors
             self.joined = join(layer, self.inner, self.stack)
         self.inner.process_weights_after_loading(layer)
@@ -109,23 +141,33 @@ class AdapterLinearMethod(QuantizeMethodBase):
         """Args: x: [R, in], or [1, R, in] in models of transformers' code. Returns: [..., out]."""
         if x.dim() > 2:
             return self.apply(layer, x.flatten(0, -2), bias).reshape(*x.shape[:-1], -1)
+        out = self._with_held(layer, x, bias)
+        if self.holds_slots_apart:
+            scales = self.stack.slot_scales(len(x))
+            used = self.stack.slots_used
+            add_slot_factors(out, x, layer.slots_a, layer.slots_b, scales, used)
+        return out
+
+    def _with_held(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.joined is not None:
             return self.joined.apply(layer, x, bias)
         out: torch.Tensor = self.inner.apply(layer, x, bias)
+        if not hasattr(layer, "adapters_a"):
+            return out
         low = x @ layer.adapters_a.flatten(0, 1).T
-        return torch.addmm(out, self.stack.scaled(low), layer.adapters_b.flatten(0, 1))
+        return self.stack.updated(out, low, layer.adapters_b.flatten(0, 1), self.num_held)
 
     @property
     def input_share(self) -> slice:
         """The inputs of the whole layer that this rank has."""
-        share = _input_size(self.layer)
+        share = input_size(self.layer)
         start = self.layer.tp_rank * share if isinstance(self.layer, RowParallelLinear) else 0
         return slice(start, start + share)
 
     @property
     def sampled_inputs(self) -> torch.Tensor:
         """int64 [S], the inputs of this rank by which `place` tells rows apart."""
-        return sampled_inputs(_input_size(self.layer), start=self.input_share.start)
+        return sampled_inputs(input_size(self.layer), start=self.input_share.start)
 
     def place(self, samples: RowSamples) -> None:
         """Finds the rows of each part in the layer, whose weight has been loaded.
@@ -136,7 +178,7 @@ class AdapterLinearMethod(QuantizeMethodBase):
         """
         weight = getattr(self.layer, "weight", None)
         outputs = sum(self.layer.output_partition_sizes)
-        share = _input_size(self.layer)
+        share = input_size(self.layer)
         if weight is None or weight.shape != (outputs, share):
             assert not isinstance(self.inner, UnquantizedLinearMethod), "its weight is [out, in]"
             return
@@ -162,18 +204,19 @@ class AdapterLinearMethod(QuantizeMethodBase):
         return not adapter.ranks.keys().isdisjoint(self.parts)
 
     def read(
-        self, adapter: Adapter, read: Callable[[str], Factors]
+        self, adapter: Adapter, read: Callable[[str], Factors], *, for_slot: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's share of one adapter's factors, checked, as the layer holds them.
 
         Args:
           read: gives the factors of a layer, by the checkpoint's name.
-        Returns: [R, in] and [R, out] on the layer's device; zeros where the adapter has nothing.
+          for_slot: true for an adapter that comes into a slot.
+        Returns: [R, in] and [R, out] in the CPU's memory; zeros where the adapter has nothing.
         Raises: AdapterError.
         """
+        num_ranks = self.num_slot_ranks if for_slot else self.num_ranks
         whole_a, whole_b = (
-            torch.zeros_like(each.data[0])
-            for each in (self.layer.adapters_a, self.layer.adapters_b)
+            torch.zeros((num_ranks, size), dtype=self.dtype, device="cpu") for size in self._sizes
         )
         start = 0
         for part, place in self.parts.items():
@@ -181,28 +224,44 @@ class AdapterLinearMethod(QuantizeMethodBase):
             if rank is None:
                 continue
             factors = read(part)
-            _check_shape(self.layer, adapter, part, place, factors)
+            check_shape(self.layer, adapter, part, place, factors)
             dtype = whole_b.dtype
             a_RI = factors.lora_a.to(dtype)
             b_RO = (factors.lora_b.float() * factors.scaling).T.to(dtype)
-            _check_finite(adapter, part, a_RI, b_RO)
+            check_finite(adapter, part, a_RI, b_RO)
             own_RI = a_RI[:, self.input_share]
             whole_a[start : start + rank].copy_(own_RI)
             rows = self.rows[part]
             own_RP = whole_b[start : start + rank]
-            own_RP.index_copy_(1, rows.here, b_RO[:, rows.there].to(whole_b.device))
+            own_RP.index_copy_(1, rows.here, b_RO.cpu()[:, rows.there])
             start += rank
         return whole_a, whole_b
 
+    def copy(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factors of the adapter at `index`, as `put` takes them, in the host's memory."""
+        held_a, held_b = self._held(index)
+        return held_a.to("cpu", copy=True), held_b.to("cpu", copy=True)
+
     def put(self, index: int, factors: tuple[torch.Tensor, torch.Tensor] | None) -> None:
         """Gives the adapter at `index` its factors, from `read`; None for none."""
-        for held, factor in zip(
-            (self.layer.adapters_a, self.layer.adapters_b), factors or (None, None), strict=True
-        ):
+        for held, factor in zip(self._held(index), factors or (None, None), strict=True):
             if factor is None:
-                held.data[index].zero_()
+                held.zero_()
             else:
-                held.data[index].copy_(factor)
+                held.copy_(factor)
+
+    def _held(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The places of an adapter's factors, [R, in] and [R, out]; without ranks where the layer
+        has none for it."""
+        layer, is_slot = self.layer, index >= self.num_held
+        if not is_slot and self.joined is not None:
+            return self.joined.factors(layer, index)
+        name = "slots" if is_slot else "adapters"
+        if not hasattr(layer, f"{name}_a"):
+            return torch.empty(0, self._sizes[0]), torch.empty(0, self._sizes[1])
+        place = index - self.num_held if is_slot else index
+        held_a, held_b = (getattr(layer, f"{name}_{letter}").data[place] for letter in "ab")
+        return held_a, held_b
 
 
 def adapt_linears(
@@ -279,6 +338,11 @@ def row_samples(methods: Iterable[AdapterLinearMethod]) -> RowSamples:
     )
 
 
+def holds_slots_apart() -> bool:
+    """True on a CPU, whose kernels repack a layer's matrix once."""
+    return bool(current_platform.is_cpu())
+
+
 def has_own_product(layer: LinearBase) -> bool:
     """True for a layer that may compute past its method, such as experts' routers on a GPU."""
     if isinstance(layer, GateLinear) and current_platform.is_cpu():
@@ -299,58 +363,3 @@ def _layer_of(base: Any, part: str, layers: Container[str]) -> tuple[str, int | 
         if last in pieces and len(pieces) > 1 and f"{stem}.{packed}" in layers:
             return f"{stem}.{packed}", pieces.index(last)
     return name, None
-
-
-def _input_size(layer: LinearBase) -> int:
-    """Number of inputs on this rank."""
-    return int(getattr(layer, "input_size_per_partition", layer.input_size))
-
-
-def _rows_by_order(layer: LinearBase, place: int | None) -> Rows:
-    """The outputs that this rank holds if they are in the checkpoint's order."""
-    sizes: list[int] = layer.output_partition_sizes
-    heres, theres, here, there = [], [], 0, 0
-    for index, size in enumerate(sizes):
-        rank, ranks = _shard(layer, index)
-        if place in (None, index):
-            heres.append(torch.arange(here, here + size))
-            theres.append(torch.arange(size) + there + rank * size)
-        here += size
-        there += size * ranks if place is None else 0
-    return Rows(here=torch.cat(heres), there=torch.cat(theres))
-
-
-def _shard(layer: LinearBase, index: int) -> tuple[int, int]:
-    """This rank's shard of the outputs at `index`, and how many shards there are."""
-    if isinstance(layer, RowParallelLinear) or not hasattr(layer, "input_size_per_partition"):
-        return 0, 1  # all outputs on every rank
-    replicas = 1
-    if isinstance(layer, QKVParallelLinear) and index > 0:
-        replicas = layer.num_kv_head_replicas
-    return layer.tp_rank // replicas, layer.tp_size // replicas
-
-
-def _check_shape(
-    layer: LinearBase, adapter: Adapter, part: str, place: int | None, factors: Factors
-) -> None:
-    outputs = sum(
-        size * _shard(layer, index)[1]
-        for index, size in enumerate(layer.output_partition_sizes)
-        if place in (None, index)
-    )
-    came = (factors.lora_b.shape[0], factors.lora_a.shape[1])
-    if came != (outputs, layer.input_size):
-        raise AdapterError(
-            f"policy {adapter.name!r}: its adapter of {part!r} is for a layer of {came[1]} inputs "
-            f"and {came[0]} outputs, but the base's has {layer.input_size} and {outputs}; it was "
-            "trained on another model"
-        )
-
-
-def _check_finite(adapter: Adapter, part: str, a_RI: torch.Tensor, b_RO: torch.Tensor) -> None:
-    """All adapters multiply all rows, other members' rows as zeros, and 0 times infinity is NaN."""
-    if not (a_RI.isfinite().all() and b_RO.isfinite().all()):
-        raise AdapterError(
-            f"policy {adapter.name!r}: its adapter of {part!r} holds NaN or infinite numbers, or "
-            f"some too large for {b_RO.dtype}; train or save it again"
-        )

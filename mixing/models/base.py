@@ -12,14 +12,15 @@ bits.
 
 A single member has weight 1 in every row: it needs no weights and no mixing.
 
-Shapes: T tokens, N logits rows, M members, K adapters, C = M + K coefficients of a request, V
-vocabulary, D_m hidden width of member m.
+Shapes: T tokens, N logits rows, M members with a KV cache, K adapters, C = M + K coefficients of a
+request, V vocabulary, D_m hidden width of member m.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -36,6 +37,9 @@ from prefmix.mixing.models.skipping import takes_any_rows, tokens_of
 from prefmix.mixing.prompts.cached_blocks import keep_windows_longer
 from prefmix.mixing.vocabulary import CommonVocabulary
 from prefmix.mixing.workarounds import apply_in_worker
+
+if TYPE_CHECKING:
+    from prefmix.mixing.batch.joined_requests_v2 import JoinedLayers
 
 _ROW_ELEMENTS = 16
 """Rows start at multiples of so many elements. Triton knows that a load is aligned if strides are
@@ -64,8 +68,8 @@ class MixtureModel(nn.Module, ABC):
         """The shortest of the members' (prefmix.mixing.engine.member_checks)."""
         self.dtype: torch.dtype = model_config.dtype
         self.device: torch.device = vllm_config.device_config.device
-        self.is_single = self.spec.num_members == 1
-        self.step = Step(num_members=self.spec.num_members, can_skip=can_skip(vllm_config))
+        self.is_single = self.spec.num_kv_members == 1
+        self.step = Step(num_members=self.spec.num_kv_members, can_skip=can_skip(vllm_config))
         vocabulary = CommonVocabulary.of_config(model_config.hf_config)
         differing = [] if vocabulary is None else sorted(vocabulary.differing)
         ids = torch.tensor(differing, dtype=torch.int64, device=self.device)
@@ -75,8 +79,8 @@ class MixtureModel(nn.Module, ABC):
         self.takes_any_rows = takes_any_rows(self.device) and not lays_rows_out
         """True if a pass may hold any number of rows of each member."""
         self.max_mixed_rows: int | None = None
-        """Most rows that are mixed at a time: as many as vLLM's memory profile sees. It sees no
-        prompt logprobs, of 1,024 rows. None on a CPU."""
+        """Most rows of logits that are computed at a time: as many as vLLM's memory profile sees.
+        It sees neither prompt logprobs, of 1,024 rows, nor statistics. None on a CPU."""
         if self.device.type != "cpu":
             self.max_mixed_rows = vllm_config.scheduler_config.max_num_seqs
         self._begun_blocks = BegunBlocks()
@@ -112,6 +116,13 @@ class MixtureModel(nn.Module, ABC):
         """The member of a layer of attention, by the layer's name."""
         return split_member_name(name)[0]
 
+    def join_attention(self, kv_cache_config: Any) -> list[JoinedLayers]:
+        """Makes the members' caches one cache a layer, for vLLM's V2 model runner.
+
+        Returns: the layers; none if each member's layers attend for themselves.
+        """
+        return []
+
     @abstractmethod
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
         """Mixed logits [N, V] of the members' hidden states [N, D_m]; None on ranks that do not
@@ -124,18 +135,30 @@ class MixtureModel(nn.Module, ABC):
 
     @abstractmethod
     def parameter_bytes(self) -> list[int]:
-        """Bytes of parameters on this rank: per member what only it uses, then what several use."""
+        """Bytes of parameters on this rank: per member of the spec what only it uses, then what
+        several use."""
 
     def mix_logits(
-        self, logits: list[torch.Tensor | None], weights_NM: torch.Tensor
+        self,
+        logits: list[torch.Tensor | None],
+        weights_NM: torch.Tensor,
+        *,
+        scale: Sequence[float] | None = None,
     ) -> torch.Tensor | None:
         """Mixes logits by member; None stands for members without weight. `mix` of a subclass uses
-        it."""
+        it. Args: scale: per member a factor, or None."""
         if all(each is None for each in logits):
             return None
-        self.step.keep_logits(logits)
+        if not weights_NM.is_cpu:
+            return self.step.mix_in_one_pass(
+                logits, weights_NM, vocab_size=self.vocab_size, scale=scale
+            )
+        if scale is None:
+            self.step.keep_logits(logits)
         signed = self.spec.weight_space == "affine"
-        return log_linear_mix(logits, weights_NM, vocab_size=self.vocab_size, signed=signed)
+        return log_linear_mix(
+            logits, weights_NM, vocab_size=self.vocab_size, scale=scale, signed=signed
+        )
 
     @staticmethod
     def get_model_state_cls() -> type:
@@ -182,20 +205,22 @@ class MixtureModel(nn.Module, ABC):
             with step.timed("forward"):
                 self.run_members(input_ids, positions, [out], None, scales_TK)
             return out
+        out, slots = self.new_rows(weights_TM)
+        step.rows = weights.rows(num_tokens)
+        with step.timed("forward"), weights.own_slots(num_tokens, self.member_of_layer):
+            self.run_members(input_ids, positions, slots, tokens, scales_TK)
+        return out
+
+    def new_rows(self, weights_TM: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Rows of an output with their weights in them, and in them each member's slot [T, D_m]."""
         columns = weights_TM.view(self.dtype)
         widths = [*self.hidden_sizes, columns.shape[-1]]
         widths.append(-sum(widths) % _ROW_ELEMENTS)
-        out = torch.empty((num_tokens, sum(widths)), dtype=self.dtype, device=input_ids.device)
+        shape = (len(weights_TM), sum(widths))
+        out = torch.empty(shape, dtype=self.dtype, device=weights_TM.device)
         *slots, weight_slot, _padding = torch.split(out, widths, dim=-1)
-        step.rows = rows = weights.rows(num_tokens)
-        with step.timed("forward"):
-            if rows is None:
-                self.run_members(input_ids, positions, slots, tokens, scales_TK)
-            else:
-                with weights.own_slots(num_tokens, self.member_of_layer):
-                    self.run_members(input_ids, positions, slots, tokens, scales_TK)
         weight_slot.copy_(columns)
-        return out
+        return out, slots
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Mixes the members' predictions, each row by its own weights.
@@ -225,7 +250,7 @@ class MixtureModel(nn.Module, ABC):
             if mixed_NV is None:
                 mixed_NV = part.new_empty((len(hidden_states), part.shape[1]))
             mixed_NV[start : start + rows] = part
-        self.step.logits = None
+        self.step.forget_logits()
         return mixed_NV
 
     def _unpacked(self, rows: torch.Tensor) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
@@ -237,7 +262,10 @@ class MixtureModel(nn.Module, ABC):
         padding = rows.shape[-1] - sum(self.hidden_sizes) - num_columns
         widths = [*self.hidden_sizes, num_columns, padding]
         *hidden, columns, _padding = torch.split(rows, widths, dim=-1)
-        return hidden, columns.contiguous().view(torch.float32)
+        ratio = torch.float32.itemsize // self.dtype.itemsize
+        if columns.is_cpu or columns.storage_offset() % ratio:
+            columns = columns.contiguous()  # on a GPU a launch, which kernels can do without
+        return hidden, columns.view(torch.float32)
 
     def _mixed(
         self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor

@@ -16,7 +16,7 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embeddings
 
-from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
+from prefmix.mixing.kernels.mix_lm_head import mix_lm_head, takes_fused
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
 from prefmix.mixing.models.lm_heads import PlainHead, hidden_width, plain_heads
 from prefmix.mixing.models.loading import (
@@ -139,7 +139,18 @@ class LogLinearMixtureForCausalLM(MixtureModel):
     def _mix_heads(
         self, heads: Sequence[PlainHead], hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor
     ) -> torch.Tensor | None:
-        """Mixes by one product over all heads' rows on this rank, then one gather."""
+        """Mixes by one product over all heads' rows on this rank, then one gather.
+
+        Where nothing is gathered and products of their own are faster, their logits are read once:
+        by the mixing, the row check and the statistics together.
+        """
+        if not heads[0].is_split and not takes_fused(weights_NM):
+            logits: list[torch.Tensor | None] = []
+            for head, hidden_ND, active in zip(heads, hidden, self.step.active, strict=True):
+                product = hidden_ND @ head.weight_VD.T if active else None
+                logits.append(self._without_padding(product))
+            scale = [head.scale for head in heads]
+            return self.mix_logits(logits, weights_NM, scale=None if set(scale) == {1.0} else scale)
         mixed = heads[0].gather(
             mix_lm_head(
                 hidden,
@@ -162,10 +173,11 @@ class LogLinearMixtureForCausalLM(MixtureModel):
             member.compute_logits(hidden_ND.contiguous()) if wanted else None
             for member, hidden_ND, wanted in zip(self._members, hidden, which, strict=True)
         ]
-        return [
-            None if each is None else self.without_never_drawn(each[:, : self.vocab_size])
-            for each in logits
-        ]
+        return [self._without_padding(each) for each in logits]
+
+    def _without_padding(self, logits: torch.Tensor | None) -> torch.Tensor | None:
+        """A member's logits [N, V] of the common vocabulary."""
+        return None if logits is None else self.without_never_drawn(logits[:, : self.vocab_size])
 
     def parameter_bytes(self) -> list[int]:
         return self._parameter_bytes or parameter_bytes(self._members)

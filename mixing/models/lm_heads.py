@@ -35,8 +35,11 @@ class PlainHead:
     """logits = scale * (weight @ hidden), and nothing else."""
 
     weight_VD: torch.Tensor
-    """[V_r, D]; the vocabulary's padding too where there are several ranks."""
+    """[V_r, D] with the vocabulary's padding, so that a GPU reads rows of logits 128 bits at a
+    time."""
     scale: float
+    is_split: bool
+    """True if the matrix has the rows of this rank only."""
     gather: Logits
     """Joins all ranks' [N, V_r] side by side; the identity on a single rank."""
 
@@ -79,8 +82,10 @@ def plain_heads(models: Sequence[Any], dtype: torch.dtype) -> list[PlainHead] | 
     present = [head for head in heads if head is not None]
     if len(present) < len(heads):
         return None
-    is_split = any(model.lm_head.tp_size > 1 for model in models)
-    if is_split and len({head.weight_VD.shape[0] for head in present}) > 1:
+    if (
+        any(head.is_split for head in present)
+        and len({head.weight_VD.shape[0] for head in present}) > 1
+    ):
         return None
     return present
 
@@ -104,9 +109,9 @@ def _plain_head(model: Any, dtype: torch.dtype) -> PlainHead | None:
     )
     if not looks_plain:
         return None
-    plain = PlainHead(head.weight[: processor.org_vocab_size], processor.scale, lambda rows: rows)
-    if head.tp_size > 1:
-        plain = PlainHead(head.weight, processor.scale, processor._gather_logits)
+    is_split = head.tp_size > 1
+    gather = processor._gather_logits if is_split else lambda rows: rows
+    plain = PlainHead(head.weight, processor.scale, is_split, gather)
     probe_2D = _probe(head.weight.shape[1], dtype, head.weight.device)
     came = model.compute_logits(probe_2D)
     product = plain.gather(plain.scale * (probe_2D @ plain.weight_VD.T))

@@ -5,10 +5,12 @@ the base's parameters once, whatever the number of members:
 
     rows of a pass: | tokens of the 1st running member (T) | ... | tokens of the last one (T) |
 
-On a CPU each member has only the tokens of the requests that give it weight
-(prefmix.mixing.models.skipping), and the compiled pass takes any members with any number of rows. A
-step with more rows than one policy's largest step takes several passes. On a GPU all members
-have all T tokens in each step, weighed or not, as in the graphs that replay a step.
+Each member has only the tokens of the requests that give it weight. On a CPU
+(prefmix.mixing.models.skipping) a step with more rows than one policy's largest step takes several
+passes. On a GPU the rows and their order are data of the pass and of the graphs that replay it
+(prefmix.mixing.batch.needed_rows_v2). Where attention cannot take the rows of all members in one
+call a layer, and in the other cases that the log names at the start, all members have all T tokens
+in each step there, weighed or not.
 
 Two kinds of layer know about the stack. A linear layer adds the adapters' low-rank updates to the
 rows, each by the row's scale (prefmix.mixing.models.adapter_linears). An attention layer passes
@@ -22,33 +24,37 @@ All other layers (norms, rotary embeddings, activations) treat each row alone an
 The members share the LM head, and a sum of logits W h_k is W applied to a sum of hidden states. So
 a step needs the head once, unless a soft-cap follows it.
 
-Shapes: T tokens, n running members, R rows of the stack (n T or fewer), N logits rows, M members,
-K adapters (M, or fewer with members that are the base itself), D hidden width.
+Shapes: T tokens, n running members, R rows of the stack (n T or fewer; those of a graph of T'
+tokens are M T'), N logits rows, M members with a KV cache, K adapters (those of members that are
+not the base itself, and those of slots without a KV cache, which are part of mixed parameters
+only), D hidden width.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from vllm.compilation.decorators import support_torch_compile
-from vllm.config import VllmConfig
+from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.sequence import IntermediateTensors
 
 from prefmix.mixing.checkpoints.lora import Adapter, read_adapter
 from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
 from prefmix.mixing.models.adapter_linears import adapt_linears, row_samples
 from prefmix.mixing.models.base import MixtureModel, members_with_weight
-from prefmix.mixing.models.joined_attention import JoinedAttention
+from prefmix.mixing.models.joined_attention import JoinedAttention, join_for_runner_v2
 from prefmix.mixing.models.lm_heads import hidden_width, is_linear
 from prefmix.mixing.models.loading import load_member, member_vllm_config
 from prefmix.mixing.models.memory_sizes import parameter_bytes
-from prefmix.mixing.models.stack import Stack
+from prefmix.mixing.models.stack import Stack, StackedInputs
 from prefmix.mixing.models.stacked_attention import (
     attention_per_member,
     split_at_stacked_attention,
@@ -58,6 +64,10 @@ from prefmix.mixing.parameters.unfilled import built
 from prefmix.mixing.slots.room import slot_parts
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.start_stages import announce_loading
+
+if TYPE_CHECKING:
+    from prefmix.mixing.batch.joined_requests_v2 import JoinedLayers
+    from prefmix.mixing.batch.needed_rows_v2 import NeededRows
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -72,7 +82,7 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         adapters = [*own, *[None] * self.spec.adapter_slots]
         self.max_rows = vllm_config.scheduler_config.max_num_batched_tokens
         """Most rows of a pass on a CPU: those of one policy's largest step."""
-        num_members = self.spec.num_members
+        num_members = self.spec.num_kv_members
         self.step.runs_everyone = not self.takes_any_rows
         self.stack = Stack(
             num_members=num_members,
@@ -80,11 +90,18 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
             max_rows=self.max_rows * (1 if self.takes_any_rows else num_members),
             takes_any_rows=self.takes_any_rows,
             device=self.device,
+            num_slots=self.spec.adapter_slots,
         )
+        self.inputs = StackedInputs(self.max_rows * num_members)
         config = member_vllm_config(vllm_config, self.spec.checkpoints[0], index=0)
+        if not self.takes_any_rows:
+            most = self.max_rows * num_members
+            config.compilation_config = for_rows(config.compilation_config, most)
         with attention_per_member(self.stack):
             base = built(lambda: initialize_model(config))
-        split_at_stacked_attention(vllm_config.compilation_config)
+        for each in (vllm_config, config):
+            split_at_stacked_attention(each.compilation_config)
+        self.vllm_config = vllm_config
         self.attention = JoinedAttention(stack_attention(base, self.stack), config)
         self.adapted = adapt_linears(
             base,
@@ -102,12 +119,8 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         }
         compilable = [each for each in base.modules() if hasattr(each, "do_not_compile")]
         is_compiled = not all(each.do_not_compile for each in compilable)
-        self.trunk = StackedTrunk(
-            vllm_config=config,
-            base=base,
-            stack=self.stack,
-            repeats_inputs=not self.takes_any_rows and not self.spec.has_prompts,
-        )
+        with set_current_vllm_config(config):  # vLLM compiles by the one that is current here
+            self.trunk = StackedTrunk(vllm_config=config, base=base)
         if not is_compiled:
             self.trunk.do_not_compile = True
         for module in compilable:
@@ -115,9 +128,44 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         self.hidden_sizes = [hidden_width(base, config)] * num_members
         self._parameter_bytes: list[int] | None = None  # set after loading, before repacking
 
+    def join_attention(self, kv_cache_config: Any) -> list[JoinedLayers]:
+        if self.takes_any_rows or self.is_single:  # on a CPU `attention` joins them in each pass
+            return []
+        return join_for_runner_v2(self.attention.stacked, kv_cache_config, self.vllm_config)
+
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Part of vLLM's model interface. The base embeds its own inputs."""
         return self.trunk.base.embed_input_ids(input_ids)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See MixtureModel.forward. While a full CUDA graph is captured the answer is hidden states
+        by row, [T', M D], of which `spread_rows` makes the output behind the graph."""
+        needed = self.weights.needed_rows()
+        if needed is None:
+            return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
+        with self.step.timed("forward"), needed.running_rows():
+            hidden_RD: torch.Tensor = self.trunk(*needed.inputs)
+        if needed.is_captured:
+            return hidden_RD.reshape(needed.tokens_of_graph, -1)
+        return self.spread_rows(hidden_RD, needed, len(input_ids))
+
+    def spread_rows(
+        self, hidden_RD: torch.Tensor, needed: NeededRows, num_tokens: int
+    ) -> torch.Tensor:
+        """Rows of `forward`'s output, of the hidden states of the rows that a step needs."""
+        members = self.step.num_members
+        out, slots = self.new_rows(self.weights.token_coefficients(num_tokens)[:, :members])
+        own_TMD = beside(slots)
+        if not needed.are_all(num_tokens):  # as of members that do not run
+            own_TMD.zero_()
+        needed.spread(hidden_RD, own_TMD)
+        return out
 
     def run_members(
         self,
@@ -133,17 +181,21 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         assert tokens is None, "rows are only left out where any number of them can run"
         members, rows = self.step.members, self.step.rows
         assert len(members) == len(slots), "the pass of all members is the one that is compiled"
+        inputs = [[each] * len(members) for each in (input_ids, positions)]
         if rows is not None:
             scales_TK = scales_TK[rows.source_MT[0]]
-            input_ids, positions = (
-                torch.cat([each[member] for member in members])
-                for each in (rows.ids_MT, rows.positions_MT)
-            )
+            laid_out = (rows.ids_MT, rows.positions_MT)
+            inputs = [[each[member] for member in members] for each in laid_out]
+        if len(members) > 1:
+            input_ids, positions = self.inputs.of(inputs)
         self.stack.run(members, [slots[0].shape[0]] * len(members), scales_TK)
         with self.stack.padding():
             hidden_RD = self.trunk(input_ids, positions)
+        if rows is None:
+            beside(slots).copy_(hidden_RD.unflatten(0, (len(slots), -1)).transpose(0, 1))
+            return
         for member, (slot, part) in enumerate(zip(slots, self.stack.split(hidden_RD), strict=True)):
-            slot.copy_(part if rows is None else rows.in_order(member, part))
+            slot.copy_(rows.in_order(member, part))
 
     def _run_parts(
         self,
@@ -197,13 +249,16 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
     def mix(self, hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor) -> torch.Tensor | None:
         has_weight = members_with_weight(weights_NM)
         if self.is_head_linear:
-            mixed_ND = _mixed_hidden(hidden, weights_NM, has_weight).to(self.dtype)
-            statistics = self.step.statistics
-            if statistics is not None and statistics.wants_all_logits:
-                mixed_NV, *logits = self._logits_of([mixed_ND, *hidden], [True, *self.step.active])
-                statistics.keep_logits(logits)
+            mixed_ND = _mixed_hidden(hidden, weights_NM, has_weight, self.dtype)
+            step, most = self.step, self.max_mixed_rows
+            num_rows = (1 + len(step.members)) * len(weights_NM)
+            if step.wants_all_logits and (most is None or num_rows <= most):
+                mixed_NV, *logits = self._logits_of([mixed_ND, *hidden], [True, *step.active])
+                step.keep_logits(logits)
                 return mixed_NV
             return self.trunk.base.compute_logits(mixed_ND)
+        if not weights_NM.is_cpu:  # where looking would wait, the step knows who runs
+            has_weight = self.step.active
         return self.mix_logits(self._logits_of(hidden, has_weight), weights_NM)
 
     def member_logits(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
@@ -225,9 +280,15 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
 
     def _sum_parameters(self) -> list[int]:
         total = parameter_bytes([self.trunk.base])[0]
-        one_adapter = sum(method.bytes_per_adapter for method in self.adapted.values())
-        adapted = self.spec.adapter_members
-        own = [one_adapter * (member in adapted) for member in range(self.spec.num_members)]
+        one_adapter, one_slot = (
+            sum(method.bytes_of(slot=slot) for method in self.adapted.values())
+            for slot in (False, True)
+        )
+        adapted, slots = self.spec.adapter_members, self.spec.slot_members
+        own = [
+            one_slot if member in slots else one_adapter * (member in adapted)
+            for member in range(self.spec.num_members)
+        ]
         return [*own, total - sum(own)]
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
@@ -253,18 +314,21 @@ class SharedTrunkMixtureForCausalLM(MixtureModel):
         self._parameter_bytes = self._sum_parameters()
         names = {f"trunk.base.{name}" for name in loaded}
         return names | {
-            f"trunk.base.{layer}.{factor}"
-            for layer in self.adapted
-            for factor in ("adapters_a", "adapters_b")
+            f"trunk.base.{layer}.{name}"
+            for layer, method in self.adapted.items()
+            for name in method.parameter_names
         }
 
 
 def _mixed_hidden(
-    hidden: Sequence[torch.Tensor], weights_NM: torch.Tensor, has_weight: Sequence[bool]
+    hidden: Sequence[torch.Tensor],
+    weights_NM: torch.Tensor,
+    has_weight: Sequence[bool],
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The members' hidden states by their weights, float32 [N, D]."""
+    """The members' hidden states by their weights [N, D], summed in float32."""
     if not weights_NM.is_cpu:  # one kernel, where every operation is a launch
-        return log_linear_mix(hidden, weights_NM)
+        return log_linear_mix(hidden, weights_NM, dtype=dtype)
     # A member without weight must leave no trace, whatever its rows hold: 0 * inf is NaN.
     terms = [
         torch.where(weight_N1 == 0, 0.0, weight_N1 * hidden_ND)
@@ -273,16 +337,37 @@ def _mixed_hidden(
         )
         if present
     ]
-    return torch.stack(terms).sum(0)
+    return torch.stack(terms).sum(0).to(dtype)
+
+
+def beside(slots: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The members' slots [T, D], which lie side by side, as one tensor [T, M, D]."""
+    first = slots[0]
+    num_tokens, width = first.shape
+    return first.as_strided((num_tokens, len(slots), width), (first.stride(0), width, 1))
+
+
+def for_rows(config: CompilationConfig, num_rows: int) -> CompilationConfig:
+    """The configuration for which vLLM compiles a trunk for passes of so many rows.
+
+    It goes by the length of a piece's inputs and ends at one policy's largest step. The engine's
+    own configuration stays as it is: vLLM warms up steps of the sizes that it names. What is noted
+    in the one, such as layers by name, is in the other.
+    """
+    own = copy.copy(config)
+    if own.compile_ranges_endpoints:
+        *smaller, last = sorted(own.compile_ranges_endpoints)
+        own.compile_ranges_endpoints = [*smaller, max(last, num_rows)]
+    return own
 
 
 def graph_key(spec: MixtureSpec, adapters: Sequence[Adapter]) -> dict[str, Any]:
     """The parts of a trunk, beside its base, that its graph depends on; JSON-ready.
 
-    On a GPU the stack of all members is part of the graph: those without an adapter add rows to it.
+    On a GPU the graphs of steps have the rows of all members: those without an adapter, too.
     """
     return {
-        "members": spec.num_members,
+        "members": spec.num_kv_members,
         "adapted": spec.adapter_members,
         "slots": [spec.adapter_slots, spec.max_adapter_rank],
         "ranks": [sorted(adapter.ranks.items()) for adapter in adapters],
@@ -314,26 +399,11 @@ class StackedTrunk(nn.Module):
 
     do_not_compile: bool
 
-    def __init__(
-        self,
-        *,
-        vllm_config: VllmConfig,
-        prefix: str = "",
-        base: Any,
-        stack: Stack,
-        repeats_inputs: bool,
-    ) -> None:
-        """Args: repeats_inputs: true if all running members read the same [T]."""
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", base: Any) -> None:
         super().__init__()
         self.base = base
-        self.stack = stack
-        self.repeats_inputs = repeats_inputs
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Args: input_ids, positions: int [R], or [T] if all running members read the same.
-        Returns: [R, D], member by member."""
-        if self.repeats_inputs:
-            copies = len(self.stack.members)
-            input_ids, positions = input_ids.repeat(copies), positions.repeat(copies)
+        """Args: input_ids, positions: int [R]. Returns: [R, D]."""
         hidden: torch.Tensor = self.base(input_ids, positions)
         return hidden

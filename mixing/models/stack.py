@@ -16,6 +16,9 @@ from dataclasses import replace
 
 import torch
 
+from prefmix.mixing.kernels.scaled_update import scaled, scaled_update
+from prefmix.mixing.slots.factors import used_slots
+
 
 class Stack:
     """The members whose rows the pass under way holds. Set before a pass, read by all layers."""
@@ -28,12 +31,15 @@ class Stack:
         max_rows: int,
         takes_any_rows: bool,
         device: torch.device,
+        num_slots: int = 0,
     ) -> None:
         """Args:
         adapter_members: the member of each adapter, ascending; the others have none.
         max_rows: the most rows of a pass.
         takes_any_rows: false if all running members always have equally many rows.
+        num_slots: the last adapters that are slots, whose factors are kept apart on a CPU.
         """
+        self.num_slots = num_slots
         self._adapter_of = {member: index for index, member in enumerate(adapter_members)}
         self.takes_any_rows = takes_any_rows
         self.members = list(range(num_members))
@@ -41,7 +47,14 @@ class Stack:
         # One storage for every pass: a compiled graph keeps the tensors it was traced with.
         shape = (max_rows, len(adapter_members))
         self._scales_RK = torch.zeros(shape, dtype=torch.float32, device=device)
+        own_MK = torch.zeros(num_members, len(adapter_members), dtype=torch.float32)
+        for member, index in self._adapter_of.items():
+            if member < num_members:
+                own_MK[member, index] = 1.0
+        self._own_MK = own_MK.to(device)
         self._is_padding_R = torch.zeros(max_rows, dtype=torch.bool, device=device)
+        self.slots_used = torch.zeros(4, dtype=torch.int64)
+        """The pass's rows and slots as `used_slots` finds them, on a CPU."""
 
     def run(
         self, members: Sequence[int], lengths: Sequence[int], scales_TK: torch.Tensor | None = None
@@ -54,10 +67,43 @@ class Stack:
         """
         self.members = list(members)
         self.lengths = list(lengths) if self.takes_any_rows else None
-        self._scales_RK[: sum(lengths)] = 0.0
+        scales_RK = self._scales_RK[: sum(lengths)]
+        if self.takes_any_rows or len(members) < len(self._own_MK):
+            self._set_each(scales_RK, lengths, scales_TK)
+        else:  # on a GPU: two launches
+            scales_MTK = scales_RK.view(len(members), lengths[0], self._own_MK.shape[1])
+            scales_MTK.copy_(self._own_MK[:, None])
+            if scales_TK is not None:
+                scales_MTK[0].copy_(scales_TK)
+        self._note_slots(len(scales_RK))
+
+    def set_scales(
+        self, members_R: torch.Tensor, scales_SK: torch.Tensor, slots_F: torch.Tensor
+    ) -> None:
+        """Sets the scales of rows of any members, in two launches.
+
+        Args:
+          members_R: int64, the member of each row; the F rows of the first member come first.
+          scales_SK: float32, scales of the first member's rows by request slot.
+          slots_F: the request slot of each of them.
+        """
+        num_rows, num_first = len(members_R), len(slots_F)
+        torch.index_select(self._own_MK, 0, members_R, out=self._scales_RK[:num_rows])
+        torch.index_select(scales_SK, 0, slots_F, out=self._scales_RK[:num_first])
+        self._note_slots(num_rows)
+
+    def _note_slots(self, num_rows: int) -> None:
+        if self.num_slots and self._scales_RK.is_cpu:
+            for place, each in enumerate(used_slots(self.slot_scales(num_rows))):
+                self.slots_used[place] = each
+
+    def _set_each(
+        self, scales_RK: torch.Tensor, lengths: Sequence[int], scales_TK: torch.Tensor | None
+    ) -> None:
+        scales_RK.zero_()
         start = 0
-        for member, length in zip(members, lengths, strict=True):
-            own_TK = self._scales_RK[start : start + length]
+        for member, length in zip(self.members, lengths, strict=True):
+            own_TK = scales_RK[start : start + length]
             if member == 0 and scales_TK is not None:
                 own_TK.copy_(scales_TK)
             elif member in self._adapter_of:
@@ -82,16 +128,33 @@ class Stack:
         with override_forward_context(replace(context, is_padding=is_padding_R)):
             yield
 
-    def scaled(self, low: torch.Tensor) -> torch.Tensor:
-        """Scales low-rank inputs [R, K * rank] by each row's scales of the K adapters."""
-        num_rows = low.shape[0]
-        scales = self._scales_RK[:num_rows, :, None]
-        scaled = low.reshape(num_rows, len(self._adapter_of), -1) * scales
-        if low.dtype == torch.float16:
-            # Finite factors may overflow here, and another member's adapter must leave no trace in
-            # a row, whatever it makes: 0 * inf is NaN.
-            scaled = torch.where(scales == 0, 0.0, scaled)
-        return scaled.to(low.dtype).reshape(low.shape)
+    def scaled(self, low: torch.Tensor, num_adapters: int | None = None) -> torch.Tensor:
+        """Scales low-rank inputs [R, n * rank] by each row's scales of the first n adapters, or of
+        all."""
+        return scaled(low, self._scales_RK[: low.shape[0], :num_adapters])
+
+    def updated(
+        self,
+        out: torch.Tensor,
+        low: torch.Tensor,
+        up: torch.Tensor,
+        num_adapters: int | None = None,
+    ) -> torch.Tensor:
+        """Adds the updates of the first n adapters, or of all, to a layer's outputs, by each row's
+        scales.
+
+        Args:
+          out: [R, outputs].
+          low: low-rank inputs [R, n * rank].
+          up: lora_B of n adapters, [n * rank, outputs].
+        """
+        if self.takes_any_rows:
+            return torch.addmm(out, self.scaled(low, num_adapters), up)
+        return scaled_update(out, low, self._scales_RK[: low.shape[0], :num_adapters], up)
+
+    def slot_scales(self, num_rows: int) -> torch.Tensor:
+        """float32 [R, S], each row's scales of the slots."""
+        return self._scales_RK[:num_rows, -self.num_slots :]
 
     def split(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
         """Splits [R, ...] into each running member's part [R_m, ...]."""
@@ -99,3 +162,26 @@ class Stack:
             length = rows.shape[0] // len(self.members)
             return [rows.narrow(0, place * length, length) for place in range(len(self.members))]
         return torch.split(rows, self.lengths)
+
+
+class StackedInputs:
+    """The inputs of all members, in the same places in each pass: CUDA graphs of a pass's pieces
+    read them where they lay when they were captured."""
+
+    def __init__(self, max_rows: int) -> None:
+        """Args: max_rows: the most rows of a pass."""
+        self._max_rows = max_rows
+        self._kept: list[torch.Tensor] = []
+
+    def of(self, inputs: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        """Args: inputs: per input what each member reads, [..., R_m].
+        Returns: per input [..., R], member by member."""
+        if not self._kept:
+            shapes = [(*parts[0].shape[:-1], self._max_rows) for parts in inputs]
+            self._kept = [
+                parts[0].new_zeros(shape) for parts, shape in zip(inputs, shapes, strict=True)
+            ]
+        return [
+            torch.cat(list(parts), -1, out=kept[..., : sum(each.shape[-1] for each in parts)])
+            for parts, kept in zip(inputs, self._kept, strict=True)
+        ]

@@ -1,10 +1,10 @@
 """Attention of a shared trunk: each layer of the base becomes one layer per member.
 
 Each member's layer has a KV cache of its own. Between the attention layers the members' rows are
-stacked (prefmix.mixing.models.shared_trunk). On a CPU one joined layer takes the rows of all
-(prefmix.mixing.models.joined_attention).
+stacked (prefmix.mixing.models.shared_trunk). Where the members' caches can be one cache, one call
+takes the rows of all (prefmix.mixing.models.joined_attention).
 
-On a GPU each member's rows go to that member's layer, all of them in one operator: vLLM cuts a
+Elsewhere each member's rows go to that member's layer, all of them in one operator: vLLM cuts a
 compiled graph at attention, and K attentions one after the other would leave K - 1 pieces of a
 layer between them that compute nothing, each a CUDA graph of its own.
 
@@ -21,10 +21,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.compilation.breakable_cudagraph import eager_break_during_capture
 from vllm.config import CompilationConfig
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention.attention import (
+    get_attention_context,
     unified_attention_with_output,
     unified_kv_cache_update,
 )
@@ -75,7 +77,7 @@ def attention_per_member(stack: Stack) -> Iterator[None]:
 
 
 class StackedAttention(nn.Module):
-    """Passes each member's rows to that member's attention."""
+    """Passes each member's rows to that member's attention, or all rows to one."""
 
     def __init__(self, layers: Sequence[Attention], stack: Stack) -> None:
         super().__init__()
@@ -87,6 +89,9 @@ class StackedAttention(nn.Module):
             self.register_parameter(name, scale)
             for layer in layers[1:]:
                 layer.register_parameter(name, scale)
+        self.joined_blocks: tuple[int, int] | None = None
+        """The member whose cache lies first in the joined cache, and the number of blocks of the
+        joined cache; None if each member has a call of its own. Under vLLM's V2 model runner."""
         self.joined: Any
         # Set past torch, so that it is no part of the model and vLLM makes no cache for it.
         object.__setattr__(self, "joined", copy.copy(layers[0]))
@@ -120,6 +125,15 @@ class StackedAttention(nn.Module):
         )
         return output
 
+    def join(self) -> None:
+        """Makes the caches that the members' layers now have one cache.
+
+        It is not kept: vLLM gives up the caches of its profiling passes.
+        """
+        caches = [layer.kv_cache for layer in self.layers]
+        cache, first_blocks = join_caches(caches)
+        self.joined_blocks = (first_blocks.index(0), len(cache))
+
     def attend(
         self,
         query: torch.Tensor,
@@ -128,6 +142,9 @@ class StackedAttention(nn.Module):
         output: torch.Tensor,
     ) -> None:
         """Fills each running member's rows of the output [R, H, E]."""
+        if self.joined_blocks is not None:
+            _attend_jointly(self, query, key, value, output)
+            return
         missing = [None] * len(self.stack.members)
         keys, values = (
             missing if rows is None else self.stack.split(rows) for rows in (key, value)
@@ -145,6 +162,32 @@ class StackedAttention(nn.Module):
             ):
                 unified_kv_cache_update(rows[1], rows[2], layer.layer_name)
             unified_attention_with_output(*rows, out, layer.layer_name)
+
+
+def join_caches(caches: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """One cache with the blocks of all, and the index in it of each cache's first block.
+
+    Args:
+      caches: [blocks, ...] each, of one shape, in one piece of memory and whole blocks apart.
+    Raises: ValueError if the caches lie in memory otherwise.
+    """
+    first = min(caches, key=lambda cache: cache.data_ptr())
+    block_bytes = first.stride(0) * first.itemsize
+    first_blocks = []
+    for cache in caches:
+        blocks, rest = divmod(cache.data_ptr() - first.data_ptr(), block_bytes)
+        kinds = {
+            (each.shape, each.stride(), each.untyped_storage().data_ptr())
+            for each in (cache, first)
+        }
+        if rest or len(kinds) > 1:
+            raise ValueError(
+                "the KV caches of a layer's policies are not whole blocks apart in one piece of "
+                "memory, as vLLM 0.32 makes them on a CPU; use that version"
+            )
+        first_blocks.append(blocks)
+    num_blocks = max(first_blocks) + len(first)
+    return first.as_strided((num_blocks, *first.shape[1:]), first.stride()), first_blocks
 
 
 def stack_attention(base: nn.Module, stack: Stack) -> list[StackedAttention]:
@@ -186,6 +229,33 @@ def _stacked_attention(
 ) -> None:
     layers = get_forward_context().no_compile_layers
     layers[_resolve_layer_name(layer_name)]._stacked.attend(query, key, value, output)
+
+
+@eager_break_during_capture
+def _attend_jointly(
+    stacked: StackedAttention,
+    query: torch.Tensor,
+    key: torch.Tensor | None,
+    value: torch.Tensor | None,
+    output: torch.Tensor,
+) -> None:
+    """Fills all rows of the output [R, H, E] by one call."""
+    assert stacked.joined_blocks is not None
+    first, num_blocks = stacked.joined_blocks
+    layer, own = stacked.layers[0], stacked.layers[first].kv_cache
+    metadata, _, _, slots = get_attention_context(layer.layer_name)
+    cache = own
+    if metadata is not None:  # else in profiling, where caches may be none
+        cache = own.as_strided((num_blocks, *own.shape[1:]), own.stride())
+    if (
+        key is not None
+        and value is not None
+        and slots is not None
+        and layer.kv_sharing_target_layer_name is None
+        and not layer.attn_backend.forward_includes_kv_cache_update
+    ):
+        layer.impl.do_kv_cache_update(layer, key, value, cache, slots)
+    layer.impl.forward(layer, query, key, value, cache, metadata, output=output)
 
 
 def _no_attention(*_: Any) -> None:

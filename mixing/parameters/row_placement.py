@@ -26,7 +26,7 @@ class PlacementError(ValueError):
 
 @dataclass(frozen=True)
 class Rows:
-    """The outputs on this rank that a layer of the checkpoint makes."""
+    """The outputs on this rank that a layer of the checkpoint makes; in the CPU's memory."""
 
     here: torch.Tensor
     """int64 [n], rows of the loaded layer."""
@@ -104,7 +104,10 @@ def place_rows(
     for name, rows_O in checkpoint.items():
         offsets[name] = total
         total += len(rows_O)
-        found_P[expected[name].here] = expected[name].there + offsets[name]
+        here, there = (
+            each.to(loaded_P.device) for each in (expected[name].here, expected[name].there)
+        )
+        found_P[here] = there + offsets[name]
     is_expected_P = found_P >= 0
     is_there_P = is_expected_P & (checkpoint_C[found_P.clamp(min=0)] == loaded_P)
     # Rows of zeros outside of the expected places are other layers': nothing tells them apart.
@@ -118,7 +121,7 @@ def place_rows(
     for name, rows_O in checkpoint.items():
         own_P = found_P - offsets[name]
         here = ((own_P >= 0) & (own_P < len(rows_O))).nonzero().flatten()
-        placed[name] = Rows(here=here, there=own_P[here])
+        placed[name] = Rows(here=here.cpu(), there=own_P[here].cpu())
     return placed
 
 

@@ -34,9 +34,10 @@ class HeldAdapters:
         self._model = model
         self._check = check
         self._reading: _Reading | None = None
+        self._kept: dict[int, tuple[Adapter | None, Factors]] = {}
 
     def run(self, verb: str, values: list[Any]) -> dict[str, Any]:
-        """Runs one of read, outcome, put, empty, drop. Never raises on an adapter's fault.
+        """Runs a command that is done on each rank. Never raises on an adapter's fault.
 
         Returns: {"failure": a sentence or None, ...}.
         """
@@ -65,7 +66,9 @@ class HeldAdapters:
         self._write(slot, reading.adapter, reading.factors)
         try:
             failure = self._check(self._model, self._place(slot))
-        except Exception as error:  # the check reads the files once more
+        except AdapterError as error:  # the check reads the files once more
+            failure = str(error)
+        except Exception as error:
             failure = _sentence(reading.adapter, error)
         if failure is not None:
             self._write(slot, None, {})
@@ -77,9 +80,25 @@ class HeldAdapters:
         self._write(slot, None, {})
         return {"seconds": time.perf_counter() - start}
 
+    @torch.inference_mode()
+    def _keep(self, slot: int) -> dict[str, Any]:
+        """Copies aside what a slot holds, into the host's memory, for `restore`."""
+        place = self._place(slot)
+        held, methods = self._model.adapters[place], self._model.adapted.items()
+        factors = {} if held is None else {n: m.copy(place) for n, m in methods if m.changes(held)}
+        self._kept[slot] = (held, factors)
+        return {}
+
+    def _restore(self, slot: int) -> dict[str, Any]:
+        """Gives a slot what was kept of it."""
+        start = time.perf_counter()
+        self._write(slot, *self._kept[slot])
+        return {"seconds": time.perf_counter() - start}
+
     def _drop(self) -> dict[str, Any]:
-        """Forgets what was read."""
+        """Forgets what was read and kept."""
         self._reading = None
+        self._kept.clear()
         return {}
 
     def _place(self, slot: int) -> int:
@@ -90,10 +109,16 @@ class HeldAdapters:
     def _write(self, slot: int, adapter: Adapter | None, factors: Factors) -> None:
         place = self._place(slot)
         held = self._model.adapters[place]
-        for name, method in self._model.adapted.items():
-            given = factors.get(name)
-            if given is not None or (held is not None and method.changes(held)):
-                method.put(place, given)
+        try:
+            for name, method in self._model.adapted.items():
+                given = factors.get(name)
+                if given is not None or (held is not None and method.changes(held)):
+                    method.put(place, given)
+        except Exception:  # some layers are another adapter's now
+            for method in self._model.adapted.values():
+                method.put(place, None)
+            self._model.adapters[place] = None
+            raise
         self._model.adapters[place] = adapter
 
 
@@ -130,7 +155,7 @@ class _Reading:
             self._check_room(adapter)
             with adapter.opened() as read:
                 self.factors = {
-                    name: method.read(adapter, read)
+                    name: method.read(adapter, read, for_slot=True)
                     for name, method in self._model.adapted.items()
                     if method.changes(adapter)
                 }

@@ -40,6 +40,10 @@ def apply_in_worker(vllm_config: Any) -> None:
         permit_amx_tiles()
         rotate_heads_by_torch()
         run_uncompiled_on_errors()
+    else:
+        from prefmix.mixing.workarounds.triton_head_sizes import take_sizes_of_layers
+
+        take_sizes_of_layers()
     if is_cpu and not vllm_config.use_v2_model_runner:
         from prefmix.mixing.workarounds.cpu_seeds import rewind_cpu_generators
 

@@ -6,6 +6,9 @@ Policies are versioned with the profiles, so a change answers as a change of the
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -13,9 +16,11 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 
 from prefmix.server.admin.policy_changes import PolicyChanges
+from prefmix.server.admin.policy_counts import counted
 from prefmix.server.admin.routes import (
     ERRORS,
     AdminRoute,
+    Drain,
     DryRun,
     IfMatch,
     admin_state,
@@ -23,6 +28,7 @@ from prefmix.server.admin.routes import (
     make_change,
 )
 from prefmix.server.admin.schemas import ChangeAnswer, PolicyBody
+from prefmix.server.telemetry import audit_log
 from prefmix.weights.store import edits
 from prefmix.weights.store.added import added_document
 from prefmix.weights.store.profiles import ProfileSet
@@ -41,42 +47,73 @@ def list_policies(request: Request) -> JSONResponse:
     live = admin_state(request).live
     profiles, added = live.current, added_document(live.current.added)
     engine = None if live.policies is None else live.policies.engine
+    texts = {} if live.policies is None else live.policies.current.current.prompts.systems
+    held = frozenset() if live.policies is None else live.policies.current.held_names
     num_slots = 0 if engine is None else engine.adapter_slots
+    without_kv = 0 if engine is None else engine.slots_without_kv
+    in_use = sum(not each.kv_cache for each in live.current.added.values())
     body: dict[str, Any] = {
         "version": profiles.version,
         "sha256": profiles.sha256,
         "slots": {
             "total": num_slots,
             "free": num_slots - len(added),
+            "total_without_kv": without_kv,
+            "free_without_kv": without_kv - in_use,
             "max_rank": 0 if engine is None else engine.max_adapter_rank,
         },
+        "manifest": None if live.policies is None else _text(live.policies.manifest),
         "policies": [
-            {"name": name, "added": name in added, **added.get(name, {})}
+            {
+                "name": name,
+                "added": name in added,
+                "has_prompt": name in texts,
+                "kv_cache": True,
+                "ready": name not in held,
+                **added.get(name, {}),
+            }
             for name in profiles.member_names
         ],
     }
     return JSONResponse(body, headers=entity_tag(profiles))
 
 
-@router.put("/policies/{name}", responses=ERRORS)
+@router.put("/policies/{name:path}", responses=ERRORS)
 async def put_policy(
     request: Request,
     name: str,
     body: PolicyBody,
+    drain: Drain = False,
     dry_run: DryRun = False,
     if_match: IfMatch = None,
 ) -> ChangeAnswer:
-    """Adds a policy, or replaces one that was added; no profile gives a new one weight."""
+    """Adds an adapter or a prompt as a policy, or replaces one that was added.
+
+    No profile gives a new one weight.
+    """
     live = admin_state(request).live
-    policy = await _changes(request).described(body.adapter)
 
-    def edit(current: ProfileSet) -> ProfileSet:
-        return edits.with_policy(current, name, policy, spec=live.spec)
+    what = f"put-policy:{name:.64}"
 
-    return await make_change(request, edit, f"put-policy:{name:.64}", dry_run, if_match)
+    async def put() -> ChangeAnswer:
+        changes = _changes(request)
+        with _refusals_logged(request, what, dry_run=dry_run):
+            changes.check_owner()
+            policy = await changes.described(
+                body.adapter, body.system, kv_cache=body.kv_cache, model=body.model
+            )
+
+        def edit(current: ProfileSet) -> ProfileSet:
+            return edits.with_policy(
+                current, name, policy, spec=live.spec, keeps_dormant=live.keeps_dormant
+            )
+
+        return await make_change(request, edit, what, dry_run, if_match, drain=drain)
+
+    return await (put() if dry_run else counted(put(), "put"))
 
 
-@router.delete("/policies/{name}", responses=ERRORS)
+@router.delete("/policies/{name:path}", responses=ERRORS)
 async def delete_policy(
     request: Request,
     name: str,
@@ -86,13 +123,39 @@ async def delete_policy(
 ) -> ChangeAnswer:
     """Removes an added policy that no profile gives weight."""
     live = admin_state(request).live
-    if not drain and live.policies is not None:
-        await live.policies.check_unused(name, live.tell_all)
 
-    def edit(current: ProfileSet) -> ProfileSet:
-        return edits.without_policy(current, name, spec=live.spec)
+    what = f"delete-policy:{name:.64}"
 
-    return await make_change(request, edit, f"delete-policy:{name:.64}", dry_run, if_match)
+    async def delete() -> ChangeAnswer:
+        changes = _changes(request)
+        with _refusals_logged(request, what, dry_run=dry_run):
+            changes.check_owner()
+            if not drain:
+                await changes.check_unused(name, live.tell_all)
+
+        def edit(current: ProfileSet) -> ProfileSet:
+            return edits.without_policy(
+                current, name, spec=live.spec, keeps_dormant=live.keeps_dormant
+            )
+
+        return await make_change(request, edit, what, dry_run, if_match)
+
+    return await (delete() if dry_run else counted(delete(), "delete"))
+
+
+@contextlib.contextmanager
+def _refusals_logged(request: Request, what: str, *, dry_run: bool) -> Iterator[None]:
+    """Logs what refuses a change before it begins; from then on the change logs its own end."""
+    try:
+        yield
+    except ValueError as error:
+        if not dry_run:
+            audit_log.refused(request.state.admin_name, what, str(error))
+        raise
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _changes(request: Request) -> PolicyChanges:

@@ -3,13 +3,14 @@
 Each route needs an admin token (server/auth/admin_tokens.py). The answer to a change names the
 version and sha256 that are then in force in every API process. `If-Match` with a version or sha256
 refuses the change if another version is in force; `?dry_run=true` checks everything and changes
-nothing.
+nothing. A query that a change does not take is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,15 +21,18 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 
+from prefmix.mixing.shown_value import MAX_CHARS, shown
 from prefmix.server.admin.change_queue import RETRY_AFTER_S
+from prefmix.server.admin.in_place import SlotsBusyError
 from prefmix.server.admin.live_weights import LiveWeights, NoStoreError
-from prefmix.server.admin.policy_changes import NoSlotsError, SlotsBusyError
+from prefmix.server.admin.policy_changes import FullCheckpointError, ManifestOwnsError
 from prefmix.server.admin.schemas import ChangeAnswer, DefaultBody, ProfileBody, RollbackBody
+from prefmix.server.admin.slot_room import NoSlotsError
 from prefmix.server.admin.two_phase_commit import CommitError
 from prefmix.server.auth.access_levels import Level
 from prefmix.server.auth.middleware import unauthorized
 from prefmix.server.auth.tokens import Tokens
-from prefmix.server.http.errors import error_response
+from prefmix.server.http.errors import RequestError, error_response
 from prefmix.server.http.openai_route import OpenAIRoute
 from prefmix.server.http.request_json import refuse_repeated_names
 from prefmix.server.slots.engine_slots import PolicyRefusedError
@@ -60,6 +64,8 @@ _STATUS: tuple[tuple[type[ValueError], HTTPStatus], ...] = (
     (StoreMissingError, HTTPStatus.CONFLICT),
     (NoStoreError, HTTPStatus.CONFLICT),
     (NoSlotsError, HTTPStatus.CONFLICT),
+    (ManifestOwnsError, HTTPStatus.CONFLICT),
+    (FullCheckpointError, HTTPStatus.CONFLICT),
     (SlotsBusyError, HTTPStatus.SERVICE_UNAVAILABLE),
     (PolicyInUseError, HTTPStatus.CONFLICT),
     (PolicyRefusedError, HTTPStatus.BAD_REQUEST),
@@ -84,6 +90,9 @@ class AdminState:
 class AdminRoute(OpenAIRoute):
     """A route that checks the admin token and answers errors of the store with their status.
 
+    One that changes something takes no query that it does not know: a mistyped `dry_run` would
+    make the change.
+
     AccessMiddleware has checked the token before; here its name is read for the audit log.
     """
 
@@ -98,12 +107,16 @@ class AdminRoute(OpenAIRoute):
 
         @functools.wraps(handler)
         async def handle(request: Request) -> Response:
-            holder = admin_state(request).tokens.holder(request.headers.get("authorization", ""))
+            given = request.headers.get("authorization", "")
+            holder = admin_state(request).tokens.holder(given)
             if holder is None:
-                return unauthorized(Level.ADMIN)
+                return unauthorized(Level.ADMIN, given)
             request.state.admin_name = holder
             try:
+                self._check_query(request)
                 return await handler(request)
+            except RequestError as error:
+                return error.response()
             except ValueError as error:
                 status = next((code for kind, code in _STATUS if isinstance(error, kind)), None)
                 if status is None:
@@ -114,6 +127,22 @@ class AdminRoute(OpenAIRoute):
                 return response
 
         return handle
+
+    def _check_query(self, request: Request) -> None:
+        """Raises: RequestError for a key that a change does not take, or that is given twice."""
+        if request.method == "GET":
+            return
+        allowed = [field.alias for field in self.dependant.query_params]
+        num_given = Counter(key for key, _ in request.query_params.multi_items())
+        for key, number in num_given.items():
+            if key not in allowed:
+                raise RequestError(
+                    f"the query has {shown(key)}, which this route does not take; allowed: "
+                    f"{', '.join(allowed)}",
+                    param=key[:MAX_CHARS],
+                )
+            if number > 1:
+                raise RequestError(f"the query names {key} {number} times; name it once", param=key)
 
 
 router = APIRouter(
@@ -130,6 +159,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"description": "Another change is under way; Retry-After says when to try again."},
 }
 DryRun = Annotated[bool, Query(description="Check everything and change nothing.")]
+Drain = Annotated[
+    bool,
+    Query(description="Wait for requests under way if a policy's own slot alone is left for it."),
+]
 IfMatch = Annotated[
     str | None, Header(description='The "version" or "sha256" last seen; else 412.')
 ]
@@ -149,7 +182,7 @@ async def show_history(request: Request) -> StreamingResponse:
     return StreamingResponse(_one_by_one(versions), media_type="application/json")
 
 
-@router.put("/profiles/{name}", responses=ERRORS)
+@router.put("/profiles/{name:path}", responses=ERRORS)
 async def put_profile(
     request: Request,
     name: str,
@@ -167,13 +200,15 @@ async def put_profile(
             spec=spec,
             provenance=body.provenance,
             mixing=body.mixing,
+            keeps_dormant=live.keeps_dormant,
         )
 
-    spec = admin_state(request).live.spec
+    live = admin_state(request).live
+    spec = live.spec
     return await make_change(request, edit, f"put:{name:.64}", dry_run, if_match)
 
 
-@router.delete("/profiles/{name}", responses=ERRORS)
+@router.delete("/profiles/{name:path}", responses=ERRORS)
 async def delete_profile(
     request: Request, name: str, dry_run: DryRun = False, if_match: IfMatch = None
 ) -> ChangeAnswer:
@@ -215,7 +250,13 @@ async def apply_document(
     applied = edits.replaced if replace else partial(edits.merged, with_its_default=default)
 
     def edit(current: ProfileSet) -> ProfileSet:
-        return applied(current, other, source="the document", spec=spec)
+        return applied(
+            current,
+            other,
+            source="the document",
+            spec=spec,
+            keeps_dormant=live.keeps_dormant,
+        )
 
     return await make_change(request, edit, "replace" if replace else "apply", dry_run, if_match)
 
@@ -224,13 +265,15 @@ async def apply_document(
 async def roll_back(
     request: Request,
     body: RollbackBody | None = None,
+    drain: Drain = False,
     dry_run: DryRun = False,
     if_match: IfMatch = None,
 ) -> ChangeAnswer:
     """Makes an earlier version's content the newest version; repairs a broken store file."""
     version = None if body is None else body.version
     edit = Rollback(admin_state(request).live.store, version)
-    return await make_change(request, edit, f"rollback:{version or 'last'}", dry_run, if_match)
+    what = f"rollback:{version or 'last'}"
+    return await make_change(request, edit, what, dry_run, if_match, drain=drain)
 
 
 @router.post("/weights/reload", responses=ERRORS)
@@ -243,13 +286,20 @@ async def reload(request: Request, dry_run: DryRun = False) -> ChangeAnswer:
 
 
 async def make_change(
-    request: Request, edit: Edit, what: str, dry_run: bool, if_match: str | None
+    request: Request,
+    edit: Edit,
+    what: str,
+    dry_run: bool,
+    if_match: str | None,
+    *,
+    drain: bool = False,
 ) -> ChangeAnswer:
     """Changes the profiles, their policies included, and describes the change.
 
     Args:
       what: the audit log's name for it.
       if_match: the header; None accepts any version.
+      drain: replaces policies in their own slots where no other is free.
     """
     change = await admin_state(request).live.change(
         edit,
@@ -257,6 +307,7 @@ async def make_change(
         what=what,
         expected=None if if_match is None else _expected(if_match),
         dry_run=dry_run,
+        drain=drain,
     )
     return _answer(change, dry_run)
 
@@ -271,6 +322,7 @@ def _answer(change: Change, dry_run: bool) -> ChangeAnswer:
         changed=not change.is_noop,
         dry_run=dry_run,
         lost_mixings=change.lost_mixings,
+        dormant=change.after.waiting(),
         set_aside=None if change.set_aside is None else str(change.set_aside),
     )
 

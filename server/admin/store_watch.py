@@ -7,12 +7,15 @@ half-way. File systems without events are looked at every few seconds.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import watchfiles
 
+from prefmix.server.admin.in_place import SlotsBusyError
 from prefmix.server.admin.two_phase_commit import CommitError
 from prefmix.weights.store.errors import StoreBusyError
 
@@ -25,13 +28,23 @@ _SETTLE_MS = 50
 Fingerprint = tuple[str, int, int, int] | None
 
 
-async def watch(path: Path, reload: Callable[[], Awaitable[object]]) -> None:
+async def watch(
+    path: Path,
+    reload: Callable[[], Awaitable[object]],
+    *,
+    state: Callable[[], object] | None = None,
+) -> None:
     """Calls `reload` once for each state of the file, the present one included; never returns.
 
-    `reload` reports its own ValueErrors. After a CommitError or StoreBusyError the same state is
-    tried again later.
+    `reload` reports its own ValueErrors. After a CommitError, StoreBusyError or
+    SlotsBusyError the same state is tried again later.
+
+    Args:
+      state: a value, not None, that changes with all that a reload depends on; None: the file's.
+        Called in a thread after each event, and every LOOK_INTERVAL_S.
     """
-    seen = await _reloaded(path, reload)
+    look = state or functools.partial(fingerprint, path)
+    seen = await _reloaded(look, reload)
     changes = watchfiles.awatch(
         path.parent,
         watch_filter=None,
@@ -42,8 +55,8 @@ async def watch(path: Path, reload: Callable[[], Awaitable[object]]) -> None:
         recursive=False,
     )
     async for _ in changes:
-        if fingerprint(path) != seen:
-            seen = await _reloaded(path, reload)
+        if await asyncio.to_thread(look) != seen:
+            seen = await _reloaded(look, reload)
 
 
 def fingerprint(path: Path) -> Fingerprint:
@@ -55,12 +68,12 @@ def fingerprint(path: Path) -> Fingerprint:
     return os.path.realpath(path), status.st_ino, status.st_mtime_ns, status.st_size
 
 
-async def _reloaded(path: Path, reload: Callable[[], Awaitable[object]]) -> Fingerprint:
+async def _reloaded(look: Callable[[], object], reload: Callable[[], Awaitable[object]]) -> object:
     """Reloads the file. Returns: the state that was loaded or refused; None to try again."""
-    before = fingerprint(path)
+    before = await asyncio.to_thread(look)
     try:
         await reload()
-    except (CommitError, StoreBusyError):
+    except (CommitError, StoreBusyError, SlotsBusyError):
         return None
     except ValueError:
         return before

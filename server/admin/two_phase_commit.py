@@ -23,6 +23,8 @@ from prefmix.weights.store.durable_file import file_lock
 
 Message = dict[str, Any]
 Receive = Callable[[Message], Awaitable[Message]]
+TellAll = Callable[[Message], Awaitable[None]]
+"""Sends a message to every other API process; raises CommitError unless all accept it."""
 
 ANSWER_TIMEOUT_S = 5.0
 """Seconds a process may take to answer. Its event loop is busy for milliseconds, not seconds."""

@@ -44,12 +44,35 @@ from prefmix.server.http.errors import RequestError
 from prefmix.server.slots.policy_set import PolicySet
 from prefmix.server.telemetry import request_log
 from prefmix.server.telemetry.candidate_metrics import count_picked
-from prefmix.server.telemetry.metrics import PROMPT_TOKENS
-from prefmix.server.traffic.admission_control import Reservation
+from prefmix.server.telemetry.metrics import PROMPT_TOKENS, policy_label
+from prefmix.server.traffic.admission_control import OverloadedError, Reservation
 from prefmix.server.traffic.request_lifetime import SCOPE_KEY, RequestLifetime
 
 if TYPE_CHECKING:  # schemas imports vLLM
     from prefmix.server.api.schemas import PreferenceFields
+
+
+_REPLACED_IN_S = 1
+"""Seconds after which a client may try again to name a policy that is being replaced."""
+
+_BROUGHT_IN_S = 5
+"""The same for a policy whose adapter has to be brought; manifests are looked at as often."""
+
+
+def _held_error(name: str, *, is_empty: bool) -> OverloadedError:
+    """The refusal of a policy that no new request may use. Args: is_empty: for want of adapter."""
+    if not is_empty:
+        return OverloadedError(
+            f"policy {name!r} is being replaced or removed; try again",
+            retry_after_s=_REPLACED_IN_S,
+        )
+    return OverloadedError(
+        f"policy {name!r} is not served now, as its adapter could not be brought into the engine: "
+        "its files were missing or had changed when the server started, or a replacement of it "
+        "failed; whoever runs the server puts the files back, brings another adapter or removes "
+        "the policy (the server's log says more)",
+        retry_after_s=_BROUGHT_IN_S,
+    )
 
 
 class MixtureRequest:
@@ -85,6 +108,9 @@ class MixtureRequest:
             # Together, with nothing between them that could put others in force.
             self._policies = self._state.policies.current
             self._resolution = self._state.resolve(body.preferences())
+            slots = self._policies.slots_of(self._resolution.weights)
+            if name := self._state.policies.held_name(slots):
+                raise _held_error(name, is_empty=self._state.policies.is_empty(name))
             self._candidates = Candidates(body.preference_candidates, self._state.candidates)
             self._candidates.check(
                 self._resolution.mixing,
@@ -107,7 +133,6 @@ class MixtureRequest:
         except RequestError as error:
             self._account.refused(error.status, reason=error.reason)
             raise
-        slots = self._policies.slots_of(self._resolution.weights)
         self._end_use = self._state.policies.use(slots)
         background_id = body.background_id
         self.lifetime.on_close(lambda: self._release(background_id))
@@ -163,9 +188,9 @@ class MixtureRequest:
         self._reservation.hand_over(self._num_samples)
         heads = None
         if self._prompts is not None:
-            heads = self._prompts.heads_M
+            heads = self._policies.placed_heads(self._prompts.heads_M)
             for name, length in self._prompts.lengths.items():
-                PROMPT_TOKENS.labels(name).inc(length)
+                PROMPT_TOKENS.labels(policy_label(name)).inc(length)
         placed = self._policies.placed(self._resolution.weights)
         carried = to_extra_args(placed, self._resolution.mixing, heads)
         given = sampling_params.extra_args or {}

@@ -85,12 +85,20 @@ def describe(state: MixtureState) -> dict[str, Any]:
             "max_tokens": state.candidates.max_tokens,
         },
         "profiles": {name: _profile(profiles, name) for name in profiles.profiles},
+        "dormant_profiles": {name: _dormant(profiles, name) for name in profiles.dormant},
     }
 
 
 def _profile(profiles: ProfileSet, name: str) -> dict[str, Any]:
     """A profile without its provenance, which is for the admin."""
     return {key: value for key, value in profiles.profile(name).items() if key != "provenance"}
+
+
+def _dormant(profiles: ProfileSet, name: str) -> dict[str, Any]:
+    """A profile that waits for policies, with their names."""
+    profile = profiles.dormant[name]
+    described = {key: each for key, each in profile.document().items() if key != "provenance"}
+    return {**described, "absent": profile.absent(profiles.member_names)}
 
 
 def _vocabulary(vocabulary: CommonVocabulary | None) -> dict[str, int] | None:

@@ -32,6 +32,7 @@ from prefmix.mixing.wire import MIXING_KEY, WEIGHTS_KEY, from_extra_args, mixing
 from prefmix.server.api.prompts.own_prompt import guided_members
 from prefmix.server.http.errors import RequestError, UnknownModelError
 from prefmix.weights.store.profiles import CUSTOM_PROFILE, ProfileSet
+from prefmix.weights.store.sleep import said_dormant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,13 +109,21 @@ def resolve(
     else:
         profile = model_profile or _known_profile(preferences.profile, profiles)
         weights_M = profiles.profiles[profile]
+    mixing = _mixing(preferences, spec, profiles, profile)
+    policy = profiles.without_logits(weights_M)
+    if mixing == "logits" and policy is not None:
+        raise RequestError(
+            f"policy {policy!r} has weight, but it was added without a KV cache and has no logits "
+            'to mix; send "preference_mixing": "parameters", or leave it without weight',
+            param="preference_mixing",
+        )
     return Resolution(
         weights=weights_M,
         profile=profile,
         version=profiles.version,
         model=model,
         member_names=spec.member_names,
-        mixing=_mixing(preferences, spec, profiles, profile),
+        mixing=mixing,
     )
 
 
@@ -170,6 +179,14 @@ def split_model(
         )
     if name in model_names and profile in profiles.profiles:
         return name, profile
+    if name in model_names and profile in profiles.dormant:
+        raise UnknownModelError(
+            f"The model {shown(model)} does not exist at the moment: its profile {shown(profile)} "
+            f"{said_dormant(profiles, profile)}; those that can be named are: "
+            f"{listed(profiles.profiles)}",
+            param="model",
+            reason="unknown_profile",
+        )
     if name in model_names:
         raise UnknownModelError(
             f"The model {shown(model)} does not exist: {name} has no profile "
@@ -240,7 +257,10 @@ def _known_profile(profile: object, profiles: ProfileSet) -> str:
         return profiles.default
     if isinstance(profile, str) and profile in profiles.profiles:
         return profile
-    wrong = "does not exist" if isinstance(profile, str) else "is not a string"
+    if isinstance(profile, str) and profile in profiles.dormant:
+        wrong = said_dormant(profiles, profile)
+    else:
+        wrong = "does not exist" if isinstance(profile, str) else "is not a string"
     raise RequestError(
         f"preference_profile {shown(profile)} {wrong}; "
         f"the profiles are: {listed(profiles.profiles)}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastapi import Request
 
@@ -34,8 +34,6 @@ class MixtureState:
     max_model_len: int
     """Most tokens of a prompt and its answer together."""
     candidates: CandidateLimits
-    prompts: PromptSettings = field(default_factory=PromptSettings)
-    """The prompts that policies have of their own."""
     vocabulary: CommonVocabulary | None = None
     """The token ids that are drawn; None if the engine does not tell."""
     unread_fields: frozenset[str] = frozenset()
@@ -50,6 +48,11 @@ class MixtureState:
             max_model_len=self.max_model_len,
             vocabulary=self.vocabulary,
         )
+
+    @property
+    def prompts(self) -> PromptSettings:
+        """The prompts that policies have of their own at this moment."""
+        return self.policies.current.prompts
 
     @property
     def spec(self) -> MixtureSpec:

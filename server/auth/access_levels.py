@@ -59,10 +59,10 @@ LEVELS: Mapping[str, Level] = {
     "/admin/weights/apply": Level.ADMIN,
     "/admin/weights/rollback": Level.ADMIN,
     "/admin/weights/reload": Level.ADMIN,
-    "/admin/profiles/{name}": Level.ADMIN,
+    "/admin/profiles/{name:path}": Level.ADMIN,
     "/admin/default": Level.ADMIN,
     "/admin/policies": Level.ADMIN,
-    "/admin/policies/{name}": Level.ADMIN,
+    "/admin/policies/{name:path}": Level.ADMIN,
 }
 """The level of each route, by its path as the router spells it."""
 

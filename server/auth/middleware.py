@@ -28,10 +28,10 @@ _HEADERS = {Level.OPEN: _ALWAYS, Level.ADMIN: _ALWAYS | {"Cache-Control": "no-st
 
 _SURFACES: dict[Level, failed_logins.Surface] = {Level.KEY: "key", Level.ADMIN: "admin"}
 _MESSAGES = {
-    Level.KEY: "this server needs its API key; send it as 'Authorization: Bearer KEY'",
+    Level.KEY: "this server needs its API key{wrong}; send it as 'Authorization: Bearer KEY'",
     Level.ADMIN: (
-        "the admin routes need an admin token; send it as 'Authorization: Bearer TOKEN' (the API "
-        "key does not open them)"
+        "the admin routes need an admin token{wrong}; send it as 'Authorization: Bearer TOKEN' "
+        "(the API key does not open them)"
     ),
 }
 
@@ -62,7 +62,8 @@ class AccessMiddleware:
             await self.app(scope, receive, send)
             return
         failed_logins.note(_SURFACES[level], scope)
-        await unauthorized(level)(scope, receive, send)
+        given = Headers(scope=scope).get("authorization", "")
+        await unauthorized(level, given)(scope, receive, send)
 
     def _may_pass(self, level: Level, scope: Scope) -> bool:
         known = self._secrets.get(level)
@@ -73,9 +74,10 @@ class AccessMiddleware:
         return is_known or _is_preflight(scope, headers)
 
 
-def unauthorized(level: Level) -> JSONResponse:
-    """The answer to a request without a valid key or token."""
-    response = error_response(_MESSAGES[level], status=HTTPStatus.UNAUTHORIZED)
+def unauthorized(level: Level, given: str) -> JSONResponse:
+    """The answer to a request without a valid key or token. Args: given: its Authorization."""
+    wrong = ", and the Authorization header that came has none of this server's" if given else ""
+    response = error_response(_MESSAGES[level].format(wrong=wrong), status=HTTPStatus.UNAUTHORIZED)
     response.headers["WWW-Authenticate"] = "Bearer"
     return response
 

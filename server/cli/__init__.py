@@ -1,1 +1,1 @@
-"""The commands `prefmix serve`, `fit`, `eval`, `train` and `weights`: their flags and output."""
+"""The commands of `prefmix` but for its benches: their flags and output."""

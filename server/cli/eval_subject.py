@@ -17,7 +17,7 @@ from prefmix.server.config.errors import CommandError
 
 if TYPE_CHECKING:
     from prefmix.mixing.spec import MixtureSpec
-    from prefmix.weights.engines.local import Engine
+    from prefmix.weights.engines.engine import Engine
 
 Shares = Mapping[str, float]
 """Member -> share in a parameter average."""
@@ -100,7 +100,7 @@ def _remote_subject(
 def _local_subject(
     args: argparse.Namespace, passthrough: Sequence[str], scratch: Path
 ) -> EvalSubject:
-    from prefmix.server.config.serve_config import load_config
+    from prefmix.server.config.config_file import load_config
     from prefmix.weights.averages.errors import ParameterAverageError
     from prefmix.weights.evaluation.parameter_average import with_averages
     from prefmix.weights.evaluation.rows import average_member

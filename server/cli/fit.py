@@ -27,7 +27,7 @@ from prefmix.server.launch.installation import require_extra
 if TYPE_CHECKING:
     from prefmix.mixing.spec import MixtureSpec
     from prefmix.server.config.serve_config import ServeConfig
-    from prefmix.weights.engines.local import Engine
+    from prefmix.weights.engines.engine import Engine
     from prefmix.weights.fit.result import FitResult
     from prefmix.weights.fit.settings import FitSettings
     from prefmix.weights.reward_fit.result import RewardFitResult
@@ -147,7 +147,7 @@ def _fit(
 
 
 def _spec(args: argparse.Namespace) -> tuple[ServeConfig, MixtureSpec]:
-    from prefmix.server.config.serve_config import load_config
+    from prefmix.server.config.config_file import load_config
     from prefmix.weights.fit.settings import FitError
 
     config = load_config(args.config, mixture_overrides(args))

@@ -31,7 +31,8 @@ def stored_profiles(path: Path, spec: MixtureSpec) -> Profiles:
     """The profiles of a store file. Raises: StoreFormatError."""
     from prefmix.weights.store.durable_file import read_regular_file
     from prefmix.weights.store.errors import StoreFormatError
-    from prefmix.weights.store.format import MAX_BYTES, for_mixture, parse
+    from prefmix.weights.store.for_mixture import for_mixture
+    from prefmix.weights.store.format import MAX_BYTES, parse
 
     try:
         text = read_regular_file(path, most=MAX_BYTES + 1)

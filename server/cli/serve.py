@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from prefmix.mixing.ways_to_mix import MIXINGS
@@ -107,6 +108,13 @@ def _add_profile_flags(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="most profiles that there may be; default 256",
     )
+    group.add_argument(
+        "--dormant-profiles",
+        action="store_const",
+        const=True,
+        help="keep profiles that name policies which are not there, and serve them once these are; "
+        "otherwise they are refused",
+    )
 
 
 def _add_slot_flags(group: argparse._ArgumentGroup) -> None:
@@ -119,6 +127,13 @@ def _add_slot_flags(group: argparse._ArgumentGroup) -> None:
         "0",
     )
     add(
+        "--adapter-slots-without-kv",
+        type=int,
+        metavar="M",
+        help="give M of the N slots no KV cache: policies added there are for requests that mix "
+        "parameters only; default 0",
+    )
+    add(
         "--max-adapter-rank",
         type=int,
         metavar="R",
@@ -128,6 +143,19 @@ def _add_slot_flags(group: argparse._ArgumentGroup) -> None:
         "--policies-dir",
         metavar="FOLDER",
         help="folder of the adapters that can be added, each in a folder of its own below it",
+    )
+    add(
+        "--no-slot-prompts",
+        dest="slot_prompts",
+        action="store_const",
+        const=False,
+        help="let no policy that is added have a prompt of its own",
+    )
+    add(
+        "--policies-manifest",
+        metavar="FILE",
+        help="file that names the policies to be added, followed whenever it changes; requests can "
+        "then neither add nor remove policies",
     )
 
 
@@ -212,7 +240,9 @@ def _seconds_or_none(text: str) -> float | str:
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Checks the configuration and serves until a signal comes; returns the exit code."""
     # Imported here so that --help does not wait for pydantic and PyYAML.
-    from prefmix.server.config.serve_config import load_config
+    from prefmix.server.config.config_file import load_config
+    from prefmix.server.config.slot_settings import prompts_refusal
+    from prefmix.weights.store.added import lacking_slots
     from prefmix.weights.store.errors import StoreError
     from prefmix.weights.store.profiles import ProfileError, check_num_profiles
     from prefmix.weights.store.store import WeightsStore
@@ -223,14 +253,20 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
         if is_headless:
             config = config.model_copy(update={"weights_store": None, "admin_port": None})
         spec = config.spec()
-        config.engine_spec(spec)
+        engine = config.engine_spec(spec)
         if config.adapter_slots and config.weights_store is None and not is_headless:
             raise ConfigError(
                 "adapter_slots need --weights-store PATH, a file that keeps the policies that were "
                 "added; add it"
             )
+        manifest = config.policies_manifest
+        if manifest is not None and not is_headless and not Path(manifest).parent.is_dir():
+            raise ConfigError(
+                f"policies_manifest is {manifest}, and there is no such folder to watch; make or "
+                "mount it (the file itself may come later)"
+            )
         profiles = config.profile_set(spec)
-        check_num_profiles(len(profiles.profiles), config.max_profiles)
+        check_num_profiles(len(profiles.profiles) + len(profiles.dormant), config.max_profiles)
     except (ConfigError, ProfileError) as error:
         raise CommandError(str(error), exit_code=2) from None
     if config.weights_store is not None:
@@ -240,16 +276,23 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
                 spec=spec,
                 max_profiles=config.max_profiles,
                 takes_added=True,
+                takes_dormant=config.dormant_profiles,
             )
             profiles = store.create(profiles)
         except StoreError as error:
             raise CommandError(str(error)) from None
-    if len(profiles.added) > config.adapter_slots:
+    if (flags := lacking_slots(profiles.added, engine)) is not None:
         raise CommandError(
             f"{config.weights_store} has {len(profiles.added)} added policies, and this "
-            f"configuration {config.adapter_slots} slots; start it with --adapter-slots "
-            f"{len(profiles.added)} or more, or return to a version without them by 'prefmix "
-            "weights rollback'",
+            f"configuration {config.adapter_slots} slots for them, "
+            f"{config.adapter_slots_without_kv} of them without KV cache; start it with {flags} or "
+            "more, or return to a version without them by 'prefmix weights rollback'",
+            exit_code=2,
+        )
+    if (refusal := prompts_refusal(profiles.added, engine)) is not None:
+        raise CommandError(
+            f"{config.weights_store} has {refusal}, or return to a version without them by "
+            "'prefmix weights rollback'",
             exit_code=2,
         )
 
@@ -273,9 +316,13 @@ def overrides_from_flags(args: argparse.Namespace) -> dict[str, Any]:
         "allow_no_api_key",
         "weights_store",
         "max_profiles",
+        "dormant_profiles",
         "adapter_slots",
+        "adapter_slots_without_kv",
         "max_adapter_rank",
         "policies_dir",
+        "slot_prompts",
+        "policies_manifest",
         "admin_port",
         "statistics_every",
         "request_log",

@@ -7,31 +7,35 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefmix.mixing.name_list import listed
 from prefmix.mixing.ways_to_mix import MIXINGS
-from prefmix.server.cli.output_places import check_file
-from prefmix.server.cli.weights_server import ServerTarget
-from prefmix.server.cli.weights_target import (
+from prefmix.server.cli.administration.arguments import (
+    TOKEN_VARIABLE,
+    UsageError,
+    add_action,
+    add_precondition,
+    add_server,
+    admin_token,
+    fail,
+    precondition,
+    report,
+)
+from prefmix.server.cli.administration.server_target import ServerTarget
+from prefmix.server.cli.administration.targets import (
     FileTarget,
     Precondition,
-    Receipt,
     Target,
     read_profiles,
 )
+from prefmix.server.cli.output_places import check_file
 from prefmix.weights.store.format import document
 from prefmix.weights.store.profiles import ProfileSet
 from prefmix.weights.store.text_tables import difference_table, history_table, profile_table
-
-TOKEN_VARIABLE = "PREFMIX_ADMIN_TOKEN"
-
-_MAX_TOKEN_CHARS = 4096
 
 EPILOG = f"""\
 Every action works on a store file (--weights-store PATH) or on a running server (--url URL).
@@ -39,24 +43,6 @@ A server needs its admin token, from --token-file FILE, from the environment var
 {TOKEN_VARIABLE}, or from --token TOKEN, which other users of this machine can see.
 
 Example: prefmix weights set careful helpful=1 harmless=3 --weights-store weights.json"""
-
-
-class UsageError(ValueError):
-    """A command line with too few or too many words."""
-
-
-def add_action(
-    commands: Any, name: str, action: Callable[[argparse.Namespace], int], summary: str
-) -> argparse.ArgumentParser:
-    """Adds a subcommand, which `run_action` of the parsed arguments runs."""
-    sub: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        allow_abbrev=False,
-    )
-    sub.set_defaults(run_action=action)
-    return sub
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="default: the version before the present one",
     )
+    sub.add_argument(
+        "--drain",
+        action="store_true",
+        help="with --url: replace policies in their own slots if no other is free; new requests "
+        "for them get 503 until those under way have ended, which may take a minute",
+    )
     sub = command("diff", _diff, "show what changed between two versions", changes=False)
     sub.add_argument(
         "old", metavar="OLD", nargs="?", type=int, help="default: the version before NEW"
@@ -132,25 +124,6 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     add_server(parser)
 
 
-def add_server(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that name a running server and its token."""
-    add = parser.add_argument
-    add("--url", help="a running server, such as http://127.0.0.1:8000")
-    add("--token-file", type=Path, metavar="FILE", help="a file that holds the admin token")
-    add("--token", help=f"the admin token; better in a file or in {TOKEN_VARIABLE}")
-
-
-def add_precondition(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of actions that change something."""
-    add = parser.add_argument
-    add(
-        "--if-match",
-        metavar="VERSION",
-        help="refuse unless this version or sha256 is still in force",
-    )
-    add("--dry-run", action="store_true", help="check everything and change nothing")
-
-
 def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Runs one action; returns the exit code."""
     try:
@@ -164,12 +137,6 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     return code
 
 
-def fail(error: ValueError, *, code: int) -> int:
-    """Prints an error, and returns the exit code."""
-    print(f"prefmix: error: {error}", file=sys.stderr)
-    return code
-
-
 def _target(args: argparse.Namespace) -> Target:
     if (args.weights_store is None) == (args.url is None):
         raise UsageError("give either --weights-store PATH or --url URL")
@@ -178,35 +145,6 @@ def _target(args: argparse.Namespace) -> Target:
             raise UsageError("a token belongs to --url; a store file needs none")
         return FileTarget(args.weights_store)
     return ServerTarget(args.url, admin_token(args))
-
-
-def admin_token(args: argparse.Namespace) -> str:
-    """The admin token, from a flag, a file or the environment. Raises: UsageError."""
-    if args.token is not None and args.token_file is not None:
-        raise UsageError("give either --token or --token-file")
-    token = args.token or os.environ.get(TOKEN_VARIABLE, "")
-    if args.token_file is not None:
-        try:
-            with args.token_file.open(encoding="utf-8") as file:
-                token = file.read(_MAX_TOKEN_CHARS + 1)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise UsageError(f"cannot read the token file {args.token_file}: {reason}") from None
-    token = token.strip()
-    if not token:
-        raise UsageError(
-            f"--url needs the server's admin token: set {TOKEN_VARIABLE} or give --token-file FILE"
-        )
-    if len(token) > _MAX_TOKEN_CHARS or not (token.isascii() and token.isprintable()):
-        raise UsageError(
-            "the admin token has characters, or a length, that no HTTP header can carry"
-        )
-    return token
-
-
-def precondition(args: argparse.Namespace) -> Precondition:
-    """The precondition that the flags of `add_precondition` give."""
-    return Precondition(expected=args.if_match, dry_run=args.dry_run)
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -236,7 +174,10 @@ def _default(args: argparse.Namespace) -> int:
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    return report(_target(args).rollback(args.version, precondition(args)), args)
+    target = _target(args)
+    if args.drain and args.url is None:
+        raise UsageError("--drain belongs to --url: no requests use the policies of a store file")
+    return report(target.rollback(args.version, precondition(args), drain=args.drain), args)
 
 
 def _apply(args: argparse.Namespace) -> int:
@@ -328,26 +269,3 @@ def _preferences(pairs: Sequence[str]) -> dict[str, float]:
             raise UsageError(f"{name!r} is given twice; one number for each policy")
         preferences[name] = value
     return preferences
-
-
-def report(receipt: Receipt, args: argparse.Namespace) -> int:
-    """Prints what a change has done, and returns the exit code."""
-    digest = f"sha256 {receipt.sha256[:12]}"
-    if not receipt.is_changed:
-        print(f"unchanged: version {receipt.version}, {digest}")
-    elif args.dry_run:
-        print(f"valid: would become version {receipt.version}, {digest}; nothing was changed")
-    elif receipt.previous_version is None:
-        print(f"created: version {receipt.version}, {digest}")
-    else:
-        print(f"version {receipt.previous_version} -> {receipt.version}, {digest}")
-    if receipt.set_aside is not None:
-        verb = "would be" if args.dry_run else "is"
-        print(f"the store file could not be read; what it held {verb} kept as {receipt.set_aside}")
-    for name, mixing in receipt.lost_mixings.items():
-        verb = "would now leave" if args.dry_run else "now leaves"
-        print(
-            f"profile {name!r} mixed {mixing}; it {verb} the way to mix to the server\n"
-            f"('prefmix weights set {name} ... --mixing {mixing}' sets it)"
-        )
-    return 0

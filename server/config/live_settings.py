@@ -26,8 +26,12 @@ class LiveSettings:
     """A port of 127.0.0.1 for the admin routes alone; None puts them on the main port."""
     max_profiles: int = MAX_PROFILES
     """The most profiles that there may be."""
+    dormant_profiles: bool = False
+    """True keeps profiles that name absent policies, as dormant ones."""
     policies: Path | None = None
     """The folder of adapters that may be added; None adds none."""
+    manifest: Path | None = None
+    """The file that decides on the added policies; None lets requests add and remove them."""
 
 
 @contextmanager
@@ -36,6 +40,8 @@ def live_settings(
     admin_port: int | None,
     max_profiles: int = MAX_PROFILES,
     policies_dir: str | None = None,
+    policies_manifest: str | None = None,
+    dormant_profiles: bool = False,
 ) -> Iterator[LiveSettings]:
     """Makes the settings, with a temporary folder that exists as long as the block runs."""
     with run_folder() as folder:
@@ -45,5 +51,7 @@ def live_settings(
             store=store,
             admin_port=admin_port,
             max_profiles=max_profiles,
+            dormant_profiles=dormant_profiles,
             policies=None if policies_dir is None else Path(policies_dir).absolute(),
+            manifest=None if policies_manifest is None else Path(policies_manifest).absolute(),
         )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from prefmix.mixing.name_list import listed
 from prefmix.mixing.spec import Policy, SpecError
+from prefmix.mixing.system_texts import system_text
 from prefmix.server.config.errors import ConfigError
 from prefmix.server.config.model_paths import model_entry
 
@@ -29,19 +30,7 @@ class BaseEntry(BaseModel):
     """Entries of a full checkpoint's config.json that are to count instead of the file's."""
 
 
-def _system_text(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError(f"of type {type(value).__name__}, expected a text")
-    if not value.strip():
-        raise ValueError("empty; give it a text, or leave it out")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("no text in UTF-8") from None
-    return value
-
-
-SystemText = Annotated[str, BeforeValidator(_system_text)]
+SystemText = Annotated[str, BeforeValidator(system_text)]
 """The system message that one policy reads before a request's own; no message shows it."""
 
 

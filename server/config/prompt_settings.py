@@ -23,6 +23,8 @@ class PromptSettings:
     """True if requests may give policies prompts of their own."""
     max_own_tokens: int | None = None
     """Most tokens of the prompts of a request's policies together; None: eight longest contexts."""
+    has_chat_template: bool = True
+    """False if no chat template would carry a text."""
 
     @property
     def are_on(self) -> bool:
@@ -37,6 +39,33 @@ class PromptSettings:
             return None
         canonical = json.dumps(dict(self.systems), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def refusal(self, *, logs_requests: bool) -> str | None:
+        """A sentence if texts would reach no policy, or a log; None if all is well.
+
+        Args: logs_requests: vLLM's flag --enable-log-requests.
+        """
+        if not self.systems:
+            return None
+        if not self.has_chat_template:
+            return (
+                f"policy {next(iter(self.systems))!r} has a system text, but its tokenizer has no "
+                "chat template that would carry it; give one (-- --chat-template FILE), or leave "
+                "the text out"
+            )
+        if logs_requests:
+            return (
+                "vLLM's flag --enable-log-requests would write the policies' system texts into the "
+                "log; leave it out (--request-log writes lines without texts)"
+            )
+        return None
+
+
+ONE_PROMPT = (
+    "mixing is parameters, which is one model that reads one prompt, but policies have prompts of "
+    "their own (system); leave the prompts out, or mix logits"
+)
+"""The refusal of texts where averages of parameters are the default."""
 
 
 def systems_from_flags(items: Sequence[str]) -> dict[str, str]:
@@ -55,16 +84,23 @@ def systems_from_flags(items: Sequence[str]) -> dict[str, str]:
             )
         if name in texts:
             raise ConfigError(f"--system names {name!r:.80} twice; give each policy one text")
-        texts[name] = _read(name, text[1:]) if text.startswith("@") else text
+        texts[name] = text_or_file(text, f"--system {name}")
     return texts
 
 
-def _read(name: str, path: str) -> str:
+def text_or_file(text: str, where: str) -> str:
+    """A text, or for `@FILE` that of a file in UTF-8 without its last line end.
+
+    Raises: ConfigError for a file that cannot be read.
+    """
+    if not text.startswith("@"):
+        return text
+    path = text[1:]
     try:
         with open(path, encoding="utf-8") as file:
             return file.read().removesuffix("\n")
     except UnicodeDecodeError:
-        raise ConfigError(f"--system {name}: {path} is not a text file in UTF-8") from None
+        raise ConfigError(f"{where}: {path} is not a text file in UTF-8") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--system {name}: cannot read {path}: {reason}") from None
+        raise ConfigError(f"{where}: cannot read {path}: {reason}") from None

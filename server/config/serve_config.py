@@ -1,15 +1,11 @@
-"""The configuration of `prefmix serve`: a YAML file, overridden by flags, checked once.
+"""The configuration of `prefmix serve`: its keys, and the mixture, profiles and limits in them.
 
-Every problem is one ConfigError. Its message names the file or flag, the field, the value that came
-and the values that are allowed.
+prefmix.server.config.config_file reads it from a file and flags.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -19,10 +15,8 @@ from pydantic import (
     Field,
     StrictBool,
     StrictInt,
-    ValidationError,
 )
 
-from prefmix.mixing.shown_value import shown
 from prefmix.mixing.spec import MixtureSpec, SpecError, VocabularyRule, WeightSpace
 from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.server.config.addresses import HostName, ProxyAddress
@@ -36,7 +30,7 @@ from prefmix.server.config.limits import (
     Limits,
     none_of_word,
 )
-from prefmix.server.config.model_paths import expanded, model_entry, resolve_models
+from prefmix.server.config.model_paths import model_entry
 from prefmix.server.config.policy_table import (
     BaseEntry,
     PolicyEntry,
@@ -45,10 +39,9 @@ from prefmix.server.config.policy_table import (
     check_systems,
     policies_of_base,
 )
-from prefmix.server.config.prompt_settings import PromptSettings
+from prefmix.server.config.prompt_settings import ONE_PROMPT, PromptSettings
 from prefmix.server.config.slot_settings import MAX_ADAPTER_RANK, with_slots
 from prefmix.server.config.telemetry_settings import STATISTICS_EVERY
-from prefmix.server.config.yaml_file import YamlError, read_yaml
 from prefmix.server.telemetry.request_log import RequestLog
 from prefmix.weights.store.profiles import (
     MAX_PROFILES,
@@ -56,9 +49,7 @@ from prefmix.weights.store.profiles import (
     ProfileSet,
     build_profile_set,
 )
-
-MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:-]{0,127}")
-"""Names that clients put in `model`. They have no "@", which separates the profile."""
+from prefmix.weights.store.sleep import build_with_dormant
 
 
 class ServeConfig(BaseModel):
@@ -113,13 +104,24 @@ class ServeConfig(BaseModel):
     """File that keeps the profiles. It wins over `profiles`, which only fill a file that is new."""
     max_profiles: StrictInt = Field(MAX_PROFILES, ge=1)
     """Most profiles that there may be; a change or a file with more is refused."""
+    dormant_profiles: StrictBool = False
+    """True keeps profiles that name absent policies, as dormant ones; False refuses them."""
     adapter_slots: StrictInt = Field(0, ge=0)
     """Number of adapters of `base` that can be added while the server runs; room is kept for
     them."""
+    adapter_slots_without_kv: StrictInt = Field(0, ge=0)
+    """Number of the slots that have no KV cache: what is added there has weight only where
+    parameters are mixed, and takes no cache from the others."""
     max_adapter_rank: StrictInt = Field(MAX_ADAPTER_RANK, ge=1)
     """Largest rank of an adapter that is added."""
+    slot_prompts: StrictBool = True
+    """True lets slots hold policies with prompts of their own. False is for engines that cannot
+    give policies any."""
     policies_dir: str | None = None
     """Folder of the adapters that can be added, each in a folder of its own below it."""
+    policies_manifest: str | None = None
+    """File that names the policies to be added, followed whenever it changes; requests can then
+    neither add nor remove policies."""
     admin_port: StrictInt | None = Field(None, ge=1, le=65535)
     """Port of 127.0.0.1 for the admin routes alone; None puts them on `port`."""
     statistics_every: StrictInt = Field(STATISTICS_EVERY, ge=0)
@@ -172,10 +174,7 @@ class ServeConfig(BaseModel):
         reference = [e.policy(name, self.base) for name, e in (self.reference or {}).items()]
         prompts = self.prompts()
         if prompts.systems and self.mixing == "parameters":
-            raise ConfigError(
-                "mixing is parameters, which is one model that reads one prompt, but policies have "
-                "prompts of their own (system); leave the prompts out, or mix logits"
-            )
+            raise ConfigError(ONE_PROMPT)
         try:
             return MixtureSpec(
                 policies=tuple(e.policy(name, self.base) for name, e in self._table().items()),
@@ -197,8 +196,11 @@ class ServeConfig(BaseModel):
         return with_slots(
             spec,
             adapter_slots=self.adapter_slots,
+            slots_without_kv=self.adapter_slots_without_kv,
             max_adapter_rank=self.max_adapter_rank,
+            slot_prompts=self.slot_prompts,
             policies_dir=self.policies_dir,
+            policies_manifest=self.policies_manifest,
         )
 
     def prompts(self) -> PromptSettings:
@@ -241,8 +243,9 @@ class ServeConfig(BaseModel):
 
     def profile_set(self, spec: MixtureSpec) -> ProfileSet:
         """The profiles to start with. Raises: ConfigError."""
+        build = build_with_dormant if self.dormant_profiles else build_profile_set
         try:
-            return build_profile_set(
+            return build(
                 {name: _parts(entry)[0] for name, entry in self.profiles.items()},
                 spec,
                 default=self.default_profile,
@@ -252,110 +255,8 @@ class ServeConfig(BaseModel):
             raise ConfigError(f"profiles: {error}") from None
 
 
-def load_config(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
-    """Reads the file, if any, overrides it with the flags and checks the result.
-
-    Args:
-      path: the configuration file; None when everything comes from flags.
-      overrides: fields given as flags.
-    Raises: ConfigError.
-    """
-    data = {} if path is None else _file_values(path, replaced=overrides)
-    if "policies" in overrides and not {"base", "adapters"} & set(overrides):
-        data = {key: value for key, value in data.items() if key not in ("base", "adapters")}
-    if {"base", "adapters"} & set(overrides) and _has_checkpoints(data.get("policies")):
-        del data["policies"]
-    try:
-        config = ServeConfig.model_validate({**data, **overrides})
-    except ValidationError as error:
-        raise ConfigError(_sentence(error, path, overrides)) from None
-    if not MODEL_NAME_PATTERN.fullmatch(config.name):
-        raise ConfigError(
-            f"name is {config.name!r}; use 1 to 128 letters, digits or any of _ . / : -, "
-            "beginning with a letter or digit ('@' separates the profile)"
-        )
-    return config
-
-
-_MOST_LISTED = 8
-"""Names that a message lists where their list is in the manual, too."""
-
-_FLAGS_ONLY = ("allow_unsafe_weights", "allow_unsafe_engine_flags")
-"""Fields by which whoever writes a file could run code on this machine."""
-
-
-def _file_values(path: Path, *, replaced: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's values that no flag replaces; its relative paths begin at the file's folder."""
-    data = {key: value for key, value in _read(path).items() if key not in replaced}
-    for key in _FLAGS_ONLY:
-        if data.get(key, False) is not False:
-            raise ConfigError(
-                f"{path}: {key} is {shown(data[key])}, but whoever writes this file must not be "
-                f"able to run code here; give --{key.replace('_', '-')} on the command line"
-            )
-    folder = path.resolve().parent
-    for table in ("policies", "adapters", "reference"):
-        if isinstance(data.get(table), dict):
-            data[table] = resolve_models(data[table], folder=folder, where=path)
-    if data.get("base") is not None:
-        data |= resolve_models({"base": data["base"]}, folder=folder, where=path)
-    for key in ("weights_store", "reports_dir", "policies_dir"):
-        if isinstance(data.get(key), str):
-            data[key] = str(folder / expanded(data[key], where=f"{path}: {key}"))
-    return data
-
-
-def _has_checkpoints(table: object) -> bool:
-    """True for a table of full checkpoints, which a base replaces."""
-    entries = table.values() if isinstance(table, dict) else [{"model": table}]
-    return any(isinstance(entry, dict) and entry.get("model") is not None for entry in entries)
-
-
 def _parts(profile: Mapping[str, Any]) -> tuple[Any, Any]:
     """(weights, way to mix or None) of a profile in the file; a policy may be named `weights`."""
     if isinstance(profile.get("weights"), Mapping) and profile.keys() <= {"weights", "mixing"}:
         return profile["weights"], profile.get("mixing")
     return profile, None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = read_yaml(path)
-    except YamlError as error:
-        raise ConfigError(str(error)) from None
-    for key in data:
-        if key not in ServeConfig.model_fields:
-            raise ConfigError(f"{path}: {_unknown_key(key, ServeConfig.model_fields)}")
-    return data
-
-
-def _sentence(error: ValidationError, path: Path | None, overrides: Mapping[str, Any]) -> str:
-    """Says the first of pydantic's errors in one sentence."""
-    first = error.errors()[0]
-    parts = [str(part) for part in first["loc"]]
-    source = "" if path is None or parts[0] in overrides else f"{path}: "
-    if first["type"] == "extra_forbidden":
-        entry = BaseEntry if parts[0] == "base" else PolicyEntry
-        fields = entry.model_fields if len(parts) > 1 else ServeConfig.model_fields
-        inside = ".".join(parts[:-1])
-        return f"{source}{inside + ': ' if inside else ''}{_unknown_key(parts[-1], fields)}"
-    if first["type"] == "missing":
-        return f"{source}{'.'.join(parts)} is missing"
-    if parts[-1] == "[key]":
-        key = shown(first["input"])
-        return f"{source}{parts[0]} has the key {key}; names are strings, so quote it"
-    if parts[-1] == "system" or (parts[0] == "systems" and len(parts) > 1):
-        return f"{source}{'.'.join(parts)} is {first['msg'].removeprefix('Value error, ')}"
-    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    expected = expected.replace("a valid dictionary", "a mapping")
-    expected = re.sub("a mapping or instance of [A-Za-z]+Entry", "a folder or hub id", expected)
-    return f"{source}{'.'.join(parts)} is {shown(first['input'])}, expected {expected}"
-
-
-def _unknown_key(key: object, allowed: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(str(key).replace("-", "_"), allowed, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    where = f"allowed: {', '.join(allowed)}"
-    if len(allowed) > _MOST_LISTED:
-        where = "'prefmix help serve' lists the keys, and vLLM's flags stand under engine:"
-    return f"unknown key {shown(key)}{hint}; {where}"

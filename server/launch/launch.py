@@ -10,6 +10,7 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from prefmix.server.config.addresses import HOSTS_ATTRIBUTE
 from prefmix.server.config.errors import CommandError
 from prefmix.server.config.limits import LIMITS_ATTRIBUTE
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings, live_settings
-from prefmix.server.config.prompt_settings import PROMPTS_ATTRIBUTE
+from prefmix.server.config.prompt_settings import PROMPTS_ATTRIBUTE, PromptSettings
 from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.config.telemetry_settings import TELEMETRY_ATTRIBUTE, TelemetrySettings
 from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
@@ -41,6 +42,7 @@ from prefmix.server.launch.environment import (
 )
 from prefmix.server.launch.sighup import SighupReload
 from prefmix.server.launch.start_checks import (
+    check_added_policies,
     check_admin_port,
     check_before_vllm,
     check_checkpoints,
@@ -84,6 +86,7 @@ def launch(
     if config.admin_port is not None:
         check_port(listener.HOST, config.admin_port, flag="--admin-port")
     check_before_vllm(config, spec, passthrough, is_headless=is_headless)
+    check_added_policies(config, profiles)
     set_logging()
     set_keep_alive()
     set_trusted_proxies(config.trusted_proxies)
@@ -94,7 +97,12 @@ def launch(
     watch = EndWatch(log.say)
     with (
         live_settings(
-            config.weights_store, config.admin_port, config.max_profiles, config.policies_dir
+            config.weights_store,
+            config.admin_port,
+            config.max_profiles,
+            config.policies_dir,
+            config.policies_manifest,
+            config.dormant_profiles,
         ) as live,
         log,
         _start_signals(log, live, watch) as signals,
@@ -161,8 +169,7 @@ def _checked_arguments(
             say(line)
     log.stage(stages.FILES, "checking the policies' files")
     checked = check_checkpoints(config, spec, trust_remote_code=args.trust_remote_code)
-    has_template = checked.has_chat_template or args.chat_template is not None
-    check_prompts(config.prompts(), args, has_chat_template=has_template)
+    check_prompts(_prompts(config, args, checked), args)
     for warning in checked.warnings:
         say(f"warning: {warning}")
     if checked.vocabulary_note is not None:
@@ -197,4 +204,9 @@ def _leave_settings(
     setattr(args, LIMITS_ATTRIBUTE, config.limits())
     setattr(args, HOSTS_ATTRIBUTE, config.allowed_hosts)
     setattr(args, CONSOLE_ATTRIBUTE, console)
-    setattr(args, PROMPTS_ATTRIBUTE, config.prompts())
+    setattr(args, PROMPTS_ATTRIBUTE, _prompts(config, args, members))
+
+
+def _prompts(config: ServeConfig, args: Namespace, members: CheckedMembers) -> PromptSettings:
+    has_template = members.has_chat_template or args.chat_template is not None
+    return replace(config.prompts(), has_chat_template=has_template)

@@ -87,12 +87,20 @@ class ReadyProbe:
         key: str | None,
         on_ready: Callable[[], None],
         on_failure: Callable[[ProbeError], None],
+        are_all_up: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Args:
+        sha256: hash of the expected profiles; None if they may have changed by now.
+        key: an API key, if the server wants one.
+        on_ready, on_failure: called in the probe's thread.
+        are_all_up: true once each API process has come up; one of several answers earlier.
+        """
         self._address = address
         self._sha256 = sha256
         self._key = key
         self._on_ready = on_ready
         self._on_failure = on_failure
+        self._are_all_up = are_all_up
         self.answered = False
         """True once the server has answered correctly."""
         self._stop = threading.Event()
@@ -115,10 +123,11 @@ class ReadyProbe:
                     check_answer(status, body, sha256=self._sha256)
                 except ProbeError as error:
                     self._on_failure(error)
-                else:
+                    return
+                if self._are_all_up():
                     self.answered = True
                     self._on_ready()
-                return
+                    return
 
     def _ask(self) -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}

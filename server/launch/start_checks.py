@@ -24,6 +24,8 @@ from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.launch.environment import MOST_SOCKET_CHARS
 from prefmix.server.launch.in_process import check_files, check_models
 from prefmix.server.launch.security_checks import check_open_address
+from prefmix.server.slots.policies_folder import PoliciesFolder, PoliciesFolderError
+from prefmix.weights.store.profiles import ProfileSet
 
 if TYPE_CHECKING:
     from prefmix.mixing.checkpoints.compatibility import CheckedMembers
@@ -72,6 +74,28 @@ def check_before_vllm(
         check_files(config, spec)
     except CheckpointFilesError as error:
         raise CommandError(str(error)) from None
+
+
+def check_added_policies(config: ServeConfig, profiles: ProfileSet) -> None:
+    """Checks that the adapters which the store has for the server's slots are where they were.
+
+    A manifest brings others in the place of those that are not.
+    Raises: CommandError naming the policy, and the way out.
+    """
+    if config.policies_dir is None or config.policies_manifest is not None:
+        return
+    folder = PoliciesFolder(Path(config.policies_dir))
+    for name, policy in profiles.added.items():
+        if policy.adapter is None:  # a prompt has no files
+            continue
+        try:
+            folder.unchanged(policy)
+        except PoliciesFolderError as error:
+            raise CommandError(
+                f"{config.weights_store} has the added policy {name!r}, and {error}; or return to "
+                f"a version without it by 'prefmix weights rollback --weights-store "
+                f"{config.weights_store}'"
+            ) from None
 
 
 def check_socket(args: Namespace) -> None:
@@ -163,25 +187,14 @@ def check_admin_port(config: ServeConfig, tokens: Tokens) -> None:
         )
 
 
-def check_prompts(prompts: PromptSettings, args: Namespace, *, has_chat_template: bool) -> None:
+def check_prompts(prompts: PromptSettings, args: Namespace) -> None:
     """Checks that policies' system texts reach the policies, and no log.
 
     Raises: CommandError.
     """
-    if not prompts.systems:
-        return
-    name = next(iter(prompts.systems))
-    if not has_chat_template:
-        raise CommandError(
-            f"policy {name!r} has a system text, but its tokenizer has no chat template that would "
-            "carry it; give one (-- --chat-template FILE), or leave the text out"
-        )
-    if args.enable_log_requests:
-        raise CommandError(
-            "vLLM's flag --enable-log-requests would write the policies' system texts into the "
-            "log; leave it out (--request-log writes lines without texts)",
-            exit_code=2,
-        )
+    refusal = prompts.refusal(logs_requests=args.enable_log_requests)
+    if refusal is not None:
+        raise CommandError(refusal, exit_code=2 if prompts.has_chat_template else 1)
 
 
 def check_front_end() -> None:

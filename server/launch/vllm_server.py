@@ -12,8 +12,9 @@ from multiprocessing.process import BaseProcess
 
 from prefmix.mixing import start_stages
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.server.admin.two_phase_commit import sockets_in
 from prefmix.server.auth.api_keys import api_keys
-from prefmix.server.config.live_settings import LIVE_ATTRIBUTE
+from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from prefmix.server.engine_check import checked_as, slots_as
 from prefmix.server.launch.cpu_dtype import REASON_ATTRIBUTE
 from prefmix.server.launch.ready_probe import Address, ProbeError, ReadyProbe
@@ -93,14 +94,20 @@ def run_vllm(
         if not signals.asked_to_end:
             raise RuntimeError("an engine of this machine has ended; its last words are above")
         return
-    has_store = getattr(args, LIVE_ATTRIBUTE).store is not None
+    live: LiveSettings = getattr(args, LIVE_ATTRIBUTE)
+
+    def are_all_up() -> bool:
+        num_processes = args.api_server_count or 1  # vLLM sets it where no flag does
+        return num_processes == 1 or len(sockets_in(live.folder)) == num_processes
+
     with ReadyProbe(
         address,
         # A store may have been changed while the engine started.
-        sha256=None if has_store else profiles.sha256,
+        sha256=None if live.store is not None else profiles.sha256,
         key=next(iter(api_keys(args.api_key)), None),
         on_ready=ready,
         on_failure=fail,
+        are_all_up=are_all_up,
     ) as probe:
         _serve(ServeSubcommand.cmd, args)
     if failures:

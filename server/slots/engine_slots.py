@@ -12,11 +12,15 @@ from typing import Any
 
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.mixing.ways_to_mix import Mixing
 
 _LOOK_S = 0.02
 """Interval between two looks for an adapter that is being read."""
 
 _NUM_TOKENS = 2
+
+MIXED = ""
+"""Key of a slot whose content is not the same in all engines."""
 
 
 class PolicyRefusedError(ValueError):
@@ -36,9 +40,30 @@ class EngineSlots:
         self._spec = spec
 
     async def keys(self) -> list[str | None]:
-        """The key of each slot's content; None for a slot that has none, or not in all engines."""
+        """The key of each slot's content: None for the base itself, MIXED if engines differ."""
         found = [each["keys"] for each in await self._tell_all("keys")]
-        return [keys[0] if len(set(keys)) == 1 else None for keys in zip(*found, strict=True)]
+        return [keys[0] if len(set(keys)) == 1 else MIXED for keys in zip(*found, strict=True)]
+
+    async def clear(self, slot: int) -> float:
+        """Makes a slot that no request uses the base itself, unless it is.
+
+        Returns: the longest time that an engine stood still for it, in seconds.
+        Raises: PolicyRefusedError if a request uses it.
+        """
+        if (await self.keys())[slot] is None:
+            return 0.0
+        return max(float(each["seconds"]) for each in await self._tell("empty", slot))
+
+    async def keep(self, slot: int) -> None:
+        """Makes the engines copy aside what a slot holds, until `drop`.
+
+        Raises: PolicyRefusedError if a request uses it.
+        """
+        await self._tell("keep", slot)
+
+    async def restore(self, slot: int, key: str | None) -> None:
+        """Gives a slot that no request uses what was kept of it. Args: key: that it had."""
+        await self._tell("restore", slot, key)
 
     async def read(self, name: str, folder: str) -> None:
         """Makes the engines read an adapter, and waits until they have.
@@ -50,7 +75,7 @@ class EngineSlots:
             await asyncio.sleep(_LOOK_S)
 
     async def drop(self) -> None:
-        """Makes the engines forget what they have read."""
+        """Makes the engines forget what they have read and kept."""
         await self._tell("drop")
 
     async def put(self, slot: int, name: str, folder: str, *, key: str) -> float:
@@ -71,11 +96,13 @@ class EngineSlots:
         return max(float(each["seconds"]) for each in found)
 
     async def _draw(self, slot: int, name: str) -> None:
-        """Draws tokens with the slot alone, as a client's request does, in each engine."""
+        """Draws tokens with the slot alone, as a client's request does, in each engine; mixes
+        parameters for a slot without KV cache."""
         from vllm import SamplingParams
 
         weights = [0.0] * self._spec.num_members
         weights[self._spec.slot_members[slot]] = 1.0
+        mixing: Mixing = "logits" if self._spec.has_kv(slot) else "parameters"
         size = self._client.vllm_config.model_config.get_vocab_size()
         prompt = [(index + 1) * size // 8 for index in range(4)]
         for rank in self._client.engine_core.engine_ranks_managed:
@@ -84,7 +111,7 @@ class EngineSlots:
                 temperature=0.0,
                 ignore_eos=True,
                 detokenize=False,
-                extra_args=wire.to_extra_args(weights, "logits"),
+                extra_args=wire.to_extra_args(weights, mixing),
             )
             outputs = self._generate(
                 {"prompt_token_ids": prompt},

@@ -44,3 +44,7 @@ PROFILES = BoundedLabels(most=100)
 
 HASHES = BoundedLabels(most=1000)
 """Labels for content hashes, which last only where several API processes add their series up."""
+
+POLICIES = BoundedLabels(most=100)
+"""Labels for policies where several API processes add their series up. Those of the configuration
+come first; elsewhere a policy's series end with it, and slots bound their number."""

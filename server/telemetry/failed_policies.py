@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from prefmix.mixing import wire
-from prefmix.server.telemetry.metrics import POLICY_FAILURES
+from prefmix.server.telemetry.metrics import POLICY_FAILURES, policy_label
 from prefmix.server.telemetry.stderr_logger import to_stderr
 
 LOG_INTERVAL_S = 60.0
@@ -88,7 +88,7 @@ class FailedPolicies:
     def _note(self, policies: Sequence[str]) -> None:
         now = self._clock()
         for name in policies:
-            POLICY_FAILURES.labels(name).inc()
+            POLICY_FAILURES.labels(policy_label(name)).inc()
             if now - self._said_at.get(name, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
                 self._num_silent[name] = self._num_silent.get(name, 0) + 1
                 continue

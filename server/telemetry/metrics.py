@@ -91,6 +91,7 @@ _POLICY_STALL = gauge(
     "prefmix_policy_stall_seconds",
     "How long the engine stood still for the last policy that was added; 0 before the first.",
 )
+_DORMANT = gauge("prefmix_dormant_profiles", "Profiles that wait for policies which are not there.")
 _VERSION = gauge("prefmix_weights_version", "Version of the profiles in force.")
 _INFO = gauge(
     "prefmix_weights_info", "1 for the content hash of the profiles in force.", ["sha256"]
@@ -189,22 +190,24 @@ class WeightsMetrics:
             for name in bounded_labels.PROFILES.shown(gone):
                 _forget(_DEFAULT_PROFILE, name)
                 for policy in before.member_names:
-                    if policy not in lost:
+                    if policy not in lost and policy_label(policy) == policy:
                         _forget(_PROFILE_WEIGHT, name, policy)
             if before.sha256 != profiles.sha256:
                 _forget(_INFO, _hash_label(before))
+        _expect_policies(profiles.member_names)
         # The default first, so that it is among those with series of their own.
         shown = bounded_labels.PROFILES.add(dict.fromkeys([profiles.default, *profiles.profiles]))
         for name in shown:
             _DEFAULT_PROFILE.labels(name).set(name == profiles.default)
             for policy, weight in profiles.weights(name).items():
-                _expect_policies((policy,))
-                _PROFILE_WEIGHT.labels(name, policy).set(weight)
+                if policy_label(policy) == policy:  # others share a series, and it has no weight
+                    _PROFILE_WEIGHT.labels(name, policy).set(weight)
         _expect_requests(shown)
         if len(shown) < len(profiles.profiles):
             _expect_requests((bounded_labels.OTHER,))
         _POLICIES.labels("configuration").set(len(profiles.member_names) - len(profiles.added))
         _POLICIES.labels("added").set(len(profiles.added))
+        _DORMANT.set(len(profiles.dormant))
         _VERSION.set(profiles.version)
         _INFO.labels(_hash_label(profiles)).set(1)
 
@@ -266,14 +269,15 @@ class MixtureMetrics:
         for index, name in enumerate(names):
             if name is None:  # the last tokens of a policy that has gone
                 continue
-            _POLICY_TOKENS.labels(name).inc(sample["tokens_by_member"][index])
-            _AGREEMENT.labels(name).inc(sample["agreement"][index])
+            label = policy_label(name)
+            _POLICY_TOKENS.labels(label).inc(sample["tokens_by_member"][index])
+            _AGREEMENT.labels(label).inc(sample["agreement"][index])
             # A KL of equal distributions may come out as -1e-9; counters only rise.
-            _KL.labels(name).inc(max(sample["kl"][index], 0.0))
+            _KL.labels(label).inc(max(sample["kl"][index], 0.0))
         for weights_M, count in sample["weights"]:
             for name, weight in zip(names, weights_M, strict=True):
                 for _ in range(count if name is not None else 0):
-                    _TOKEN_WEIGHT.labels(name).observe(weight)
+                    _TOKEN_WEIGHT.labels(policy_label(name or "")).observe(weight)
 
 
 def _expect_requests(profiles: Iterable[str]) -> None:
@@ -289,19 +293,40 @@ _OF_POLICY = (
 )
 
 
-def _expect_policies(names: Iterable[str | None]) -> None:
+_GONE: dict[str, None] = {}
+"""Policies whose series have ended, the last of them last; their last requests begin none again."""
+
+_MOST_GONE = 1000
+
+
+def _expect_policies(names: Iterable[str]) -> None:
+    names = list(names)
     for name in names:
+        _GONE.pop(name, None)
+    for label in dict.fromkeys(map(policy_label, names)):
         for each in _OF_POLICY:
-            each.labels(name)
+            each.labels(label)
+
+
+def policy_label(name: str) -> str:
+    """The label that a policy counts under."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # its series end with it
+        return bounded_labels.OTHER if name in _GONE else name
+    bounded_labels.POLICIES.add([name])
+    return bounded_labels.POLICIES.label(name)
 
 
 def _forget_policy(name: str, profiles: Iterable[str]) -> None:
     """Ends the series of a policy that has gone; with several processes counters stay."""
     for profile in bounded_labels.PROFILES.shown(profiles):
-        _forget(_PROFILE_WEIGHT, profile, name)
+        if policy_label(name) == name:
+            _forget(_PROFILE_WEIGHT, profile, name)
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         for each in _OF_POLICY:
             each.remove(name)
+        _GONE[name] = None
+        if len(_GONE) > _MOST_GONE:
+            del _GONE[next(iter(_GONE))]
 
 
 def policy_came(stall_s: float) -> None:

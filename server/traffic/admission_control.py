@@ -32,7 +32,7 @@ _FACTORS = "prompts x n x preference_candidates"
 
 
 class OverloadedError(RequestError):
-    """503: too many requests wait already, or the server is ending."""
+    """503: too many requests wait already, the server is ending, or a policy is replaced."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from prefmix.server.config.config_file import load_config
 from prefmix.server.config.errors import CommandError, ConfigError
 from prefmix.server.config.model_paths import expanded, resolve_model
-from prefmix.server.config.serve_config import ServeConfig, load_config
+from prefmix.server.config.serve_config import ServeConfig
 from prefmix.weights.store.store import WeightsStore
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--dtype", default="bfloat16")
-    add_model_flags(parser, size="134m")
+    add_model_flags(parser, size="134m", needs_files=True)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         llm = engine(args, Path(folder))

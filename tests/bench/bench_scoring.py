@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16")
-    add_model_flags(parser, size="134m")
+    add_model_flags(parser, size="134m", needs_files=True)
     parser.set_defaults(layers=6, hidden=512)
     args = parser.parse_args()
     seconds = measure(args)

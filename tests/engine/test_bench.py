@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prefmix.bench.contestants import settings as names
+from prefmix.bench.contestants.dummy_format import DUMMY
 from prefmix.bench.contestants.implementations import TransformersLoop
 from prefmix.bench.contestants.job import Job, make_job
 from prefmix.bench.contestants.models import Models
@@ -15,6 +16,8 @@ from prefmix.bench.contestants.random_models import Shape, save_adapter, save_mo
 from prefmix.bench.contestants.settings import contestant_settings
 from prefmix.bench.memory import MemoryProbe
 from support.engines import end_engine
+from support.exactness import Job as Request
+from support.exactness import generate
 
 SHAPE = Shape(layers=2, hidden=64, intermediate=128, heads=2, kv_heads=2, vocab=320)
 NUM_POLICIES = 2
@@ -67,8 +70,17 @@ def test_memory_is_that_of_the_layout_and_mixtures_agree(
     assert one["parameter_bytes"] == 4 * SHAPE.num_parameters
     assert one["kv_bytes_per_token"] == 2 * SHAPE.layers * SHAPE.hidden * 4
 
-    trunk = probe(settings[names.TRUNK]).answer({})
+    made = settings[names.TRUNK]["options"] | {"load_format": DUMMY}  # as without files
+    engine = probe({**settings[names.TRUNK], "options": made})
+    trunk = engine.answer({})
     assert trunk["kv_bytes_per_token"] == NUM_POLICIES * one["kv_bytes_per_token"]
+    requests = [Request(prompt=(5, 6, 7), weights=each) for each in ((1, 0), (0, 1), (0.5, 0.5))]
+    first, second, both = (
+        {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
+        for output in generate(engine.llm, requests, logprobs=20, temperature=0.0)
+    )
+    assert first != pytest.approx(second, abs=1e-3), "no adapter is in its place"
+    assert both != pytest.approx(first, abs=1e-3)
 
     engine = probe(settings[names.FULL])
     full = engine.answer({})

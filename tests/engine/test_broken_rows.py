@@ -13,7 +13,7 @@ from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.weights.engines.errors import EngineError
 from prefmix.weights.engines.local import LocalEngine
 from support.checkpoints.tiny_faults import with_nan_logit, with_nan_token, with_overflow
-from support.engines import RUNNER, AdaptedBase, EngineFactory, metric, spec_of_folders
+from support.engines import INTERPRETED, AdaptedBase, EngineFactory, metric, spec_of_folders
 
 BAD_TOKEN = 77
 SOUND = [(5, 6, 7), tuple(range(100, 140)), (9,) * 20, (200, 201)]
@@ -102,7 +102,7 @@ def test_a_spoiled_head_is_found_too(
     weights = [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)]
     expected = [("error", ("head",)), ("length", ()), ("error", ("head",))]
     ways = [{}, {"temperature": 0.0, "logprobs": 2}, {"prompt_logprobs": 1}, {"top_p": 0.9}]
-    for sampling in ways[: 3 if RUNNER == "v2" else 4]:  # Triton's interpreter knows no top_p
+    for sampling in ways[: 3 if INTERPRETED else 4]:  # Triton's interpreter knows no top_p
         ended = generate(llm, [SOUND[0]] * 3, weights, **sampling)
         assert [(reason, failed) for _, reason, failed in ended] == expected
     with pytest.raises(EngineError, match="policy 'head' computes NaN"):

@@ -11,7 +11,7 @@ import pytest
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec
 from support.checkpoints.tiny_policies import VOCAB_SIZE
-from support.engines import RUNNER, EngineFactory, metric
+from support.engines import INTERPRETED, EngineFactory, metric
 from support.exactness import TOLERANCE_NATS, Job, Oracle, generate, random_jobs, served
 
 PREEMPTED = 0
@@ -30,7 +30,7 @@ def llm(engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]) -> Any:
         mixture[0],
         max_num_batched_tokens=64,
         block_size=32,
-        num_gpu_blocks_override=24 if RUNNER == "v1" else 9,
+        num_gpu_blocks_override=9 if INTERPRETED else 24,
         enable_prefix_caching=True,
     )
 
@@ -38,7 +38,7 @@ def llm(engine: EngineFactory, mixture: tuple[MixtureSpec, list[Path]]) -> Any:
 def jobs(num_jobs: int, *, seed: int) -> list[Job]:
     """Long enough to be preempted; shorter where each step is interpreted."""
     drawn = random_jobs(num_jobs, num_members=3, vocab_size=VOCAB_SIZE, seed=seed)
-    if RUNNER == "v1" or seed == PREEMPTED:
+    if not INTERPRETED or seed == PREEMPTED:
         return drawn
     return [replace(job, max_tokens=min(job.max_tokens, 10)) for job in drawn]
 
@@ -46,7 +46,7 @@ def jobs(num_jobs: int, *, seed: int) -> list[Job]:
 def test_mixed_batch_is_exact_under_chunking_preemption_and_prefix_hits(
     llm: Any, oracle: Oracle
 ) -> None:
-    batch = jobs(40 if RUNNER == "v1" else 9, seed=PREEMPTED)
+    batch = jobs(9 if INTERPRETED else 40, seed=PREEMPTED)
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
     assert metric(llm, "vllm:num_preemptions") > 0, "the cache was not small enough to preempt"
     hits = metric(llm, "vllm:prefix_cache_hits")
@@ -130,7 +130,7 @@ def test_neighbours_do_not_matter(llm: Any) -> None:
 def test_stop_strings_end_the_text(llm: Any) -> None:
     from vllm import SamplingParams
 
-    max_tokens = 60 if RUNNER == "v1" else 20
+    max_tokens = 20 if INTERPRETED else 60
     extra_args = wire.to_extra_args([0.5, 0.5, 0])
     params = SamplingParams(max_tokens=max_tokens, temperature=0, extra_args=extra_args)
     [full] = llm.generate(["the quick"], params, use_tqdm=False)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from support.checkpoints.tiny_policies import PROJECTED, VOCAB_SIZE, save_policy
-from support.engines import RUNNER, EngineFactory, model_of, spec_of_folders
+from support.engines import INTERPRETED, EngineFactory, model_of, spec_of_folders
 from support.exactness import (
     TOLERANCE_NATS,
     Job,
@@ -276,7 +276,7 @@ def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(
     assert 0 < engine_rms < 1.5 * own_rms
 
 
-@pytest.mark.skipif(RUNNER == "v2", reason="torch.compile under Triton's interpreter is not tried")
+@pytest.mark.skipif(INTERPRETED, reason="torch.compile under Triton's interpreter is not tried")
 def test_compiled_policies_of_one_shape_keep_their_own_parameters(
     own_engine: EngineFactory, policies: list[Path]
 ) -> None:

@@ -11,9 +11,9 @@ import torch
 from vllm.model_executor.layers.attention import Attention
 
 from prefmix.mixing.models.attention_metadata import Part, metadata_of
-from prefmix.mixing.models.joined_attention import join_caches
 from prefmix.mixing.models.shared_trunk import passes_of
 from prefmix.mixing.models.skipping import is_plain_attention
+from prefmix.mixing.models.stacked_attention import join_caches
 from prefmix.mixing.spec import MixtureSpec
 from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.engines import AdaptedBase, EngineFactory, model_of

@@ -14,8 +14,11 @@ import torch
 from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
 from prefmix.mixing.kernels.mix_lm_head import mix_lm_head
 from prefmix.mixing.kernels.mixture_statistics import MixtureStatistics, mixture_statistics
+from prefmix.mixing.kernels.one_pass import OnePass, mix_in_one_pass
+from prefmix.mixing.kernels.scaled_update import scaled_update
 from support.kernels.cases import CASES, SLACK, Case, check_mixed, check_statistics, make_case
 from support.kernels.head_cases import HEADS, check_heads, make_heads
+from support.kernels.update_cases import SHAPES, check_update, make_update
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,6 +72,24 @@ def test_statistics_match_float64_truth(name: str, vocab: int) -> None:
     case = CASES[name](vocab)
     got = MixtureStatistics(*(each.cpu() for each in measured(case.to("cuda"))))
     check_statistics(case, got, slack=CUDA_SLACK.get(name, SLACK))
+
+
+def in_one_pass(case: Case) -> OnePass:
+    return mix_in_one_pass(
+        case.logits, case.weights_NM, vocab_size=case.common, scale=case.scale, measures=True
+    )
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "soft-cap and scale"])
+def test_one_pass_matches_float64_truth(name: str, vocab: int) -> None:
+    case = CASES[name](vocab)
+    on_device = case.to("cuda")
+    found = in_one_pass(on_device)
+    check_mixed(case, found.mixed_NV.cpu())
+    assert found.statistics is not None
+    figures = found.statistics(on_device.tokens_N)
+    check_statistics(case, MixtureStatistics(*(each.cpu() for each in figures)))
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -182,3 +203,12 @@ def test_addresses_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     mixed_NV = log_linear_mix(logits, weights_NM)
     torch.testing.assert_close(mixed_NV[-1], logits[-1, 0].float(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 28_672, 3, 32), (4096, 6144, 3, 48)])
+def test_updates_match_float64_truth(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    case = make_update(*shape, dtype=dtype, device="cuda")
+    with no_host_sync():
+        found = scaled_update(*case)
+    check_update(case, found)

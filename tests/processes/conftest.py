@@ -1,4 +1,4 @@
-"""Tests of what has processes of its own: ranks, nodes, kills, another model runner, scripts."""
+"""Tests with processes of their own: ranks, nodes, kills, a browser, the V2 runner, scripts."""
 
 from __future__ import annotations
 

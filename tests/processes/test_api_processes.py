@@ -76,7 +76,7 @@ def test_metrics_of_two_processes_are_one_account(pair: Live) -> None:
         return scrape()[name] - before[name]
 
     tokens = "prefmix_statistics_tokens_total"
-    time.sleep(INTERVAL_S + 1)  # until the measurements of earlier tests are fetched
+    time.sleep(2 * INTERVAL_S)  # until the measurements of earlier tests are fetched
     before = scrape()
     for _ in range(12):
         pair.complete(max_tokens=4, ignore_eos=True)

@@ -102,7 +102,7 @@ def test_a_killed_server_leaves_no_engine_behind(
             memory = [Path("/dev/shm") / segment.name for segment in segments(left)]
             assert any(path.exists() for path in memory)
             running.process.kill()
-            running.process.wait(timeout=10)
+            running.process.wait(timeout=END_S)
             began = time.monotonic()
             assert running.survivors(timeout=END_S) == []
             print(f"the others ended {time.monotonic() - began:.1f} s later")

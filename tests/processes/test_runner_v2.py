@@ -23,7 +23,7 @@ from support.engines import RUNNER
 def test_exactness_holds_on_the_v2_runner(layout: str) -> None:
     """Each layout has a process, so that two workers share the longest wait of the suite."""
     engine = Path(__file__).parents[1] / "engine"
-    tests = [engine / "test_exactness.py"]
+    tests = [engine / "test_exactness.py", engine / "test_async_scheduling.py"]
     if layout == "shared trunk":
         tests.append(engine / "trunk" / "test_parameter_mixing.py")
     passes(tests, f"{layout.split()[-1]} or parameter_mixing")
@@ -31,9 +31,18 @@ def test_exactness_holds_on_the_v2_runner(layout: str) -> None:
 
 @pytest.mark.skipif(RUNNER == "v2", reason="already on V2")
 def test_own_prompts_are_exact_on_the_v2_runner() -> None:
-    """Both layouts: prefix hits where policies lag, branches within a block, windows."""
-    tests = [Path(__file__).parents[1] / "engine" / "prompts"]
-    passes(tests, "branch or windows or (growing and lengths0)")
+    """Both layouts: prefix hits where policies lag, branches within a block, windows, and one call
+    of attention for all policies of a trunk."""
+    engine = Path(__file__).parents[1] / "engine"
+    tests = [engine / "prompts", engine / "trunk" / "test_joined_calls.py"]
+    passes(tests, "branch or windows or (growing and lengths0) or joined_calls")
+
+
+@pytest.mark.skipif(RUNNER == "v2", reason="already on V2")
+def test_rows_that_requests_weigh_are_exact_on_the_v2_runner() -> None:
+    """A shared trunk in the rows and graphs of a GPU."""
+    engine = Path(__file__).parents[1] / "engine"
+    passes([engine / "trunk" / "test_needed_rows.py"], "rows")
 
 
 def passes(tests: Sequence[Path], which: str) -> None:

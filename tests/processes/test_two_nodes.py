@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,6 +158,8 @@ def test_a_lost_node_ends_the_server_and_its_silence_ends_the_node(nodes: Nodes)
         for client in clients:
             client.start()
         ended = nodes.first.server.process.wait(timeout=LOST_S + 180)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"the server lives on:\n{nodes.first.server.stderr}")
     finally:
         for process in frozen:
             process.resume()

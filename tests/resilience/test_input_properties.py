@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.api.accounting import Account
 from prefmix.server.cli.main import COMMANDS, main, split_passthrough
+from prefmix.server.config.config_file import load_config
 from prefmix.server.config.errors import ConfigError
 from prefmix.server.config.model_paths import policies_from_flags
-from prefmix.server.config.serve_config import ServeConfig, load_config
+from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.telemetry import request_log
 from prefmix.weights.engines.prompts import PromptsError, read_prompts
 from prefmix.weights.fit import score_table

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from prefmix.mixing.candidates import pick
+from support.admin_server import wait
 from support.checkpoints.tiny_policies import VOCAB_SIZE
 from support.preloaded_server import Preloaded
 from support.server_process import API_KEY, ServerProcess, engine_flags
@@ -702,19 +703,13 @@ def test_a_client_that_hangs_up_frees_its_place(server: ServerProcess) -> None:
                 timeout=0.05,
             )
     with server.client() as client:
-        deadline_polls = 100
-        for _ in range(deadline_polls):
-            metrics = client.get("/metrics").text
-            running = [
-                float(line.split()[-1])
-                for line in metrics.splitlines()
-                if line.startswith("vllm:num_requests_running")
-            ]
-            if running and max(running) == 0:
-                break
-            asyncio.run(asyncio.sleep(0.1))
-        else:
-            pytest.fail("requests still run after their clients have gone")
+
+        def running() -> list[float]:
+            lines = client.get("/metrics").text.splitlines()
+            named = (line for line in lines if line.startswith("vllm:num_requests_running"))
+            return [float(line.split()[-1]) for line in named]
+
+        wait(lambda: set(running()) == {0})
 
 
 def test_after_all_of_that_the_server_answers(client: httpx.Client, server: ServerProcess) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from support.admin_server import wait
 from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess, engine_flags
 
@@ -77,6 +78,22 @@ def settled(client: httpx.Client, at_least: float) -> dict[Any, float]:
     raise AssertionError("the engine's figures never arrived")
 
 
+def all_fetched(client: httpx.Client) -> dict[Any, float]:
+    """A scrape with all that has been measured: its last token has a weight as no other has."""
+
+    def marked() -> float:
+        samples = scrape(client)
+        name, policy = "prefmix_token_weight_bucket", "one"
+        return value(samples, name, policy=policy, le="0.2") - value(
+            samples, name, policy=policy, le="0.1"
+        )
+
+    before = marked()
+    complete(client, max_tokens=1, preference_weights={"one": 15, "two": 85})
+    wait(lambda: marked() > before)
+    return scrape(client)
+
+
 def complete(client: httpx.Client, **fields: Any) -> dict[str, Any]:
     body = {"prompt": "the quick brown", "max_tokens": 8, "ignore_eos": True, "seed": 1, **fields}
     response = client.post("/v1/completions", json=body)
@@ -124,13 +141,9 @@ def test_requests_are_counted_by_profile_and_outcome(client: httpx.Client) -> No
     ) as stream:
         next(stream.iter_bytes())
     cancelled = {"profile": "default", "outcome": "cancelled"}
-    for _ in range(40):
-        after = scrape(client)
-        if value(after, "prefmix_requests_total", **cancelled) > value(
-            before, "prefmix_requests_total", **cancelled
-        ):
-            break
-        time.sleep(0.1)
+    counted = value(before, "prefmix_requests_total", **cancelled)
+    wait(lambda: value(scrape(client), "prefmix_requests_total", **cancelled) > counted)
+    after = scrape(client)
 
     def more(name: str, **labels: str) -> float:
         return value(after, name, **labels) - value(before, name, **labels)
@@ -177,8 +190,7 @@ def test_profiles_and_changes_of_them_are_shown(client: httpx.Client, store: Pat
 
 
 def test_measured_tokens_add_up(client: httpx.Client) -> None:
-    time.sleep(6)  # until the measurements of earlier tests are fetched
-    before = scrape(client)
+    before = all_fetched(client)
     num_tokens = value(before, "prefmix_statistics_tokens_total")
     answer = complete(client, preference_attribution=True, **KL_OF_UNIFORM)
     after = settled(client, num_tokens + 8)
@@ -282,14 +294,15 @@ def test_each_request_is_one_line_without_its_text(
         headers={"x-request-id": "my-own-id"},
     )
     assert response.headers["x-request-id"] == "my-own-id"
-    lines: list[dict[str, Any]] = []
-    for _ in range(50):  # the line takes its own way, through the server's stderr
+
+    def request_lines() -> list[dict[str, Any]]:
         written = server.stderr.rpartition("\n")[0].splitlines()
         found = [json.loads(line) for line in written if line.startswith("{")]
-        lines = [line for line in found if "request_id" in line]  # others tell of changes
-        if any(line["request_id"] == "my-own-id" for line in lines):
-            break
-        time.sleep(0.1)
+        return [line for line in found if "request_id" in line]  # others tell of changes
+
+    # The line takes its own way, through the server's stderr.
+    wait(lambda: "my-own-id" in {line["request_id"] for line in request_lines()})
+    lines = request_lines()
     [line] = [line for line in lines if line["request_id"] == "my-own-id"]
     assert (line["status"], line["outcome"], line["profile"]) == (200, "ok", "default")
     assert line["completion_tokens"] == 4

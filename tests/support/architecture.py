@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import graphlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,10 +60,16 @@ def _runs_later(node: ast.AST) -> bool:
     return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
 
 
-def imports_of(module: str, *, inside_functions: bool = True) -> set[str]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree, for all who read it."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports_of(module: str, *, inside_functions: bool = True) -> frozenset[str]:
     """The modules that one of SOURCES imports."""
-    tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
-    return set(imports(tree, inside_functions=inside_functions))
+    return frozenset(imports(parsed(SOURCES[module]), inside_functions=inside_functions))
 
 
 def folder_of(module: str) -> str:

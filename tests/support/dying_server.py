@@ -64,10 +64,10 @@ def dies(
     ended = server.process.wait(timeout=120)
     seconds = time.monotonic() - began
     for client in clients:
-        client.join(timeout=10)
+        client.join(timeout=END_S)
     assert len(outcomes) == len(clients), "a client still waits for its answer"
     assert ended == 1
-    assert server.survivors(timeout=5) == []
+    assert server.survivors() == []
     if has_log:
         last = server.stderr.strip().splitlines()[-1]
         assert last.startswith("prefmix: error: the server failed: "), server.stderr

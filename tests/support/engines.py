@@ -1,6 +1,7 @@
 """Engines of the tests: real vLLM, in the test's process, on tiny random policies.
 
-PREFMIX_TEST_RUNNER=v2 runs them on vLLM's V2 model runner in Triton's interpreter (slower).
+PREFMIX_TEST_RUNNER=v2 runs them on vLLM's V2 model runner: on a CPU in Triton's interpreter
+(slower), on a GPU compiled.
 """
 
 from __future__ import annotations
@@ -9,16 +10,22 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+import torch
+
 from prefmix.mixing.spec import MixtureSpec, Policy, hf_overrides
 from support.preloaded_server import inspect_models_here, replace_kernels_once
 
 RUNNER = os.environ.get("PREFMIX_TEST_RUNNER", "v1")
+
+INTERPRETED = RUNNER == "v2" and not torch.cuda.is_available()
+"""Triton's interpreter runs every kernel: slow, and not all of vLLM's can be."""
 
 KV_CACHE_BYTES = 2**26
 """The cache of an engine whose number of blocks is not given: room for every test's batch."""
@@ -75,6 +82,20 @@ class EngineFactory:
         """Ends all engines of this factory."""
         while self._alive:
             end_engine(self._alive.popitem()[1])
+
+
+def schedule_ahead(patch: pytest.MonkeyPatch) -> None:
+    """Undoes that vLLM plans no step ahead on CPUs."""
+    from vllm.platforms import current_platform
+
+    platform = type(current_platform)
+    update: Callable[[Any], None] = platform.check_and_update_config
+
+    def keep(vllm_config: Any) -> None:
+        update(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    patch.setattr(platform, "check_and_update_config", staticmethod(keep))
 
 
 def _have_groups() -> bool:

@@ -21,8 +21,9 @@ from prefmix.mixing import wire
 from prefmix.mixing.reference import mixture_logprobs_reference
 from prefmix.mixing.ways_to_mix import MIXINGS, Mixing
 
-TOLERANCE_NATS = 1e-4
-"""float32 engine against float32 transformers; the promise to users is 2e-3."""
+TOLERANCE_NATS = 2e-3 if torch.cuda.is_available() else 1e-4
+"""float32 engine against float32 transformers: the promise to users on a GPU, whose attention may
+multiply in TF32; a twentieth of it on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,19 @@ def random_jobs(
             )
         )
     return jobs
+
+
+def with_drawn_heads(job: Job, *, vocab_size: int, seed: int) -> Job:
+    """The same request with a random beginning of its own for each policy with weight."""
+    rng = np.random.default_rng(seed)
+    heads = tuple(
+        tuple(map(int, rng.integers(2, vocab_size, size=int(rng.integers(0, 50)))))
+        if weight
+        else None
+        for weight in job.weights
+    )
+    longest = max((each for each in heads if each is not None), key=len)
+    return replace(job, prompt=longest + job.prompt, heads=heads)
 
 
 def both_ways(jobs: Sequence[Job]) -> list[Job]:

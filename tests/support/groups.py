@@ -6,19 +6,22 @@ pytest-xdist's own marks for groups need the ids of tests as an older pytest mad
 from __future__ import annotations
 
 import re
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling
 
-BROWSER = r"console/test_page_"
-"""Unit tests that share a browser."""
+ROOT = Path(__file__).resolve().parents[2]
 
-VLLM = (
-    r"unit/.*/test_(lora|engine_args|engine_flags|stream_errors|request_bodies"
-    r"|request_limits|request_tokens|grammar_limits|prompt_parameters|cpu_dtype|cpu_rotary|vllm_log"
-    r"|models|shared_trunk|member_quantisation|mixture_flags|begun_blocks|hidden_texts)\.py"
-)
-"""Unit tests that import vLLM: together, so that one process does."""
+BROWSER = r"console/test_page_"
+"""Tests of the console before stand-ins, which share a browser."""
+
+NO_DEVICE = r"unit/mixing/models/test_\w*gpu_pass"
+"""Tests of passes for GPUs that are not there, which share a process."""
+
+VLLM = "unit tests that import vLLM"
+"""The group of files in tests/unit that use the fixture `vllm`: one process imports it."""
 
 LONGEST_FIRST = (
     r"/test_runner_v2\.py::.*trunk",
@@ -32,11 +35,12 @@ LONGEST_FIRST = (
     r"server/test_lifecycle\.py",
     r"processes/test_api_processes\.py",
     r"server/test_admin_live\.py",
-    r"server/test_console\.py",
+    r"console/test_console\.py",
     r"server/test_fit\.py",
     BROWSER,
     VLLM,
     r"unit/mixing/kernels/",
+    NO_DEVICE,
     r"unit/weights/(fit|reward_fit|evaluation|intervals)/",
     r"unit/test_house\.py",
 )
@@ -76,14 +80,27 @@ def _kind(unit: dict[str, bool]) -> str:
 def group_of(nodeid: str) -> str:
     """A file, whose tests share what they start, or several, or a part of one."""
     for pattern in (*LONGEST_FIRST, ALONE):
-        if re.search(pattern, nodeid):
+        if _matches(pattern, nodeid):
             return pattern
     return nodeid.partition("::")[0]
 
 
 def place_of(nodeid: str) -> int:
     """Where a test's group comes in the order."""
-    if re.search(ALONE, nodeid):
+    if _matches(ALONE, nodeid):
         return len(LONGEST_FIRST) + 1
-    places = (at for at, pattern in enumerate(LONGEST_FIRST) if re.search(pattern, nodeid))
+    places = (at for at, pattern in enumerate(LONGEST_FIRST) if _matches(pattern, nodeid))
     return next(places, len(LONGEST_FIRST))
+
+
+def _matches(pattern: str, nodeid: str) -> bool:
+    if pattern == VLLM:
+        return _needs_vllm(nodeid.partition("::")[0])
+    return re.search(pattern, nodeid) is not None
+
+
+@cache
+def _needs_vllm(file: str) -> bool:
+    """True for a file of unit tests with the fixture `vllm`."""
+    fixture = re.compile(r'usefixtures\("vllm"\)|\bvllm: None')
+    return "unit/" in file and bool(fixture.search((ROOT / file).read_text(encoding="utf-8")))

@@ -26,6 +26,8 @@ _POOL = "ThreadPoolExecutor-"
 """Threads of a pool; an engine's own, such as those that compile grammars, end with the process."""
 
 _FDS = Path("/proc/self/fd")
+_SIGNALS = signal.valid_signals() - {signal.SIGALRM}
+"""All but pytest-timeout's, which a failed test gives back early."""
 _LISTENING = "0A"
 """The state of a listening socket in /proc/net/tcp."""
 
@@ -87,9 +89,7 @@ class Traces:
 
 
 def _handlers() -> dict[int, object]:
-    """The signal handlers, except pytest-timeout's, which a failed test gives back early."""
-    numbers = signal.valid_signals() - {signal.SIGALRM}
-    return {number: signal.getsignal(number) for number in numbers}
+    return {number: signal.getsignal(number) for number in _SIGNALS}
 
 
 def _children() -> set[int]:

@@ -38,10 +38,25 @@ _SET_CHILD_SUBREAPER = 36
 
 
 MODULES = (
+    "anyio._backends._asyncio",
+    "compressed_tensors.quantization",
     "prefmix.mixing.engine.plugin",
+    "prefmix.mixing.engine.scheduler",
+    "prefmix.mixing.engine.worker_extension",
+    "prefmix.mixing.models.full_checkpoints",
+    "prefmix.mixing.models.shared_trunk",
+    "prefmix.server.cli.serve",
+    "prefmix.server.launch.launch",
     "prefmix.server.plugin",
+    "prometheus_fastapi_instrumentator",
+    "torch._inductor.compile_fx",
+    "torch.export._trace",
+    "uvicorn.protocols.websockets.auto",
     "vllm.entrypoints.cli.serve",
+    "vllm.entrypoints.generate.api_router",
     "vllm.entrypoints.openai.api_server",
+    "vllm.renderers.hf",
+    "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_worker",
 )
@@ -193,6 +208,20 @@ def replace_kernels_once() -> None:
         dispatcher.register_kernels = once
 
 
+def ask_for_the_compiler_once() -> None:
+    """Makes torch's compiler ask once what it asks in each process that compiles a function.
+
+    A server compiles the one that counts ranks of log-probabilities, and would try the CPU's
+    instructions in ten processes and hash the files of torch and Triton for it: two seconds.
+    """
+    codecache = importlib.import_module("torch._inductor.codecache")
+    codecache.torch_key()
+    codecache.CacheBase.get_system()
+    no_compiler = importlib.import_module("torch._inductor.exc").InvalidCxxCompiler
+    with contextlib.suppress(no_compiler):
+        importlib.import_module("torch._inductor.cpu_vec_isa").pick_vec_isa()
+
+
 def _adopt_orphans(yes: bool) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
@@ -229,6 +258,7 @@ def _import_modules() -> None:
     signal.signal = install
     inspect_models_here()
     replace_kernels_once()
+    ask_for_the_compiler_once()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of modules that it looks through
         platforms = importlib.import_module("vllm.platforms")

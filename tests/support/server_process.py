@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,14 +26,24 @@ API_KEY = "test-key"
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 60.0
 
+_GIVEN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
 PREFMIX = Path(sys.executable).with_name("prefmix")
 
 
 def free_port() -> int:
-    """A port of loopback that nothing uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that nothing uses now.
+
+    It lies below those that the system gives to connections, one of which could take it before the
+    server listens on it, and is drawn, since other tests look for ports at the same time.
+    """
+    first_given = int(_GIVEN_PORTS.read_text().split()[0])
+    end = first_given if first_given > 20_000 else 2**16  # some systems give nearly all ports
+    while True:
+        port = random.SystemRandom().randrange(10_000, end)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
@@ -159,7 +171,7 @@ class ServerProcess:
             pass
         return list(self._family.values())
 
-    def survivors(self, timeout: float = 10.0) -> list[psutil.Process]:
+    def survivors(self, timeout: float = STOP_TIMEOUT_S) -> list[psutil.Process]:
         """Members of the family that still run after a while."""
         _, alive = psutil.wait_procs(self.family(), timeout=timeout)
         return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
@@ -207,7 +219,13 @@ class ServerProcess:
 
 def engine_flags(**flags: Any) -> list[str]:
     """The flags of a small engine, after `--`."""
-    settings = {"dtype": "float32", "max-model-len": 256, "max-num-seqs": 32, **flags}
+    settings = {
+        "dtype": "float32",
+        "max-model-len": 256,
+        "max-num-seqs": 32,
+        "kv-cache-memory-bytes": 2**26,  # half a second less than for prefmix's own 1 GiB
+        **flags,
+    }
     words = [f"--{name}={value}" for name, value in settings.items()]
     return ["--", "--enforce-eager", *words]
 

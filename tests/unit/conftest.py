@@ -17,7 +17,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def vllm() -> None:
     """Imports vLLM and its plugins, which takes seconds, sets variables and warns.
 
-    tests/support/groups.py lists the tests that need it, so that one worker alone does so.
+    One worker runs all tests that use this fixture (tests/support/groups.py).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from support.architecture import (
     import_circle,
     imports,
     imports_of,
+    parsed,
     upward_arrows,
 )
 
@@ -62,7 +62,10 @@ TRAIN_ENTRIES = {
 """The modules of `server` that may import `prefmix.policies.train`, in functions."""
 
 VLLM_AT_TOP = {
+    "prefmix.bench.contestants.dummy_loader",
     "prefmix.mixing.batch.heads_v2",
+    "prefmix.mixing.batch.joined_requests_v2",
+    "prefmix.mixing.batch.needed_rows_v2",
     "prefmix.mixing.batch.weights_v2",
     "prefmix.mixing.engine.config_hook",
     "prefmix.mixing.engine.member_checks",
@@ -76,6 +79,7 @@ VLLM_AT_TOP = {
     "prefmix.mixing.models.lm_heads",
     "prefmix.mixing.models.loading",
     "prefmix.mixing.models.adapter_linears",
+    "prefmix.mixing.models.layer_shards",
     "prefmix.mixing.models.shared_trunk",
     "prefmix.mixing.models.memory_sizes",
     "prefmix.mixing.models.skipping",
@@ -98,12 +102,7 @@ MAX_SOURCE_FILES = 16
 def _trees(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            yield path.relative_to(ROOT), _parsed(path)
-
-
-@cache
-def _parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+            yield path.relative_to(ROOT), parsed(path)
 
 
 def _package(name: str) -> str:
@@ -185,6 +184,22 @@ def test_vllm_is_imported_at_the_top_of_few_modules(module: str) -> None:
     assert not {name for name in imported if _package(name) == "vllm"}, (
         f"{module} imports vllm at its top; do so in a function, or add the module to VLLM_AT_TOP"
     )
+
+
+def test_unit_tests_import_vllm_in_functions() -> None:
+    """Every process collects all tests, and one of them runs those that need vLLM (`groups`)."""
+    found = {
+        str(path): names
+        for path, tree in _trees("tests/unit")
+        if (
+            names := {
+                name
+                for name in imports(tree, inside_functions=False)
+                if name in VLLM_AT_TOP or _package(name) == "vllm"
+            }
+        )
+    }
+    assert not found, f"import these in functions, with the fixture `vllm`: {found}"
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,16 @@ ALLOWED = {
     "kernels/log_linear_mix.py": {"log_linear_mix_torch"},
     "engine/sampler_hooks.py": {"_with_broken_rows.wrapped"},
     # Of arrays that the host has.
+    "batch/joined_requests_v2.py": {"JoinedRequests.fill"},
+    "batch/pairs.py": {"pairs_of", "views_of_engine"},
     "batch/heads_v2.py": {
         "SlotHeads.__init__.filled",
         "SlotHeads.write",
         "SlotHeads._seen_by",
+        "SlotHeads.views",
     },
-    # At the start, or when somebody asks for figures.
+    # At the start, between steps, or when somebody asks for figures.
+    "models/adapter_linears.py": {"AdapterLinearMethod.read"},
     "batch/weights_v2.py": {"SlotWeights.__init__"},
     "batch/statistics.py": {
         "MixtureStatisticsCollector.take_sample",

@@ -1,8 +1,7 @@
-"""The interface of a fit's engine, which draws and scores responses, and vLLM in this process.
+"""vLLM in this process, as an engine that draws and scores responses.
 
-`prefmix.weights.engines.remote` has the other implementation, over a running server. Scoring under
-one policy alone is a request with one-hot weights and prompt logprobs: the engine then runs that
-policy only, at the price of plain vLLM.
+Scoring under one policy alone is a request with one-hot weights and prompt logprobs: the engine
+then runs that policy only, at the price of plain vLLM.
 
 Shapes: M members of the mixture (policies, then the reference if there is one).
 """
@@ -13,13 +12,13 @@ import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from prefmix.mixing import wire
 from prefmix.mixing.spec import MixtureSpec, hf_overrides
 from prefmix.mixing.system_texts import with_system
 from prefmix.mixing.ways_to_mix import Mixing
+from prefmix.weights.engines.engine import Figures, Response
 from prefmix.weights.engines.errors import EngineError
 from prefmix.weights.engines.member_prompts import (
     MemberPrompts,
@@ -30,66 +29,6 @@ from prefmix.weights.engines.member_prompts import (
 )
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.whole_steps import nothing_left_behind
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Figures:
-    """Sums over a response's tokens, in nats; NaN for members without weight."""
-
-    log_partition: float
-    """log of each token's normaliser, summed: the log importance weight from the served mixture to
-    the sequence-level product."""
-    entropy: float
-    """Entropy of the mixture."""
-    kl_M: tuple[float, ...]
-    """KL(mixture || member)."""
-    logprob_M: tuple[float, ...]
-    """log-probability of the token under the member."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Response:
-    """One sampled response."""
-
-    tokens: Tokens
-    """The tokens of the response, the end-of-text token included if it was drawn."""
-    logprob: float
-    """Log-probability of the whole response under the weights it was drawn with, in nats."""
-    text: str = ""
-    """The response as text, special tokens left out."""
-    figures: Figures | None = None
-    """The engine's measurements while it drew the response; None from one that cannot, and where
-    parameters were mixed."""
-
-
-class Engine(Protocol):
-    """Draws and scores responses: vLLM in this process, or a running server."""
-
-    def tokenize(self, prompts: Sequence[Prompt]) -> Sequence[PromptTokens]:
-        """Prompt tokens, chat template applied."""
-
-    def sample(
-        self,
-        prompts: Sequence[PromptTokens],
-        weights_M: Sequence[float],
-        *,
-        num_responses: int,
-        max_tokens: int,
-        seed: int,
-        mixing: Mixing = "logits",
-    ) -> list[list[Response]]:
-        """`num_responses` responses to each prompt at temperature 1, with their figures if logits
-        are mixed."""
-
-    def score(
-        self,
-        pairs: Sequence[tuple[PromptTokens, Tokens]],
-        weights_M: Sequence[float],
-        *,
-        mixing: Mixing = "logits",
-    ) -> list[float]:
-        """Log-probability of each (prompt, response) pair's response, in nats."""
-
 
 CPU_KV_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 """vLLM's variable for the size of the KV cache on a CPU; it wins over the engine argument."""

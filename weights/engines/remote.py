@@ -16,7 +16,7 @@ import httpx
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.ways_to_mix import Mixing
-from prefmix.weights.engines.local import Figures, Response
+from prefmix.weights.engines.engine import Figures, Response
 from prefmix.weights.engines.member_prompts import MemberPrompts, PromptTokens, Tokens
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.engines.proxies import may_use_proxy

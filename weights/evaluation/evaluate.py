@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from prefmix.mixing.spec import MixtureSpec
-from prefmix.weights.engines.local import Engine
+from prefmix.weights.engines.engine import Engine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt, hash_of_prompts
 from prefmix.weights.evaluation.evaluation import Evaluation

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.ways_to_mix import Mixing
-from prefmix.weights.engines.local import Engine, Figures
+from prefmix.weights.engines.engine import Engine, Figures
 from prefmix.weights.engines.member_prompts import MemberPrompts, PromptTokens, Tokens
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt

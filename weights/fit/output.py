@@ -11,7 +11,8 @@ from prefmix.mixing.ways_to_mix import Mixing
 from prefmix.weights.store.change import Change
 from prefmix.weights.store.edits import merged
 from prefmix.weights.store.errors import StoreFormatError, StoreMissingError
-from prefmix.weights.store.format import for_mixture, spec_of_members
+from prefmix.weights.store.for_mixture import for_mixture
+from prefmix.weights.store.format import spec_of_members
 from prefmix.weights.store.profiles import ProfileSet, build_profile_set
 from prefmix.weights.store.store import WeightsStore
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.mixing.ways_to_mix import Mixing, MixingError, check_mixing
+from prefmix.weights.engines.engine import Engine
 from prefmix.weights.engines.finite_differences import Differences
-from prefmix.weights.engines.local import Engine
 from prefmix.weights.engines.progress import Progress
 from prefmix.weights.engines.prompts import Prompt, hash_of_prompts
 from prefmix.weights.fit import score_table

@@ -96,6 +96,6 @@ def check_expected(profiles: ProfileSet, expected: str | None) -> None:
     if expected is None or expected in ("*", str(profiles.version), profiles.sha256):
         return
     raise StaleVersionError(
-        f"expected {expected:.80}, but the store is at version {profiles.version} "
-        f"(sha256 {profiles.sha256}); read it again and repeat the change"
+        f"expected {expected[:80] or 'an empty text'}, but the store is at version "
+        f"{profiles.version} (sha256 {profiles.sha256}); read it again and repeat the change"
     )

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _NEW_FILE_MODE = 0o644
+_NEW_PRIVATE_FILE_MODE = 0o600
 _RETRY_S = 0.002
 _RIGHTS = 0o666
 """Rights that a file's successor takes over: neither set-uid bits nor the right to be run."""
@@ -26,7 +27,9 @@ class UnconfirmedError(OSError):
     """The file was replaced, but the disk did not confirm that it stays so."""
 
 
-def replace_file(path: Path, content: bytes, *, like: Path | None = None) -> None:
+def replace_file(
+    path: Path, content: bytes, *, like: Path | None = None, is_private: bool = False
+) -> None:
     """Creates or replaces a file; returns once the new content is on the disk.
 
     The content is written to a second file in the same folder, synced and renamed, and the folder
@@ -36,11 +39,14 @@ def replace_file(path: Path, content: bytes, *, like: Path | None = None) -> Non
       path: the file.
       content: its new content.
       like: the file whose rights and owner it gets; None takes those of the file that it replaces.
+      is_private: true leaves rights to its owner and group alone, and a file without a model to its
+        owner.
     Raises: OSError if the old file is still there; UnconfirmedError if the new one is.
     """
     aside = path.with_name(f".{path.name}.new")
     try:
-        _write(aside, content, model=_status(path if like is None else like))
+        model = _status(path if like is None else like)
+        _write(aside, content, model=model, is_private=is_private)
         os.rename(aside, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -165,15 +171,16 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def _write(path: Path, content: bytes, *, model: os.stat_result | None) -> None:
+def _write(path: Path, content: bytes, *, model: os.stat_result | None, is_private: bool) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # left by a writer that was killed, or put there by someone else
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(path, flags, _NEW_FILE_MODE)
+    handle = os.open(path, flags, _NEW_PRIVATE_FILE_MODE if is_private else _NEW_FILE_MODE)
     with os.fdopen(handle, "wb", buffering=0) as file:
         _give_to(handle, model, folder=path.parent)
         if model is not None:
-            os.fchmod(handle, stat.S_IMODE(model.st_mode) & _RIGHTS)
+            rights = _RIGHTS & ~0o007 if is_private else _RIGHTS
+            os.fchmod(handle, stat.S_IMODE(model.st_mode) & rights)
         view = memoryview(content)
         while view:
             view = view[file.write(view) :]

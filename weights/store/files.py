@@ -7,7 +7,8 @@
     weights.json.broken.7     the unreadable content that version 7 replaced in a rollback
 
 Readers take no lock and never see half a file. A symbolic link is followed: the file that it points
-to is replaced, and has the history. All of them have the owner of the store file, whoever writes.
+to is replaced, and has the history. All of them have the owner and the rights of the store file,
+whoever writes; those that hold system texts of policies are for their owner and group alone.
 """
 
 from __future__ import annotations
@@ -170,7 +171,8 @@ class StoreFiles:
                     os.unlink(copy)
                 os.link(current, copy)
             else:
-                replace_file(copy, read_regular_file(current, most=MAX_BYTES))
+                content = read_regular_file(current, most=MAX_BYTES)
+                replace_file(copy, content, like=current, is_private=b'"system"' in content)
         except OSError as error:
             what = f"cannot keep the broken file as {copy}"
             raise file_error(what, error, kept="nothing was changed") from None
@@ -202,7 +204,9 @@ class StoreFiles:
 
     def _write(self, path: Path, profiles: ProfileSet, *, kept: str) -> None:
         try:
-            replace_file(path, dump(profiles).encode(), like=self.current)
+            has_texts = any(each.system is not None for each in profiles.added.values())
+            content = dump(profiles).encode()
+            replace_file(path, content, like=self.current, is_private=has_texts)
         except UnconfirmedError as error:
             raise StoreFileError(
                 f"{path} now holds version {profiles.version}, but the disk did not confirm it: "

@@ -10,7 +10,10 @@ to mix. `changed` is optional, too: it says who made the version that it names, 
 other. A set in the affine space has the
 key `"weight_space": "affine"`; without that key weights are on the simplex. A set for policies that
 have prompts of their own has the key `prompts_sha256`, a hash of these. `added_policies` has those
-of the policies that no configuration names (prefmix.weights.store.added).
+of the policies that no configuration names (prefmix.weights.store.added), and `dormant_profiles`,
+in the form of `profiles`, those that wait for policies that are not there.
+
+The same object without the texts of prompts is the document that a server's answers show.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from prefmix.mixing.name_list import listed
 from prefmix.mixing.shown_value import shown
 from prefmix.mixing.simplex import SUM_TOLERANCE
 from prefmix.mixing.spec import WEIGHT_SPACES, MixtureSpec, Policy, SpecError, WeightSpace
-from prefmix.weights.store.added import AddedPolicies, parsed_added, with_added
+from prefmix.weights.store.added import AddedPolicies, parsed_added
+from prefmix.weights.store.dormant import DormantProfile
 from prefmix.weights.store.errors import StoreFormatError
 from prefmix.weights.store.profiles import (
     ProfileError,
@@ -36,8 +39,9 @@ from prefmix.weights.store.profiles import (
     build_profile_set,
     check_num_profiles,
     check_profile_name,
-    profile_weights,
+    profile_mixing,
 )
+from prefmix.weights.store.sleep import dormant_profile
 
 FORMAT = 1
 """Value of the key `format`."""
@@ -52,7 +56,9 @@ MAX_VERSION = 10**15
 """Highest version number: every reader of JSON and every metric holds it exactly, and the next."""
 
 _KEYS = ("format", "version", "policies", "default_profile", "profiles")
-_OPTIONAL_KEYS = ("weight_space", "prompts_sha256", "added_policies", "changed")
+_OPTIONAL_KEYS = (
+    *("weight_space", "prompts_sha256", "added_policies", "dormant_profiles", "changed"),
+)
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SIGNATURE_KEYS = ("version", "at", "by")
 
@@ -72,15 +78,20 @@ def spec_of_members(
 
 def dump(profiles: ProfileSet) -> str:
     """The set as the text of a store file."""
-    return json.dumps(document(profiles), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    whole = document(profiles, with_texts=True)
+    return json.dumps(whole, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def document(profiles: ProfileSet) -> dict[str, Any]:
-    """The set as the JSON object of a store file."""
+def document(profiles: ProfileSet, *, with_texts: bool = False) -> dict[str, Any]:
+    """The set as the JSON object of a store file.
+
+    Args: with_texts: gives the texts of added policies' prompts; otherwise their hashes.
+    """
     space = {} if profiles.weight_space == "simplex" else {"weight_space": profiles.weight_space}
     signed = profiles.signed
     changed = {} if signed is None else {"changed": asdict(signed)}
-    return {"format": FORMAT, "version": profiles.version, **space, **profiles.content(), **changed}
+    content = profiles.content(with_texts=with_texts)
+    return {"format": FORMAT, "version": profiles.version, **space, **content, **changed}
 
 
 def parse(text: str | bytes, *, source: str, max_profiles: int | None = None) -> ProfileSet:
@@ -108,55 +119,6 @@ def from_document(data: object, *, source: str, max_profiles: int | None = None)
         return _profile_set(data, max_profiles)
     except (ProfileError, SpecError, StoreFormatError) as error:
         raise StoreFormatError(f"{source}: {error}") from None
-
-
-def for_mixture(
-    profiles: ProfileSet, spec: MixtureSpec, *, source: str, takes_added: bool = False
-) -> ProfileSet:
-    """The profiles in the member order of `spec`.
-
-    A set for all policies without the reference is accepted: the reference gets 0.
-
-    Args:
-      spec: the mixture of the configuration.
-      takes_added: true for a server, which has the set's added policies beside those of `spec`.
-    Raises: StoreFormatError for profiles of other policies, prompts or another weight space.
-    """
-    if profiles.added and not takes_added:
-        raise StoreFormatError(
-            f"{source}: it has policies that were added to a running server "
-            f"({listed(profiles.added)}), which only 'prefmix serve' with --adapter-slots has; "
-            "give them as adapters in a configuration, and profiles without added_policies"
-        )
-    try:
-        spec = with_added(spec, profiles.added)
-    except SpecError as error:
-        raise StoreFormatError(f"{source}: added_policies: {error}") from None
-    names = set(profiles.member_names)
-    if names not in (set(spec.member_names), set(spec.policy_names)):
-        raise StoreFormatError(
-            f"{source}: policies are {listed(profiles.member_names)}, but this mixture has "
-            f"{listed(spec.member_names)}; its profiles were made for other policies"
-        )
-    if profiles.prompts_sha256 != spec.prompts_sha256:
-        raise StoreFormatError(
-            f"{source}: prompts_sha256 is {shown(profiles.prompts_sha256)}, but the prompts of "
-            f"this mixture's policies have {shown(spec.prompts_sha256)}; its profiles were made "
-            "for other prompts. Fit them again, or, if they are right for these prompts too, "
-            "change that key of the file"
-        )
-    try:
-        weights = {
-            name: profile_weights(name, profiles.weights(name), spec) for name in profiles.profiles
-        }
-    except ProfileError as error:
-        raise StoreFormatError(f"{source}: {error}") from None
-    return replace(
-        profiles,
-        member_names=spec.member_names,
-        profiles=weights,
-        weight_space=spec.weight_space,
-    )
 
 
 def _load(text: str | bytes, source: str) -> object:
@@ -205,7 +167,10 @@ def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
         raise StoreFormatError(
             f"profiles is {shown(profiles)}, expected an object with at least one profile"
         )
-    check_num_profiles(len(profiles), max_profiles)  # before each of them costs time
+    dormant = data.get("dormant_profiles", {})
+    if not isinstance(dormant, dict):
+        raise StoreFormatError(f"dormant_profiles is {shown(dormant)}, expected an object")
+    check_num_profiles(len(profiles) + len(dormant), max_profiles)  # before each of them costs time
     default = data["default_profile"]
     if not isinstance(default, str):
         raise StoreFormatError(f"default_profile is {shown(default)}, expected a profile's name")
@@ -218,7 +183,21 @@ def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
         mixings={name: value["mixing"] for name, value in profiles.items() if "mixing" in value},
     )
     found = replace(found, added=_added(data.get("added_policies", {}), found.member_names))
+    found = replace(
+        found, dormant={name: _dormant(name, each, found, spec) for name, each in dormant.items()}
+    )
     return replace(found, signature=_signature(data["changed"])) if "changed" in data else found
+
+
+def _dormant(name: str, value: Any, found: ProfileSet, spec: MixtureSpec) -> DormantProfile:
+    where = f"dormant_profiles.{name:.64}"
+    if name in found.profiles:
+        raise StoreFormatError(f"{where} is among profiles, too; leave one of them out")
+    profile = dormant_profile(name, _weights(name, value, table="dormant_profiles"), spec)
+    if profile is None:
+        raise StoreFormatError(f"{where} waits for no policy; put it among profiles")
+    mixing = profile_mixing(name, value["mixing"]) if "mixing" in value else None
+    return replace(profile, mixing=mixing, provenance=value.get("provenance", {}))
 
 
 def _added(value: object, member_names: Sequence[str]) -> AddedPolicies:
@@ -269,9 +248,9 @@ def _spec(policies: object, weight_space: object, prompts_sha256: str | None) ->
     return spec_of_members(policies, weight_space, prompts_sha256)  # type: ignore[arg-type]
 
 
-def _weights(name: str, profile: object) -> dict[str, Any]:
+def _weights(name: str, profile: object, *, table: str = "profiles") -> dict[str, Any]:
     """The weights of one profile, checked for errors that `build_profile_set` would repair."""
-    where = f"profiles.{check_profile_name(name)}"
+    where = f"{table}.{check_profile_name(name)}"
     if not isinstance(profile, dict):
         raise StoreFormatError(f'{where} is {shown(profile)}, expected {{"weights": {{...}}}}')
     _check_keys(profile, required=("weights",), optional=("mixing", "provenance"), where=where)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from prefmix.mixing.simplex import WeightsError, weights_from_preferences
 from prefmix.mixing.spec import MixtureSpec, SpecError, WeightSpace, check_name
 from prefmix.mixing.ways_to_mix import Mixing, MixingError, check_mixing
 from prefmix.weights.store.added import AddedPolicies, added_document
+from prefmix.weights.store.dormant import DormantProfile
 
 MAX_PROFILES = 256
 """Default of the most profiles that a server takes."""
@@ -83,6 +84,8 @@ class ProfileSet:
     """Hash of the prompts of the policies' own that the weights are for; None without any."""
     added: AddedPolicies = field(default_factory=dict)
     """The policies that are not the configuration's; they are among the members."""
+    dormant: Mapping[str, DormantProfile] = field(default_factory=dict)
+    """The profiles that wait for policies, by name; none of them is among `profiles`."""
     signature: Signature | None = field(default=None, compare=False)
     """Author and time of the version, if they are known; no part of the content."""
     _hashes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -108,6 +111,14 @@ class ProfileSet:
         """One profile's weights under their members' names."""
         return dict(zip(self.member_names, self.profiles[name], strict=True))
 
+    def without_logits(self, weights_M: Sequence[float]) -> str | None:
+        """The first policy with weight that has no KV cache, and so no logits; None if all have."""
+        without = {name for name, policy in self.added.items() if not policy.kv_cache}
+        if not without:
+            return None
+        named = zip(self.member_names, weights_M, strict=True)
+        return next((name for name, weight in named if weight != 0 and name in without), None)
+
     def title(self, name: str) -> str:
         """One profile's name for a table: with its way to mix if it has one of its own."""
         return f"{name} ({self.mixings[name]})" if name in self.mixings else name
@@ -118,16 +129,26 @@ class ProfileSet:
         own = {"mixing": mixing, "provenance": dict(provenance) if provenance else None}
         return {"weights": self.weights(name), **{key: own[key] for key in own if own[key]}}
 
-    def content(self) -> dict[str, Any]:
-        """The set as JSON-ready objects, each weight under its member's name."""
+    def waiting(self) -> dict[str, list[str]]:
+        """The dormant profiles, each with the policies that it waits for."""
+        return {name: each.absent(self.member_names) for name, each in self.dormant.items()}
+
+    def content(self, *, with_texts: bool = False) -> dict[str, Any]:
+        """The set as JSON-ready objects, each weight under its member's name.
+
+        Args: with_texts: gives the texts of added policies' prompts; otherwise their hashes.
+        """
         prompts = {} if self.prompts_sha256 is None else {"prompts_sha256": self.prompts_sha256}
-        added = {"added_policies": added_document(self.added)} if self.added else {}
+        own = added_document(self.added, with_texts=with_texts)
+        added = {"added_policies": own} if own else {}
+        dormant = {name: each.document() for name, each in self.dormant.items()}
         return {
             "policies": list(self.member_names),
             **prompts,
             **added,
             "default_profile": self.default,
             "profiles": {name: self.profile(name) for name in self.profiles},
+            **({"dormant_profiles": dormant} if dormant else {}),
         }
 
 
@@ -232,9 +253,19 @@ def profile_mixing(name: str, mixing: object, *, has_base: bool = True) -> Mixin
 
 
 def check_mixings(profiles: ProfileSet, spec: MixtureSpec) -> None:
-    """Raises: ProfileError naming a profile whose way to mix a mixture does not have."""
+    """Raises: ProfileError naming a profile whose way to mix a mixture does not have, or a policy
+    of it does not."""
     for name, mixing in profiles.mixings.items():
         profile_mixing(name, mixing, has_base=spec.base is not None)
+    for name in profiles.profiles:
+        if profiles.mixings.get(name, spec.mixing) == "logits":
+            weights_M = profiles.profiles[name]
+            if (policy := profiles.without_logits(weights_M)) is not None:
+                raise ProfileError(
+                    f"profile {name!r} mixes logits and gives policy {policy!r} weight, which has "
+                    "no KV cache and no logits; give the profile the mixing 'parameters', or add "
+                    "the policy with a KV cache"
+                )
 
 
 def profile_weights(name: str, preferences: object, spec: MixtureSpec) -> tuple[float, ...]:

@@ -24,7 +24,8 @@ from prefmix.weights.store.errors import (
     StoreReadOnlyError,
 )
 from prefmix.weights.store.files import StoreFiles
-from prefmix.weights.store.format import dump, for_mixture, parse
+from prefmix.weights.store.for_mixture import for_mixture
+from prefmix.weights.store.format import dump, parse
 from prefmix.weights.store.numbering import Served, numbered
 from prefmix.weights.store.profiles import (
     ProfileError,
@@ -53,6 +54,7 @@ class WeightsStore:
         lock_timeout_s: float = LOCK_TIMEOUT_S,
         max_profiles: int | None = None,
         takes_added: bool = False,
+        takes_dormant: bool = False,
     ) -> None:
         """Names a store; nothing is read yet.
 
@@ -63,8 +65,9 @@ class WeightsStore:
           lock_timeout_s: how long a writer waits for another, in seconds.
           max_profiles: the most profiles that a version may have; None has no limit.
           takes_added: true for a server, which can have a version's added policies.
+          takes_dormant: true where profiles may name absent policies.
         """
-        self._takes_added = takes_added
+        self._takes_added, self._takes_dormant = takes_added, takes_dormant
         self.path = Path(path)
         self._max_profiles = max_profiles
         self.spec = spec
@@ -185,7 +188,13 @@ class WeightsStore:
             check_mixings(profiles, self.spec)
         except ProfileError as error:
             raise StoreFormatError(f"{path}: {error}") from None
-        return for_mixture(profiles, self.spec, source=str(path), takes_added=self._takes_added)
+        return for_mixture(
+            profiles,
+            self.spec,
+            source=str(path),
+            takes_added=self._takes_added,
+            takes_dormant=self._takes_dormant,
+        )
 
     # --- changing ----------------------------------------------------------------------------
 
@@ -199,7 +208,7 @@ class WeightsStore:
         try:
             return self.take_up()
         except StoreMissingError:
-            check_num_profiles(len(initial.profiles), self._max_profiles)
+            check_num_profiles(len(initial.profiles) + len(initial.dormant), self._max_profiles)
         with self._files.locked():
             try:
                 return self.read()
@@ -314,7 +323,7 @@ class WeightsStore:
             raise type(broken)(f"{broken}{hint if has_one else ''}") from None
         check_expected(before, expected)
         after = signed(replace(edit(before), version=before.version + 1), by=by)
-        check_num_profiles(len(after.profiles), self._max_profiles)
+        check_num_profiles(len(after.profiles) + len(after.dormant), self._max_profiles)
         if self.spec is not None:
             check_mixings(after, self.spec)
         if after.sha256 == before.sha256:

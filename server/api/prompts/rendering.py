@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from prefmix.server.api.prompts.hidden_texts import shows
+from prefmix.server.api.prompts.hidden_texts import rendering, shows
 from prefmix.server.api.prompts.own_prompt import FIELD, OwnPrompt
 from prefmix.server.api.prompts.request_prompts import RequestPrompts
 from prefmix.server.http.errors import RequestError
@@ -50,7 +50,8 @@ def _chat(first: Render, more: Render) -> Render:
         for each, own in zip(bodies, distinct, strict=True):
             each.messages = own.conversation(given)
             try:
-                result = await (more if results else first)(each)
+                with rendering(own.system):
+                    result = await (more if results else first)(each)
             except Exception as error:  # a template may raise anything
                 if own.system is None or not shows(own.system, str(error)):
                     raise

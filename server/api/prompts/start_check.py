@@ -5,10 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from prefmix.mixing.system_texts import with_system
+from prefmix.server.api.prompts.hidden_texts import rendering, shows
 from prefmix.server.config.prompt_settings import PromptSettings
 
 _MESSAGES = [{"role": "user", "content": "Hello."}]
 _MAX_REASON_CHARS = 300
+
+_OF_LENGTH = ("input_text", "input_tokens")
+"""The parameters that vLLM 0.32 names where a prompt is too long."""
+
+
+class _RefusedError(ValueError):
+    """A refusal that vLLM has made an answer of."""
+
+    def __init__(self, message: str, parameter: str | None) -> None:
+        super().__init__(message)
+        self.parameter = parameter
 
 
 class SystemTextError(ValueError):
@@ -27,16 +39,25 @@ async def check_system_texts(render: Any, prompts: PromptSettings) -> None:
     async def token_ids(messages: list[Any]) -> list[int]:
         result = await render(ChatCompletionRequest(messages=messages, max_completion_tokens=1))
         if not isinstance(result, tuple):
-            raise ValueError(result.error.message)
+            raise _RefusedError(result.error.message, getattr(result.error, "param", None))
         return list(result[1][0]["prompt_token_ids"])
 
     for name, text in prompts.systems.items():
         try:
             plain = await token_ids(_MESSAGES)
-            own = await token_ids(with_system(text, _MESSAGES))
+            with rendering(text):
+                own = await token_ids(with_system(text, _MESSAGES))
         except Exception as error:  # a template may raise anything, and its text is the message
-            reason = " ".join(str(error).split())
-            hidden = "" if text in str(error) else f": {reason:.{_MAX_REASON_CHARS}}"
+            # vLLM's own errors add names and values of its code to their text.
+            parameter = getattr(error, "parameter", None)
+            said = str(error.args[0]) if parameter is not None and error.args else str(error)
+            reason = f"{' '.join(said.split()):.{_MAX_REASON_CHARS}}"
+            hidden = "" if shows(text, said) else f": {reason}"
+            if parameter in _OF_LENGTH:
+                raise SystemTextError(
+                    f"policy {name!r} has a system text that is too long here{hidden.rstrip('.')}; "
+                    "give a shorter text, or serve longer contexts (--max-model-len)"
+                ) from None
             raise SystemTextError(
                 f"policy {name!r} has a system text, which no conversation can carry here{hidden}; "
                 "give a chat template that takes system messages (-- --chat-template FILE), a "

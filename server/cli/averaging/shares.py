@@ -81,7 +81,7 @@ def averaged(args: argparse.Namespace) -> Averaged:
     Raises: ConfigError, SpecError, StoreFormatError, and CommandError for flags that do not fit.
     """
     from prefmix.mixing.simplex import WeightsError, weights_from_preferences
-    from prefmix.server.config.serve_config import load_config
+    from prefmix.server.config.config_file import load_config
 
     config = load_config(args.config, mixture_overrides(args))
     spec = config.spec()

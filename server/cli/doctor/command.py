@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, passthrough: Sequence[str]) -> int:
     """Checks and prints; returns 1 if something is wrong."""
     from prefmix.server.cli.doctor.configuration import check_configuration
     from prefmix.server.cli.doctor.machine import check_machine
-    from prefmix.server.config.serve_config import load_config
+    from prefmix.server.config.config_file import load_config
     from prefmix.server.launch.terminal import stages
 
     if args.config is not None and not os.path.lexists(args.config):

@@ -63,6 +63,7 @@ def _check_store(
             spec=spec,
             max_profiles=config.max_profiles,
             takes_added=config.adapter_slots > 0,
+            takes_dormant=config.dormant_profiles,
         )
         path = Path(os.path.realpath(config.weights_store))
         can_write = os.access(path.parent, os.W_OK)
@@ -76,6 +77,7 @@ def _check_store(
             names = ", ".join(profiles.profiles)
             report.ok("weights store", f"{path} will be made with {names}")
             return
+        start_checks.check_added_policies(config, found)
         what = f"{path}, version {found.version}, {len(found.profiles)} profiles"
         if can_write:
             report.ok("weights store", what)

@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def check_machine(report: Report) -> bool:
         with report.errors("front end"):
             check_front_end()
         _check_processor(report)
-    _check_compiler(report)
+    _check_compiler(report, has_gpu=has_vllm and _is_for_gpus())
     _check_folders(report)
     return has_vllm
 
@@ -79,14 +80,16 @@ def _check_processor(report: Report) -> None:
     import torch
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu():
+    if _is_for_gpus():
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
+            built_for = current_platform.device_name or "GPUs"
             report.add(
                 "devices",
                 "error",
-                f"vLLM is built for {current_platform.device_name}, but there is no such device; "
-                "see docs/installing.md for the CPU build",
+                f"vLLM is built for {built_for}, but torch finds no device to use: "
+                f"{_why_no_device():.200}; it needs a driver for CUDA {torch.version.cuda}, and "
+                "nvidia-smi shows yours; see docs/installing.md for the CPU build",
             )
             return
         names = {torch.cuda.get_device_name(index) for index in range(count)}
@@ -109,7 +112,27 @@ def _check_processor(report: Report) -> None:
         report.ok("devices", f"{found}, bfloat16")
 
 
-def _check_compiler(report: Report) -> None:
+def _is_for_gpus() -> bool:
+    from vllm.platforms import current_platform
+
+    return not current_platform.is_cpu()
+
+
+def _why_no_device() -> str:
+    """The words of torch about devices that it cannot use, such as a driver that is too old."""
+    import torch
+
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split())
+    return "it counts none"
+
+
+def _check_compiler(report: Report, *, has_gpu: bool) -> None:
+    if has_gpu:
+        _check_triton(report)
+        return
     compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
     if compiler is None:
         report.add(
@@ -119,6 +142,30 @@ def _check_compiler(report: Report) -> None:
         )
     else:
         report.ok("compiler", compiler)
+
+
+def _check_triton(report: Report) -> None:
+    """Triton compiles a part of each kernel's launch as C, also with --enforce-eager."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_paths()["include"])
+    packages = [
+        package
+        for package, is_there in (
+            ("gcc", compiler is not None and shutil.which(compiler) is not None),
+            ("python3-dev", (headers / "Python.h").is_file()),
+        )
+        if not is_there
+    ]
+    if packages:
+        report.add(
+            "compiler",
+            "error",
+            "on a GPU all kernels need a C compiler (gcc, clang or $CC) and Python's headers "
+            f"({headers}/Python.h), also with --enforce-eager; on Debian or Ubuntu: apt-get "
+            f"install {' '.join(packages)}",
+        )
+    else:
+        report.ok("compiler", f"{compiler}, and Python's headers")
 
 
 def _check_folders(report: Report) -> None:

@@ -1,1 +1,1 @@
-"""`prefmix policies`."""
+"""`prefmix policies`: the policies of a running server, listed, added and removed."""

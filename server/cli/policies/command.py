@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 
-from prefmix.server.cli.weights import (
+from prefmix.server.cli.administration.arguments import (
     TOKEN_VARIABLE,
     UsageError,
     add_action,
@@ -20,7 +20,9 @@ from prefmix.server.cli.weights import (
     precondition,
     report,
 )
-from prefmix.server.cli.weights_server import ServerTarget
+from prefmix.server.cli.administration.server_target import ServerTarget
+from prefmix.server.config.errors import ConfigError
+from prefmix.server.config.prompt_settings import text_or_file
 
 EPILOG = f"""\
 Every action works on a running server (--url URL), which was started with --adapter-slots. It needs
@@ -44,14 +46,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     sub = command("list", _list, "print the policies in force and the free slots")
     sub.add_argument("--json", action="store_true", help="print JSON, as the server answers")
-    sub = command("add", _add, "add an adapter as a policy, or replace one that was added")
-    sub.add_argument("name", metavar="POLICY")
+    sub = command(
+        "add", _add, "add an adapter or a prompt as a policy, or replace one that was added"
+    )
     sub.add_argument(
-        "adapter", metavar="FOLDER", help="the adapter's folder below the server's --policies-dir"
+        "name",
+        metavar="POLICY",
+        help="the policy's name: 1 to 64 letters, digits, '_', '-' or '.', beginning with a letter "
+        "or digit",
+    )
+    sub.add_argument(
+        "adapter",
+        metavar="FOLDER",
+        nargs="?",
+        help="the adapter's folder below the server's --policies-dir; without it the policy is the "
+        "base itself, under --system",
+    )
+    sub.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="the system message that this policy alone reads before every conversation, or @FILE; "
+        "other users of this machine can see TEXT while the command runs",
+    )
+    sub.add_argument(
+        "--without-kv",
+        action="store_true",
+        help="take a slot without KV cache: the policy is for requests that mix parameters only",
+    )
+    sub.add_argument(
+        "--drain",
+        action="store_true",
+        help="replace a policy in its own slot if no other is free: new requests for it get 503 "
+        "until those under way have ended, which may take a minute",
     )
     add_precondition(sub)
     sub = command("remove", _remove, "remove a policy that was added")
-    sub.add_argument("name", metavar="POLICY")
+    sub.add_argument(
+        "name", metavar="POLICY", help="the policy's name, as 'prefmix policies list' prints it"
+    )
     sub.add_argument(
         "--drain", action="store_true", help="also if requests under way use it, which end with it"
     )
@@ -84,16 +116,37 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     slots = found["slots"]
     print(f"version {found['version']}, {slots['free']} of {slots['total']} slots free", end="")
+    if slots.get("total_without_kv"):
+        print(f" ({slots['free_without_kv']} of them without KV cache)", end="")
     print(f", for adapters up to rank {slots['max_rank']}" if slots["total"] else "")
+    if found.get("manifest"):
+        print(f"added by the manifest {found['manifest']}, and by no request")
     width = max(len(policy["name"]) for policy in found["policies"])
     for policy in found["policies"]:
-        where = policy["adapter"] if policy["added"] else "of the configuration"
-        print(f"{policy['name'].ljust(width)}  {where}")
+        parts = [policy["adapter"]] if "adapter" in policy else []
+        parts += [] if policy["added"] else ["of the configuration"]
+        parts += ["with a prompt"] if policy.get("has_prompt") else []
+        parts += [] if policy.get("kv_cache", True) else ["without KV cache: mixes parameters only"]
+        parts += [] if policy.get("ready", True) else ["not served now"]
+        print(f"{policy['name'].ljust(width)}  {', '.join(parts)}")
     return 0
 
 
 def _add(args: argparse.Namespace) -> int:
-    receipt = _server(args).add_policy(args.name, args.adapter, precondition(args))
+    if args.adapter is None and args.system is None:
+        raise UsageError("give the adapter's FOLDER, --system TEXT, or both")
+    try:
+        system = None if args.system is None else text_or_file(args.system, "--system")
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    receipt = _server(args).add_policy(
+        args.name,
+        precondition(args),
+        adapter=args.adapter,
+        system=system,
+        without_kv=args.without_kv,
+        drain=args.drain,
+    )
     return report(receipt, args)
 
 

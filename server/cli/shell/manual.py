@@ -62,8 +62,8 @@ MANUALS = {
             (
                 "CONFIG.yaml",
                 "keys: policies, adapters, base, reference, systems, profiles, default_profile, "
-                "allowed_hosts, trusted_proxies, console, engine (vLLM's flags) and, with _ for "
-                "-, the other flags of this page",
+                "allowed_hosts, trusted_proxies, console, slot_prompts, engine (vLLM's flags) and, "
+                "with _ for -, the other flags of this page",
             ),
             ("weights.json", "the store: profiles, their versions in weights.json.history/"),
         ),

@@ -14,6 +14,7 @@ export const setApiKey = (key) => { apiKey = key; };
 export const setAdminToken = (token) => { adminToken = token; };
 export const hasAdminToken = () => adminToken !== "";
 
+const BROKEN_OFF = "The answer broke off: the server or its engine has gone.";
 const ASK = "prefmix: the API key, please";
 
 /** Gives the API key to pages of this server that this page has opened. */
@@ -143,7 +144,7 @@ async function* whole(response) {
     yield await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refusal("The answer broke off: the server or its engine has gone.", 0);
+    throw new Refusal(BROKEN_OFF, 0);
   }
 }
 
@@ -166,7 +167,7 @@ async function* events(response) {
     }
   } catch (error) {
     if (error.name === "AbortError" || error instanceof Refusal) throw error;
-    throw new Refusal("The answer broke off: the server or its engine has gone.", 0);
+    throw new Refusal(BROKEN_OFF, 0);
   }
-  if (!isWhole) throw new Refusal("The answer broke off: the server or its engine has gone.", 0);
+  if (!isWhole) throw new Refusal(BROKEN_OFF, 0);
 }

@@ -1,6 +1,6 @@
 // The choice of a mix's weights: a profile, one policy alone, or weights of one's own.
 
-import { make } from "./elements.js";
+import { classed, make } from "./elements.js";
 import { aloneIn } from "./weights.js";
 
 const CUSTOM = "";
@@ -12,7 +12,7 @@ export class Choice {
     // The list lies unseen over its own text, because text can take several lines and a list cannot.
     this.text = make("span", { "aria-hidden": "true" });
     this.select = make("select", { "aria-label": `Profile of ${label}`, onchange: () => this.choose(chosen) });
-    this.node = make("span", { className: "choice" }, this.text, this.select);
+    this.node = classed("span", "choice", this.text, this.select);
   }
 
   /** Shows the profiles and members there are, and what is chosen now. */

@@ -1,8 +1,6 @@
 // What is asked: the prompt, the system prompt and the settings, and the turns before this one.
 
-import { make } from "./elements.js";
-
-const at = (id) => document.getElementById(id);
+import { at, make } from "./elements.js";
 
 const FIELDS = {
   prompt: at("prompt"),
@@ -26,7 +24,7 @@ export function prepare(model, settings, prompted) {
   FIELDS.prompt.placeholder = settings.chat ? `Ask ${model}` : `Begin a text; ${model} goes on with it`;
   at("system-label").hidden = !settings.chat;
   if (!settings.chat) at("options-title").textContent = "Length, temperature";
-  const box = ({ name, has_prompt: hasPrompt }) => [name, make("textarea", { rows: 1, placeholder: hasPrompt ? "the server’s own" : "none" })];
+  const box = ({ name, has_prompt: hasPrompt }) => [name, make("textarea", { rows: 1, placeholder: hasPrompt ? "the server’s own" : "none", value: ownPrompts.get(name)?.value ?? "" })];
   ownPrompts = new Map(settings.chat ? prompted.map(box) : []);
   at("own-prompts").replaceChildren(...[...ownPrompts].map(([name, field]) => make("label", { className: "wide" }, `System prompt of ${name} alone `, field)));
   at("own-prompts").hidden = ownPrompts.size === 0;

@@ -1,6 +1,6 @@
 // The controls of one mix: a slider or a number per member, and a triangle for three policies.
 
-import { make, nameTag } from "./elements.js";
+import { classed, make, nameTag } from "./elements.js";
 import { Triangle } from "./triangle.js";
 import { total, withWeight } from "./weights.js";
 
@@ -17,7 +17,7 @@ export class Controls {
     this.rest = space === "affine" && members.find((member) => member.isReference)?.name;
     this.rows = new Map();
     const rows = make("div", { className: "rows", role: "group", "aria-label": `Weights of ${label}` });
-    this.node = make("div", { className: "controls" }, rows);
+    this.node = classed("div", "controls", rows);
     for (const member of members) rows.append(space === "affine" ? this.affineRow(member) : this.simplexRow(member));
     if (space === "affine" && this.policies.length === members.length) {
       this.sum = make("p", { className: "quiet sum" });
@@ -103,5 +103,5 @@ export class Controls {
 }
 
 function row(member, middle, field) {
-  return make("div", { className: "row" }, nameTag(member), middle, field);
+  return classed("div", "row", nameTag(member), middle, field);
 }

@@ -3,11 +3,15 @@
 const SVG = "http://www.w3.org/2000/svg";
 const ATTRIBUTE = /^(aria-|data-|role$|for$|list$)/;
 
+/** The page's element with an id. */
+export const at = (id) => document.getElementById(id);
+
 /** A new element: properties, attributes (aria-*, data-*, role), `on...` listeners, children. */
 export function make(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    if (name === "data-hue") paint(node, value);
+    else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (ATTRIBUTE.test(name)) node.setAttribute(name, value);
     else node[name] = value;
   }
@@ -15,10 +19,30 @@ export function make(tag, properties = {}, ...children) {
   return node;
 }
 
+/** A new element of a class. */
+export const classed = (tag, className, ...children) => make(tag, { className }, ...children);
+
+/** Gives an element a member's colour. */
+export function paint(node, hue) {
+  node.dataset.hue = hue;
+  node.style.setProperty("--hue", `var(--hue-${hue})`);
+}
+
+/** A new button with a border. */
+export function button(text, onclick, properties = {}) {
+  return make("button", { type: "button", className: "plain", onclick, ...properties }, text);
+}
+
+/** A box to tick, and its label. */
+export function checkbox(text) {
+  const box = make("input", { type: "checkbox" });
+  return [box, make("label", { className: "check" }, box, ` ${text}`)];
+}
+
 /** A new SVG element with attributes. */
 export function draw(tag, attributes = {}, ...children) {
   const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  for (const [name, value] of Object.entries(attributes)) name === "data-hue" ? paint(node, value) : node.setAttribute(name, value);
   node.append(...children);
   return node;
 }
@@ -31,7 +55,7 @@ export function nameTag(member, after = "") {
 
 /** Announces a text to screen readers. */
 export function announce(text) {
-  document.getElementById("status").textContent = text;
+  at("status").textContent = text;
 }
 
 /** Shows a message in a place for errors, or hides the place. */

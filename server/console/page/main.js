@@ -1,10 +1,12 @@
 // The page: it asks the server what it mixes, and keeps columns, prompt and address in agreement.
 
-import { get, Refusal, setApiKey, setChat, shareKey } from "./api.js";
+import { get, setChat, shareKey } from "./api.js";
 import * as composer from "./composer.js";
-import { copy, make, nameTag, showError } from "./elements.js";
+import { at, copy, make, nameTag } from "./elements.js";
+import { enter } from "./gate.js";
 import { klScale } from "./measures.js";
 import { Mix } from "./mix.js";
+import { openPolicies } from "./policies.js";
 import { openPublishing } from "./publishing.js";
 import { showMixes, showTabs } from "./tabs.js";
 import { fromHash, toHash } from "./weights.js";
@@ -14,11 +16,10 @@ const NUM_HUES = 16;
 const LONG_NAME = 14; // characters that fit beside a slider in any usual font
 const SETTLE_MS = 350;
 
-const at = (id) => document.getElementById(id);
-
 let mixture;
 let settings;
 let settling;
+const hues = new Map(); // a policy that comes or goes leaves the others their colours
 
 const page = {
   members: [],
@@ -27,7 +28,9 @@ const page = {
   mixture: () => mixture,
   reload: async () => {
     mixture = await get("v1/mixture");
+    if (showPolicies()) for (const mix of page.mixes) mix.showPolicies();
     for (const mix of page.mixes) mix.refresh();
+    showWeights();
     remember();
   },
   request: () => composer.request(mixture.model),
@@ -68,32 +71,28 @@ const page = {
 };
 
 async function start() {
-  try {
-    [settings, mixture] = [await get("console/settings"), await get("v1/mixture")];
-  } catch (error) {
-    if (error.status !== 401) throw error;
-    showGate();
-    return;
-  }
-  at("gate").hidden = true;
+  [settings, mixture] = [await get("console/settings"), await get("v1/mixture")];
   setChat(settings.chat);
-  page.members = mixture.policies.map((policy, index) => ({ ...policy, hue: index % NUM_HUES, title: `${policy.name}: ${policy.model}` }));
-  if (mixture.reference) page.members.push({ ...mixture.reference, hue: "reference", isReference: true, title: `${mixture.reference.name} (reference): ${mixture.reference.model}` });
-  composer.prepare(mixture.model, settings, mixture.request_prompts ? page.members : []);
-  document.body.classList.toggle("long-names", page.members.some(({ name }) => name.length > LONG_NAME));
   page.canPublish = settings.admin;
-  at("names").replaceChildren(...page.members.map((member) => make("li", {}, nameTag(member, member.isReference && member.name !== "reference" ? " (reference)" : ""))));
+  showPolicies();
   at("reports").hidden = !settings.reports;
   for (const id of ["guide", "composer", "legend", "share", "profiles"]) at(id).hidden = false;
-  showTitle();
+  at("policies").hidden = !settings.admin;
   restore();
 }
 
-function showGate() {
-  // The first time the page only learns that a key is needed.
-  showError(at("gate-error"), at("gate").hidden ? null : "The server does not take this key.");
-  at("gate").hidden = false;
-  at("key").focus();
+/** Shows the server's present policies; false if they are those that were shown. */
+function showPolicies() {
+  const hueOf = (name) => hues.get(name) ?? hues.set(name, hues.size % NUM_HUES).get(name);
+  const members = mixture.policies.map((policy) => ({ ...policy, hue: hueOf(policy.name), title: `${policy.name}: ${policy.model}` }));
+  if (mixture.reference) members.push({ ...mixture.reference, hue: "reference", isReference: true, title: `${mixture.reference.name} (reference): ${mixture.reference.model}` });
+  if (JSON.stringify(members) === JSON.stringify(page.members)) return false;
+  page.members = members;
+  composer.prepare(mixture.model, settings, mixture.request_prompts ? members : []);
+  document.body.classList.toggle("long-names", members.some(({ name }) => name.length > LONG_NAME));
+  at("names").replaceChildren(...members.map((member) => make("li", {}, nameTag(member, member.isReference && member.name !== "reference" ? " (reference)" : ""))));
+  showTitle();
+  return true;
 }
 
 function showTitle() {
@@ -203,21 +202,10 @@ at("add").addEventListener("click", () => {
   remember();
   page.mixes.at(-1).choice.select.focus();
 });
-at("share").addEventListener("click", () => { remember(); copy(location.href, at("share")); });
-at("profiles").addEventListener("click", () => openPublishing(page));
-at("gate").addEventListener("submit", (event) => {
-  event.preventDefault();
-  setApiKey(at("key").value);
-  begin();
-});
+at("share").onclick = () => { remember(); copy(location.href, at("share")); };
+at("profiles").onclick = () => openPublishing(page);
+at("policies").onclick = () => openPolicies(page);
 addEventListener("hashchange", () => { if (mixture) restore(); });
 
-function begin() {
-  start().catch((error) => {
-    showError(at("start-error"), error instanceof Refusal ? error.message : String(error));
-    if (!(error instanceof Refusal)) throw error;
-  });
-}
-
 shareKey();
-begin();
+enter(start);

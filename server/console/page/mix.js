@@ -4,7 +4,7 @@ import { answer, asCurl, Refusal } from "./api.js";
 import { compare, inWords } from "./changes.js";
 import { Choice } from "./choice.js";
 import { Controls } from "./controls.js";
-import { announce, copy, make, showError } from "./elements.js";
+import { announce, button, classed, copy, make, showError } from "./elements.js";
 import { Measures } from "./measures.js";
 import { Reply } from "./reply.js";
 import { alike, brief } from "./weights.js";
@@ -25,17 +25,10 @@ export class Mix {
     Object.assign(this, { page, letter, profile, weights, mixing, candidates, turns, attribution: null, run: null, hasRun: false, last: null });
     const label = `mix ${letter}`;
     this.choice = new Choice(label, (chosen) => this.choose(chosen));
-    this.controls = new Controls({
-      members: page.members,
-      space: page.mixture().weight_space,
-      label,
-      changed: (next, isFinal) => this.setWeights(next, isFinal),
-    });
     this.reply = new Reply(page.members, label);
-    this.measures = new Measures(page.members, label);
+    this.makeControls();
     this.facts = make("span", { className: "quiet" });
-    const button = (text, onclick) => make("button", { type: "button", className: "plain", onclick }, text);
-    const remove = make("button", { type: "button", className: "plain icon", "aria-label": `Remove ${label}`, title: "Remove", onclick: () => page.removed(this) }, "×");
+    const remove = button("×", () => page.removed(this), { className: "plain icon", "aria-label": `Remove ${label}`, title: "Remove" });
     const curl = button("Copy as curl", () => this.copyCurl(curl));
     const publish = button("Publish", () => page.published(this));
     const ways = page.mixture().ways_to_mix ?? [];
@@ -43,18 +36,38 @@ export class Mix {
     const most = page.mixture().candidates?.most ?? 0;
     this.number = make("input", { type: "number", min: 1, max: most, step: 1, inputMode: "numeric", placeholder: "1", value: candidates ?? "", "aria-label": `Candidates of ${label}`, onchange: () => this.setCandidates() });
     this.several = make("label", { className: "several", title: SEVERAL }, "Candidates ", this.number);
-    const compare = button("Other way", () => page.compared(this));
-    Object.assign(compare, { hidden: ways.length < 2, title: "Adds the same weights, mixed in the other way" });
+    const compare = button("Other way", () => page.compared(this), { hidden: ways.length < 2, title: "Adds the same weights, mixed in the other way" });
     this.node = make(
       "section", { className: "card mix", "aria-label": `Mix ${letter}` },
-      make("div", { className: "head" }, make("b", { className: "letter", "aria-hidden": "true" }, letter), this.choice.node, this.wayChoice, remove),
+      classed("div", "head", make("b", { className: "letter", "aria-hidden": "true" }, letter), this.choice.node, this.wayChoice, remove),
       this.controls.node,
       this.reply.node,
       this.measures.node,
-      make("div", { className: "foot" }, this.facts, this.several, make("span", { className: "actions" }, compare, curl, publish)),
+      classed("div", "foot", this.facts, this.several, classed("span", "actions", compare, curl, publish)),
     );
     this.reply.showTurns(turns);
     this.refresh();
+  }
+
+  makeControls() {
+    const label = `mix ${this.letter}`;
+    this.controls = new Controls({
+      members: this.page.members,
+      space: this.page.mixture().weight_space,
+      label,
+      changed: (next, isFinal) => this.setWeights(next, isFinal),
+    });
+    this.measures = new Measures(this.page.members, label);
+  }
+
+  /** Shows the server's present policies; an answer that is running goes on. */
+  showPolicies() {
+    const { controls, measures } = this;
+    this.makeControls();
+    controls.node.replaceWith(this.controls.node);
+    measures.node.replaceWith(this.measures.node);
+    this.reply.members = this.page.members;
+    this.page.answered(this);
   }
 
   /** Shows the server's present profiles. */

@@ -1,6 +1,6 @@
 // One answer as it arrives: its tokens, their shades, what changed, and a line about one token.
 
-import { make, showError } from "./elements.js";
+import { classed, make, paint, showError } from "./elements.js";
 
 export class Reply {
   constructor(members, label) {
@@ -10,12 +10,10 @@ export class Reply {
     this.change = make("p", { className: "change quiet", hidden: true });
     this.token = make("p", { className: "token quiet", "aria-live": "polite" });
     this.error = make("p", { className: "error", role: "alert", hidden: true });
-    this.area.addEventListener("pointerover", (event) => this.inspect(event.target));
-    this.area.addEventListener("click", (event) => this.inspect(event.target));
-    this.area.addEventListener("pointerleave", () => this.inspect(null));
-    this.area.addEventListener("blur", () => this.inspect(null));
+    for (const event of ["pointerover", "click"]) this.area.addEventListener(event, ({ target }) => this.inspect(target));
+    for (const event of ["pointerleave", "blur"]) this.area.addEventListener(event, () => this.inspect(null));
     this.area.addEventListener("keydown", (event) => this.walk(event));
-    this.node = make("div", { className: "reply" }, this.turns, this.error, this.area, this.change, this.token);
+    this.node = classed("div", "reply", this.turns, this.error, this.area, this.change, this.token);
     this.clear();
   }
 
@@ -32,7 +30,7 @@ export class Reply {
   /** Shows the conversation before this answer. */
   showTurns(turns) {
     this.turns.hidden = turns.length === 0;
-    this.turns.replaceChildren(...turns.flatMap(({ user, assistant }) => [make("p", { className: "asked" }, user), make("p", {}, assistant)]));
+    this.turns.replaceChildren(...turns.flatMap(({ user, assistant }) => [classed("p", "asked", user), make("p", {}, assistant)]));
   }
 
   /** Marks the tokens at some places as new, and says in words what changed. */
@@ -83,7 +81,7 @@ export class Reply {
       if (voices.length === 0 || span.textContent === "") continue;
       const { first, lead } = claim(voices, logprobs);
       this.details.set(span, { voices, logprobs });
-      span.dataset.hue = first.hue;
+      paint(span, first.hue);
       span.style.setProperty("--lead", lead.toFixed(3));
     }
     this.area.classList.add("shaded");
@@ -101,7 +99,7 @@ export class Reply {
     target.classList.add("chosen");
     const words = detail.voices.map(({ name, hue }) => {
       const probability = percent(Math.exp(detail.logprobs[name]));
-      return make("span", { className: "fact" }, make("i", { className: "swatch", "data-hue": hue }), `${name} ${probability}`);
+      return classed("span", "fact", make("i", { className: "swatch", "data-hue": hue }), `${name} ${probability}`);
     });
     this.token.replaceChildren(make("b", {}, target.textContent), ...words);
   }

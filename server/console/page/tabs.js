@@ -1,9 +1,9 @@
 // On a narrow screen one mix is in sight: a swipe or a tab leads to the others.
 
-import { make } from "./elements.js";
+import { at, make } from "./elements.js";
 
-const row = document.getElementById("tabs");
-const mixes = document.getElementById("mixes");
+const row = at("tabs");
+const mixes = at("mixes");
 
 /** Shows a tab for each mix, with its weights as a strip of colours. */
 export function showTabs(all, members) {

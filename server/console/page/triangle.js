@@ -1,6 +1,6 @@
 // A triangle to drag a point in: its corners are three policies alone, its centre their even mixture.
 
-import { draw, make } from "./elements.js";
+import { classed, draw, make } from "./elements.js";
 
 const CORNERS = [[60, 10], [8, 100], [112, 100]];
 const STEP = 0.02;
@@ -22,7 +22,7 @@ export class Triangle {
       this.handle,
     );
     const labels = members.map((member) => make("span", { className: "corner-name", "aria-hidden": "true", title: member.title }, member.name));
-    this.node = make("div", { className: "balance" }, labels[0], this.area, labels[1], labels[2]);
+    this.node = classed("div", "balance", labels[0], this.area, labels[1], labels[2]);
     this.area.addEventListener("pointerdown", (event) => {
       this.area.setPointerCapture(event.pointerId);
       this.follow(event, false);
@@ -84,7 +84,7 @@ export class Triangle {
     if (!move) return;
     event.preventDefault();
     const [x, y] = place(this.shares);
-    this.changed(inside(sharesAt(x + move[0] * 104 * STEP, y + move[1] * 104 * STEP, false)), true);
+    this.changed(sharesAt(x + move[0] * 104 * STEP, y + move[1] * 104 * STEP), true);
   }
 }
 

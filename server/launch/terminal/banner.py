@@ -54,10 +54,11 @@ def ready_table(
         name = member.name + (" (reference)" if member is spec.reference else "")
         count = human_count(_parameters(member))
         rows.append((name, count, f"{weights[member.name]:.3g}", _model(member)))
+    names = [_profile_name(name, profiles) for name in profiles.profiles]
     mixing = "" if spec.mixing == "logits" else f", mixing {spec.mixing}"
     facts = [
         ("model", f"{model_name} ({spec.weight_space} weights{mixing})"),
-        ("profiles", ", ".join(_profile_name(name, profiles) for name in profiles.profiles)),
+        ("profiles", ", ".join([*names, *(f"{name} (dormant)" for name in profiles.dormant)])),
         ("url", url),
         ("open", ", ".join(surfaces)),
     ]

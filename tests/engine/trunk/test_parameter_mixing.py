@@ -13,7 +13,14 @@ import pytest
 from prefmix.mixing import wire
 from prefmix.mixing.ways_to_mix import MIXINGS
 from support.checkpoints.tiny_policies import VOCAB_SIZE
-from support.engines import RUNNER, AdaptedBase, EngineFactory, metric, model_of, spec_of_folders
+from support.engines import (
+    INTERPRETED,
+    AdaptedBase,
+    EngineFactory,
+    metric,
+    model_of,
+    spec_of_folders,
+)
 from support.exactness import TOLERANCE_NATS, Job, Oracle, both_ways, generate, random_jobs, served
 
 VECTORS = ((1.0, 0.0, 0.0), (0.2, 0.3, 0.5), (0.2, 0.3, 0.5 + 1e-6), (0.0, 0.5, 0.5))
@@ -31,7 +38,7 @@ def llm(engine: EngineFactory, adapted: AdaptedBase) -> Any:
         adapted.spec(),
         max_num_batched_tokens=64,
         block_size=32,
-        num_gpu_blocks_override=24 if RUNNER == "v1" else 9,
+        num_gpu_blocks_override=9 if INTERPRETED else 24,
         enable_prefix_caching=True,
     )
 
@@ -41,7 +48,7 @@ def test_a_batch_of_both_ways_is_exact_under_chunking_preemption_and_prefix_hits
 ) -> None:
     """The adapters have unequal ranks, and not all of them change every layer."""
     drawn = random_jobs(40, num_members=3, vocab_size=VOCAB_SIZE, seed=20)
-    batch = both_ways(drawn if RUNNER == "v1" else drawn[:8])
+    batch = both_ways(drawn[:8] if INTERPRETED else drawn)
     preemptions = metric(llm, "vllm:num_preemptions")
     assert oracle.worst_error(batch, generate(llm, batch)) < TOLERANCE_NATS
     assert metric(llm, "vllm:num_preemptions") > preemptions
@@ -93,7 +100,7 @@ def test_top_logprobs_are_the_means(llm: Any, oracle: Oracle) -> None:
         assert values == pytest.approx(best.values.tolist(), abs=TOLERANCE_NATS)
 
 
-@pytest.mark.skipif(RUNNER == "v2", reason="Triton's interpreter cannot apply grammars")
+@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter cannot apply grammars")
 def test_a_grammar_bans_tokens_and_keeps_the_odds_of_the_others(llm: Any, oracle: Oracle) -> None:
     """vLLM applies it before it computes log-probabilities, so those of allowed tokens are shifted
     by one number."""

@@ -13,10 +13,11 @@ from typing import Any
 
 from prefmix.weights.store.edits import with_profile
 from prefmix.weights.store.store import WeightsStore
-from resilience.harness.demo_server import MEMBERS, Answer, DemoServer
+from resilience.harness.asked_server import Answer
+from resilience.harness.demo_server import MEMBERS, DemoServer
 from resilience.inputs.shapes import LASTING, PASSING
 
-_VISIBLE_WITHIN_S = 15.0
+_VISIBLE_WITHIN_S = 60.0
 
 
 @dataclass(kw_only=True)

@@ -15,9 +15,10 @@ from typing import Any
 from prefmix.weights.store.format import from_document
 from prefmix.weights.store.profiles import ProfileSet
 from prefmix.weights.store.store import WeightsStore
-from resilience.harness.demo_server import KEY, MEMBERS, DemoServer, total
+from resilience.harness.asked_server import KEY
+from resilience.harness.demo_server import MEMBERS, DemoServer, total
 
-_VISIBLE_WITHIN_S = 15.0
+_VISIBLE_WITHIN_S = 60.0
 
 
 @dataclass

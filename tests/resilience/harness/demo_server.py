@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import signal
 import sys
@@ -11,17 +10,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from resilience.harness.asked_server import KEY, TOKEN, Answer, AskedServer
 from support.server_process import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "policies" / "demo" / "serve.yaml"
 MEMBERS = ("positive", "concise", "polite", "reference")
-TOKEN = "admin-token-of-the-resilience-suite"
-KEY = "inference-key-of-the-resilience-suite"
 MAX_MODEL_LEN = 512
 SMALL_CACHE_BYTES = 48 * 2**20
 """A KV cache that fills soon, so that its filling does not look like a leak."""
@@ -29,16 +27,7 @@ SMALL_CACHE_BYTES = 48 * 2**20
 Metrics = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-class Answer(NamedTuple):
-    """One HTTP answer."""
-
-    status: int
-    headers: dict[str, str]
-    body: Any
-    """Parsed JSON, or the text where it is none."""
-
-
-class DemoServer:
+class DemoServer(AskedServer):
     """A running server; `start` comes first, `stop` or `kill` last, and it can be started again."""
 
     def __init__(self, folder: Path, *words: str, **environ: str) -> None:
@@ -48,7 +37,6 @@ class DemoServer:
         self._environ = environ
         self._starts = 0
         self.store = folder / "weights.json"
-        self.server: ServerProcess
         self.ready_s = 0.0
 
     def start(self, timeout_s: float = 900) -> DemoServer:
@@ -67,40 +55,9 @@ class DemoServer:
         self.ready_s = time.monotonic() - began
         return self
 
-    def stop(self) -> int:
-        """Ends the server by one SIGTERM; returns the exit code."""
-        return self.server.end(signal.SIGTERM)
-
     def kill(self) -> None:
         """Ends all its processes at once."""
         self.server.kill()
-
-    @property
-    def url(self) -> str:
-        """The server's address."""
-        return self.server.url
-
-    def ask(
-        self, method: str, path: str, body: Any = None, *, token: str = KEY, **headers: str
-    ) -> Answer:
-        """One request on a connection of its own. Raises: OSError, http.client.HTTPException."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
-        with contextlib.closing(connection):
-            headers = {"Authorization": f"Bearer {token}", **headers}
-            content = None
-            if body is not None:
-                content = json.dumps(body)
-                headers["Content-Type"] = "application/json"
-            connection.request(method, path, body=content, headers=headers)
-            response = connection.getresponse()
-            text = response.read().decode()
-            lower = {name.lower(): value for name, value in response.getheaders()}
-        is_json = lower.get("content-type", "").startswith("application/json")
-        return Answer(response.status, lower, json.loads(text) if is_json else text)
-
-    def admin(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """One request to an admin route."""
-        return self.ask(method, f"/admin{path}", body, token=TOKEN, **headers)
 
     def complete(self, **body: Any) -> Answer:
         """One small completion."""

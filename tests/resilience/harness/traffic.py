@@ -15,7 +15,8 @@ from typing import Any
 
 import aiohttp
 
-from resilience.harness.demo_server import KEY, DemoServer
+from resilience.harness.asked_server import KEY
+from resilience.harness.demo_server import DemoServer
 from resilience.inputs import shapes
 
 TIMEOUT_S = 120.0

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from resilience.harness.demo_server import KEY, TOKEN
+from resilience.harness.asked_server import KEY, TOKEN
 from resilience.inputs import hostile_json
 from resilience.inputs.hostile_json import GOOD_BODY, noise
 

@@ -9,7 +9,7 @@ import json
 import random
 from typing import Any
 
-from resilience.harness.demo_server import KEY, TOKEN
+from resilience.harness.asked_server import KEY, TOKEN
 from resilience.inputs.attacks import Attack
 
 _GOOD: dict[str, dict[str, Any]] = {

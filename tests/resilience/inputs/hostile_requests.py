@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from resilience.harness.demo_server import KEY, TOKEN
+from resilience.harness.asked_server import KEY, TOKEN
 
 DOCUMENTED_5XX = frozenset({503, 504})
 """Busy or ending, and out of time: what the server may always answer beside 2xx, 3xx and 4xx."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from prefmix.server.auth.access_levels import LEVELS, Level
-from resilience.harness.demo_server import KEY, TOKEN
+from resilience.harness.asked_server import KEY, TOKEN
 from resilience.inputs.hostile_requests import Hostile, request
 
 _KIB, _MIB = 2**10, 2**20

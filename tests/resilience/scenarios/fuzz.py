@@ -21,7 +21,7 @@ from resilience.inputs.fields import Fields
 from resilience.scenarios.mixed_run import check_rest, resting
 
 _STATUS = re.compile(rb"(?:^|\r\n\r\n|\})HTTP/1\.[01] (\d{3})")
-_ANSWER_WITHIN_S = 20.0
+_ANSWER_WITHIN_S = 60.0
 _BATCH = 100
 _AT_ONCE = 24
 _LONELY_S = 0.15

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 import psutil
 
 from prefmix.weights.store.store import WeightsStore
-from resilience.harness.demo_server import KEY, DemoServer
+from resilience.harness.asked_server import KEY
+from resilience.harness.demo_server import DemoServer
 from resilience.inputs.hostile_requests import request
 
 _MAX_MIB_A_CONNECTION = 1.0

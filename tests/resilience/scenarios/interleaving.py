@@ -26,9 +26,11 @@ from prefmix.weights.store.format import document
 from prefmix.weights.store.profiles import ProfileSet
 from prefmix.weights.store.store import WeightsStore
 from resilience.checks.promises import Model, Stream, check, shown, wait_in_force
-from resilience.harness.demo_server import MEMBERS, Answer, DemoServer, running
+from resilience.harness.asked_server import Answer
+from resilience.harness.demo_server import MEMBERS, DemoServer, running
 from resilience.harness.report import publish, run_parser, table
 from resilience.inputs.shapes import LASTING, PASSING
+from support.admin_server import wait
 
 _MAX_STREAMS = 6
 
@@ -315,12 +317,9 @@ class Interleaving:
 
     def _wait_reloaded(self) -> None:
         """Waits until the watch, too, has seen that the file is good."""
-        deadline = time.monotonic() + 15
-        while (
-            not self.demo.metrics()["prefmix_weights_last_reload_successful", frozenset()]
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.05)
+        wait(
+            lambda: self.demo.metrics()["prefmix_weights_last_reload_successful", frozenset()] == 1
+        )
         self.model.last_reload_successful = True
 
     def _write(self) -> Change:

@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from resilience.harness.demo_server import KEY, TOKEN, DemoServer, running
+from resilience.harness.asked_server import KEY, TOKEN
+from resilience.harness.demo_server import DemoServer, running
 from resilience.harness.report import publish, run_parser, table
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")

@@ -22,7 +22,8 @@ from typing import Any
 
 import aiohttp
 
-from resilience.harness.demo_server import KEY, DemoServer, running, total
+from resilience.harness.asked_server import KEY
+from resilience.harness.demo_server import DemoServer, running, total
 from resilience.harness.report import publish, run_parser, table
 
 MAX_TIMES_P99 = 2.0

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from prefmix.server.console import routes
 from prefmix.server.console.settings import ConsoleSettings
+from support.console.stand_in_policies import StandInPolicies
 
 _TEXT = (
     "the room was bright and quiet with a view over the park while breakfast came late but "
@@ -38,6 +39,9 @@ def stand_in(
     ess: float = 5.31,
     request_prompts: bool = False,
     prompted: Sequence[str] = (),
+    slots: int = 0,
+    slots_without_kv: int = 0,
+    dormant: Mapping[str, dict[str, Any]] | None = None,
     **settings: Any,
 ) -> FastAPI:
     """An application of the console's pages and of what they ask.
@@ -53,16 +57,21 @@ def stand_in(
       ess: the effective number of any.
       request_prompts: requests may give policies prompts.
       prompted: the members that have one of their own.
+      slots: number of adapters that can be added over the admin routes.
+      slots_without_kv: those of them that have no KV cache.
+      dormant: the dormant profiles.
       settings: of ConsoleSettings.
     """
-    members = [*policies, *([] if reference is None else [reference])]
+    references = [] if reference is None else [reference]
+    live = StandInPolicies(policies, references, num_slots=slots, num_without_kv=slots_without_kv)
     even = {name: 1 / len(policies) for name in policies}
     table = {"balanced": even} if profiles is None else profiles
     own = mixings or {}
     app = FastAPI()
     asked: list[dict[str, Any]] = []
-    app.state.asked = asked
+    app.state.asked, app.state.policies = asked, live
     routes.attach(app, ConsoleSettings(**({"is_on": True} | settings)))
+    app.include_router(live.router())
 
     def about(name: str, place: str) -> dict[str, Any]:
         return {"name": name, "model": place, "has_prompt": name in prompted}
@@ -75,13 +84,14 @@ def stand_in(
             "mixing": ways_to_mix[0],
             "ways_to_mix": list(ways_to_mix),
             "candidates": {"most": most_candidates, "max_tokens": 512},
-            "policies": [about(name, f"org/{name}") for name in policies],
+            "policies": [about(name, f"org/{name}") for name in live.policies],
             "reference": None if reference is None else about(reference, "org/base"),
             "request_prompts": request_prompts,
             "default_profile": next(iter(table)),
-            "version": 1,
+            "dormant_profiles": dormant or {},
+            "version": live.version,
             "profiles": {
-                name: {"weights": dict.fromkeys(members, 0.0) | weights}
+                name: {"weights": dict.fromkeys(live.members, 0.0) | weights}
                 | ({"mixing": own[name]} if name in own else {})
                 for name, weights in table.items()
             },
@@ -97,9 +107,9 @@ def stand_in(
         if mixing == "parameters" and body.get("preference_attribution"):
             message = {"message": "preference_attribution cannot be measured"}
             return JSONResponse({"error": message}, status_code=400)
-        weights = {name: named.get(name, 0.0) for name in members}
+        weights = {name: named.get(name, 0.0) for name in live.members}
         used = ",".join(f"{name}={value:g}" for name, value in weights.items())
-        headers = {"x-prefmix-weights-version": "1", "x-prefmix-weights": used}
+        headers = {"x-prefmix-weights-version": str(live.version), "x-prefmix-weights": used}
         # Mixed parameters say other words, and nobody measures the policies.
         seed = int(body.get("seed") or 0) + (3 if mixing == "parameters" else 0)
         number = body.get("preference_candidates")

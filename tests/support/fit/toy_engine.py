@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.mixing.ways_to_mix import Mixing
-from prefmix.weights.engines.local import Figures, Response
+from prefmix.weights.engines.engine import Figures, Response
 from prefmix.weights.engines.member_prompts import Tokens
 from prefmix.weights.engines.prompts import Prompt
 from prefmix.weights.fit.sequence_level.objective import Floats

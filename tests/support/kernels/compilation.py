@@ -3,6 +3,7 @@
     .venv/bin/python tests/support/kernels/compilation.py [PATTERN]    # sm_90, some seconds
     .venv/bin/python tests/support/kernels/compilation.py --all        # minutes: a table
     ... --configurations --target=sm_80                                # all of one target
+    ... --loops                                    # and the machine instructions of each loop
 
 Triton brings the assemblers of all targets. Arguments are specialised as in a real launch, from
 tensors without memory. Nothing is launched. tests/bench/results/kernels_compiled_202611.md keeps
@@ -30,10 +31,12 @@ from triton.runtime.jit import JITFunction
 
 from prefmix.mixing.kernels import (
     broken_rows_triton,
-    log_linear_mix_triton,
+    logits_pass_triton,
     mix_lm_head_triton,
     mixture_statistics_triton,
+    scaled_update_triton,
 )
+from prefmix.mixing.kernels.logits_pass_triton import Members, pass_over_logits
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TARGETS = {
@@ -70,7 +73,7 @@ class Compiled:
         return f"| {' | '.join(map(str, (*cells, *numbers)))} |"
 
 
-class _NoDevice:
+class NoDevice:
     """The part of a Triton driver that compilation uses."""
 
     def __init__(self, target: GPUTarget) -> None:
@@ -111,7 +114,7 @@ def compile_all(targets: list[str], *, every_config: bool, only: str = "") -> It
       only: a pattern in the names of cases.
     """
     for target in targets:
-        triton.runtime.driver.set_active(_NoDevice(TARGETS[target]))
+        triton.runtime.driver.set_active(NoDevice(TARGETS[target]))
         seen: set[str] = set()
         for case, module, launch in _cases():
             if not re.search(only, case):
@@ -145,23 +148,38 @@ def _cases() -> Iterator[tuple[str, Any, Callable[[], object]]]:
             name = f"{str(dtype).removeprefix('torch.')}, {size}"
             logits = [_meta(8, stride, dtype=dtype)[:, :vocab] for _ in members]
             for capped, own in (("", no_caps), (", capped", caps)):
-                of_mix = (logits, weights, members, vocab, own, ones)
+                for words, mixes, measures in (
+                    ("mix", True, False),
+                    ("measure", False, True),
+                    ("mix and measure", True, True),
+                ):
+                    width = vocab if mixes else None
+                    yield (
+                        f"{name}{capped}, {words}",
+                        logits_pass_triton,
+                        lambda of=(logits, own, width, measures): _pass(weights, *of),
+                    )
+            of_figures = (Members.of(logits, members, no_caps, ones, NUM_MEMBERS), weights, tokens)
+            yield (f"{name}, parts", mixture_statistics_triton, lambda of=of_figures: _figures(*of))
+            for words, tops in (("", None), (", parts", _meta(8, 256, dtype=torch.float32))):
+                of_check = (logits[0], hidden, weights, tops)
                 yield (
-                    f"{name}{capped}",
-                    log_linear_mix_triton,
-                    lambda of=of_mix: log_linear_mix_triton.log_linear_mix_triton(*of),
+                    f"{name}{words}",
+                    broken_rows_triton,
+                    lambda of=of_check: broken_rows_triton.broken_rows_triton(*of),
                 )
-                of_statistics = (logits, weights, tokens, members, own, ones)
-                yield (
-                    f"{name}{capped}",
-                    mixture_statistics_triton,
-                    lambda of=of_statistics: _measure(*of),
-                )
-            yield (
-                name,
-                broken_rows_triton,
-                lambda own=logits[0]: broken_rows_triton.broken_rows_triton(own, hidden, weights),
-            )
+    for num_rows in (8, 64):  # of a layer's q, k and v, with three adapters of rank 16 each
+        both = _meta(num_rows, 6144 + NUM_MEMBERS * 48, dtype=torch.bfloat16)
+        of_update = (
+            *both.tensor_split([6144], dim=1),
+            _meta(num_rows, NUM_MEMBERS, dtype=torch.float32),
+            _meta(NUM_MEMBERS * 48, 6144, dtype=torch.bfloat16),
+        )
+        yield (
+            f"bfloat16, {num_rows} rows",
+            scaled_update_triton,
+            lambda of=of_update: scaled_update_triton.scaled_update_triton(*of),
+        )
     for num_rows in (1, 64):
         heads = [_meta(128_256, WIDTH, dtype=torch.bfloat16) for _ in members]
         rows = [each[:1].expand(num_rows, -1) for each in hidden]
@@ -181,13 +199,22 @@ def _cases() -> Iterator[tuple[str, Any, Callable[[], object]]]:
         )
 
 
-def _measure(
-    logits: list[Any], weights: Any, tokens: Any, members: list[int], *others: Any
+def _pass(
+    weights: Any, logits: list[Any], caps: list[float], width: int | None, measures: bool
 ) -> None:
-    """Launches the statistics of all members, then of one alone: one kernel serves both."""
-    measure = mixture_statistics_triton.mixture_statistics_triton
-    measure(logits, weights, tokens, members, *others)
-    measure(logits[1:2], weights, tokens, members[1:2], *(each[1:2] for each in others))
+    """Launches the pass over all members' logits, then over one's: one kernel serves both."""
+    ones, columns = [1.0] * NUM_MEMBERS, list(range(NUM_MEMBERS))
+    for some in (slice(None), slice(1, 2)):
+        members = Members.of(logits[some], columns[some], caps[some], ones[some], NUM_MEMBERS)
+        checks = width is not None
+        pass_over_logits(members, weights, vocab_size=width, checks=checks, measures=measures)
+
+
+def _figures(members: Members, weights: Any, tokens: Any) -> None:
+    """Launches the figures of rows of several parts and of one: one kernel serves both."""
+    for num_parts in (16, 5, 1):
+        sums = _meta(8, 3 + 3 * NUM_MEMBERS, 256, dtype=torch.float32)[:, :, :num_parts]
+        mixture_statistics_triton.figures_of_tokens(members, weights, tokens, sums)
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -203,7 +230,7 @@ def _read(kernel: str, case: str, config: str, target: str, asm: dict[str, Any])
         words = re.findall(r"(?:global|buffer)_load_(?:dword(x\d)?|u?short|\w+)", text)
         widest = max((32 * int(each[1:]) for each in words if each), default=32)
     else:
-        usage = _usage(asm["cubin"])
+        usage = usage_of(asm["cubin"])
         registers, spilled = usage["REG"], usage["STACK"]
         widest = max(
             map(_bits, re.findall(r"(?:ld\.global|cp\.async)[^;]*", asm["ptx"])), default=0
@@ -229,13 +256,33 @@ def _bits(instruction: str) -> int:
     return int(width[1]) * (int(vector[1]) if vector else 1)
 
 
-def _usage(cubin: bytes) -> dict[str, int]:
+def usage_of(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [str(TOOLS / "cuobjdump"), "-res-usage", file.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", report)}
+
+
+def loops(cubin: bytes) -> list[int]:
+    """Number of instructions in each loop of a kernel for NVIDIA's GPUs, longest first."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(TOOLS / "nvdisasm"), "-c", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    labels: dict[str, int] = {}
+    lengths, count = [], 0
+    for line in text.splitlines():
+        if label := re.match(r"\s*\.(L_x_\d+):", line):
+            labels[label[1]] = count
+        elif re.match(r"\s+/\*[0-9a-f]{4,}\*/", line):
+            count += 1
+            target = re.search(r"BRA.*`\(\.(L_x_\d+)\)", line)
+            if target and target[1] in labels:
+                lengths.append(count - labels[target[1]])
+    return sorted(lengths, reverse=True)
 
 
 def main() -> None:
@@ -249,6 +296,8 @@ def main() -> None:
     print("|---|---|---|---|---:|---:|---:|")
     for each in compile_all(targets, every_config=every, only=only):
         print(each.row, flush=True)
+        if "--loops" in flags and "cubin" in each.asm:
+            print(f"  instructions of its loops: {loops(each.asm['cubin'])}")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ from support.kernels.triton_interpreter import look_up_types_once, patch_languag
 
 KERNEL_MODULES = (
     "prefmix.mixing.kernels.broken_rows_triton",
-    "prefmix.mixing.kernels.log_linear_mix_triton",
+    "prefmix.mixing.kernels.logits_pass_triton",
     "prefmix.mixing.kernels.mix_lm_head_triton",
     "prefmix.mixing.kernels.mixture_statistics_triton",
+    "prefmix.mixing.kernels.running_sums_triton",
+    "prefmix.mixing.kernels.scaled_update_triton",
 )
 
 

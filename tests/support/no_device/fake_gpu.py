@@ -7,9 +7,11 @@ before anything imports vLLM, in a process of its own: nothing is put back.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import sys
 import types
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,15 @@ EXTENSIONS = (
 """Modules of vLLM's build for CUDA; here they are empty."""
 NAMESPACES = ("_C", "_moe_C", "_C_cache_ops", "_vllm_fa2_C", "_vllm_fa3_C")
 """Namespaces of torch's operators that the extensions would fill."""
+NUM_GPUS = 2
+VARIABLES = {
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TORCHINDUCTOR_FX_GRAPH_CACHE": "0",
+}
+"""Environment variables that vLLM and torch read at their import."""
 
 
 class _Memory:
@@ -40,24 +51,26 @@ class _NoOperator:
         return self
 
 
-def install(*, num_gpus: int = 1) -> None:
-    """Sets up the pretence."""
+@cache
+def install() -> None:
+    """Sets up the pretence, once."""
+    os.environ.update(VARIABLES)
     version = importlib.metadata.version
     importlib.metadata.version = lambda name: "0.32.0" if name == "vllm" else version(name)
     for name in EXTENSIONS:
         sys.modules[name] = types.ModuleType(name)
     _find_every_operator()
-    _answer_for_the_driver(num_gpus)
+    _answer_for_the_driver()
 
 
-def _answer_for_the_driver(num_gpus: int) -> None:
+def _answer_for_the_driver() -> None:
     from triton.backends.nvidia.driver import CudaDriver
     from vllm.third_party import pynvml
 
     answers: dict[str, Any] = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
-        "nvmlDeviceGetCount": lambda: num_gpus,
+        "nvmlDeviceGetCount": lambda: NUM_GPUS,
         "nvmlDeviceGetHandleByIndex": lambda index: index,
         "nvmlDeviceGetCudaComputeCapability": lambda handle: (9, 0),
         "nvmlDeviceGetName": lambda handle: "NVIDIA H200",
@@ -70,7 +83,7 @@ def _answer_for_the_driver(num_gpus: int) -> None:
     CudaDriver.is_active = staticmethod(lambda: True)
     from vllm.platforms import current_platform
 
-    type(current_platform).device_count = classmethod(lambda cls: num_gpus)
+    type(current_platform).device_count = classmethod(lambda cls: NUM_GPUS)
 
 
 def _find_every_operator() -> None:

@@ -70,7 +70,7 @@ PARSED = {
     ("docs/mixing.md", "curl http://127.0.0.1:8000"): _OTHER_SERVER,
     ("docs/offline_gpu.md", "make gpu-kit"): _NETWORK,
     ("docs/offline_gpu.md", "python3 install.py"): "needs a GPU",
-    ("docs/offline_gpu.md", "python3 -m pytest"): "needs a GPU",
+    ("docs/offline_gpu.md", "python3 scripts/gpu_first_run.py"): _MINUTES,
     ("docs/performance.md", "prefmix bench"): _MINUTES,
     ("docs/performance.md", "pip install guidellm"): _NETWORK,
     ("docs/prompts.md", ".venv/bin/prefmix serve --base"): _OWN_FILES,

@@ -34,8 +34,7 @@ def state_of(spec: MixtureSpec, settings: PromptSettings) -> MixtureState:
     weights = {name: 1.0 / len(spec.policies) for name in spec.policy_names}
     return dataclasses.replace(
         mixture_state(),
-        policies=CurrentPolicies(PolicySet.of(spec)),
+        policies=CurrentPolicies(PolicySet.of(spec, prompts=settings)),
         profiles=CurrentProfiles(build_profile_set({"even": weights}, spec)),
-        prompts=settings,
         vocabulary=CommonVocabulary(num_rows=100, differing=frozenset({9})),
     )

@@ -1,5 +1,6 @@
 """The manifests: valid by Kubernetes' own schemas, and they fit each other and the server."""
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ import pytest
 import yaml
 
 from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.server.cli import serve
 from prefmix.server.config.limits import Limits
-from prefmix.weights.store.format import for_mixture, from_document
+from prefmix.weights.store.for_mixture import for_mixture
+from prefmix.weights.store.format import from_document
 from support import tools
 
 KUBERNETES = Path(__file__).resolve().parents[3] / "deploy" / "kubernetes"
@@ -122,6 +125,33 @@ def test_an_api_key_comes_as_a_file_that_only_the_pods_group_reads(tmp_path: Pat
         (volume,) = (each for each in pod["volumes"] if each["name"] == name)
         assert volume["secret"]["defaultMode"] == 0o440
     assert not any("secret" in word or "another" in word for word in container["args"])
+
+
+def test_policies_come_from_a_mounted_manifest_that_the_server_reads(tmp_path: Path) -> None:
+    """The flags name the mounts, and the store is where the server may write."""
+    copy = shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    overlay = copy / "overlays" / "gpu" / "kustomization.yaml"
+    overlay.write_text(overlay.read_text() + "components: [../../components/policies]\n")
+    manifests = _build(overlay.parent)
+    deployment = next(each for each in manifests if each["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    _, file, *words = container["args"]
+    assert file == "/etc/prefmix/serve.yaml"
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    args = parser.parse_args(words)
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    manifest = Path(args.policies_manifest)
+    assert {mounts[str(manifest.parent)]["name"], mounts[args.policies_dir]["name"]} == {
+        "policies",
+        "adapters",
+    }
+    assert "subPath" not in mounts[str(manifest.parent)]
+    assert not mounts[str(Path(args.weights_store).parent)].get("readOnly")
+    (config,) = (each for each in manifests if each["metadata"]["name"] == "prefmix-policies")
+    assert config["data"].keys() == {manifest.name}
+    assert yaml.safe_load(config["data"][manifest.name]) == {"policies": {}}
 
 
 def test_monitoring_brings_the_rules_and_both_dashboards() -> None:

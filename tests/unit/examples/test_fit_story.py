@@ -13,7 +13,7 @@ from examples import comparison, fit_story, live_apply
 from examples.gains import measure_gains
 from prefmix.policies.demo import REWARDS
 from prefmix.policies.demo.tour.server import TourError
-from prefmix.weights.engines.local import Figures, Response
+from prefmix.weights.engines.engine import Figures, Response
 from prefmix.weights.engines.member_prompts import Tokens
 from prefmix.weights.engines.progress import LINE_INTERVAL_S, Progress
 from prefmix.weights.engines.prompts import Prompt

@@ -2,7 +2,7 @@
 
 from examples.prompt_recipes import RECIPES, Question, questions, table
 from prefmix.policies.demo import CHECKPOINTS, EVALUATION_PROMPTS
-from prefmix.server.config.serve_config import load_config
+from prefmix.server.config.config_file import load_config
 
 QUESTION = Question(prompt="Review the Park Hotel.", aspect="bed", word="lumpy")
 

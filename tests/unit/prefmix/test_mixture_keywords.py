@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from prefmix.mixture_keywords import KEYWORDS, Described, describe
+from prefmix.server.config.config_file import load_config
 from prefmix.server.config.errors import ConfigError
-from prefmix.server.config.serve_config import load_config
 from prefmix.weights.store.errors import StoreFormatError, StoreMissingError
 from prefmix.weights.store.format import dump
 from prefmix.weights.store.profiles import ProfileSet, build_profile_set

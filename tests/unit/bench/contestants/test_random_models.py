@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefmix.bench.contestants.random_models import (
     Shape,
     build_tokenizer,
+    dummy_tensors,
     save_adapter,
     save_average,
     save_model,
+    save_shape,
 )
 
 SHAPE = Shape(layers=2, hidden=128, intermediate=192, heads=4, kv_heads=2, vocab=400)
@@ -89,3 +91,27 @@ def test_an_adapter_changes_every_linear_layer_of_its_base(
         assert update.any()
         assert name.split(".")[-2] in settings["target_modules"]
     assert len(tensors) == 2 * len(linears) == 2 * 7 * SHAPE.layers
+
+
+def test_dummy_tensors_are_those_of_the_files(policies: list[Path], tmp_path: Path) -> None:
+    """Two folders differ, since a mixture stores equal layers once; so do rows of a matrix."""
+    folders = [
+        save_shape(tmp_path / name, SHAPE.config(), tokenizer=build_tokenizer(vocab_size=400))
+        for name in "ab"
+    ]
+    assert not list(tmp_path.rglob("*.safetensors"))
+    saved = load_file(policies[0] / "model.safetensors")
+    made, other = (dict(dummy_tensors(folder)) for folder in folders)
+    assert {name: each.shape for name, each in made.items()} == {
+        name: each.shape for name, each in saved.items()
+    }
+    for name, tensor in made.items():
+        assert torch.equal(tensor, other[name]) == (tensor.dim() == 1)
+        if tensor.dim() > 1:
+            assert tensor.std() == pytest.approx(0.02, rel=0.05)
+            assert not torch.equal(tensor[0], tensor[1])
+    adapter = load_file(
+        save_adapter(tmp_path / "adapter", folders[0], rank=4, seed=0) / "adapter_model.safetensors"
+    )
+    of_files = save_adapter(tmp_path / "of_files", policies[0], rank=4, seed=0)
+    assert adapter.keys() == load_file(of_files / "adapter_model.safetensors").keys()

@@ -10,8 +10,10 @@ import pytest
 
 from prefmix.bench.command import add_arguments
 from prefmix.bench.contestants import settings as names
+from prefmix.bench.contestants.dummy_format import DUMMY
 from prefmix.bench.contestants.models import SIZES, Models, prepare_models, shape_of_flags
 from prefmix.bench.contestants.settings import contestant_settings
+from prefmix.bench.engine_flags import common_settings, model_name
 from prefmix.mixing.spec import MixtureSpec
 from prefmix.server.config.errors import CommandError
 
@@ -85,6 +87,22 @@ def test_random_models_are_complete(tmp_path: Path) -> None:
         assert (Path(str(model)) / "model.safetensors").exists()
     for adapter in models.adapters:
         assert (Path(adapter) / "adapter_config.json").exists()
+
+
+def test_large_models_need_no_disk(tmp_path: Path) -> None:
+    args = flags("--model-size", "8b", "--layers", "1", "--hidden", "64", "--vocab", "400")
+    models = prepare_models(args, tmp_path, num_policies=2)
+    assert set(contestants(models, num_policies=2)) == set(contestants(ALL))
+    assert {each.parent.name for each in tmp_path.rglob("*.safetensors")} == {"a0", "a1"}
+    assert common_settings(args, [])["options"]["load_format"] == DUMMY
+    assert model_name(args).endswith("made while loading")
+
+
+def test_own_models_are_read() -> None:
+    args = flags("--model-size", "8b", "--policy", "a=x/y")
+    assert common_settings(args, [])["options"]["load_format"] == "safetensors"
+    with pytest.raises(CommandError, match="--dummy-weights is for random models"):
+        common_settings(flags("--dummy-weights", "--policy", "a=x/y"), [])
 
 
 def test_sizes_are_what_their_names_say() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,9 +11,11 @@ from prefmix.mixing import wire
 from prefmix.mixing.batch.broken_rows import find_broken_rows, names_of
 from prefmix.mixing.batch.request_mixing import RequestMixing
 from prefmix.mixing.kernels.log_linear_mix import log_linear_mix
+from prefmix.mixing.spec import MixtureSpec, Policy
 
 NAN, INF = torch.nan, torch.inf
 ROWS, VOCAB, NUM_MEMBERS = 5, 33, 3
+ABC = MixtureSpec(policies=tuple(Policy(name=name, model=name) for name in "abc"))
 
 
 def mixture(
@@ -62,7 +66,7 @@ def test_bans_that_leave_no_token_are_nobodys_alone() -> None:
     codes_N = find_broken_rows(log_linear_mix(logits, weights_NM), hidden, weights_NM, logits)
     assert codes_N is not None
     assert codes_N.tolist() == [0, 0, NUM_MEMBERS + 1, 0, 0]
-    assert names_of(NUM_MEMBERS + 1, RequestMixing(weights_M=(0.5, 0.0, 0.5)), "abc") == ("a", "c")
+    assert names_of(NUM_MEMBERS + 1, RequestMixing(weights_M=(0.5, 0.0, 0.5)), ABC) == ("a", "c")
 
 
 def test_the_first_of_several_is_named() -> None:
@@ -73,7 +77,7 @@ def test_the_first_of_several_is_named() -> None:
         logits[member][0] = NAN
     codes_N = find_broken_rows(log_linear_mix(logits, weights_NM), hidden, weights_NM)
     assert codes_N is not None
-    assert names_of(int(codes_N[0]), RequestMixing(weights_M=(1 / 3,) * 3), "abc") == ("b",)
+    assert names_of(int(codes_N[0]), RequestMixing(weights_M=(1 / 3,) * 3), ABC) == ("b",)
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -111,7 +115,14 @@ def test_a_gpus_kernel_finds_the_same_rows_and_policies(vocab: int, dtype: torch
 def test_all_with_weight_are_named_where_their_parameters_are_mixed() -> None:
     """Their one model runs as the first member, which may have no weight itself."""
     request = RequestMixing(weights_M=(0.0, 0.5, 0.5), mixes_parameters=True)
-    assert names_of(1, request, "abc") == ("b", "c")
+    assert names_of(1, request, ABC) == ("b", "c")
+
+
+def test_nobody_alone_is_not_a_slot_without_rows() -> None:
+    """Its code is one above the members that have rows, among which such a slot is not."""
+    spec = replace(ABC, base="a", adapter_slots=1, max_adapter_rank=4, slots_without_kv=1)
+    request = RequestMixing(weights_M=(0.5, 0.0, 0.5, 0.0))
+    assert names_of(NUM_MEMBERS + 1, request, spec) == ("a", "c")
 
 
 def test_names_survive_the_way_to_the_front_process() -> None:

@@ -32,6 +32,25 @@ def test_either_way_of_mixing_is_one_hot_where_the_other_has_the_weights() -> No
     assert by_mixing["parameters"].coefficients(trunk) == (1.0, 0.0, 0.0, *weights[:2])
 
 
+def test_a_slot_without_kv_cache_has_a_scale_and_no_hidden_states() -> None:
+    base = Policy(name="base", model="base")
+    spec = MixtureSpec(
+        policies=SPEC.policies[:1],
+        reference=base,
+        base="base",
+        adapter_slots=2,
+        max_adapter_rank=4,
+        slots_without_kv=1,
+    )
+    weights = (0.25, 0.25, 0.0, 0.5)
+    averaged = RequestMixing.of_request(wire.to_extra_args(weights, "parameters"), spec)
+    assert averaged.coefficients(spec) == (1.0, 0.0, 0.0, 0.25, 0.0, 0.5)
+    lost = RequestMixing.of_request(wire.to_extra_args(weights, "logits"), spec)
+    assert lost.weights_M == spec.uniform_weights  # as all that slips through
+    mixed = RequestMixing.of_request(wire.to_extra_args((0.5, 0.25, 0.25, 0.0), "logits"), spec)
+    assert mixed.coefficients(spec) == (0.5, 0.25, 0.25, 1.0, 0.0, 0.0)
+
+
 def test_full_checkpoints_and_unknown_words_mix_logits_and_never_raise() -> None:
     trunk = MixtureSpec(policies=SPEC.policies, base="base")
     for mixing, spec in (("parameters", SPEC), ("sum", trunk), (["x"], trunk), (7, trunk)):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
+from prefmix.mixing.batch.request_mixing import RequestMixing
+from prefmix.mixing.batch.statistics import MixtureStatisticsCollector
 from prefmix.mixing.batch.step import Step
+from prefmix.mixing.spec import MixtureSpec, Policy
 
 
 @pytest.mark.parametrize("can_skip", [True, False])
@@ -39,3 +45,44 @@ def test_only_the_first_logits_of_a_step_are_checked() -> None:
         step.check_rows(broken_NV.clone(), [torch.ones(1, 2)], weights_NM)
         found = step.broken_rows_N
         assert (None if found is None else found.tolist()) == codes
+
+
+def measured_step(*, every: int) -> tuple[Any, list[RequestMixing]]:
+    """A step whose statistics are on, and its requests."""
+    spec = MixtureSpec(policies=(Policy(name="a", model="a"),))
+    model: Any = SimpleNamespace(spec=spec, device=torch.device("cpu"))
+    step = Step(num_members=1, can_skip=True)
+    step.statistics = MixtureStatisticsCollector(model, every=every)
+    return step, [RequestMixing(weights_M=(1.0,), measured_as="key")]
+
+
+def test_the_rows_of_prompt_log_probabilities_are_not_measured() -> None:
+    """They follow those that the step draws tokens from; each would take all members' logits."""
+    step, requests = measured_step(every=0)
+    hidden, weights_NM = [torch.ones(1, 2)], torch.ones(1, 1)
+    step.begin([True], requests)
+    assert not step.wants_all_logits, "nothing is mixed yet"
+    step.keep_hidden(hidden, weights_NM)
+    assert step.wants_all_logits
+    step.check_rows(torch.ones(1, 4), hidden, weights_NM)
+    step.statistics.measure_tokens(torch.ones(2, 1), ["other"], None)  # takes what was kept
+    step.keep_hidden([torch.ones(9, 2)], torch.ones(9, 1))
+    assert step.statistics.kept is None
+    assert not step.wants_all_logits
+
+
+@pytest.mark.parametrize("runs_python", [True, False])
+def test_a_pass_is_timed_once_also_where_a_graph_replays_it(runs_python: bool) -> None:
+    step, requests = measured_step(every=2)
+    for _ in range(4):
+        step.begin([True], requests)
+        if runs_python:
+            with step.timed("forward"):
+                pass
+        for _ in range(2):
+            step.keep_hidden([torch.ones(1, 2)], torch.ones(1, 1))
+            with step.timed("mix"):
+                step.check_rows(torch.ones(1, 4), [torch.ones(1, 2)], torch.ones(1, 1))
+    parts = [part for part, *_ in step.statistics._clocks]
+    assert parts == ["forward", "mix", "mix"] * 2
+    assert step.statistics.take_sample()["seconds"]["forward"] > 0

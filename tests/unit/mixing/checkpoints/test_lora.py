@@ -68,7 +68,7 @@ def damaged(folder: Path, source: Path, kind: str) -> Path:
         tensors = {}
     if kind != "no config":
         (folder / "adapter_config.json").write_text(
-            "{" if kind == "bad json" else json.dumps(config)
+            {"bad json": "{", "deep json": "[" * 100_000}.get(kind) or json.dumps(config)
         )
     if kind == "pickle":
         torch.save(tensors, folder / "adapter_model.bin")
@@ -102,6 +102,7 @@ def damaged(folder: Path, source: Path, kind: str) -> Path:
         ("empty", ["holds no tensors"]),
         ("no config", ["no adapter_config.json", "save_pretrained"]),
         ("bad json", ["unreadable adapter_config.json"]),
+        ("deep json", ["unreadable adapter_config.json", "maximum recursion depth"]),
         ("pickle", ["no adapter_model.safetensors", "adapter_model.bin", "safe_serialization"]),
         ("cut off", ["cannot be read", "adapter_model.safetensors"]),
     ],

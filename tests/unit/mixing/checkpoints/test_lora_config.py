@@ -37,6 +37,8 @@ def check(adapted: AdaptedBase, folder: Path, **entries: Any) -> tuple[str, ...]
         ({"lora_alpha": "8"}, "lora_alpha is '8', expected a number"),
         ({"lora_alpha": None}, "lora_alpha is None, expected a number"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan, expected a number"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"alpha_pattern": {"q_proj": 10**400}}, "alpha_pattern is {'q_proj': 1000"),
         ({"use_rslora": "false"}, "use_rslora is 'false', expected true or false"),
         ({"use_dora": "false"}, "use_dora is 'false', expected true or false"),
         ({"rank_pattern": {"q_proj": 4.0}}, "rank_pattern is {'q_proj': 4.0}, expected an object"),
@@ -54,7 +56,7 @@ def check(adapted: AdaptedBase, folder: Path, **entries: Any) -> tuple[str, ...]
         ({"use_waves": True}, "use_waves is True"),
         ({"waves_config": {"length": 3}}, "waves_config is {'length': 3}"),
     ],
-    ids=str,
+    ids=lambda value: f"{value!s:.60}",
 )
 def test_what_would_mean_something_else_to_peft_is_refused(
     adapted: AdaptedBase, tmp_path: Path, entries: dict[str, Any], words: str

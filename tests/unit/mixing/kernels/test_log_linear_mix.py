@@ -94,7 +94,7 @@ def test_permuting_members_and_weights_together_changes_nothing() -> None:
 
 
 def interpreted(case: Case, vocab_size: int | None = None) -> torch.Tensor:
-    from prefmix.mixing.kernels.log_linear_mix_triton import log_linear_mix_triton
+    from prefmix.mixing.kernels.logits_pass_triton import log_linear_mix_triton
 
     present = present_members(case.logits, case.weights_NM, what="logits", **case.options())
     tensors, *of_members = present

@@ -43,6 +43,7 @@ def test_kernel_matches_float64_truth(name: str, vocab: int) -> None:
 
 
 @pytest.mark.usefixtures("interpreter")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_kernel_matches_float64_truth_at_the_largest_vocabulary() -> None:
     case = CASES["one row"](262_144)
     check_statistics(case, interpreted(case))

@@ -72,9 +72,12 @@ def test_measures_nothing_without_a_gpu(measured: list[Config]) -> None:
 def test_a_choice_made_for_one_row_does_not_serve_a_batch(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module(f"prefmix.mixing.kernels.{name}_triton")
+    files = {"log_linear_mix": "logits_pass"}
+    module = importlib.import_module(f"prefmix.mixing.kernels.{files.get(name, name)}_triton")
+    of_tuner = "mix_lm_head" if name == "mix_lm_head" else "logits_pass"
+    tuned = importlib.import_module(f"prefmix.mixing.kernels.{of_tuner}_triton")
     keys: list[Hashable] = []
-    monkeypatch.setattr(module.TUNER, "launch", lambda run, *, key, device: keys.append(key))
+    monkeypatch.setattr(tuned.TUNER, "launch", lambda run, *, key, device: keys.append(key))
     for rows in (1, 2, 31, 32, 256):
         case, inputs = make_case(507, rows=rows), make_heads(16, rows=rows)
         logits, ones = case.logits, [1.0] * 3
@@ -97,6 +100,7 @@ def test_kernels_doors_import_no_triton() -> None:
     script = (
         "import sys, torch\n"
         "import prefmix.mixing.kernels.mix_lm_head, prefmix.mixing.kernels.mixture_statistics\n"
+        "import prefmix.mixing.kernels.one_pass\n"
         "from prefmix.mixing.kernels.log_linear_mix import log_linear_mix\n"
         "log_linear_mix(torch.zeros(2, 1, 8), torch.ones(2, 1))\n"
         "print(*sorted({'vllm', 'triton'} & set(sys.modules)))"

@@ -29,7 +29,7 @@ import traceback
 import torch
 from support.kernels.head_cases import check_heads, make_heads
 from support.kernels.cases import Case, check_mixed, check_statistics, make_case
-from prefmix.mixing.kernels.log_linear_mix_triton import log_linear_mix_triton
+from prefmix.mixing.kernels.logits_pass_triton import log_linear_mix_triton
 from prefmix.mixing.kernels.mix_lm_head_triton import mix_lm_head_triton
 from prefmix.mixing.kernels.mixture_statistics import MixtureStatistics
 from prefmix.mixing.kernels.mixture_statistics_triton import mixture_statistics_triton

@@ -11,7 +11,9 @@ from unittest import mock
 import pytest
 import torch
 
-from prefmix.mixing.models.stack import Stack
+from prefmix.mixing.batch.step import Step
+from prefmix.mixing.models.stack import Stack, StackedInputs
+from prefmix.mixing.prompts.member_rows import MemberRows
 from prefmix.mixing.spec import MixtureSpec, Policy
 
 pytestmark = pytest.mark.usefixtures("vllm")
@@ -69,6 +71,51 @@ def test_routers_of_experts_know_the_padding_among_the_rows_of_all_members() -> 
             assert inside.tolist() == marks * 3
             addresses.add(inside.data_ptr())
     assert len(addresses) == 1
+
+
+@pytest.mark.parametrize(("has_prompts", "num_positions"), [(False, 1), (False, 3), (True, 1)])
+def test_pieces_find_all_members_inputs_where_they_were_captured(
+    has_prompts: bool, num_positions: int
+) -> None:
+    """A CUDA graph of a piece is told no addresses when it is replayed."""
+    trunk = importlib.import_module("prefmix.mixing.models.shared_trunk")
+    context = importlib.import_module("vllm.forward_context")
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def run(input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        seen.append((input_ids, positions))
+        return torch.zeros(len(input_ids), 2)
+
+    model: Any = SimpleNamespace(
+        takes_any_rows=False,
+        step=Step(num_members=2, can_skip=True),
+        stack=Stack(
+            num_members=2, adapter_members=(0, 1), max_rows=16, takes_any_rows=False, device=CPU
+        ),
+        inputs=StackedInputs(16),
+        trunk=run,
+    )
+    kept = []
+    for num_tokens in (8, 3, 5):
+        kept.append(torch.empty(1000 * num_tokens))  # other memory is in use in each step
+        ids_T = torch.arange(num_tokens, dtype=torch.int32) + num_tokens
+        positions_T = 10 * torch.arange(num_tokens).expand(num_positions, -1).squeeze(0)
+        ids_MT, positions_MT = (torch.stack([each, each]) for each in (ids_T, positions_T))
+        if has_prompts:
+            places_MT = torch.arange(num_tokens).expand(2, -1)
+            ids_MT[1] += 7
+            model.step.rows = MemberRows(ids_MT, positions_MT, places_MT, places_MT)
+        out = torch.empty(num_tokens, 2, 2)
+        alone = context.ForwardContext(no_compile_layers={}, attn_metadata={}, slot_mapping={})
+        with context.override_forward_context(alone):
+            trunk.SharedTrunkMixtureForCausalLM.run_members(
+                model, ids_T, positions_T, [out[:, 0], out[:, 1]], None, torch.ones(num_tokens, 2)
+            )
+        found_ids, found_positions = seen[-1]
+        assert torch.equal(found_ids, ids_MT.flatten())
+        assert torch.equal(found_positions, torch.cat([*positions_MT], dim=-1))
+    for each in zip(*seen, strict=True):
+        assert len({tensor.data_ptr() for tensor in each}) == 1
 
 
 def test_a_step_that_marks_no_padding_is_left_alone() -> None:

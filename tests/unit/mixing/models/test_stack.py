@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from prefmix.mixing.models.stack import Stack
@@ -48,6 +49,37 @@ def test_rows_of_the_first_member_have_the_scales_of_their_tokens() -> None:
         [1.0, 10.0, 0.0, 0.0],
         [-0.5, -5.0, 200.0, 2000.0],
         [0.0, 0.0, 100.0, 1000.0],
+    ]
+
+
+@pytest.mark.parametrize("scales", [None, torch.tensor([[0.0, 1.0], [-0.5, 2.0]])])
+def test_rows_of_all_members_have_the_same_scales_however_they_are_set(
+    scales: torch.Tensor | None,
+) -> None:
+    """Where all members always run, they are set in two launches."""
+    found = []
+    for takes_any_rows in (True, False):
+        stacked = stack(takes_any_rows=takes_any_rows)
+        stacked.run([0, 1, 2], [3, 3, 3])
+        stacked.run([0, 1, 2], [2, 2, 2], scales)  # nothing is left of the pass before
+        found.append(scaled(stacked, 6))
+    assert found[0] == found[1]
+
+
+def test_rows_of_any_members_have_scales_in_float32_whatever_the_models_dtype() -> None:
+    """vLLM builds models with their dtype as torch's default."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        stacked = stack(takes_any_rows=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    slots_SK = torch.tensor([[0.0, 1.0], [-0.5, 2.0], [1.0, 0.0]])
+    stacked.set_scales(torch.tensor([0, 0, 1, 2]), slots_SK, torch.tensor([2, 1]))
+    assert scaled(stacked, 4) == [
+        [1.0, 10.0, 0.0, 0.0],
+        [-0.5, -5.0, 200.0, 2000.0],
+        [0.0, 0.0, 100.0, 1000.0],
+        [0.0] * 4,
     ]
 
 

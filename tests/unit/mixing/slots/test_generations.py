@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,17 @@ def test_each_content_of_a_slot_has_names_of_its_own_whatever_the_user_sends() -
         # Equal names, equal blocks: the same members with the same contents, for the same user.
         assert found.setdefault(name, (vector, mixes, user, used)) == (vector, mixes, user, used)
     assert None not in found
+
+
+def test_all_that_have_a_cache_together_keep_plain_names() -> None:
+    """Slots without KV cache fill no blocks where logits are mixed."""
+    scheduler = importlib.import_module("prefmix.mixing.engine.scheduler")
+    spec = replace(SPEC, slots_without_kv=2)
+    request = RequestMixing(weights_M=(1.0, 0.0, 0.0))
+    assert scheduler.salt_for(spec, request, None, {}) is None
+    averaged = RequestMixing(weights_M=(0.5, 0.0, 0.5), mixes_parameters=True)
+    names = {scheduler.salt_for(spec, averaged, None, {2: each}) for each in (0, 1, 2)}
+    assert len(names) == 3
 
 
 def test_a_request_without_slots_does_not_know_of_their_changes() -> None:

@@ -27,8 +27,17 @@ def test_slots_are_the_last_members_and_no_adapter_of_the_start(reference: Polic
     assert len(set(mixture.member_names)) == first + 2
 
 
+def test_slots_without_kv_cache_are_the_last_and_members_all_the_same() -> None:
+    mixture = spec(slots_without_kv=1)
+    assert (mixture.num_members, mixture.num_kv_members) == (4, 3)
+    assert [mixture.has_kv(slot) for slot in range(2)] == [True, False]
+    assert (mixture.adapter_members, len(mixture.uniform_weights)) == ((0, 2, 3), 4)
+    assert spec(slots_without_kv=2).num_kv_members == 2
+    assert spec().num_kv_members == spec().num_members
+
+
 def test_slots_survive_the_way_into_the_engine() -> None:
-    mixture = spec()
+    mixture = spec(slots_without_kv=1)
     assert MixtureSpec.from_dict(mixture.to_dict()) == mixture
     plain = MixtureSpec(policies=POLICIES, base="org/base")
     assert not plain.slot_members
@@ -44,6 +53,8 @@ def test_slots_survive_the_way_into_the_engine() -> None:
         ({"adapter_slots": -1}, "adapter_slots is -1; expected a whole number, 0 or more"),
         ({"max_adapter_rank": 2.5}, "max_adapter_rank is 2.5; expected a whole number"),
         ({"adapter_slots": True}, "adapter_slots is "),
+        ({"slots_without_kv": 3}, "slots_without_kv is 3, but there are 2 adapter_slots"),
+        ({"slots_without_kv": -1}, "slots_without_kv is -1; expected a whole number"),
     ],
 )
 def test_impossible_slots_are_refused(settings: dict[str, object], words: str) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 
 import pytest
-from vllm.distributed.device_communicators import shm_broadcast
 
-from prefmix.mixing.workarounds.cpu_polling import sleep_while_polling
+pytestmark = pytest.mark.usefixtures("vllm")
 
 
 def test_a_queue_that_waits_leaves_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    from prefmix.mixing.workarounds.cpu_polling import sleep_while_polling
+
     monkeypatch.setattr(shm_broadcast, "sched_yield", shm_broadcast.sched_yield)  # undone after
     sleep_while_polling()
     worked, began = time.process_time(), time.monotonic()

@@ -43,8 +43,8 @@ def test_children_and_grandchildren_of_a_killed_process_end(tmp_path: Path) -> N
         family = psutil.Process(first.pid).children(recursive=True)
         assert len(family) >= 2
         first.send_signal(signal.SIGKILL)
-        first.wait(timeout=10)
-        _, alive = psutil.wait_procs(family, timeout=10)
+        first.wait(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert alive == []
     finally:
         first.stdout.close()

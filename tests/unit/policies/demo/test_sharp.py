@@ -67,7 +67,7 @@ def test_cards_are_those_of_the_card_maker(manifest) -> None:
 
 
 def test_a_configuration_serves_them_both_ways() -> None:
-    from prefmix.server.config.serve_config import load_config
+    from prefmix.server.config.config_file import load_config
 
     config = load_config(CHECKPOINTS.with_name("sharp.yaml"), {})
     spec = config.spec()

@@ -20,6 +20,7 @@ import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.server.admin import two_phase_commit
+from prefmix.server.admin.in_place import SlotsBusyError
 from prefmix.server.admin.live_weights import LiveWeights
 from prefmix.server.admin.store_watch import watch
 from prefmix.server.admin.two_phase_commit import ApiProcesses, CommitError, ask_any
@@ -437,6 +438,28 @@ def test_the_watch_tries_again_when_a_process_was_missing(
                 late.close()
 
     run(work())
+
+
+def test_the_watch_tries_again_when_requests_use_the_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefmix.server.admin.store_watch.LOOK_INTERVAL_S", 0.1)
+    calls = []
+
+    async def reload() -> None:
+        calls.append(len(calls))
+        if len(calls) < 3:
+            raise SlotsBusyError("requests under way still use the slots")
+
+    async def work() -> None:
+        new_store(tmp_path)
+        task = asyncio.create_task(watch(tmp_path / "w.json", reload))
+        await until(lambda: len(calls) == 3)
+        await asyncio.sleep(0.3)
+        task.cancel()
+
+    run(work())
+    assert len(calls) == 3, "and no more once it is in force"
 
 
 def test_a_folder_that_is_removed_and_made_again_is_watched_on(

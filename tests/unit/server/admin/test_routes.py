@@ -33,7 +33,7 @@ SPEC = MixtureSpec(
 TOKENS = Tokens([Token.of("ops", "ops-secret"), Token.of("ci", "ci-secret")])
 ALL = [*router.routes, *policy_routes.router.routes]
 ROUTES = [
-    (method, route.path)
+    (method, route.path_format)
     for route in ALL
     if isinstance(route, APIRoute)
     for method in sorted(route.methods)
@@ -154,6 +154,7 @@ def test_a_profile_is_stored_and_in_force(admin: Admin, log: pytest.LogCaptureFi
         "changed": True,
         "dry_run": False,
         "lost_mixings": {},
+        "dormant": {},
         "set_aside": None,
     }
     assert after == admin.store.read()

@@ -14,6 +14,8 @@ from prefmix.mixing.wire import MIXING_KEY, WEIGHTS_KEY
 from prefmix.server.api.answer_headers import answer_headers
 from prefmix.server.api.resolve import Preferences, Resolution, resolve
 from prefmix.server.http.errors import RequestError, UnknownModelError
+from prefmix.weights.store import edits
+from prefmix.weights.store.added import AddedPolicy
 from prefmix.weights.store.profiles import build_profile_set
 
 NAMES = ("helpful", "harmless", "honest")
@@ -36,6 +38,34 @@ def refusal(**fields: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
         resolved(**fields)
     return caught.value
+
+
+def test_weight_without_a_kv_cache_needs_parameters_to_be_mixed() -> None:
+    base = MixtureSpec(policies=SPEC.policies, base="org/base")
+    spec = replace(base, policies=base.policies[:2])
+    without = AddedPolicy(adapter="honest", sha256="0" * 64, kv_cache=False)
+    profiles = edits.with_policy(build_profile_set({}, spec), "honest", without, spec=spec)
+    profiles = edits.with_profile(
+        profiles, "mean", {"helpful": 1, "honest": 1}, spec=spec, mixing="parameters"
+    )
+
+    def ask(**fields: Any) -> Resolution:
+        return resolve(
+            Preferences(**fields), spec=base, profiles=profiles, model_names=("prefmix",)
+        )
+
+    named: list[dict[str, Any]] = [
+        {"weights": {"helpful": 1, "honest": 1}},
+        {"extra_args": {WEIGHTS_KEY: [0.5, 0, 0.5]}},
+        {"profile": "mean", "mixing": "logits"},
+    ]
+    for fields in named:
+        with pytest.raises(RequestError, match=r"policy 'honest' has weight, but .* no logits"):
+            ask(**fields)
+        assert ask(**{**fields, "mixing": "parameters"}).weights == (0.5, 0.0, 0.5)
+    assert ask(profile="mean").mixing == "parameters"
+    assert ask(weights={"helpful": 1}).mixing == "logits"
+    assert ask().mixing == "logits"
 
 
 def test_nothing_named_means_the_default_profile() -> None:

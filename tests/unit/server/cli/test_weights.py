@@ -181,6 +181,7 @@ def test_validate_checks_a_file_and_its_fit(filled: Run, tmp_path: Path) -> None
         (["default", "nobody"], 1, ["'nobody'", "fitted, x"]),
         (["rollback", "9"], 1, ["version 9", "kept are: 1"]),
         (["rollback", "first"], 2, ["VERSION", "'first'"]),
+        (["rollback", "--drain"], 2, ["--drain belongs to --url"]),
         (["apply", "missing.json"], 1, ["missing.json", "does not exist"]),
         (["apply", "."], 1, ["cannot read .", "directory"]),
         (["validate", "broken.json"], 1, ["broken.json line 1 column 2", "not JSON"]),

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from prefmix.server.config.config_file import load_config
 from prefmix.server.config.errors import ConfigError
 from prefmix.server.config.prompt_settings import PromptSettings, systems_from_flags
-from prefmix.server.config.serve_config import ServeConfig, load_config
+from prefmix.server.config.serve_config import ServeConfig
 
 SECRET = "You are the secret voice."
 

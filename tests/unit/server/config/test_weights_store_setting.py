@@ -10,8 +10,9 @@ import pytest
 
 from prefmix.server.cli import serve
 from prefmix.server.cli.main import main
+from prefmix.server.config.config_file import load_config
 from prefmix.server.config.errors import ConfigError
-from prefmix.server.config.serve_config import ServeConfig, load_config
+from prefmix.server.config.serve_config import ServeConfig
 from prefmix.weights.store.profiles import ProfileSet
 from prefmix.weights.store.store import WeightsStore
 

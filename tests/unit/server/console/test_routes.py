@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from prefmix.server.cli.serve import add_arguments, overrides_from_flags
-from prefmix.server.config.serve_config import load_config
+from prefmix.server.config.config_file import load_config
 from prefmix.server.console import routes
 from prefmix.server.console.routes import FOLDER, page_files
 from prefmix.server.console.settings import ConsoleSettings

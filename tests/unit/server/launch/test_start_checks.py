@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -15,12 +17,17 @@ from prefmix.server.config.errors import CommandError
 from prefmix.server.config.prompt_settings import PromptSettings
 from prefmix.server.config.serve_config import ServeConfig
 from prefmix.server.launch.start_checks import (
+    check_added_policies,
     check_admin_port,
     check_before_vllm,
     check_prompts,
     check_socket,
     check_tls,
 )
+from prefmix.server.slots.policies_folder import PoliciesFolder
+from prefmix.weights.store.added import AddedPolicy
+from prefmix.weights.store.edits import with_policy
+from prefmix.weights.store.profiles import build_profile_set
 from support.checkpoints.tiny_policies import save_policy
 from support.server_process import PREFMIX, free_port
 
@@ -48,6 +55,39 @@ def test_a_missing_file_of_secrets_is_found_before_vllm(variable: str, tmp_path:
     missing = str(tmp_path / "missing")
     with pytest.raises(CommandError, match=f"cannot read {variable} {missing}: No such file"):
         check({variable: missing})
+
+
+def test_added_policies_whose_files_have_gone_are_found_before_vllm(tmp_path: Path) -> None:
+    adapter = tmp_path / "policies" / "careful"
+    adapter.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).write_text("{}")
+    config = ServeConfig.model_validate(
+        {
+            "base": str(POLICY),
+            "policies": {"a": {"adapter": str(POLICY)}},
+            "adapter_slots": 1,
+            "policies_dir": str(tmp_path / "policies"),
+            "weights_store": "w.json",
+        }
+    )
+    found = PoliciesFolder(tmp_path / "policies").adapter("careful")
+    plain = build_profile_set({"even": {"a": 1}}, config.spec())
+    prompt = AddedPolicy.of(system="Be brief.")
+    profiles = with_policy(plain, "brief", prompt, spec=config.spec())
+    check_added_policies(config, profiles)
+    profiles = with_policy(profiles, "new", found, spec=config.spec())
+    check_added_policies(config, profiles)
+    (adapter / "adapter_config.json").write_text("{ }")
+    with pytest.raises(CommandError, match=r"'new', and .* has other files than when it was added"):
+        check_added_policies(config, profiles)
+    shutil.rmtree(adapter)
+    with pytest.raises(CommandError, match="no such folder; or return to a version") as gone:
+        check_added_policies(config, profiles)
+    assert "prefmix weights rollback --weights-store w.json" in str(gone.value)
+    check_added_policies(config, plain)
+    manifest = config.model_copy(update={"policies_manifest": "policies.yaml"})
+    check_added_policies(manifest, profiles)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.1.2.3", "example.org"])
@@ -162,10 +202,11 @@ def test_what_can_be_known_is_said_before_vllm_is_imported(tmp_path: Path, what:
 def test_system_texts_need_a_template_and_reach_no_log() -> None:
     prompts = PromptSettings(systems={"kind": "Be the secret."}, request_prompts=True)
     quiet, loud = Namespace(enable_log_requests=False), Namespace(enable_log_requests=True)
-    check_prompts(prompts, quiet, has_chat_template=True)
-    check_prompts(PromptSettings(request_prompts=True), loud, has_chat_template=False)
+    bare = dataclasses.replace(prompts, has_chat_template=False)
+    check_prompts(prompts, quiet)
+    check_prompts(PromptSettings(request_prompts=True, has_chat_template=False), loud)
     with pytest.raises(CommandError, match=r"'kind' has a system text.*no chat template") as lacks:
-        check_prompts(prompts, quiet, has_chat_template=False)
+        check_prompts(bare, quiet)
     with pytest.raises(CommandError, match="--enable-log-requests would write") as logged:
-        check_prompts(prompts, loud, has_chat_template=True)
+        check_prompts(prompts, loud)
     assert "secret" not in f"{lacks.value}{logged.value}"

@@ -94,6 +94,7 @@ def run(signals: StartSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             served_model_name=["test"],
             disable_fastapi_docs=True,
             headless=headless,
+            api_server_count=None,
         )
         setattr(args, LIVE_ATTRIBUTE, LiveSettings(folder=tmp_path))
         console = ConsoleSettings(is_on=True, has_admin=False)
@@ -202,6 +203,24 @@ def test_a_process_that_had_to_be_killed_is_an_error() -> None:
     ended.close()
     hung.close()
     check_ended([ended], waited_s=3.0)
+
+
+def test_a_server_is_ready_once_all_its_api_processes_are_up(
+    run: Run, server: http.server.HTTPServer, signals: StartSignals
+) -> None:
+    """One of two answers first; the changes of weights need both."""
+
+    def command(args: Namespace) -> None:
+        args.api_server_count = 2  # as vLLM sets it, by the number of engines
+        folder = getattr(args, LIVE_ATTRIBUTE).folder
+        (folder / "1.sock").touch()
+        time.sleep(0.5)
+        assert not signals.is_ready
+        (folder / "2.sock").touch()
+        until_ready(signals)
+        signals._asked_at = time.monotonic()
+
+    run(command, server.server_port)
 
 
 def test_an_end_that_was_asked_for_is_none(

@@ -65,3 +65,12 @@ def test_a_slot_is_used_until_its_requests_have_ended() -> None:
 )
 def test_a_failed_slot_is_called_by_its_policys_name(member: str, name: str) -> None:
     assert CurrentPolicies(SET).name_of(member) == name
+
+
+def test_a_policy_that_has_gone_is_called_by_its_name_until_its_last_request_ends() -> None:
+    current = CurrentPolicies(SET)
+    current.swap(PolicySet.of(ENGINE))
+    assert current.name_of("adapter-slot-2") == "new"
+    current.swap(PolicySet.of(ENGINE, {"next": ADDED["new"]}, {"next": 2}))
+    assert current.name_of("adapter-slot-2") == "next"
+    assert (current.name_of("adapter-slot-0"), current.name_of("a")) == ("newer", "a")

@@ -66,7 +66,7 @@ def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., LoopbackServ
 
 
 def connect(server: LoopbackServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=60)
 
 
 def head(*lines: str, target: str = "/", method: str = "GET") -> bytes:

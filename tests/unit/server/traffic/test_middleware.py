@@ -114,7 +114,7 @@ def server(application: Application) -> Iterator[LoopbackServer]:
 
 @pytest.fixture
 def client(server: LoopbackServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=20) as opened:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as opened:
         yield opened
 
 
@@ -151,7 +151,7 @@ def test_a_full_server_refuses_before_it_has_read_the_body(
     assert refused.status_code == 503
     assert error_of(refused)["type"] == "ServiceUnavailableError"
     assert 1 <= int(refused.headers["retry-after"]) <= 60
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as peer:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as peer:
         peer.sendall(head(f"content-length: {MAX_BODY}"))
         assert peer.recv(1000).startswith(b"HTTP/1.1 503")
     # The rest of the server is not concerned, and a place that becomes free is taken.
@@ -225,7 +225,7 @@ def test_a_body_that_is_too_long_is_refused(client: httpx.Client, server: Loopba
         assert refused.status_code == 413
         assert error_of(refused)["type"] == "RequestTooLargeError"
         assert "--max-body-bytes" in error_of(refused)["message"]
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as peer:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as peer:
         peer.sendall(head("content-length: 99999999999"))
         assert peer.recv(1000).startswith(b"HTTP/1.1 413"), "before any of it has come"
 
@@ -236,7 +236,7 @@ def test_a_body_of_unknown_length_is_read_no_further_than_allowed(
     refused = client.post("/echo", content=iter([b"x" * 10_000] * 50))
     assert refused.status_code == 413
     assert client.post("/echo", content=iter([b"x" * 10_000] * 5)).json() == {"length": 50_000}
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as peer:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as peer:
         peer.sendall(head("transfer-encoding: chunked"))
         chunk = b"2710\r\n" + b"x" * 10_000 + b"\r\n"
         peer.sendall(chunk * 11)
@@ -247,7 +247,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, server: LoopbackServer
 ) -> None:
     monkeypatch.setitem(request_body.read_body.__kwdefaults__, "timeout_s", 0.3)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as peer:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as peer:
         peer.sendall(head("content-length: 50") + b"{")
         answer = b"".join(iter(lambda: peer.recv(1000), b""))
     assert answer.startswith(b"HTTP/1.1 408")
@@ -257,7 +257,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(
 def test_a_client_that_disconnects_while_it_sends_leaves_nothing_behind(
     server: LoopbackServer, application: Application
 ) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as peer:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as peer:
         peer.sendall(head("content-length: 50") + b"{")
         eventually(lambda: len(server.server_state.tasks) == 1)
     eventually(lambda: not server.server_state.tasks)
@@ -289,7 +289,7 @@ def test_what_does_not_finish_in_time_is_terminated_with_a_message() -> None:
     application = Application(drain_s=0.2)
     with (
         serving(application) as server,
-        httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=20) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client,
     ):
         answers: dict[bool, httpx.Response] = {}
 
@@ -385,7 +385,7 @@ def test_bodies_that_do_not_end_do_not_fill_the_memory(
         peers = []
         for _ in range(5):
             peer = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-            peer.settimeout(20)
+            peer.settimeout(60)
             announced = f"content-length: {MAX_BODY}\r\n\r\n".encode()
             peer.sendall(b"POST /echo HTTP/1.1\r\nhost: x\r\n" + announced + b" " * (MAX_BODY - 1))
             peers.append(peer)

@@ -10,7 +10,8 @@ import pytest
 
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.weights.store.errors import StoreFormatError
-from prefmix.weights.store.format import dump, for_mixture, parse, spec_of_members
+from prefmix.weights.store.for_mixture import for_mixture
+from prefmix.weights.store.format import dump, parse, spec_of_members
 from prefmix.weights.store.profiles import ProfileSet, build_profile_set
 
 A, B = Policy(name="a", model="org/a"), Policy(name="b", model="org/b")

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from prefmix.mixing.spec import MixtureSpec, Policy
+from prefmix.weights.store.added import AddedPolicy
 from prefmix.weights.store.change import Rollback
 from prefmix.weights.store.durable_file import file_lock, replace_file
-from prefmix.weights.store.edits import with_profile
+from prefmix.weights.store.edits import with_policy, with_profile
 from prefmix.weights.store.errors import StoreError, StoreFileError
 from prefmix.weights.store.format import MAX_BYTES, spec_of_members
 from prefmix.weights.store.numbering import Served
@@ -186,6 +188,45 @@ def test_history_and_lock_have_the_rights_of_the_store(store: WeightsStore) -> N
     }
 
 
+def test_files_with_system_texts_are_for_owner_and_group_alone(store: WeightsStore) -> None:
+    folder, base = store.path.parent, Policy(name="base", model="org/base")
+    spec = MixtureSpec(policies=(Policy(name="a", model="x"),), reference=base, base="org/base")
+    store.path.unlink()
+    store = WeightsStore(store.path, spec=spec, takes_added=True)
+    store.create(build_profile_set({}, spec))
+    store.path.chmod(0o664)
+
+    def told(name: str, text: str) -> int:
+        policy = AddedPolicy.of(system=text)
+        return store.change(lambda now: with_policy(now, name, policy, spec=spec)).after.version
+
+    def rights(path: Path) -> int:
+        return path.stat().st_mode & 0o777
+
+    first = told("kind", "Be kind.")
+    kept = folder / "w.json.history"
+    assert (rights(store.path), rights(kept / f"{first - 1}.json")) == (0o660, 0o664)
+    store.path.chmod(0o644)
+    told("brief", "Be brief.")
+    assert (rights(store.path), rights(kept / f"{first}.json")) == (0o640, 0o640)
+    store.path.write_bytes(store.path.read_bytes()[:-9])
+    store.path.chmod(0o644)
+    change = store.change(Rollback(store, first))
+    assert change.set_aside is not None
+    assert (rights(change.set_aside), b"Be kind." in change.set_aside.read_bytes()) == (0o640, True)
+    store.path.unlink()  # without a model
+    store.change(Rollback(store, first))
+    assert rights(store.path) == 0o600
+
+
+def test_a_broken_file_that_is_kept_has_the_rights_of_the_store(store: WeightsStore) -> None:
+    store.path.write_text("{")
+    store.path.chmod(0o600)
+    aside = store.change(Rollback(store, 1)).set_aside
+    assert aside is not None
+    assert aside.stat().st_mode & 0o777 == 0o600
+
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 SERVER = 54321
 
@@ -194,7 +235,7 @@ def as_server(folder: Path, script: str) -> str:
     """Runs a script as a user without rights of its own; `store` is the store."""
     whole = (
         f"import os, sys\nos.setgid({SERVER})\nos.setuid({SERVER})\n"
-        "from prefmix.weights.store.edits import with_profile\n"
+        "from prefmix.weights.store.edits import with_policy, with_profile\n"
         "from prefmix.weights.store.format import spec_of_members\n"
         "from prefmix.weights.store.profiles import build_profile_set\n"
         "from prefmix.weights.store.store import WeightsStore\n"

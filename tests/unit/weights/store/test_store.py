@@ -255,6 +255,8 @@ def test_a_repair_skips_what_cannot_be_read_either(store: WeightsStore) -> None:
         store.rollback(2)
     with pytest.raises(StaleVersionError, match="expected 3, but the store is at version 1"):
         store.rollback(expected="3")
+    with pytest.raises(StaleVersionError, match="expected an empty text, but the store is"):
+        store.rollback(expected="")
     assert store.path.read_text() == BROKEN
     assert store.rollback().after.sha256 == store.read_version(1).sha256
 
@@ -272,7 +274,7 @@ def test_a_repair_that_cannot_keep_the_broken_file_changes_nothing(
     put(store, 1)
     store.path.write_text(BROKEN)
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: bytes, **more: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("prefmix.weights.store.files.replace_file", full)

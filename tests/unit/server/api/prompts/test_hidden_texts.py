@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefmix.server.api.prompts.hidden_texts import hide_in_log
+from prefmix.server.api.prompts.hidden_texts import hide_in_log, rendering
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_templates_reason_that_shows_a_text_is_not_logged(log: logging.Logger)
     handler.emit = lambda record: written.append(record.getMessage())  # type: ignore[method-assign]
     log.addHandler(handler)
     try:
-        hide_in_log(["Be kind,\nalways."])
+        hide_in_log(lambda: ["Be kind,\nalways."])
         for reason in ("cannot read Be kind,\nalways.", r"got 'Be kind,\nalways.'", "no such role"):
             log.warning("Chat template rejected the request: %s", ValueError(reason))
     finally:
@@ -39,3 +39,24 @@ def test_a_templates_reason_that_shows_a_text_is_not_logged(log: logging.Logger)
     assert len(written) == 3
     assert "kind" not in "".join(written)
     assert written[2] == "Chat template rejected the request: no such role"
+
+
+def test_a_text_is_hidden_while_it_is_rendered_and_while_it_is_in_force(
+    log: logging.Logger,
+) -> None:
+    """A request may have a text that is no policy's any more."""
+    written: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: written.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    in_force = ["Be new."]
+    try:
+        hide_in_log(lambda: in_force)
+        with rendering("Be old."), rendering("Be old."), rendering(None):
+            log.warning("cannot read Be old.")
+        log.warning("cannot read Be new.")
+        in_force.clear()
+        log.warning("cannot read Be old. nor Be new.")
+    finally:
+        log.removeHandler(handler)
+    assert ["Be old" in each or "Be new" in each for each in written] == [False, False, True]

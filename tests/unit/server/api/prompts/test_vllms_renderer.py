@@ -149,6 +149,12 @@ def test_each_prompt_must_fit_the_context(serving: Any) -> None:
         (REFUSING, "Be secret.", "System role not supported"),
         (DROPPING, "Be secret.", "leaves system messages out"),
         (None, "Be secret. " * 100, "maximum context length"),
+        (
+            None,
+            "Be secret. " * 100,
+            r"too long here: .* input prompt; give a shorter text, or serv",
+        ),
+        (None, "x" * 100_000, r"'a' has a system text that is too long here: This"),
     ],
 )
 def test_a_start_with_texts_that_no_conversation_carries_is_refused(
@@ -158,6 +164,7 @@ def test_a_start_with_texts_that_no_conversation_carries_is_refused(
     with pytest.raises(SystemTextError, match=words) as caught:
         asyncio.run(check_system_texts(render, PromptSettings(systems={"a": text})))
     assert "secret" not in str(caught.value)
+    assert "parameter=" not in str(caught.value)
 
 
 def test_a_start_with_texts_that_the_template_carries_goes_on(serving: Any) -> None:

@@ -15,8 +15,14 @@ import pytest
 from prefmix.server.cli.doctor import command, configuration, machine
 from prefmix.server.cli.doctor.report import Report
 from prefmix.server.cli.main import main
+from prefmix.server.config.config_file import load_config
 from prefmix.server.launch.installation import InstallationError
 from prefmix.server.launch.terminal import stages
+from prefmix.weights.store.added import AddedPolicy
+from prefmix.weights.store.edits import with_policy
+from prefmix.weights.store.profiles import build_profile_set
+from prefmix.weights.store.store import WeightsStore
+from support.server_process import free_port
 
 ROOT = Path(__file__).resolve().parents[5]
 CONFIG = ROOT / "policies" / "demo" / "serve.yaml"
@@ -34,12 +40,6 @@ def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def doctor(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
     """The exit code, and each check's (status, text)."""
     code = main(["doctor", "--json", *words])
@@ -54,7 +54,9 @@ def test_a_good_machine_and_configuration(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     store = tmp_path / "weights.json"
-    code, found = doctor(capsys, str(CONFIG), "--port", free_port(), "--weights-store", str(store))
+    code, found = doctor(
+        capsys, str(CONFIG), "--port", str(free_port()), "--weights-store", str(store)
+    )
     assert code == 0
     assert {status for status, _ in found.values()} <= {"ok", "warning"}
     assert found["configuration"] == ("ok", "demo: positive, concise, polite, reference")
@@ -84,6 +86,22 @@ def test_all_that_is_wrong_is_found_at_once(
     assert f"{tmp_path}/empty" in errors["keys and files"]
 
 
+def test_an_added_policy_without_its_files_is_found(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = CONFIG.with_name("sharp.yaml")
+    (tmp_path / "policies").mkdir()
+    spec = load_config(config, {}).spec()
+    store = WeightsStore(tmp_path / "w.json", spec=spec, takes_added=True)
+    store.create(build_profile_set({}, spec))
+    gone = AddedPolicy.of(adapter="careful/step-400", sha256="0" * 64)
+    store.change(lambda profiles: with_policy(profiles, "careful", gone, spec=spec))
+    words = ["--port", str(free_port()), "--weights-store", str(store.path), "--adapter-slots", "2"]
+    code, found = doctor(capsys, str(config), *words, "--policies-dir", str(tmp_path / "policies"))
+    assert (code, found["weights store"][0]) == (1, "error")
+    assert "has the added policy 'careful', and adapter 'careful/step-400'" in str(found)
+
+
 def test_it_says_what_takes_long(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +128,7 @@ def test_a_fault_is_told_once(capsys: pytest.CaptureFixture[str], tmp_path: Path
     folder = tmp_path / "cut"
     shutil.copytree(CONFIG.parent / "checkpoints" / "polite", folder)
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
-    _, found = doctor(capsys, "--policy", f"a={folder}", "--port", free_port())
+    _, found = doctor(capsys, "--policy", f"a={folder}", "--port", str(free_port()))
     assert found["keys and files"][0] == "error"
     assert "size" not in found
     report = Report()
@@ -124,7 +142,7 @@ def test_a_fault_is_told_once(capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 def test_sizes_of_small_checkpoints_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     polite = CONFIG.parent / "checkpoints" / "polite"
-    _, found = doctor(capsys, "--policy", f"a={polite}", "--port", free_port())
+    _, found = doctor(capsys, "--policy", f"a={polite}", "--port", str(free_port()))
     size = (polite / "model.safetensors").stat().st_size
     assert found["size"][1].startswith(f"checkpoints of {size / 1e3:.1f} kB; ")
 
@@ -138,7 +156,7 @@ def test_a_folder_that_is_missing_is_a_finding(
 
 
 def test_an_open_address_without_a_key_is_found(capsys: pytest.CaptureFixture[str]) -> None:
-    code, found = doctor(capsys, str(CONFIG), "--host", "0.0.0.0", "--port", free_port())
+    code, found = doctor(capsys, str(CONFIG), "--host", "0.0.0.0", "--port", str(free_port()))
     assert code == 1
     assert found["keys and files"][0] == "error"
     assert "PREFMIX_API_KEY" in found["keys and files"][1]

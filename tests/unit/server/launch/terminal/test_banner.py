@@ -6,6 +6,7 @@ import json
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
 from prefmix.server.launch.terminal.banner import console_address, first_request, ready_table
 from prefmix.server.launch.terminal.parameter_count import human_count, num_parameters
+from prefmix.weights.store.dormant import DormantProfile
 from prefmix.weights.store.profiles import build_profile_set
 
 
@@ -116,6 +118,11 @@ def test_the_table_says_which_profiles_mix_in_a_way_of_their_own() -> None:
     rows = [" ".join(line.split()) for line in table.splitlines()]
     assert "profiles plain, soup (parameters, default), exact (logits)" in rows
     assert "model mix (simplex weights, mixing parameters)" in rows
+    waiting = replace(profiles, dormant={"calm": DormantProfile(weights={"slow": 1.0})})
+    table = ready_table(
+        spec, waiting, url="http://h:1", model_name="mix", surfaces=[], request="curl"
+    )
+    assert "exact (logits), calm (dormant)" in table
 
 
 def arguments(*, uds: str | None = None, keys: Sequence[str] = (), **console: Any) -> Namespace:

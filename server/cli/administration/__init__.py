@@ -1,0 +1,1 @@
+"""Commands that change a store file or a running server: their target, token and outcome."""
