@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from prefmix.mixing.spec import CONFIG_KEY, MixtureSpec
 from prefmix.mixing.start_stages import SERVER, announce
 from prefmix.mixing.vocabulary import CommonVocabulary
-from prefmix.server import failed_engine, remote_engines
+from prefmix.server import failed_engine, port_holder, remote_engines
 from prefmix.server.admin import policy_routes
 from prefmix.server.admin import routes as admin_routes
 from prefmix.server.admin.listener import HOST, admin_app, listen, serve_admin
@@ -124,6 +124,7 @@ class PrefmixEndpoints:
             num_processes=args.api_server_count or 1,
         )
         failed_engine.end_with_error(engine_client)
+        port_holder.look_for_none()
         telemetry: TelemetrySettings = getattr(args, TELEMETRY_ATTRIBUTE, TelemetrySettings())
         statistics = EngineStatistics(
             engine_client,
