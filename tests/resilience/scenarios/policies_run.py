@@ -26,6 +26,7 @@ import numpy as np
 from prefmix.mixing.ways_to_mix import MIXINGS
 from resilience.checks.policy_ledger import PolicyLedger
 from resilience.checks.resources import Sample, Sampler, sample
+from resilience.checks.truth import differences
 from resilience.harness.policy_server import (
     BASE,
     CONTENTS,
@@ -283,6 +284,7 @@ def compare(
     models = dict(zip(names, oracle.models, strict=True))
     worst = dict.fromkeys(MIXINGS, 0.0)
     compared = Counter[str]()
+    unlike: list[str] = []
     for each in [*probes, *others[:most]]:
         assert each.version is not None
         contents = ledger.versions[each.version].contents
@@ -295,15 +297,18 @@ def compare(
         if found >= TOLERANCE_NATS:  # an answer that is wrong is wrong by models read anew, too
             first, anew = found, Oracle([server.truth[name] for name, _ in used])
             found = float(np.abs(anew.errors(job, each.tokens, each.logprobs)).max())
-            compared["again"] += 1
             off = f"{first} and {found} nats off at version {each.version}"
             assert found < TOLERANCE_NATS, f"{off}: {each}"
+            read = [name for name, _ in used]
+            tokens = (*each.prompt, *each.tokens)
+            unlike.append(f"{off}: {differences(read, oracle.models, anew.models, tokens)}")
         worst[each.mixing] = max(worst[each.mixing], found)
         compared[each.mixing] += 1
     return {
         **{f"compared_{name}": compared[name] for name in MIXINGS},
         "compared_before_and_after_changes": len(probes),
-        "compared_again": compared["again"],
+        "compared_again": len(unlike),
+        **{f"unlike_{number}": each for number, each in enumerate(unlike[:3])},
         **{f"worst_nats_{name}": float(f"{worst[name]:.2g}") for name in MIXINGS},
     }
 
