@@ -8,7 +8,8 @@
 an entry has weight 0. `provenance` is optional and kept as it is; so is `mixing`, the profile's way
 to mix. `changed` is optional, too: it says who made the version that it names, and counts for no
 other. A set in the affine space has the
-key `"weight_space": "affine"`; without that key weights are on the simplex. A set for policies that
+key `"weight_space": "affine"`; without that key weights are on the simplex. `sha256` may stand in a
+file, as `prefmix weights show --json` prints it, and is not read. A set for policies that
 have prompts of their own has the key `prompts_sha256`, a hash of these. `added_policies` has those
 of the policies that no configuration names (prefmix.weights.store.added), and `dormant_profiles`,
 in the form of `profiles`, those that wait for policies that are not there.
@@ -57,7 +58,7 @@ MAX_VERSION = 10**15
 
 _KEYS = ("format", "version", "policies", "default_profile", "profiles")
 _OPTIONAL_KEYS = (
-    *("weight_space", "prompts_sha256", "added_policies", "dormant_profiles", "changed"),
+    *("weight_space", "prompts_sha256", "added_policies", "dormant_profiles", "changed", "sha256"),
 )
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SIGNATURE_KEYS = ("version", "at", "by")
@@ -160,7 +161,8 @@ def _profile_set(data: object, max_profiles: int | None) -> ProfileSet:
         raise StoreFormatError(f"version is {shown(version)}, expected a whole number from 1")
     if version > MAX_VERSION:
         raise StoreFormatError(f"version is {shown(version)}, expected {MAX_VERSION} at most")
-    prompts_sha256 = _prompts(data.get("prompts_sha256"))
+    _hash("sha256", data.get("sha256"))
+    prompts_sha256 = _hash("prompts_sha256", data.get("prompts_sha256"))
     spec = _spec(data["policies"], data.get("weight_space", "simplex"), prompts_sha256)
     profiles = data["profiles"]
     if not isinstance(profiles, dict) or not profiles:
@@ -208,11 +210,11 @@ def _added(value: object, member_names: Sequence[str]) -> AddedPolicies:
     return added
 
 
-def _prompts(value: object) -> str | None:
+def _hash(key: str, value: object) -> str | None:
     if value is None or (isinstance(value, str) and _SHA256.fullmatch(value)):
         return value
     raise StoreFormatError(
-        f"prompts_sha256 is {shown(value)}, expected 64 digits of 0-9 and a-f, or no such key"
+        f"{key} is {shown(value)}, expected 64 digits of 0-9 and a-f, or no such key"
     )
 
 

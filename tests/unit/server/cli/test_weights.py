@@ -138,6 +138,21 @@ def test_apply_merges_or_replaces(filled: Run, tmp_path: Path) -> None:
     assert filled("apply", "y.json")[1].startswith("unchanged")
 
 
+def test_apply_takes_what_show_prints(filled: Run, tmp_path: Path) -> None:
+    shown = json.loads(filled("show", "--json")[1])
+    copy = tmp_path / "copy.json"
+    copy.write_text(json.dumps(shown))
+    assert filled("apply", "copy.json", "--replace")[1].startswith("unchanged")
+    copy.write_text(json.dumps({**shown, "profiles": {"fitted": {"weights": {"a": 1}}}}))
+    assert filled("apply", "copy.json", "--replace")[0] == 0
+    changed = json.loads(filled("show", "--json")[1])
+    assert changed["profiles"]["fitted"]["weights"] == {"a": 1.0, "b": 0.0}
+    assert changed["sha256"] != shown["sha256"]
+    copy.write_text(json.dumps({**shown, "sha256": "abc"}))
+    code, _, err = filled("apply", "copy.json")
+    assert (code, "sha256 is 'abc', expected 64 digits of 0-9 and a-f" in err) == (1, True), err
+
+
 def test_apply_takes_the_default_of_the_file_if_asked(filled: Run, tmp_path: Path) -> None:
     (tmp_path / "y.json").write_text(
         json.dumps({**FIT, "default_profile": "y", "profiles": {"y": {"weights": {"a": 1}}}})
