@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -38,6 +39,12 @@ _ANNOUNCEMENT = re.compile(
 # These exceptions only say that another process failed.
 _SECONDARY = ("KeyboardInterrupt", "SystemExit", "Engine core init", "WorkerProc init")
 
+_BURST_S = 30.0
+"""Of the tracebacks of a running server that come within this time, the first is the cause."""
+
+_LIFETIME_S = 60.0
+"""A running server that ends later has another cause."""
+
 
 def say(line: str) -> None:
     """Prints one of the launcher's own lines."""
@@ -47,11 +54,30 @@ def say(line: str) -> None:
 class TracebackFilter:
     """Hides the lines of tracebacks and keeps the first one's cause."""
 
-    def __init__(self) -> None:
-        self.cause: str | None = None
-        """The first failing process's exception, as `Type: message`; None if nothing failed."""
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Args: clock: seconds, for tests."""
+        self._clock = clock
+        self._found: tuple[str, float] | None = None
+        self._is_running = False
         self._inside: set[str] = set()
         self._decided = False
+
+    @property
+    def cause(self) -> str | None:
+        """The first failing process's exception, as `Type: message`; None if nothing failed.
+
+        Of a server that runs, nothing counts that failed more than a minute ago.
+        """
+        return None if self._found is None or self._is_past(_LIFETIME_S) else self._found[0]
+
+    def begin_to_run(self) -> None:
+        """Forgets the start: what failed in it is not why the server ends."""
+        self._is_running, self._decided, self._found = True, False, None
+
+    def _is_past(self, seconds: float) -> bool:
+        """True for a cause that was found longer ago while the server ran."""
+        found = self._found
+        return self._is_running and found is not None and self._clock() - found[1] > seconds
 
     def show(self, line: str) -> bool:
         """True if a line is to be shown, False if it belongs to a traceback."""
@@ -78,8 +104,10 @@ class TracebackFilter:
     def _remember(self, found: re.Match[str]) -> None:
         name = found["type"].rpartition(".")[2]
         sentence = f"{name}: {found['message']}" if found["message"] else name
-        if not self._decided and not sentence.removeprefix("RuntimeError: ").startswith(_SECONDARY):
-            self.cause = sentence
+        if sentence.removeprefix("RuntimeError: ").startswith(_SECONDARY):
+            return
+        if not self._decided or self._is_past(_BURST_S):
+            self._found = (sentence, self._clock())
             self._decided = True
 
 
@@ -103,7 +131,7 @@ class StartupLog:
 
     @property
     def cause(self) -> str | None:
-        """The first failing process's exception; None if none is known."""
+        """The exception of the process that failed first, as TracebackFilter.cause."""
         return self._filter.cause
 
     def __enter__(self) -> Self:
@@ -170,6 +198,7 @@ class StartupLog:
 
     def release(self) -> None:
         """Shows tracebacks from now on, because the server runs and any failure is news."""
+        self._filter.begin_to_run()
         self._released.set()
         self._end_stages()
 

@@ -119,6 +119,32 @@ def test_an_interrupt_is_no_cause() -> None:
     assert cause is None
 
 
+def test_a_running_server_ends_for_the_first_failure_of_its_last_minute() -> None:
+    """One request's error of Monday is not why the server ends on Thursday."""
+    now_s = 0.0
+    sorter = TracebackFilter(clock=lambda: now_s)
+
+    def fails(at_s: float, message: str) -> str | None:
+        nonlocal now_s
+        now_s = at_s
+        for line in ("Traceback (most recent call last):", "  x", f"ValueError: {message}"):
+            sorter.show(f"{line}\n")
+        return sorter.cause
+
+    fails(0, "a start that takes long")
+    assert fails(600, "its consequence") == "ValueError: a start that takes long"
+    sorter.begin_to_run()
+    assert sorter.cause is None
+    assert fails(1000, "Monday") == "ValueError: Monday"
+    now_s = 1059
+    assert sorter.cause == "ValueError: Monday"
+    now_s = 1061
+    assert sorter.cause is None
+    assert fails(2000, "Thursday") == "ValueError: Thursday"
+    assert fails(2010, "its consequence") == "ValueError: Thursday"
+    assert fails(2031, "something else") == "ValueError: something else"
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -171,7 +197,7 @@ with StartupLog(enabled=True) as log:
     if RELEASE:
         import time; time.sleep(0.5)
         log.release()
-        subprocess.run([sys.executable, "-c", child])
+        subprocess.run([sys.executable, "-c", child.replace("child", "later")])
         os.write(2, b"prefmix-stage: 950 checking the engine\\n")  # of an engine alone
 print("cause:", log.cause, file=sys.stderr)
 """
@@ -187,8 +213,9 @@ def test_a_process_and_its_children_are_filtered_until_release(release: bool) ->
         env={**os.environ},
     )
     assert run.returncode == 0
-    news = ["Traceback (most recent call last):", "  x", "OSError: child"] if release else []
-    assert run.stderr.splitlines() == ["mine", "low level", *news, "cause: OSError: child"]
+    news = ["Traceback (most recent call last):", "  x", "OSError: later"] if release else []
+    cause = "cause: OSError: later" if release else "cause: OSError: child"
+    assert run.stderr.splitlines() == ["mine", "low level", *news, cause]
 
 
 @pytest.mark.parametrize("why", ["full", "gone"])
