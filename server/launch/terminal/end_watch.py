@@ -12,6 +12,9 @@ FIRST_S = 5.0
 REPEAT_S = 10.0
 """Seconds between two lines."""
 
+_LINE_S = 1.0
+"""The longest wait for a line that is being written."""
+
 
 class EndWatch:
     """Writes a line now and then, from the first call of `start` until this process has ended."""
@@ -21,6 +24,7 @@ class EndWatch:
         self._write = write
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
+        self._lock = threading.RLock()  # a signal's handler may stop while its thread writes
 
     def start(self) -> None:
         """Begins to watch. May be called again, and in a signal's handler."""
@@ -29,8 +33,13 @@ class EndWatch:
             self._thread.start()
 
     def stop(self) -> None:
-        """Writes nothing more: an error, which follows, is the last line."""
+        """Writes nothing more: an error, which follows, is the last line.
+
+        A line that is being written is waited for, but not for ever: the log may be blocked.
+        """
         self._over.set()
+        if self._lock.acquire(timeout=_LINE_S):
+            self._lock.release()
 
     def _run(self) -> None:
         began = time.monotonic()
@@ -39,7 +48,10 @@ class EndWatch:
             wait_s = REPEAT_S
             names = running_children()
             what = ", ".join(names) if names else "this process, which tidies up"
-            self._write(f"ending for {time.monotonic() - began:.0f} s, still running: {what}")
+            with self._lock:
+                if not self._over.is_set():
+                    seconds = time.monotonic() - began
+                    self._write(f"ending for {seconds:.0f} s, still running: {what}")
 
 
 def running_children() -> list[str]:

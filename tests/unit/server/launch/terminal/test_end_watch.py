@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -57,12 +57,66 @@ def test_the_processes_that_are_left_are_named(tmp_path: Path) -> None:
     assert last.endswith("still running: this process, which tidies up")
 
 
+def started(watch: end_watch.EndWatch) -> threading.Thread:
+    watch.start()
+    (thread,) = (each for each in threading.enumerate() if each.name == "end-watch")
+    return thread
+
+
 def test_nothing_is_said_after_the_end_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is the last line, however long the rest of the process takes."""
-    monkeypatch.setattr(end_watch, "FIRST_S", 0.1)
+    monkeypatch.setattr(end_watch, "FIRST_S", 50)
     lines: list[str] = []
     watch = end_watch.EndWatch(lines.append)
-    watch.start()
+    thread = started(watch)
     watch.stop()
-    time.sleep(0.4)
+    thread.join(timeout=40)
+    assert not thread.is_alive()
     assert lines == []
+
+
+def test_what_was_looked_up_before_the_stop_is_not_written_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks, stopped = threading.Event(), threading.Event()
+
+    def slow_look() -> list[str]:
+        looks.set()
+        assert stopped.wait(60)
+        return ["engine"]
+
+    monkeypatch.setattr(end_watch, "FIRST_S", 0)
+    monkeypatch.setattr(end_watch, "running_children", slow_look)
+    lines: list[str] = []
+    watch = end_watch.EndWatch(lines.append)
+    thread = started(watch)
+    assert looks.wait(60)
+    watch.stop()
+    stopped.set()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert lines == []
+
+
+@pytest.mark.parametrize("is_blocked", [False, True])
+def test_a_line_that_is_being_written_is_waited_for_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, is_blocked: bool
+) -> None:
+    writes, freed = threading.Event(), threading.Event()
+    lines: list[str] = []
+
+    def slow_write(line: str) -> None:
+        writes.set()
+        freed.wait(60 if is_blocked else 0.2)
+        lines.append(line)
+
+    monkeypatch.setattr(end_watch, "FIRST_S", 0)
+    watch = end_watch.EndWatch(slow_write)
+    thread = started(watch)
+    assert writes.wait(60)
+    watch.stop()
+    assert len(lines) == (0 if is_blocked else 1)
+    freed.set()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert len(lines) == 1
