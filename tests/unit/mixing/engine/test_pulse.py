@@ -21,8 +21,8 @@ from prefmix.mixing.engine.pulse import beat
 class Core: pass
 
 core = Core()
-for _ in range(5):
-    beat(core, 1.0)
+for _ in range(9):
+    beat(core, 4.0)
     time.sleep(0.5)
 print("lived", flush=True)
 time.sleep(60)
@@ -57,7 +57,7 @@ def test_a_process_lives_as_long_as_it_is_called_and_says_why_it_ends() -> None:
         text=True,
         env={**os.environ, "PYTHONPATH": str(root)},
     )
-    out, err = process.communicate(timeout=50)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, "lived\n")
     assert err.startswith("prefmix: the server on the first machine has not been heard for ")
     assert err.count("\n") == 1

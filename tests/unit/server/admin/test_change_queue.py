@@ -32,12 +32,16 @@ MAX_WAITING = 3
 @pytest.fixture
 def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveWeights:
     """A server's profiles at version 1; its queue is short and impatient."""
-    monkeypatch.setattr(change_queue, "WAIT_S", WAIT_S)
+    return live_in(tmp_path, monkeypatch, wait_s=WAIT_S)
+
+
+def live_in(folder: Path, monkeypatch: pytest.MonkeyPatch, *, wait_s: float) -> LiveWeights:
+    monkeypatch.setattr(change_queue, "WAIT_S", wait_s)
     monkeypatch.setattr(change_queue, "MAX_WAITING", MAX_WAITING)
-    store = WeightsStore(tmp_path / "w.json", spec=SPEC)
+    store = WeightsStore(folder / "w.json", spec=SPEC)
     profiles = CurrentProfiles(store.create(build_profile_set({}, SPEC)))
     return LiveWeights(
-        spec=SPEC, profiles=profiles, store=store.path, folder=tmp_path, num_processes=1
+        spec=SPEC, profiles=profiles, store=store.path, folder=folder, num_processes=1
     )
 
 
@@ -58,12 +62,20 @@ def put(client: httpx.AsyncClient, number: int) -> Awaitable[httpx.Response]:
     return client.put(f"/admin/profiles/p{number}", json={"weights": {"a": 1, "b": number}})
 
 
-def test_changes_behind_a_held_lock_are_refused_soon_and_do_not_pile_up(live: LiveWeights) -> None:
+def test_changes_behind_a_held_lock_are_refused_soon_and_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All answers come while the lock is still held."""
+    live = live_in(tmp_path, monkeypatch, wait_s=2)
+
     async def work() -> None:
         async with asking(live) as client:
             with file_lock(live.store.path.with_name("w.json.lock"), timeout_s=1):
                 tasks = [asyncio.create_task(put(client, number)) for number in range(12)]
-                early, late = await asyncio.wait(tasks, timeout=WAIT_S / 2)
+                while sum(task.done() for task in tasks) < len(tasks) - 1 - MAX_WAITING:
+                    await asyncio.sleep(0.01)
+                early = [task for task in tasks if task.done()]
+                late = [task for task in tasks if not task.done()]
                 assert len(late) == 1 + MAX_WAITING, "one has its turn, the others wait for theirs"
                 answers = [*(task.result() for task in early), *await asyncio.gather(*late)]
                 assert Counter(answer.status_code for answer in answers) == {503: 12}
@@ -78,12 +90,16 @@ def test_changes_behind_a_held_lock_are_refused_soon_and_do_not_pile_up(live: Li
     run(work())
 
 
-def test_a_lock_that_is_let_go_in_time_refuses_nothing(live: LiveWeights) -> None:
+def test_a_lock_that_is_let_go_in_time_refuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = live_in(tmp_path, monkeypatch, wait_s=10)
+
     async def work() -> None:
         async with asking(live) as client:
             with file_lock(live.store.path.with_name("w.json.lock"), timeout_s=1):
                 tasks = [asyncio.create_task(put(client, number)) for number in (1, 2, 3)]
-                await asyncio.sleep(WAIT_S / 5)
+                await asyncio.sleep(0.1)
             answers = await asyncio.gather(*tasks)
             assert [answer.json()["version"] for answer in answers] == [2, 3, 4]
 

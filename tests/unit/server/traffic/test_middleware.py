@@ -158,7 +158,8 @@ def test_a_full_server_refuses_before_it_has_read_the_body(
     assert client.get("/echo").status_code == 200
     reservations[0].release()
     assert complete(client).status_code == 200
-    assert application.counts.in_flight == 1
+    # The place is given back in the server's thread, which may be after the answer has come.
+    eventually(lambda: application.counts.in_flight == 1)
 
 
 def test_a_place_is_free_again_however_a_request_ends(
@@ -188,8 +189,8 @@ def test_a_request_is_ended_at_its_deadline(client: httpx.Client, application: A
 def test_a_stream_is_ended_at_its_deadline_with_an_event(
     client: httpx.Client, application: Application
 ) -> None:
-    headers = {TIMEOUT_HEADER: "0.3"}
-    late = client.post("/v1/completions", json=STREAM, headers=headers)
+    headers = {TIMEOUT_HEADER: "2"}
+    late = client.post("/v1/completions", json={**STREAM, "seconds": 60}, headers=headers)
     events = late.text.removesuffix("\n\n").split("\n\n")
     assert events[:2] == ["data: 0", "data: 1"]
     assert events[-1] == "data: [DONE]"
@@ -199,11 +200,11 @@ def test_a_stream_is_ended_at_its_deadline_with_an_event(
 
 def test_the_servers_own_bound_holds_for_all() -> None:
     with (
-        serving(Application(timeout_s=0.2)) as server,
+        serving(Application(timeout_s=2)) as server,
         httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client,
     ):
         for headers in (None, {TIMEOUT_HEADER: "60"}):
-            assert complete(client, headers, seconds=5).status_code == 504
+            assert complete(client, headers, seconds=60).status_code == 504
         assert complete(client).status_code == 200
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,8 @@ class Engine:
     hangs = False
 
     async def is_sleeping(self) -> bool:
-        if self.hangs:
-            await asyncio.Event().wait()
+        while self.hangs:
+            await asyncio.sleep(0.01)
         return False
 
 
@@ -37,6 +38,12 @@ def make(folder: Path, engine: Engine, *, num_processes: int = 1) -> tuple[Readi
     drain = Drain(timeout_s=1, unfinished=lambda: 0)
     door = AdmissionController(counts, max_running=1, num_engines=1, max_waiting=0)
     return Readiness(engine, counts, drain, door), drain
+
+
+async def until(is_so: Callable[[], object], limit_s: float = 60) -> None:
+    async with asyncio.timeout(limit_s):
+        while not is_so():
+            await asyncio.sleep(0.01)
 
 
 def ask(found: Readiness) -> tuple[int, object]:
@@ -79,21 +86,22 @@ def test_an_engine_that_does_not_answer_is_noticed(
     async def follow() -> list[list[str]]:
         seen = []
         task = asyncio.create_task(found.follow())
-        for engine.hangs in (False, True):
-            await asyncio.sleep(0.5)
+        for engine.hangs in (True, False, True):
+            await until(lambda: bool(found.missing()) == engine.hangs)
             seen.append(found.missing())
         task.cancel()
         return seen
 
-    answering, hanging = asyncio.run(follow())
+    silent, answering, silent_again = asyncio.run(follow())
     assert answering == []
-    assert [phrase.startswith("the engine has not answered for") for phrase in hanging] == [True]
+    for (phrase,) in (silent, silent_again):
+        assert phrase.startswith("the engine has not answered for")
 
 
 def test_a_server_that_only_refuses_is_not_ready_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(readiness, "REFUSING_S", 0.2)
+    monkeypatch.setattr(readiness, "REFUSING_S", 2)
     monkeypatch.setattr(readiness, "PULSE_S", 0.01)
     monkeypatch.setattr(logging.getLogger("prefmix.readiness"), "propagate", True)
     counts = SharedCounts(tmp_path)
@@ -109,17 +117,16 @@ def test_a_server_that_only_refuses_is_not_ready_and_says_so(
         with pytest.raises(OverloadedError):
             door.check()
         assert found.missing() == [], "a moment is no reason"
-        await asyncio.sleep(0.5)
+        await until(found.missing)
         (phrase,) = found.missing()
         assert re.fullmatch(
-            r"every request has been refused for \d s and none has ended: 1 answers are in flight",
+            r"every request has been refused for \d+ s and none has ended: 1 answers are in flight",
             phrase,
         )
-        assert REGISTRY.get_sample_value("prefmix_refusing_seconds") > 0.2
+        await until(lambda: (REGISTRY.get_sample_value("prefmix_refusing_seconds") or 0) > 2)
         held.release()
         assert found.missing() == []
-        await asyncio.sleep(0.1)
-        assert REGISTRY.get_sample_value("prefmix_refusing_seconds") == 0
+        await until(lambda: REGISTRY.get_sample_value("prefmix_refusing_seconds") == 0)
         task.cancel()
 
     asyncio.run(follow())

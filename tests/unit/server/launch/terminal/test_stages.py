@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
-import time
 
 import pytest
 
@@ -165,11 +165,13 @@ def test_a_stage_of_a_batch_job_is_shown_although_stderr_is_held_back(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(stages, "CALM_S", 0.0)
+    tick, ticks = StartStages.tick, threading.Semaphore(0)
+    monkeypatch.setattr(StartStages, "tick", lambda self: (tick(self), ticks.release()))
     with stages.shown("starting the engine with a, b"), held_back_stderr():
         os.write(2, b"noise of a library\n")
-        time.sleep(0.6)
-    said = capfd.readouterr().err.splitlines()
-    assert said == ["prefmix: starting the engine with a, b (0 s)"]
+        assert [ticks.acquire(timeout=60) for _ in range(2)] == [True, True]
+    (said,) = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"prefmix: starting the engine with a, b \(\d+ s\)", said)
     assert "start-stages" not in {thread.name for thread in threading.enumerate()}
 
 
