@@ -66,7 +66,7 @@ class TracebackFilter:
     def cause(self) -> str | None:
         """The first failing process's exception, as `Type: message`; None if nothing failed.
 
-        Of a server that runs, nothing counts that failed more than a minute ago.
+        What failed more than a minute ago is no cause for a server that runs.
         """
         return None if self._found is None or self._is_past(_LIFETIME_S) else self._found[0]
 
