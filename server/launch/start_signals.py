@@ -48,6 +48,9 @@ class StartSignals:
 
     def __enter__(self) -> Self:
         """Installs our handlers."""
+        # A handler cannot use a module whose import it interrupts, and vLLM imports this one.
+        import psutil  # type: ignore[import-untyped,unused-ignore]  # noqa: F401
+
         self._previous = {number: self._install(number, self._handle) for number in _NUMBERS}
         signal.signal = self._remember  # type: ignore[assignment]
         # With VLLM_WORKER_MULTIPROC_METHOD=fork the engine inherits all of this, and would remove
@@ -93,11 +96,12 @@ class StartSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        first = self._asked_at is None
-        self._asked_at = now if self._asked_at is None else self._asked_at
+        if self._asked_at is None:
+            self._asked_at = now
+            # Not for a second signal: it may interrupt this call, which holds locks.
+            self._on_signal()
         # A wrapper may pass one Ctrl-C on twice; a person takes longer to press it again.
-        insists = not first and now - self._asked_at > INSISTENCE_S
-        self._on_signal()
+        insists = now - self._asked_at > INSISTENCE_S
         later = self._later.get(number)
         if self._ready.is_set() and callable(later) and not insists:
             later(number, frame)
