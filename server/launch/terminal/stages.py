@@ -26,6 +26,9 @@ CALM_S = 5.0
 REPEAT_S = 30.0
 """Seconds after which the same stage is told again."""
 
+_STOP_S = 1.0
+"""Time that an end waits for a write, which takes for ever if nobody reads the terminal or log."""
+
 _TICK_S = 0.25
 _BAR_CHARS = 16
 _OWN = re.compile(re.escape(MARK) + r"(\d{1,3}) (.*)")
@@ -72,9 +75,12 @@ class StartStages:
         """Shows nothing more."""
         self._over.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=2)
-        with self._lock:
-            self._clear()
+            self._thread.join(timeout=_STOP_S)
+        if self._lock.acquire(timeout=_STOP_S):
+            try:
+                self._clear()
+            finally:
+                self._lock.release()
 
     def enter(self, order: int, text: str) -> None:
         """Begins a stage, unless one of the same order or a later one has begun."""

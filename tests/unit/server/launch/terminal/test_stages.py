@@ -180,3 +180,25 @@ def test_a_handler_may_stop_what_its_own_thread_has_begun() -> None:
     screen.stages.enter(stages.IMPORT, "loading vLLM")
     with screen.stages._lock:
         screen.stages.stop()
+
+
+def test_a_log_that_nobody_reads_does_not_hold_up_the_end() -> None:
+    """A signal's handler stops the stages while the thread that fills the log waits for room."""
+    writes, has_room = threading.Event(), threading.Event()
+
+    def write(content: bytes) -> None:
+        writes.set()
+        has_room.wait(60)
+
+    shown = StartStages(write, is_terminal=False)
+    filler = threading.Thread(target=shown.line, args=(b"a line\n",))
+    filler.start()
+    assert writes.wait(60)
+    end = threading.Thread(target=shown.stop)
+    end.start()
+    end.join(30)
+    has_ended = not end.is_alive()
+    has_room.set()
+    for thread in (filler, end):
+        thread.join(60)
+    assert has_ended
