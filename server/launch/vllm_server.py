@@ -32,8 +32,12 @@ _REAPED_S = 1.0
 """Time for a process that was killed to be gone."""
 
 
-class HungProcessError(Exception):
-    """A process of the server that did not end when it was asked to."""
+_ENDED_AS_ASKED = (0, -signal.SIGTERM, -signal.SIGINT)
+"""Exit codes of processes that vLLM has ended."""
+
+
+class UncleanEndError(Exception):
+    """A process of the server that failed while the server ended, or had to be killed."""
 
 
 def run_vllm(
@@ -53,7 +57,7 @@ def run_vllm(
       log: shows everything once the server is ready.
       signals: leaves Ctrl-C and SIGTERM to vLLM once the server is ready.
     Raises: RuntimeError if the server ends before it answers, or without being asked to;
-      HungProcessError if one of its processes had to be killed.
+      UncleanEndError if one of its processes failed while it ended, or had to be killed.
     """
     # vLLM's console script is not used: its CPU wheel ships one that cannot run.
     from vllm.entrypoints.cli.serve import ServeSubcommand
@@ -89,10 +93,11 @@ def run_vllm(
         os.kill(os.getpid(), signal.SIGTERM)
 
     if args.headless:
-        _release_when_engines_run(args, log, signals)
+        _release_when_engines_run(args, log, signals, processes)
         _serve(ServeSubcommand.cmd, args)
         if not signals.asked_to_end:
             raise RuntimeError("an engine of this machine has ended; its last words are above")
+        check_ended(processes, waited_s=signals.seconds_since_asked, limit_s=args.shutdown_timeout)
         return
     live: LiveSettings = getattr(args, LIVE_ATTRIBUTE)
 
@@ -117,17 +122,22 @@ def run_vllm(
     if not signals.asked_to_end:
         # vLLM ends as if it had been asked to.
         raise RuntimeError("the engine's process died; its last words are above, if it had any")
-    check_ended(processes, waited_s=signals.seconds_since_asked)
+    check_ended(processes, waited_s=signals.seconds_since_asked, limit_s=args.shutdown_timeout)
 
 
-def _release_when_engines_run(args: Namespace, log: StartupLog, signals: StartSignals) -> None:
+def _release_when_engines_run(
+    args: Namespace, log: StartupLog, signals: StartSignals, processes: list[BaseProcess]
+) -> None:
     """Ends the start of engines alone once they run, or at once if they do not tell.
 
     Nobody asks them here: the API processes, which check them, run on another machine.
+
+    Args: processes: gets the processes of the engines that tell.
     """
 
     def ready() -> None:
         log.release()
+        processes.extend(multiprocessing.active_children())
         signals.ready()
         # Past the pipe: the thread that calls this is the one that reads it.
         log.say("the engines of this machine run; clients ask the first machine")
@@ -149,25 +159,49 @@ def _serve(command: Callable[[Namespace], None], args: Namespace) -> None:
             raise RuntimeError(f"vLLM ended with exit code {end.code}") from end
 
 
-def check_ended(processes: Iterable[BaseProcess], *, waited_s: float) -> None:
+def check_ended(processes: Iterable[BaseProcess], *, waited_s: float, limit_s: float) -> None:
     """Checks that processes have ended by themselves, now that vLLM has ended.
 
     Args:
       processes: the children of this process that served.
       waited_s: seconds since they were asked to end.
-    Raises: HungProcessError naming those that vLLM killed, or left running.
+      limit_s: seconds after which vLLM kills them.
+    Raises: UncleanEndError naming those that failed, and those that vLLM killed or left running.
     """
     deadline = time.monotonic() + _REAPED_S
     hung: list[str] = []
+    failed: list[str] = []
     for process in processes:
         try:
+            name = f"{process.name} (process {process.pid})"
             process.join(max(0.0, deadline - time.monotonic()))
-            if process.exitcode in (None, -signal.SIGKILL):
-                hung.append(f"{process.name} (process {process.pid})")
+            code = process.exitcode
         except ValueError:  # closed, which only a process that has ended can be
             continue
+        if code in (None, -signal.SIGKILL) and waited_s >= limit_s:
+            hung.append(name)
+        elif code not in _ENDED_AS_ASKED:
+            failed.append(f"{name} {_how_it_ended(code)}")
+    sentences = []
+    if failed:
+        sentences.append(
+            f"{' and '.join(failed)} while the server was ending; requests under way were lost"
+        )
     if hung:
-        raise HungProcessError(
+        sentences.append(
             f"{' and '.join(hung)} did not end within {waited_s:.0f} s of being asked to, and was "
             "killed; it was stopped, or a step of the engine hangs"
         )
+    if sentences:
+        raise UncleanEndError("; ".join(sentences))
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is None:
+        return "ran on"
+    if code > 0:
+        return f"failed with exit code {code}"
+    try:
+        return f"was killed ({signal.Signals(-code).name})"
+    except ValueError:  # a real-time signal
+        return f"was killed (signal {-code})"

@@ -23,7 +23,7 @@ from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
 from prefmix.server.launch.start_signals import StartSignals
 from prefmix.server.launch.terminal.startup_log import StartupLog
-from prefmix.server.launch.vllm_server import HungProcessError, check_ended, run_vllm
+from prefmix.server.launch.vllm_server import UncleanEndError, check_ended, run_vllm
 from prefmix.weights.store.profiles import build_profile_set
 
 SPEC = MixtureSpec(policies=(Policy(name="a", model="/none/a"), Policy(name="b", model="/none/b")))
@@ -95,6 +95,7 @@ def run(signals: StartSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             disable_fastapi_docs=True,
             headless=headless,
             api_server_count=None,
+            shutdown_timeout=40,
         )
         setattr(args, LIVE_ATTRIBUTE, LiveSettings(folder=tmp_path))
         console = ConsoleSettings(is_on=True, has_admin=False)
@@ -194,15 +195,73 @@ def test_a_process_that_had_to_be_killed_is_an_error() -> None:
     for process in (ended, hung):
         process.start()
     ended.join()
-    check_ended([ended], waited_s=3.0)
+    check_ended([ended], waited_s=3.0, limit_s=10)
     hung.kill()
-    with pytest.raises(HungProcessError) as caught:
-        check_ended([ended, hung], waited_s=10.4)
+    with pytest.raises(UncleanEndError) as caught:
+        check_ended([ended, hung], waited_s=10.4, limit_s=10)
     message = str(caught.value)
     assert message.startswith(f"EngineCore_DP0 (process {hung.pid}) did not end within 10 s")
+    with pytest.raises(UncleanEndError) as caught:
+        check_ended([ended, hung], waited_s=3.0, limit_s=10)
+    assert str(caught.value) == (
+        f"EngineCore_DP0 (process {hung.pid}) was killed (SIGKILL) while the server was ending; "
+        "requests under way were lost"
+    )
     ended.close()
     hung.close()
-    check_ended([ended], waited_s=3.0)
+    check_ended([ended], waited_s=3.0, limit_s=10)
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        (0, None),
+        (-signal.SIGTERM, None),
+        (-signal.SIGINT, None),
+        (1, "failed with exit code 1"),
+        (-signal.SIGSEGV, "was killed (SIGSEGV)"),
+        (-40, "was killed (signal 40)"),
+    ],
+)
+@pytest.mark.parametrize("headless", [False, True])
+def test_a_process_that_fails_while_the_server_ends_is_an_error(
+    run: Run,
+    server: http.server.HTTPServer,
+    signals: StartSignals,
+    code: int,
+    how: str | None,
+    headless: bool,
+) -> None:
+    """vLLM itself ends as if all was well."""
+    context = multiprocessing.get_context("fork")
+    asked = context.Event()
+
+    def end_when_asked() -> None:
+        asked.wait(60)
+        if code < 0:
+            signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
+        sys.exit(code)
+
+    engine = context.Process(target=end_when_asked, name="EngineCore")
+
+    def command(args: Namespace) -> None:
+        engine.start()
+        if headless:
+            os.write(2, b"prefmix-stage: 940 connecting the engine\n")
+        until_ready(signals)
+        signals._asked_at = time.monotonic()
+        asked.set()
+        engine.join()
+        sys.exit(0)
+
+    with StartupLog(enabled=headless) as log:
+        if how is None:
+            run(command, server.server_port, headless=headless, log=log)
+            return
+        with pytest.raises(UncleanEndError, match=r"EngineCore \(process \d+\)") as caught:
+            run(command, server.server_port, headless=headless, log=log)
+    assert f"{how} while the server was ending" in str(caught.value)
 
 
 def test_a_server_is_ready_once_all_its_api_processes_are_up(
