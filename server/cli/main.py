@@ -18,10 +18,11 @@ from contextlib import nullcontext
 from prefmix.server.cli.shell.commands import COMMANDS, Command, parser_of, split_passthrough
 from prefmix.server.cli.shell.pager import paged
 from prefmix.server.cli.shell.signals import Terminated, ended_as_by_ctrl_c
-from prefmix.server.cli.shell.standard_streams import discard_unwritten_output, prepare_streams
+from prefmix.server.cli.shell.standard_streams import prepare_streams
 from prefmix.server.config.errors import CommandError
 from prefmix.server.launch.engine_flags import is_engine_flag
 from prefmix.server.launch.installation import InstallationError, explained
+from prefmix.server.launch.terminal.unwritten_output import discard_unwritten_output
 
 _DISK_ERRORS = {
     errno.ENOSPC,

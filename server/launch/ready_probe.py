@@ -1,7 +1,8 @@
 """A thread that asks the server until it answers, and checks that prefmix's routes answer.
 
 The check is a real request for /v1/mixture. It fails if vLLM came up without our routes, for
-whatever reason, and it is the same for one API process and for several.
+whatever reason, and it is the same for one API process and for several. A mixture that answers
+before this server's own processes have come up is another server's, at the same address.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class ReadyProbe:
         sha256: hash of the expected profiles; None if they may have changed by now.
         key: an API key, if the server wants one.
         on_ready, on_failure: called in the probe's thread.
-        are_all_up: true once each API process has come up; one of several answers earlier.
+        are_all_up: true once each API process of this very server has come up; one of several
+          answers earlier.
         """
         self._address = address
         self._sha256 = sha256
@@ -117,17 +119,22 @@ class ReadyProbe:
 
     def _run(self) -> None:
         while not self._stop.wait(_INTERVAL_S):
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                try:
-                    status, body = self._ask()
-                    check_answer(status, body, sha256=self._sha256)
-                except ProbeError as error:
-                    self._on_failure(error)
-                    return
-                if self._are_all_up():
-                    self.answered = True
-                    self._on_ready()
-                    return
+            are_all_up = self._are_all_up()
+            try:
+                status, body = self._ask()
+            except (OSError, http.client.HTTPException):
+                continue
+            is_full = status == http.HTTPStatus.SERVICE_UNAVAILABLE  # clients came first
+            if is_full or (status == http.HTTPStatus.OK and not are_all_up):
+                continue
+            try:
+                check_answer(status, body, sha256=self._sha256)
+            except ProbeError as error:
+                self._on_failure(error)
+                return
+            self.answered = True
+            self._on_ready()
+            return
 
     def _ask(self) -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}

@@ -26,6 +26,7 @@ from prefmix.server.launch.terminal.banner import (
     ready_table,
 )
 from prefmix.server.launch.terminal.startup_log import StartupLog
+from prefmix.server.launch.terminal.unwritten_output import discard_unwritten_output
 from prefmix.weights.store.profiles import ProfileSet
 
 _REAPED_S = 1.0
@@ -85,7 +86,11 @@ def run_vllm(
             check=checked_as(folder),
             slots=slots_as(folder),
         )
-        print(table, flush=True)
+        try:
+            print(table, flush=True)
+        except OSError as error:
+            discard_unwritten_output()
+            log.say(f"the server is ready; its table cannot be printed: {error.strerror}")
 
     def fail(error: ProbeError) -> None:
         failures.append(error)
@@ -103,7 +108,7 @@ def run_vllm(
 
     def are_all_up() -> bool:
         num_processes = args.api_server_count or 1  # vLLM sets it where no flag does
-        return num_processes == 1 or len(sockets_in(live.folder)) == num_processes
+        return len(sockets_in(live.folder)) == num_processes
 
     with ReadyProbe(
         address,

@@ -25,16 +25,3 @@ def prepare_streams() -> None:
         setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for stderr
-
-
-def discard_unwritten_output() -> None:
-    """Sends what the output's buffer still holds to /dev/null if it cannot be written.
-
-    Otherwise Python tries again when it exits, and prints a traceback.
-    """
-    try:
-        sys.stdout.flush()
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)

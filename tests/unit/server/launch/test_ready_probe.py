@@ -94,6 +94,39 @@ def test_a_failure_is_reported_once(server: tuple[http.server.HTTPServer, type[H
     assert "without prefmix's routes" in outcome(server[0])
 
 
+def test_a_server_whose_connections_are_all_taken_is_asked_again(
+    server: tuple[http.server.HTTPServer, type[Handler]],
+) -> None:
+    class Full(server[1]):  # type: ignore[misc,name-defined]
+        def do_GET(self) -> None:
+            type(self).status = 200 if type(self).keys else 503
+            super().do_GET()
+
+    server[0].RequestHandlerClass = Full
+    threading.Thread(target=server[0].handle_request).start()
+    assert outcome(server[0]) == "ready"
+    assert server[1].keys == ["Bearer k"] * 2
+
+
+def test_an_error_of_what_is_called_does_not_repeat_the_call(
+    server: tuple[http.server.HTTPServer, type[Handler]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+
+    def fail() -> None:
+        raise OSError("full disk")
+
+    threading.Thread(target=server[0].handle_request).start()
+    address = Address(host="127.0.0.1", port=server[0].server_port)
+    with ReadyProbe(
+        address, sha256=SHA, key=None, on_ready=fail, on_failure=lambda error: None
+    ) as probe:
+        probe._thread.join(20)
+        assert not probe._thread.is_alive()
+    assert [str(each.exc_value) for each in raised] == ["full disk"]
+
+
 def test_nobody_listening_is_waited_for() -> None:
     called: list[object] = []
     address = Address(host="127.0.0.1", port=1)

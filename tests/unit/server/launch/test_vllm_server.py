@@ -66,6 +66,7 @@ class Run(Protocol):
         *,
         headless: bool = False,
         log: StartupLog | None = None,
+        is_up: bool = True,
         **others: object,
     ) -> None: ...
 
@@ -80,6 +81,7 @@ def run(signals: StartSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         *,
         headless: bool = False,
         log: StartupLog | None = None,
+        is_up: bool = True,
         **others: object,
     ) -> None:
         module = types.ModuleType("vllm.entrypoints.cli.serve")
@@ -97,6 +99,8 @@ def run(signals: StartSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             api_server_count=None,
             shutdown_timeout=40,
         )
+        if is_up:
+            (tmp_path / "1.sock").touch()
         setattr(args, LIVE_ATTRIBUTE, LiveSettings(folder=tmp_path))
         console = ConsoleSettings(is_on=True, has_admin=False)
         setattr(args, CONSOLE_ATTRIBUTE, console)
@@ -264,22 +268,50 @@ def test_a_process_that_fails_while_the_server_ends_is_an_error(
     assert f"{how} while the server was ending" in str(caught.value)
 
 
+@pytest.mark.parametrize("num_processes", [None, 2])
 def test_a_server_is_ready_once_all_its_api_processes_are_up(
-    run: Run, server: http.server.HTTPServer, signals: StartSignals
+    run: Run, server: http.server.HTTPServer, signals: StartSignals, num_processes: int | None
 ) -> None:
-    """One of two answers first; the changes of weights need both."""
+    """Before that another server may answer, or one of two; changes of weights need both."""
 
     def command(args: Namespace) -> None:
-        args.api_server_count = 2  # as vLLM sets it, by the number of engines
+        args.api_server_count = num_processes  # as vLLM sets it, by the number of engines
         folder = getattr(args, LIVE_ATTRIBUTE).folder
-        (folder / "1.sock").touch()
-        time.sleep(0.5)
-        assert not signals.is_ready
-        (folder / "2.sock").touch()
+        for number in range(num_processes or 1):
+            time.sleep(0.5)
+            assert not signals.is_ready
+            (folder / f"{number}.sock").touch()
         until_ready(signals)
         signals._asked_at = time.monotonic()
 
-    run(command, server.server_port)
+    run(command, server.server_port, is_up=False)
+
+
+def test_a_table_that_cannot_be_printed_is_said_once_and_the_server_serves_on(
+    run: Run,
+    server: http.server.HTTPServer,
+    signals: StartSignals,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    said = ""
+
+    def command(args: Namespace) -> None:
+        nonlocal said
+        deadline = time.monotonic() + 30
+        while "cannot be printed" not in said:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+            said += capfd.readouterr().err
+        time.sleep(0.2)
+        signals._asked_at = time.monotonic()
+
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        run(command, server.server_port)
+    said += capfd.readouterr().err
+    line = "prefmix: the server is ready; its table cannot be printed: No space left on device\n"
+    assert said == line
 
 
 def test_an_end_that_was_asked_for_is_none(
