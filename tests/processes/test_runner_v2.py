@@ -54,7 +54,7 @@ def passes(tests: Sequence[Path], which: str) -> None:
         env={**os.environ, "PREFMIX_TEST_RUNNER": "v2"},
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=1700,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:]
