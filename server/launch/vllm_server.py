@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from typing import Self
 
 from prefmix.mixing import start_stages
 from prefmix.mixing.spec import MixtureSpec
@@ -17,7 +20,7 @@ from prefmix.server.auth.api_keys import api_keys
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from prefmix.server.engine_check import checked_as, slots_as
 from prefmix.server.launch.cpu_dtype import REASON_ATTRIBUTE
-from prefmix.server.launch.ready_probe import Address, ProbeError, ReadyProbe
+from prefmix.server.launch.ready_probe import Address, ReadyProbe
 from prefmix.server.launch.start_signals import StartSignals
 from prefmix.server.launch.terminal.banner import (
     console_address,
@@ -32,6 +35,9 @@ from prefmix.weights.store.profiles import ProfileSet
 _REAPED_S = 1.0
 """Time for a process that was killed to be gone."""
 
+
+_UNNOTICED_S = 20.0
+"""A server that vLLM has not ended so long after the end of one of its processes stays up."""
 
 _ENDED_AS_ASKED = (0, -signal.SIGTERM, -signal.SIGINT)
 """Exit codes of processes that vLLM has ended."""
@@ -66,12 +72,13 @@ def run_vllm(
     address = Address(
         host=args.host, port=args.port, tls=bool(args.ssl_certfile), unix_socket=args.uds
     )
-    failures: list[ProbeError] = []
+    failures: list[RuntimeError] = []
     processes: list[BaseProcess] = []
 
     def ready() -> None:
         log.release()
         processes.extend(multiprocessing.active_children())
+        watch.start(processes)
         signals.ready()
         folder = getattr(args, LIVE_ATTRIBUTE).folder
         table = ready_table(
@@ -92,10 +99,15 @@ def run_vllm(
             discard_unwritten_output()
             log.say(f"the server is ready; its table cannot be printed: {error.strerror}")
 
-    def fail(error: ProbeError) -> None:
+    def fail(error: RuntimeError) -> None:
         failures.append(error)
         signals.ready()
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def miss(process: BaseProcess) -> None:
+        if not signals.asked_to_end:
+            name = f"{process.name} (process {process.pid})"
+            fail(RuntimeError(f"{name} has ended; its last words are above, if it had any"))
 
     if args.headless:
         _release_when_engines_run(args, log, signals, processes)
@@ -110,7 +122,8 @@ def run_vllm(
         num_processes = args.api_server_count or 1  # vLLM sets it where no flag does
         return len(sockets_in(live.folder)) == num_processes
 
-    with ReadyProbe(
+    watch = _UnnoticedEnds(miss)
+    probe = ReadyProbe(
         address,
         # A store may have been changed while the engine started.
         sha256=None if live.store is not None else profiles.sha256,
@@ -118,7 +131,8 @@ def run_vllm(
         on_ready=ready,
         on_failure=fail,
         are_all_up=are_all_up,
-    ) as probe:
+    )
+    with watch, probe:
         _serve(ServeSubcommand.cmd, args)
     if failures:
         raise failures[0]
@@ -162,6 +176,41 @@ def _serve(command: Callable[[Namespace], None], args: Namespace) -> None:
     except SystemExit as end:  # how vLLM ends several API processes, and engines alone
         if end.code:
             raise RuntimeError(f"vLLM ended with exit code {end.code}") from end
+
+
+class _UnnoticedEnds:
+    """A thread that tells the end of a process after which vLLM, unasked, lets the server stay up.
+
+    vLLM 0.32 with several API processes takes exit code 0 of one of them, or of an engine, for an
+    end that was asked for. The thread does not ask for exit codes, which only one thread can get.
+    """
+
+    def __init__(self, on_end: Callable[[BaseProcess], None]) -> None:
+        """Args: on_end: called in the thread, at most once."""
+        self._on_end = on_end
+        self._over, self._end = connection.Pipe(duplex=False)
+        self._thread: threading.Thread | None = None
+
+    def start(self, processes: Iterable[BaseProcess]) -> None:
+        """Begins to wait for the end of one of these children of this process."""
+        self._thread = threading.Thread(target=self._run, args=(list(processes),), daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        """Makes the end of the block the server's."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops waiting."""
+        self._end.send_bytes(b".")
+        if self._thread is not None:
+            self._thread.join(_REAPED_S)
+
+    def _run(self, processes: list[BaseProcess]) -> None:
+        by_sentinel = {process.sentinel: process for process in processes}
+        first = connection.wait([self._over, *by_sentinel])[0]
+        if isinstance(first, int) and not self._over.poll(_UNNOTICED_S):
+            self._on_end(by_sentinel[first])
 
 
 def check_ended(processes: Iterable[BaseProcess], *, waited_s: float, limit_s: float) -> None:

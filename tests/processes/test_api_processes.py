@@ -22,12 +22,12 @@ from prefmix.server.auth.access_levels import LEVELS, Level
 from prefmix.server.telemetry.engine_statistics import INTERVAL_S
 from prefmix.weights.engines.remote import RemoteEngine
 from support.admin_server import KEY, PLAIN, TOKEN, Live, change_under_load, wait
-from support.dying_server import dies, named
+from support.dying_server import END_S, dies, named
 from support.engines import AdaptedBase
 from support.exactness import TOLERANCE_NATS, Job, Oracle
 from support.fit.engine_law import check_mixed_parameters
 from support.preloaded_server import Preloaded
-from support.server_process import PREFMIX, ServerProcess, engine_flags, free_port
+from support.server_process import PREFMIX, ServerProcess, engine_flags, free_port, policy_flags
 
 DRAIN_S = 300
 """A drain that no machine is too slow for."""
@@ -152,6 +152,26 @@ def test_a_killed_api_process_ends_the_server(pair: Live) -> None:
     """The last test of this server."""
     first, _ = named(pair.server, "APIServer")
     dies(pair.server, first.kill, key=KEY)
+
+
+def test_an_engine_that_ends_by_itself_ends_the_server(
+    policies: list[Path], tmp_path: Path, preloaded_pair: Preloaded
+) -> None:
+    """vLLM waits on after an end with exit code 0, and nobody would answer."""
+    words = [*policy_flags(*policies[:2]), *engine_flags(), "--api-server-count=2"]
+    server = ServerProcess(tmp_path, words, preloaded=preloaded_pair)
+    try:
+        server.wait_ready()
+        (engine,) = named(server, "EngineCore")
+        engine.terminate()
+        assert server.process.wait(timeout=END_S) == 1
+        last = server.stderr.strip().splitlines()[-1]
+        assert re.fullmatch(
+            r"prefmix: error: the server failed: EngineCore \(process \d+\) has ended; .*", last
+        ), server.stderr
+        assert server.survivors() == []
+    finally:
+        server.kill()
 
 
 def requests_counted(metrics: str) -> set[float]:

@@ -40,7 +40,7 @@ _ANNOUNCEMENT = re.compile(
 _SECONDARY = ("KeyboardInterrupt", "SystemExit", "Engine core init", "WorkerProc init")
 
 _BURST_S = 30.0
-"""Of the tracebacks of a running server that come within this time, the first is the cause."""
+"""Tracebacks of a running server that come within this time have one cause, the first."""
 
 _LIFETIME_S = 60.0
 """A running server that ends later has another cause."""

@@ -49,7 +49,7 @@ def test_a_signal_may_interrupt_the_import_of_what_its_handler_needs(tmp_path: P
 
 
 def test_a_second_signal_may_interrupt_the_handler_of_the_first(tmp_path: Path) -> None:
-    """What the handler calls sets events, whose locks the same thread cannot take twice."""
+    """Events, which the handler sets, have locks that the same thread cannot take twice."""
     program = """
         import os, signal
         from prefmix.server.launch.start_signals import StartSignals

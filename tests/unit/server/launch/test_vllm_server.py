@@ -21,6 +21,7 @@ import pytest
 from prefmix.mixing.spec import MixtureSpec, Policy
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
 from prefmix.server.console.settings import CONSOLE_ATTRIBUTE, ConsoleSettings
+from prefmix.server.launch import vllm_server
 from prefmix.server.launch.start_signals import StartSignals
 from prefmix.server.launch.terminal.startup_log import StartupLog
 from prefmix.server.launch.vllm_server import UncleanEndError, check_ended, run_vllm
@@ -266,6 +267,38 @@ def test_a_process_that_fails_while_the_server_ends_is_an_error(
         with pytest.raises(UncleanEndError, match=r"EngineCore \(process \d+\)") as caught:
             run(command, server.server_port, headless=headless, log=log)
     assert f"{how} while the server was ending" in str(caught.value)
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_a_process_whose_end_vllm_does_not_notice_ends_the_server(
+    run: Run,
+    server: http.server.HTTPServer,
+    signals: StartSignals,
+    monkeypatch: pytest.MonkeyPatch,
+    is_asked: bool,
+) -> None:
+    """With several API processes vLLM waits on, and nobody answers."""
+    monkeypatch.setattr(vllm_server, "_UNNOTICED_S", 0.1)
+    context = multiprocessing.get_context("fork")
+    asked, ends = context.Event(), threading.Event()
+    engine = context.Process(target=asked.wait, args=(60,), name="EngineCore")
+
+    def command(args: Namespace) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: ends.set())
+        engine.start()
+        until_ready(signals)
+        if is_asked:
+            signals._asked_at = time.monotonic()
+        asked.set()
+        assert ends.wait(1 if is_asked else 60) != is_asked
+        engine.join()
+
+    with signals:
+        if is_asked:
+            run(command, server.server_port)
+            return
+        with pytest.raises(RuntimeError, match=r"EngineCore \(process \d+\) has ended; its last"):
+            run(command, server.server_port)
 
 
 @pytest.mark.parametrize("num_processes", [None, 2])
