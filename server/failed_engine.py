@@ -1,16 +1,39 @@
-"""An API process whose engine has failed ends with an error, and the server with it.
+"""An engine that fails ends the server with an error, whichever process notices it.
 
-vLLM 0.32 ends the HTTP server of such a process, and the process with exit code 0, which its
-launcher takes for the end of one of several: it waits for the others, then for the engines of its
-own machine. If the engine that failed is another machine's, or has not ended, these run on, and the
-server would live without anybody who answers.
+While the server starts, vLLM 0.32 waits for ever for the answer of an engine that has died.
+Afterwards it ends the HTTP server of an API process whose engine has failed, and the process with
+exit code 0, which its launcher takes for the end of one of several: it waits for the others, then
+for the engines of its own machine. If the engine that failed is another machine's, or has not
+ended, these run on, and the server would live without anybody who answers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import threading
+from collections.abc import Coroutine
 from typing import Any
+
+_LOOK_S = 1.0
+"""Seconds between two looks at the engine while the server starts."""
+
+
+async def await_while_alive(engine_client: Any, work: Coroutine[Any, Any, None]) -> None:
+    """Awaits work that asks the engine, as long as no engine has failed.
+
+    Raises: RuntimeError if one has; what `work` raises.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=_LOOK_S))[0]:
+            if engine_client.errored:
+                raise RuntimeError(
+                    "the engine's process died; its last words are above, if it had any"
+                )
+    finally:
+        task.cancel()
+    await task
 
 
 def end_with_error(engine_client: Any) -> None:

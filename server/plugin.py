@@ -103,8 +103,13 @@ class PrefmixEndpoints:
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Makes what the routes need, starts the background tasks and adds the middleware.
 
-        Raises: RuntimeError if the model served is no mixture or another plugin has taken a route.
+        Raises: RuntimeError if the model served is no mixture, another plugin has taken a route or
+          the engine dies.
         """
+        work = self._init_state(engine_client, state, args)
+        await failed_engine.await_while_alive(engine_client, work)
+
+    async def _init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         assert self._app is not None, "attach_router() comes before init_state()"
         engine = mixture_spec(engine_client)
         prompts: PromptSettings = getattr(args, PROMPTS_ATTRIBUTE, PromptSettings())

@@ -1,4 +1,5 @@
-"""An API process whose engine failed ends with exit code 1, any other with 0."""
+"""A start does not wait for an engine that has died; an API process whose engine failed ends with
+exit code 1, any other with 0."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from prefmix.server.failed_engine import end_with_error
+from prefmix.server.failed_engine import await_while_alive, end_with_error
 
 
 class Client:
@@ -49,3 +50,35 @@ def test_a_child_of_the_launcher_ends_with_an_error(fails: bool, has_signal: boo
 
 def test_the_launcher_itself_raises_its_own_error() -> None:
     serve(fails=True, has_signal=False)
+
+
+def test_a_start_ends_with_its_engine() -> None:
+    client = Client()
+    was_cancelled = False
+
+    async def asks_the_engine() -> None:
+        nonlocal was_cancelled
+        client.errored = True
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            was_cancelled = True
+            raise
+
+    async def start() -> None:
+        await asyncio.wait_for(await_while_alive(client, asks_the_engine()), 60)
+
+    with pytest.raises(RuntimeError, match="the engine's process died"):
+        asyncio.run(start())
+    assert was_cancelled
+
+
+def test_a_start_with_its_engine_alive_ends_as_its_work_does() -> None:
+    async def work(error: Exception | None) -> None:
+        await asyncio.sleep(0)
+        if error is not None:
+            raise error
+
+    asyncio.run(await_while_alive(Client(), work(None)))
+    with pytest.raises(ValueError, match="own"):
+        asyncio.run(await_while_alive(Client(), work(ValueError("its own"))))
