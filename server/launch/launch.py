@@ -51,6 +51,7 @@ from prefmix.server.launch.start_checks import (
     check_prompts,
     check_socket,
     check_tls,
+    free_socket,
 )
 from prefmix.server.launch.start_signals import StartSignals, end_descendants
 from prefmix.server.launch.terminal import stages
@@ -114,7 +115,8 @@ def launch(
             say(f"starting the engine with {', '.join(spec.member_names)}")
             wait = ", which wait for the first machine" if args.headless else ""
             log.stage(stages.PROCESSES, f"starting the engine's processes{wait}")
-            with nullcontext() if live.store is None else SighupReload(live.folder):
+            reload = nullcontext() if live.store is None else SighupReload(live.folder)
+            with reload, free_socket(args):
                 run_vllm(args, spec, profiles, log=log, signals=signals)
         except CommandError:
             raise

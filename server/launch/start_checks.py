@@ -10,7 +10,8 @@ import os
 import socket
 import ssl
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,10 @@ from prefmix.weights.store.profiles import ProfileSet
 
 if TYPE_CHECKING:
     from prefmix.mixing.checkpoints.compatibility import CheckedMembers
+
+_CONNECT_S = 1.0
+_PATH = 7
+"""Column of a socket's path in /proc/net/unix."""
 
 
 def check_port(host: str, port: int, *, flag: str = "--port") -> None:
@@ -116,6 +121,49 @@ def check_socket(args: Namespace) -> None:
         )
     if path.exists() and not path.is_socket():
         raise CommandError(f"vLLM's flag --uds: {path} exists and is no socket; choose another")
+    if path.exists() and _is_in_use(path):
+        raise CommandError(
+            f"vLLM's flag --uds: another process, or another user, has the socket {path}; end that "
+            "process, or choose another path"
+        )
+
+
+@contextmanager
+def free_socket(args: Namespace) -> Iterator[None]:
+    """Removes the Unix socket of a server that has ended, before the block and after it: vLLM 0.32
+    leaves it, and cannot make it anew.
+
+    Args: args: vLLM's arguments.
+    """
+    _remove_left_socket(args)
+    try:
+        yield
+    finally:
+        _remove_left_socket(args)
+
+
+def _remove_left_socket(args: Namespace) -> None:
+    if args.uds and (path := Path(args.uds)).is_socket() and not _is_in_use(path):
+        path.unlink(missing_ok=True)
+
+
+def _is_in_use(path: Path) -> bool:
+    """True if a process listens on a Unix socket, or has made it and will listen."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(_CONNECT_S)
+        try:
+            client.connect(str(path))
+            return True
+        except ConnectionRefusedError:
+            pass
+        except OSError:  # its queue is full, or it is another user's
+            return True
+    try:
+        rows = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    bound = {each[_PATH] for row in rows if len(each := row.split(maxsplit=_PATH)) > _PATH}
+    return not bound.isdisjoint({str(path), str(path.absolute())})
 
 
 def check_tls(args: Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import socket
 import subprocess
 import sys
 from argparse import Namespace
@@ -23,6 +24,7 @@ from prefmix.server.launch.start_checks import (
     check_prompts,
     check_socket,
     check_tls,
+    free_socket,
 )
 from prefmix.server.slots.policies_folder import PoliciesFolder
 from prefmix.weights.store.added import AddedPolicy
@@ -119,6 +121,41 @@ def test_the_place_of_a_socket_is_checked(tmp_path: Path) -> None:
     ]:
         with pytest.raises(CommandError, match=message):
             check_socket(Namespace(uds=str(path)))
+
+
+def test_a_socket_that_was_left_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "my x.sock"
+    args = Namespace(uds=str(path))
+    with free_socket(args):
+        for _ in range(2):  # a killed server leaves it, the second one has to bind it again
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(path))
+            assert path.is_socket()
+            check_socket(args)
+            with free_socket(args):
+                assert not path.exists()
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    assert not path.exists()
+    with free_socket(Namespace(uds=None)):
+        pass
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_socket_that_a_process_has_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listens: bool
+) -> None:
+    path = tmp_path / "x.sock"
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        if listens:
+            server.listen()
+        for name in ("x.sock", str(path)):
+            with free_socket(Namespace(uds=name)):
+                assert path.is_socket()
+            with pytest.raises(CommandError, match=r"another process, .* has the socket .*x\.sock"):
+                check_socket(Namespace(uds=name))
 
 
 def tls(**files: Path | None) -> None:
