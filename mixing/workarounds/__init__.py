@@ -13,11 +13,14 @@ def apply_in_process() -> None:
     """Applies what every process of vLLM needs, whatever model it serves. May run repeatedly."""
     from vllm.platforms import current_platform
 
-    from prefmix.mixing.workarounds.parent_watch import watch_parent
+    from prefmix.mixing.workarounds.parent_watch import watch_parent, watch_parent_of_coordinator
+    from prefmix.mixing.workarounds.process_tree import kill_past_ended_children
     from prefmix.mixing.workarounds.run_record import keep_record
 
     watch_parent()
+    watch_parent_of_coordinator()
     keep_record()
+    kill_past_ended_children()
     if current_platform.is_cpu():
         from prefmix.mixing.workarounds.cpu_compile_cache import turn_off_aot_compile
         from prefmix.mixing.workarounds.cpu_polling import sleep_while_polling

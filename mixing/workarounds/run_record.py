@@ -1,13 +1,15 @@
 """Notes the shared memory that vLLM makes, and puts its files into the run's own folder.
 
-The defect: vLLM 0.32 leaves /dev/shm/psm_*, and vllm_dist_* beside other programs' files in /tmp,
-when its processes are killed, and nobody knows whose they were.
+The defect: vLLM 0.32 leaves /dev/shm/psm_*, and vllm_dist_* and a folder of metrics beside other
+programs' files in /tmp, when its processes are killed, and nobody knows whose they were.
 Delete this file when what a killed vLLM leaves says whose it was.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
+from functools import partial
 from multiprocessing import shared_memory
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,3 +38,7 @@ def keep_record() -> None:
     from vllm.utils import network_utils
 
     network_utils.tempfile = SimpleNamespace(gettempdir=lambda: folder)
+    from vllm.v1.metrics import prometheus
+
+    make_folder = partial(tempfile.TemporaryDirectory, prefix="metrics-", dir=folder)
+    prometheus.tempfile = SimpleNamespace(TemporaryDirectory=make_folder)

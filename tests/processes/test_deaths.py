@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from prefmix.mixing.run_folder import segments
@@ -14,6 +17,33 @@ from prefmix.server.config.run_folder import remove_leftovers
 from support.dying_server import END_S, dies
 from support.preloaded_server import Preloaded
 from support.server_process import ServerProcess, engine_flags, policy_flags
+
+# As vLLM starts the coordinator of data-parallel engines.
+_COORDINATOR = """
+import multiprocessing, time
+from vllm.utils.network_utils import get_open_zmq_ipc_path
+from vllm.v1.engine import coordinator
+from prefmix.mixing.workarounds.parent_watch import watch_parent_of_coordinator
+
+if __name__ == "__main__":
+    watch_parent_of_coordinator()
+    watch_parent_of_coordinator()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    names = ("front_publish_address", "back_output_address", "back_publish_address")
+    context.Process(
+        target=coordinator.DPCoordinatorProc.run_coordinator,
+        kwargs={
+            "engine_count": 2,
+            "zmq_addr_pipe": theirs,
+            **{name: get_open_zmq_ipc_path() for name in names},
+        },
+    ).start()
+    theirs.close()
+    assert len(ours.recv()) == 3, "the coordinator runs"
+    print("ready", flush=True)
+    time.sleep(60)
+"""
 
 
 def words(policies: list[Path], folder: Path) -> list[str]:
@@ -112,3 +142,21 @@ def test_a_killed_server_leaves_no_engine_behind(
             assert not any(path.exists() for path in memory)
         finally:
             running.kill()
+
+
+def test_a_killed_server_leaves_no_coordinator_of_engines(tmp_path: Path) -> None:
+    script = tmp_path / "launcher.py"
+    script.write_text(_COORDINATOR)
+    launcher = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+    assert launcher.stdout is not None
+    try:
+        assert launcher.stdout.readline() == b"ready\n"
+        family = psutil.Process(launcher.pid).children(recursive=True)
+        assert family
+        launcher.kill()
+        launcher.wait(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert alive == []
+    finally:
+        launcher.stdout.close()
+        launcher.kill()

@@ -153,20 +153,24 @@ def test_each_process_of_a_run_notes_what_it_makes(tmp_path: Path) -> None:
         "import sys, types\n"
         "module = types.ModuleType('vllm.utils.network_utils')\n"
         "package = types.ModuleType('vllm.utils'); package.network_utils = module\n"
+        "metrics = types.ModuleType('vllm.v1.metrics'); metrics.prometheus = types.ModuleType('')\n"
         "sys.modules |= {'vllm': types.ModuleType('vllm'), 'vllm.utils': package}\n"
+        "sys.modules |= {'vllm.v1': types.ModuleType('vllm.v1'), 'vllm.v1.metrics': metrics}\n"
         "from multiprocessing import shared_memory\n"
         "from prefmix.mixing.workarounds.run_record import keep_record\n"
         "keep_record(); keep_record()\n"
         "memory = shared_memory.SharedMemory(create=True, size=64)\n"
         "again = shared_memory.SharedMemory(name=memory.name)\n"
         "again.close(); memory.close(); memory.unlink()\n"
-        "print(memory.name, module.tempfile.gettempdir())"
+        "made = metrics.prometheus.tempfile.TemporaryDirectory()\n"
+        "print(memory.name, module.tempfile.gettempdir(), made.name)"
     )
     environ = {**os.environ, "PREFMIX_RUN_FOLDER": str(tmp_path)}
     run = subprocess.run(
         [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 0, run.stderr
-    name, folder = run.stdout.split()
+    name, folder, made = run.stdout.split()
+    assert Path(made).parent == tmp_path
     (segment,) = segments(tmp_path)
     assert (segment.name, folder, segment.has_owner) == (name, str(tmp_path), False)
