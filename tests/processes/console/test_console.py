@@ -26,6 +26,7 @@ TOKEN = "admin-token-of-the-test"
 KEY = "inference-key-of-the-test"
 CHAT = "/v1/chat/completions"
 PROFILES = "#p=Review+the+Park+Hotel.&mix=@balanced&mix=@short-and-kind&mix=@glowing-letter"
+SHORT = f"{PROFILES}&n=40"
 DOT = "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 REPORT = f"""<!doctype html><title>A fit</title><style>h1 {{ color: rgb(1, 2, 3) }}</style>
 <h1>A fit</h1><img alt="chart" src="data:image/gif;base64,{DOT}">
@@ -73,7 +74,7 @@ def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
         yield page
 
 
-def open_console(page: Page, server: ServerProcess, *, state: str = PROFILES) -> None:
+def open_console(page: Page, server: ServerProcess, *, state: str = SHORT) -> None:
     """Opens the console with a mix for each profile and gives it the API key."""
     page.goto(f"{server.url}/console{state}")
     page.get_by_label("API key").fill(KEY)
@@ -88,7 +89,8 @@ def mix(page: Page, letter: str) -> Locator:
 def run_all(page: Page) -> None:
     """Presses Run and waits until every answer has ended and is shaded."""
     page.get_by_role("button", name="Run", exact=True).click()
-    expect(page.locator(".text.shaded")).to_have_count(page.locator(".mix").count())
+    num_mixes = page.locator(".mix").count()
+    expect(page.locator(".text.shaded")).to_have_count(num_mixes, timeout=180_000)
 
 
 def is_generation(response: Response) -> bool:
@@ -517,7 +519,7 @@ def test_it_fits_a_phone_and_follows_the_readers_colours(
 ) -> None:
     page.set_viewport_size(PHONE)  # type: ignore[arg-type]
     page.emulate_media(color_scheme=scheme)
-    open_console(page, server, state=f"{PROFILES}&s=5")
+    open_console(page, server, state=f"{SHORT}&s=5")
     run_all(page)
     width = "document.documentElement.scrollWidth"
     assert page.evaluate(width) == PHONE["width"]

@@ -19,7 +19,7 @@ def chromium() -> Iterator[Browser]:
     flags = ["--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     if os.geteuid() == 0:  # Chromium's own sandbox refuses root
         flags.append("--no-sandbox")
-    expect.set_options(timeout=20_000)
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=flags)
         yield browser
@@ -35,7 +35,7 @@ def new_tab(browser: Browser, url: str, **settings: Any) -> Iterator[Page]:
       settings: of the browser's context.
     """
     context = browser.new_context(**({"viewport": {"width": 1440, "height": 900}} | settings))
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     requests: list[str] = []
     problems: list[str] = []
 
