@@ -50,6 +50,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     )
     try:
         both.first.server.wait_ready()
+        both.second.wait_said("the engines of this machine run")
         yield both
     finally:
         both.first.server.kill()
