@@ -1,4 +1,4 @@
-"""What differs between two readings of the same checkpoints."""
+"""A comparison of two readings of the same checkpoints."""
 
 from __future__ import annotations
 
