@@ -249,9 +249,9 @@ def test_a_process_that_fails_while_the_server_ends_is_an_error(
         sys.exit(code)
 
     engine = context.Process(target=end_when_asked, name="EngineCore")
+    engine.start()  # before the first answer, after which it is looked for
 
     def command(args: Namespace) -> None:
-        engine.start()
         if headless:
             os.write(2, b"prefmix-stage: 940 connecting the engine\n")
         until_ready(signals)
@@ -282,10 +282,10 @@ def test_a_process_whose_end_vllm_does_not_notice_ends_the_server(
     context = multiprocessing.get_context("fork")
     asked, ends = context.Event(), threading.Event()
     engine = context.Process(target=asked.wait, args=(60,), name="EngineCore")
+    engine.start()  # before the first answer, after which it is looked for
 
     def command(args: Namespace) -> None:
         signal.signal(signal.SIGTERM, lambda *_: ends.set())
-        engine.start()
         until_ready(signals)
         if is_asked:
             signals._asked_at = time.monotonic()
