@@ -24,6 +24,12 @@ MAX_MODEL_LEN = 512
 SMALL_CACHE_BYTES = 48 * 2**20
 """A KV cache that fills soon, so that its filling does not look like a leak."""
 
+_UNDER_WAY = (
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "prefmix_requests_in_flight",
+)
+
 Metrics = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -76,12 +82,12 @@ class DemoServer(AskedServer):
         lines = (line for line in self.server.stderr.splitlines() if line.startswith("{"))
         return [entry for entry in map(json.loads, lines) if entry["logger"] == "prefmix.requests"]
 
-    def settle(self, timeout_s: float = 30) -> float:
-        """Waits until the engine has nothing to do; returns how long that took, in seconds."""
+    def settle(self, timeout_s: float = 120) -> float:
+        """Waits until engine and server have nothing to do; returns how long, in seconds."""
         began = time.monotonic()
         while True:
             found = self.metrics()
-            if total(found, "vllm:num_requests_running", "vllm:num_requests_waiting") == 0:
+            if total(found, *_UNDER_WAY) == 0:
                 return time.monotonic() - began
             assert time.monotonic() - began < timeout_s, "requests are still running or waiting"
             time.sleep(0.1)

@@ -45,7 +45,7 @@ def cancel_storm(demo: DemoServer) -> None:
     for _ in range(500):
         with socket.create_connection(("127.0.0.1", demo.server.port)) as connection:
             connection.sendall(data)
-    demo.settle(timeout_s=60)
+    demo.settle()
 
 
 def silent_readers(demo: DemoServer) -> None:
@@ -57,7 +57,7 @@ def silent_readers(demo: DemoServer) -> None:
         time.sleep(1)
         assert demo.ask("GET", "/health").status == 200
         assert demo.complete().status in (200, 503)
-    demo.settle(timeout_s=60)
+    demo.settle()
 
 
 def hung_engine(demo: DemoServer) -> None:
@@ -78,7 +78,7 @@ def hung_engine(demo: DemoServer) -> None:
     finally:
         for engine in engines:
             engine.resume()
-    demo.settle(timeout_s=60)
+    demo.settle()
     assert demo.complete().status == 200
 
 

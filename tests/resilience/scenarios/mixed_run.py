@@ -18,11 +18,12 @@ from typing import Any
 from resilience.checks.accounts import accounts_of
 from resilience.checks.ledger import Ledger
 from resilience.checks.resources import Sample, Sampler, rss_slope, sample
-from resilience.harness.demo_server import DemoServer, running
+from resilience.harness.demo_server import DemoServer, Metrics, running
 from resilience.harness.report import publish, run_parser, table
 from resilience.harness.traffic import Traffic
 
 _REST_S = 30.0
+_AGREE_S = 10.0
 
 
 def run(
@@ -57,9 +58,7 @@ def run(
     settled_s = demo.settle()
 
     check_outcomes(traffic, ledger)
-    accounts = accounts_of(
-        traffic, ledger, before=before, after=demo.metrics(), log=demo.log()[log_begins:]
-    )
+    accounts = settled_accounts(demo, traffic, ledger, before=before, log_begins=log_begins)
     left = check_rest(demo, at_rest)
     endings = Counter(_ending(outcome) for outcome in traffic.outcomes)
     figures = {
@@ -124,6 +123,24 @@ def check_outcomes(traffic: Traffic, ledger: Ledger) -> None:
         if outcome.profile != "custom":
             expected = ledger.weights_header(outcome.version, outcome.profile)
             assert outcome.weights == expected, f"of another version: {outcome}"
+
+
+def settled_accounts(
+    demo: DemoServer, traffic: Traffic, ledger: Ledger, *, before: Metrics, log_begins: int
+) -> dict[str, Any]:
+    """The accounts as soon as they agree: log and counters may reach their readers seconds later.
+
+    Raises: AssertionError if they do not agree in the end.
+    """
+    deadline = time.monotonic() + _AGREE_S
+    while True:
+        after, log = demo.metrics(), demo.log()[log_begins:]
+        try:
+            return accounts_of(traffic, ledger, before=before, after=after, log=log)
+        except AssertionError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def resting(demo: DemoServer) -> dict[int, Sample]:
