@@ -6,14 +6,21 @@ the delays of its event loop (`prefmix_event_loop_delay_seconds`).
 
 from __future__ import annotations
 
+import json
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from prefmix.server.telemetry.event_loop_metrics import BUCKETS
 from resilience.harness.demo_server import DemoServer
 
 KIB = 2**10
+REFERENCE_S = 0.0125
+"""The time of `slowness`'s work on the machine of the budgets.
+
+Measured: 0.0103 s (CPython 3.11, an Intel Xeon of two cores at load 3); a fifth more is scatter.
+"""
 _BUCKET = re.compile(r'^prefmix_event_loop_delay_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.M)
 _IN_FLIGHT = re.compile(r"^prefmix_requests_in_flight (\S+)$", re.M)
 _SETTLE_S = 0.06
@@ -27,6 +34,11 @@ class Budget:
     mib: float
     delay_s: float
     """One of the histogram's limits."""
+
+    def at(self, slowness: float) -> Budget:
+        """The same budget on a slower machine: the histogram's next limit from there."""
+        limits = (limit for limit in BUCKETS if limit >= self.delay_s * slowness)
+        return replace(self, delay_s=min(limits, default=BUCKETS[-1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +56,18 @@ class Cost:
 
     def __str__(self) -> str:
         return f"+{self.mib:.1f} MiB, event loop delayed by more than {self.delay_s:g} s"
+
+
+def slowness() -> float:
+    """The time that this machine takes to read 1 MiB of JSON, over `REFERENCE_S`; at least 1."""
+    text = json.dumps([{"name": "value", "number": 1.5}] * (2**20 // 34))
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        json.loads(text)
+        return time.perf_counter() - began
+
+    return max(1.0, min(seconds() for _ in range(5)) / REFERENCE_S)
 
 
 class Meter:

@@ -6,8 +6,8 @@ It sends every field of every route with extreme values, bodies that cost much, 
 every way around it, odd heads and framings. After each batch the server must be as before: no 5xx
 but 503 and 504, nothing in flight, ready, the right answer. Each request has a budget of memory and
 of delay of the event loop. A batch beyond it is sent again, one request at a time. What exceeds the
-budget each time is a failure; what does not was the machine's. `--only` repeats the requests whose
-name has a text.
+budget each time is a failure; what does not was the machine's. A slower machine has more time.
+`--only` repeats the requests whose name has a text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from prefmix.server.traffic.freed_memory import DELAY_S
-from resilience.checks.costs import Budget, Cost, Meter
+from resilience.checks.costs import Budget, Cost, Meter, slowness
 from resilience.harness.demo_server import DemoServer, running
 from resilience.harness.raw_client import send_all, wrong
 from resilience.harness.report import publish, run_parser, table
@@ -55,6 +55,7 @@ class Attacker:
         self.failures: list[str] = []
         self.worst: dict[str, dict[str, float]] = {}
         self.num_repeated = 0
+        self.slowness = slowness()
         self._demo = demo
         self._meter = Meter(demo)
         self._right = self._answer()
@@ -75,10 +76,10 @@ class Attacker:
                 self.statuses[_status(answer)] += 1
                 if reason := wrong(hostile, answer):
                     self._fail(hostile, reason)
-            if cost.exceeds(STRANGER if batch[0].is_open else CLIENT):
+            if cost.exceeds(self._budget(batch[0])):
                 for hostile in batch:
                     cost = self._cost_of(hostile)
-                    if cost.exceeds(STRANGER if hostile.is_open else CLIENT):
+                    if cost.exceeds(self._budget(hostile)):
                         self._fail(hostile, str(cost))
                     self._note(kind, cost)
             else:
@@ -99,11 +100,14 @@ class Attacker:
         self.failures.append(what)
         print(f"hostile client: {what}", file=sys.stderr, flush=True)
 
+    def _budget(self, hostile: Hostile) -> Budget:
+        return (STRANGER if hostile.is_open else CLIENT).at(self.slowness)
+
     def _cost_of(self, hostile: Hostile) -> Cost:
         """The cost of a request alone: the least of some tries, which other work may disturb."""
         self.num_repeated += 1
         costs: list[Cost] = []
-        budget = STRANGER if hostile.is_open else CLIENT
+        budget = self._budget(hostile)
         for _ in range(_TRIES):
             self._meter.begin()
             asyncio.run(send_all(self._demo.server.port, [hostile], at_once=1))
@@ -214,6 +218,7 @@ def run(
         **counts,
         "seconds": round(seconds, 1),
         "repeated": attacker.num_repeated,
+        "slowness": round(attacker.slowness, 2),
         "worst": attacker.worst,
         "held_mib": held_mib,
         "statuses": {str(key): count for key, count in sorted(attacker.statuses.items())},
