@@ -47,11 +47,11 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a handler, variable, folder, path, thread, process or port.
 
     What fixtures of a wider scope have started is there before the test and may stay. A test that
-    imports vLLM first may leave what that import leaves.
+    imports vLLM, or more of it, may leave what that import leaves.
     """
-    traces, knew_vllm = Traces(), "vllm" in sys.modules
+    traces, num_modules = Traces(), len(sys.modules)
     yield
-    imports_vllm = "vllm" in sys.modules and not knew_vllm
+    imports_vllm = "vllm" in sys.modules and len(sys.modules) > num_modules
     path = str(request.node.path)
     of_vllm = imports_vllm or "tests/engine/" in path or "tests/architectures/" in path
     # A scenario may put another server in the place of its fixture `demo`.

@@ -95,12 +95,12 @@ def place_of(nodeid: str) -> int:
 
 def _matches(pattern: str, nodeid: str) -> bool:
     if pattern == VLLM:
-        return _needs_vllm(nodeid.partition("::")[0])
+        return needs_vllm(nodeid.partition("::")[0])
     return re.search(pattern, nodeid) is not None
 
 
 @cache
-def _needs_vllm(file: str) -> bool:
+def needs_vllm(file: str) -> bool:
     """True for a file of unit tests with the fixture `vllm`."""
     fixture = re.compile(r'usefixtures\("vllm"\)|\bvllm: None')
     return "unit/" in file and bool(fixture.search((ROOT / file).read_text(encoding="utf-8")))

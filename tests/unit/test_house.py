@@ -22,6 +22,7 @@ from support.architecture import (
     parsed,
     upward_arrows,
 )
+from support.groups import needs_vllm
 
 PURE_MIXING = {
     "prefmix.mixing.candidates",
@@ -200,6 +201,17 @@ def test_unit_tests_import_vllm_in_functions() -> None:
         )
     }
     assert not found, f"import these in functions, with the fixture `vllm`: {found}"
+
+
+def test_unit_tests_that_import_vllm_are_of_the_group_that_does() -> None:
+    found = [
+        path
+        for path, tree in _trees("tests/unit")
+        if any(_package(name) == "vllm" for name in imports(tree, inside_functions=True))
+        and path.name.startswith("test_")
+        and not needs_vllm(str(path))
+    ]
+    assert not found, f"these import vLLM without the fixture `vllm: None`: {found}"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 
@@ -14,7 +13,7 @@ from prefmix.server import port_holder
 
 
 def test_a_child_with_the_servers_socket_is_not_found(
-    vllm: ModuleType, monkeypatch: pytest.MonkeyPatch
+    vllm: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm.entrypoints.launchers import launcher
 
@@ -37,7 +36,7 @@ def test_a_child_with_the_servers_socket_is_not_found(
         child.communicate()
 
 
-def test_vllms_server_ends_by_that_function(vllm: ModuleType) -> None:
+def test_vllms_server_ends_by_that_function(vllm: None) -> None:
     """Otherwise the name that is replaced would be nobody's."""
     from vllm.entrypoints.launchers import launcher
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import ModuleType
 
 import psutil
 import pytest
@@ -44,7 +43,7 @@ def test_a_child_that_has_ended_saves_nobody(monkeypatch: pytest.MonkeyPatch) ->
         parent.kill()
 
 
-def test_vllm_kills_by_it(vllm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_kills_by_it(vllm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1 import utils
 
     monkeypatch.setattr(utils, "kill_process_tree", utils.kill_process_tree)  # put back afterwards

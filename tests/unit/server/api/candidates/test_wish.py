@@ -65,7 +65,9 @@ def test_what_cannot_be_picked_is_refused(wish: Any, param: str, message: str) -
         ({"max_tokens": None}, "max_tokens"),
     ],
 )
-def test_other_distributions_and_long_answers_are_refused(settings: Any, param: str) -> None:
+def test_other_distributions_and_long_answers_are_refused(
+    vllm: None, settings: Any, param: str
+) -> None:
     from vllm import SamplingParams
 
     plain = SamplingParams(max_tokens=100, n=2, stop=["."], seed=1, logprobs=1, ignore_eos=True)
