@@ -15,6 +15,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
+DIED = "the engine's process died; its last words are above, if it had any"
+
 _LOOK_S = 1.0
 """Seconds between two looks at the engine while the server starts."""
 
@@ -28,9 +30,7 @@ async def await_while_alive(engine_client: Any, work: Coroutine[Any, Any, None])
     try:
         while not (await asyncio.wait({task}, timeout=_LOOK_S))[0]:
             if engine_client.errored:
-                raise RuntimeError(
-                    "the engine's process died; its last words are above, if it had any"
-                )
+                raise RuntimeError(DIED)
     finally:
         task.cancel()
     await task

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from prefmix.mixing.checkpoints.compatibility import CheckedMembers
 
 _CONNECT_S = 1.0
+"""Time for a process that listens on a Unix socket to be found."""
 _PATH = 7
 """Column of a socket's path in /proc/net/unix."""
 

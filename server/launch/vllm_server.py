@@ -15,6 +15,7 @@ from typing import Self
 
 from prefmix.mixing import start_stages
 from prefmix.mixing.spec import MixtureSpec
+from prefmix.server import failed_engine
 from prefmix.server.admin.two_phase_commit import sockets_in
 from prefmix.server.auth.api_keys import api_keys
 from prefmix.server.config.live_settings import LIVE_ATTRIBUTE, LiveSettings
@@ -140,7 +141,7 @@ def run_vllm(
         raise RuntimeError("vLLM ended before it answered")
     if not signals.asked_to_end:
         # vLLM ends as if it had been asked to.
-        raise RuntimeError("the engine's process died; its last words are above, if it had any")
+        raise RuntimeError(failed_engine.DIED)
     check_ended(processes, waited_s=signals.seconds_since_asked, limit_s=args.shutdown_timeout)
 
 

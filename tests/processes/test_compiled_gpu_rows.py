@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from support.checkpoints.tiny_policies import VOCAB_SIZE
-from support.engines import AdaptedBase, EngineFactory, end_process_groups, model_of
+from support.engines import AdaptedBase, EngineFactory, model_of
 from support.exactness import TOLERANCE_NATS, Oracle, generate, random_jobs
 
 pytestmark = pytest.mark.engine
@@ -43,16 +43,6 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     with inductor.patch(compile_threads=1):  # others would stay
         yield
     envs.disable_envs_cache()
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineFactory]:
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    monkeypatch.setenv("VLLM_DIST_IDENT", "")  # vLLM's worker sets it, for each engine anew
-    end_process_groups()
-    factory = EngineFactory(max_alive=1)
-    yield factory
-    factory.end()
 
 
 def test_the_rows_of_a_gpu_are_exact_in_a_compiled_graph(

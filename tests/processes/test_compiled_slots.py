@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,10 @@ from prefmix.mixing.engine import self_check
 from prefmix.mixing.slots import commands
 from prefmix.mixing.spec import MixtureSpec, Policy
 from support.checkpoints.tiny_policies import VOCAB_SIZE
-from support.engines import AdaptedBase, EngineFactory, end_process_groups, model_of
+from support.engines import AdaptedBase, EngineFactory, model_of
 from support.exactness import TOLERANCE_NATS, Oracle, generate, random_jobs
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineFactory]:
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    monkeypatch.setenv("VLLM_DIST_IDENT", "")  # vLLM's worker sets it, for each engine anew
-    end_process_groups()
-    factory = EngineFactory(max_alive=1)
-    yield factory
-    factory.end()
 
 
 def put(llm: Any, slot: int, folder: Path) -> None:
